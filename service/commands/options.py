@@ -1,0 +1,40 @@
+"""What the commands share: the options that each has, and how a report is printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Root = Annotated[
+    Path,
+    typer.Option("--root", envvar="TAMIS_ROOT", help="Folder that holds incoming/, normal/, anomaly/ and tamis.db."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def print_json(document: Any) -> None:
+    """Print `document` as one JSON document on stdout; dates become ISO 8601, paths strings."""
+    typer.echo(json.dumps(document, indent=2, default=str, ensure_ascii=False))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None = None) -> None:
+    """Print `rows` as a table of `columns`, names as they are in the row; None shows as an empty cell."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if row.get(c) is None else _cell(row[c]) for c in columns))
+    Console(markup=False, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    # File names come from outside: control characters must not reach the terminal.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))

@@ -1,0 +1,231 @@
+"""Every setting, with its default, unit and meaning; owns where a value came from.
+
+Values come from `ROOT/tamis.toml`, overridden by `TAMIS_*` environment variables, overridden by options of
+a command. Parts of the service are given the values they need, never the whole object.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from service.errors import ConfigurationError
+
+SETTINGS_FILE = "tamis.toml"
+ENVIRONMENT_PREFIX = "TAMIS_"
+DEFAULT_PRODUCT = "default"
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+IGNORED_NAMES = (
+    ".*",
+    "*~",
+    "*.part",
+    "*.partial",
+    "*.filepart",
+    "*.crdownload",
+    "*.tmp",
+    "*.temp",
+    "*.swp",
+    "@eaDir",
+    "#recycle",
+    "Thumbs.db",
+    "desktop.ini",
+    "lost+found",
+)
+
+
+class ProductSettings(BaseModel):
+    """What one product sets differently: a table `[products.NAME]` in `tamis.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    false_alarm_rate: Rate | None = Field(None, description="as the setting of that name, for this product")
+
+
+class Settings(BaseSettings):
+    """The settings of one root. Each field's description and default are the documentation's source."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+    )
+
+    # The instance
+    instance: str = Field("main", description="name of this daemon; its claims lie in processing/<instance>")
+    share_root: bool = Field(False, description="allow daemons of other names on the same root")
+
+    # Watching
+    watch_mode: Literal["auto", "events", "polling"] = Field(
+        "auto", description="file events, polling, or events where the file system sends them"
+    )
+    settle_time_s: float = Field(1.0, gt=0, le=3600, description="s a file must stay unchanged before it is claimed")
+    rescan_interval_s: float = Field(30.0, gt=0, le=3600, description="s between scans of the folder with file events")
+    poll_interval_s: float = Field(2.0, gt=0, le=3600, description="s between scans of the folder without file events")
+    empty_file_timeout_s: float = Field(600.0, gt=0, description="s after which a file of 0 bytes is quarantined")
+    ignored_names: tuple[str, ...] = Field(
+        IGNORED_NAMES,
+        description="shell patterns of file and folder names never looked at; replaces the default",
+    )
+
+    # Decoding
+    file_bytes_max: int = Field(200_000_000, gt=0, description="bytes; a larger file is quarantined unread")
+    pixels_max: int = Field(60_000_000, gt=0, description="pixels; a larger picture is quarantined before decoding")
+    decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode pictures")
+    decode_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="s after which a picture that is still decoding stops the daemon, to be retried alone",
+    )
+    attempts_max: int = Field(3, ge=1, le=20, description="tries at a picture that ends the daemon, then quarantine")
+
+    # Scoring
+    batch_size_max: int = Field(8, ge=1, le=256, description="pictures in a micro-batch, at most")
+    batch_wait_ms: float = Field(20.0, ge=0, description="ms that a decoded picture waits for others to join its batch")
+    in_flight_max: int = Field(32, ge=1, le=4096, description="pictures claimed and not yet placed, at most")
+    scoring_threads: int = Field(0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core")
+    models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
+    false_alarm_rate: Rate = Field(
+        0.01, description="share of normal pictures that may be called anomalies; sets the threshold"
+    )
+    anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly")
+
+    # Keeping safe
+    free_bytes_min: int = Field(
+        500_000_000, ge=0, description="bytes free on the root's disk below which claiming stops"
+    )
+    free_inodes_min: int = Field(1000, ge=0, description="inodes free on the root's disk below which claiming stops")
+
+    # Energy
+    energy_tracking: Literal["process", "machine"] = Field(
+        "process", description="meter what this process uses, or the whole machine"
+    )
+    energy_country: str | None = Field(
+        None,
+        pattern=r"^[A-Z]{3}$",
+        description="ISO 3166 alpha-3 code of the grid; without it grams of CO2e are unknown",
+    )
+    energy_cpu_max_w: float | None = Field(
+        None, gt=0, description="W of the processor at full load, where it cannot be measured or looked up"
+    )
+    energy_idle_row_s: float = Field(300.0, gt=0, description="s of idling that make one row of energy, at most")
+
+    # Logs
+    log_format: Literal["plain", "json"] = Field("plain", description="a line for people or for machines")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+
+    # Products
+    products: dict[str, ProductSettings] = Field(
+        default_factory=dict, description="per product, what it sets differently: [products.NAME]"
+    )
+
+    @field_validator("instance")
+    @classmethod
+    def _instance_is_a_plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", value):
+            raise ValueError(
+                f"expected at most 63 letters, digits, '_', '.', '-', the first a letter or digit; found {value!r}"
+            )
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+    def false_alarm_rate_of(self, product: str) -> float:
+        """Return the false-alarm rate that holds for `product`."""
+        own = self.products.get(product)
+        return own.false_alarm_rate if own and own.false_alarm_rate is not None else self.false_alarm_rate
+
+
+def load(root: Path, **options: Any) -> Settings:
+    """Return the settings of `root`, with `options` that are not None on top.
+
+    Raises ConfigurationError naming the field, what was expected and what was found.
+    """
+    path = root / SETTINGS_FILE
+    if not root.is_dir():
+        raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
+    if not path.is_file():
+        raise ConfigurationError(f"root {root}: no {SETTINGS_FILE} in it; make one with `tamis init {root}`")
+    table = _read_toml(path)
+    _refuse_unknown(table, path)
+
+    class OfThisRoot(Settings):
+        model_config = SettingsConfigDict(toml_file=path)
+
+    try:
+        loaded = OfThisRoot(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError(_describe(error, path)) from None
+    return loaded
+
+
+def origins(root: Path, settings: Settings, **options: Any) -> dict[str, str]:
+    """Return for each setting where its value came from: `default`, `tamis.toml`, `TAMIS_…` or `option`."""
+    table = _read_toml(root / SETTINGS_FILE)
+    found = {}
+    for name in type(settings).model_fields:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if options.get(name) is not None:
+            found[name] = "option"
+        elif any(key == variable or key.startswith(variable + "__") for key in map(str.upper, os.environ)):
+            found[name] = variable
+        else:
+            found[name] = SETTINGS_FILE if name in table else "default"
+    return found
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: expected TOML; found {error}") from None
+
+
+def _refuse_unknown(table: dict[str, Any], path: Path) -> None:
+    known = set(Settings.model_fields)
+    for name in table:
+        if name not in known:
+            raise ConfigurationError(f"{path}: unknown setting {name!r}{_suggestion(name, known)}")
+    for variable in os.environ:
+        if not variable.upper().startswith(ENVIRONMENT_PREFIX):
+            continue
+        name = variable[len(ENVIRONMENT_PREFIX) :].lower().split("__")[0]
+        if name not in known | {"root"}:
+            raise ConfigurationError(f"environment: unknown setting {variable}{_suggestion(name, known)}")
+
+
+def _suggestion(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "; docs/settings.md lists them all"
+
+
+def _describe(error: ValidationError, path: Path) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"setting {name}: {problem['msg']}; found {problem['input']!r}")
+    return f"{path} and TAMIS_* variables: " + "; ".join(lines)
