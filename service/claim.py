@@ -1,0 +1,210 @@
+"""Claim: a settled file leaves `incoming/` for `processing/<instance>/` and gets its id.
+
+Owns that rename and the lock that says which instance a processing folder belongs to. A claim needs no
+row: the file's name in `processing/` is the log of claims.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ulid import ULID
+
+from service.errors import ConfigurationError
+from service.names import ClaimedName, new_id, parse_claimed_name, product_of, safe_name
+
+INCOMING = "incoming"
+PROCESSING = "processing"
+LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A file in `processing/`. `path` is relative to the root; `file_name` as dropped, perhaps not UTF-8 (surrogates).
+
+    `settled_at` is monotonic s, None where an earlier run claimed the file.
+    """
+
+    id: str
+    attempt: int
+    product: str
+    path: str
+    file_name: str
+    received_at: datetime
+    settled_at: float | None
+
+
+class Claims:
+    """The claims of one instance under one root."""
+
+    def __init__(self, root: Path, instance: str) -> None:
+        self._root = root
+        self._instance = instance
+        self._known_folders: set[Path] = set()
+        self._adopted: set[str] = set()
+
+    @property
+    def folder(self) -> str:
+        """The processing folder of this instance, relative to the root."""
+        return f"{PROCESSING}/{self._instance}"
+
+    def owns(self, path: str) -> bool:
+        """Return whether `path`, relative to the root, lies where this instance or one it adopted claims to."""
+        return any(path.startswith(f"{PROCESSING}/{name}/") for name in (self._instance, *self._adopted))
+
+    def claim(self, path: str, now: float) -> Claim | None:
+        """Rename `incoming/<path>` to its place in `processing/`; None when it is gone, which is normal."""
+        folder, _, file_name = path.rpartition("/")
+        name = ClaimedName(new_id(), 1, safe_name(file_name))
+        relative = self._place(folder, name)
+        target = self._root / relative
+        if target.parent not in self._known_folders:
+            make_folders(target.parent, self._root)
+            self._known_folders.add(target.parent)
+        try:
+            (self._root / INCOMING / path).rename(target)
+        except FileNotFoundError:
+            self._known_folders.discard(target.parent)
+            return None
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise ConfigurationError(
+                f"{self._root / INCOMING} and {self._root / PROCESSING}: expected one file system, "
+                "so that a claim is one rename; found two. Mount the share at the root, or share the root's folder."
+            ) from None
+        return Claim(name.id, 1, product_of(folder), relative, file_name, datetime.now(UTC), now)
+
+    def sync(self, claims: Iterable[Claim]) -> None:
+        """Make the renames of `claims` last through a power cut."""
+        folders = {str(Path(claim.path).parent) for claim in claims}
+        for folder in sorted(folders):
+            sync_folder(self._root / folder)
+            came_from = self._root / INCOMING / folder[len(self.folder) :].lstrip("/")
+            if came_from.is_dir():
+                sync_folder(came_from)
+
+    def next_attempt(self, claim: Claim) -> Claim:
+        """Rename the file of `claim` so that its name says one attempt more, and return the claim as it then is."""
+        path = Path(claim.path)
+        known = parse_claimed_name(path.name)
+        if known is None:
+            raise ValueError(f"expected the name of a claim; found {path.name!r}")
+        name = replace(known, attempt=known.attempt + 1)
+        (self._root / path).rename(self._root / path.with_name(str(name)))
+        sync_folder(self._root / path.parent)
+        return replace(claim, attempt=name.attempt, path=str(path.with_name(str(name))))
+
+    def found(self) -> Iterator[Claim]:
+        """Yield the claims whose files lie in this instance's processing folder, oldest first."""
+        top = self._root / self.folder
+        claims = []
+        for folder, _, file_names in os.walk(top):
+            relative = os.path.relpath(folder, top)
+            relative = "" if relative == "." else relative
+            for file_name in file_names:
+                name = parse_claimed_name(file_name)
+                if name is not None:
+                    claims.append(self._as_found(relative, name, Path(folder) / file_name))
+        yield from sorted(claims, key=lambda claim: claim.id)
+
+    def adopt(self, instance: str) -> int:
+        """Move the claims of `instance`, whose lock the caller holds, into this one's folder; return how many."""
+        self._adopted.add(instance)
+        adopted = 0
+        for claim in Claims(self._root, instance).found():
+            folder = str(Path(claim.path).parent.relative_to(f"{PROCESSING}/{instance}"))
+            target = self._root / self.folder / folder / Path(claim.path).name
+            make_folders(target.parent, self._root)
+            (self._root / claim.path).rename(target)
+            sync_folder(target.parent)
+            sync_folder((self._root / claim.path).parent)
+            adopted += 1
+        return adopted
+
+    def disown(self, instance: str) -> None:
+        """Forget that `instance` was adopted: what it left is in this one's folder, and it may come back."""
+        self._adopted.discard(instance)
+
+    def _place(self, folder: str, name: ClaimedName) -> str:
+        return "/".join(part for part in (self.folder, folder, str(name)) if part)
+
+    def _as_found(self, folder: str, name: ClaimedName, path: Path) -> Claim:
+        # The time of the claim is in its id; the name as dropped may have been made safe.
+        received_at = _time_of(name.id) or datetime.now(UTC)
+        relative = path.relative_to(self._root)
+        return Claim(name.id, name.attempt, product_of(folder), str(relative), name.name, received_at, None)
+
+
+class InstanceLock:
+    """Held by a running daemon on its processing folder; the kernel lets go of it when the process ends."""
+
+    def __init__(self, root: Path, instance: str) -> None:
+        self._path = root / PROCESSING / instance / LOCK_NAME
+        self._descriptor: int | None = None
+
+    def acquire(self) -> str | None:
+        """Take the lock and return None, or return who holds it."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode("utf-8", "replace")
+            os.close(descriptor)
+            return holder or "a process that did not say its name"
+        self._descriptor = descriptor
+        os.ftruncate(descriptor, 0)
+        owner = {"instance": self._path.parent.name, "pid": os.getpid(), "host": socket.gethostname()}
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        return None
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def instances(root: Path) -> list[str]:
+    """Return the names of all instances that have a processing folder under `root`."""
+    return sorted(path.name for path in (root / PROCESSING).iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def make_folders(folder: Path, root: Path) -> None:
+    """Make `folder` and what lacks above it up to `root`, durably; refuse a link on the way (NotADirectoryError)."""
+    current = root
+    for part in folder.relative_to(root).parts:
+        parent, current = current, current / part
+        try:
+            current.mkdir()
+            sync_folder(parent)
+        except FileExistsError:
+            if current.is_symlink() or not current.is_dir():
+                raise NotADirectoryError(
+                    errno.ENOTDIR, "expected a folder, found a link or a file", str(current)
+                ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _time_of(id: str) -> datetime | None:
+    try:
+        return ULID.from_str(id).datetime
+    except ValueError:
+        return None

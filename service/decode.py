@@ -1,0 +1,212 @@
+"""Decode: bytes of a file become an upright RGB picture at the detector's size.
+
+Owns which formats are read, the limits on bytes and pixels, and how modes and orientations become RGB.
+Training, evaluation, `tamis score` and the daemon all read pictures here, so that they see the same pixels.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+FILE_BYTES_MAX = 200_000_000
+PIXELS_MAX = 60_000_000
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+
+
+class DecodeError(Exception):
+    """A file is not a picture that can be scored. `code` is a short name for the reason."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StillChanging(Exception):
+    """The file changed while it was read: somebody is still writing it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What tells one content of a file from another without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        """Return the state that `status` describes."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """A file read once: its content, SHA-256 in hex, and the state it was in."""
+
+    data: bytes
+    sha256: str
+    state: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright."""
+
+    pixels: npt.NDArray[np.uint8]
+    height: int
+    width: int
+    mode: str
+
+
+def read_image(path: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return the picture at `path` as uint8 `(H, W, 3)` RGB with `(H, W) == size`. Raises DecodeError."""
+    return decode(read_file(path).data, size).pixels
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the height and width in pixels of the upright picture at `path`, from its header. Raises DecodeError."""
+    with _opened(read_file(path).data, PIXELS_MAX) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+
+
+def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool = False) -> FileBytes:
+    """Read the regular file at `path` once, without following a link or blocking on a FIFO.
+
+    With `durable` the file's content is on the disk when this returns, so that a row that speaks of it
+    cannot outlive it. Raises DecodeError for what is no regular file, is empty or is larger than
+    `file_bytes_max` (unread), StillChanging when it changed meanwhile, FileNotFoundError when it is gone.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise DecodeError("not_a_file", f"{path.name}: expected a regular file; found a link or a socket") from None
+        raise
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise DecodeError("not_a_file", f"{path.name}: expected a regular file; found mode {before.st_mode:o}")
+        if before.st_size == 0:
+            raise DecodeError("empty", f"{path.name}: expected a picture; found 0 bytes")
+        if before.st_size > file_bytes_max:
+            raise DecodeError(
+                "too_many_bytes",
+                f"{path.name}: expected at most {file_bytes_max} bytes; found {before.st_size}",
+            )
+        data = _read_exactly(file, before.st_size)
+        if durable:
+            os.fdatasync(descriptor)
+        after = os.fstat(descriptor)
+    if len(data) != before.st_size or FileState.of(before) != FileState.of(after):
+        raise StillChanging(path.name)
+    return FileBytes(data, hashlib.sha256(data).hexdigest(), FileState.of(after))
+
+
+def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX) -> Picture:
+    """Return the picture in `data`, upright, RGB, resized to `size` (height, width) by an antialiased bilinear filter.
+
+    Raises DecodeError: `format` for anything but JPEG, PNG, BMP, TIFF and WebP, `too_many_pixels` before
+    decoding, `damaged` where the content cannot be decoded whole, `mode` for pixels without a defined range.
+    """
+    with _opened(data, pixels_max) as image:
+        orientation = _orientation(image)
+        mode = image.mode
+        try:
+            upright_size = size[::-1] if orientation in _SWAPS_SIDES else size
+            resized = _as_rgb(image).resize((upright_size[1], upright_size[0]), Image.Resampling.BILINEAR)
+        except DecodeError:
+            raise
+        # Pillow's decoders raise many types on damaged content (OSError, SyntaxError, struct.error, IndexError,
+        # MemoryError, ...); whichever it is, this one file cannot be decoded and the service goes on.
+        except Exception as error:  # noqa: BLE001
+            raise DecodeError("damaged", f"cannot decode {image.format}: {_told(error)}") from None
+        if orientation in _UPRIGHT:
+            resized = resized.transpose(_UPRIGHT[orientation])
+        width, height = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
+        return Picture(np.asarray(resized, dtype=np.uint8), height, width, mode)
+
+
+def _read_exactly(file: io.FileIO, size: int) -> bytes:
+    # One byte more than expected is asked for: a file that grew shows itself.
+    parts = []
+    left = size + 1
+    while left > 0 and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _opened(data: bytes, pixels_max: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise DecodeError(
+            "format", f"expected one of {', '.join(FORMATS)}; found a file beginning {data[:8]!r}"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise DecodeError("too_many_pixels", f"expected at most {pixels_max} pixels; {error}") from None
+    except Exception as error:  # noqa: BLE001  (as in `decode`)
+        raise DecodeError("damaged", f"cannot read the header: {_told(error)}") from None
+    width, height = image.size
+    if width * height > pixels_max:
+        image.close()
+        raise DecodeError("too_many_pixels", f"expected at most {pixels_max} pixels; found {width} x {height}")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001  (a damaged EXIF block says nothing of the pixels; they are taken as they lie)
+        return 1
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGB", "L"):
+        return image.convert("RGB")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise DecodeError("mode", "expected whole-numbered pixels; found floating point, whose range is not defined")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # White, as every viewer shows it: colours under full transparency are arbitrary.
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise DecodeError("mode", f"expected 16-bit grey; found values from {values.min()} to {values.max()}")
+    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8), "L").convert("RGB")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

@@ -1,0 +1,110 @@
+"""Deliver: a scored file goes from `processing/` to the folder its row names.
+
+Owns the moves to `normal/`, `anomaly/` and `quarantine/`. Each may be repeated: whatever a crash left is
+told from the two places and the recorded hash, and no file is ever overwritten or deleted unless its
+bytes are at the destination.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from service.claim import make_folders, sync_folder
+
+
+class Delivery(Enum):
+    """How a delivery ended."""
+
+    DONE = "done"
+    CONFLICT = "conflict"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A file's way, paths relative to the root; `sha256` of its bytes, None where it was never read."""
+
+    id: str
+    source: str
+    destination: str
+    sha256: str | None
+
+
+def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
+    """Carry out `moves`, make them last through a power cut, and return by id how each ended."""
+    ended = {}
+    folders: set[Path] = set()
+    for move in moves:
+        source, destination = root / move.source, root / move.destination
+        make_folders(destination.parent, root)
+        ended[move.id] = _deliver_one(source, destination, move)
+        if ended[move.id] is Delivery.DONE:
+            folders |= {source.parent, destination.parent}
+    for folder in sorted(folders):
+        sync_folder(folder)
+    return ended
+
+
+def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
+    _remove_partial(destination, move.id)
+    if destination.is_symlink() or (destination.exists() and not destination.is_file()):
+        return Delivery.CONFLICT
+    if destination.exists():
+        if not os.path.lexists(source):
+            return Delivery.DONE
+        if _same_file(source, destination) or _same_bytes(source, destination, move.sha256):
+            source.unlink()
+            return Delivery.DONE
+        return Delivery.CONFLICT
+    try:
+        source.rename(destination)
+    except FileNotFoundError:
+        return Delivery.MISSING
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_across(source, destination, move.id)
+    return Delivery.DONE
+
+
+def _copy_across(source: Path, destination: Path, id: str) -> None:
+    # A rename cannot cross devices; the copy is whole and on the disk before it gets its name.
+    partial = _partial(destination, id)
+    with source.open("rb") as reading, partial.open("xb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 20)
+        writing.flush()
+        os.fsync(writing.fileno())
+    shutil.copystat(source, partial)
+    partial.rename(destination)
+    sync_folder(destination.parent)
+    source.unlink()
+
+
+def _partial(destination: Path, id: str) -> Path:
+    return destination.with_name(f".tmp.{id}")
+
+
+def _remove_partial(destination: Path, id: str) -> None:
+    _partial(destination, id).unlink(missing_ok=True)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return os.path.samestat(one.lstat(), other.lstat())
+
+
+def _same_bytes(source: Path, destination: Path, sha256: str | None) -> bool:
+    at_source = hash_file(source)
+    return at_source == hash_file(destination) and sha256 in (None, at_source)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of the file at `path`, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

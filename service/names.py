@@ -1,0 +1,95 @@
+"""Names: what a dropped file is called on its way, and what of a foreign name is safe to keep.
+
+Owns the ULID in the name, which ties a file to its row. Pure, but for the making of an id.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+
+from ulid import ULID
+
+from service.settings import DEFAULT_PRODUCT
+
+NAME_BYTES_MAX = 200
+PRODUCT_BYTES_MAX = 100
+_SUFFIX_BYTES_MAX = 16
+_ULID = r"[0-9A-HJKMNP-TV-Z]{26}"
+_CLAIMED = re.compile(rf"({_ULID})--([0-9]{{1,3}})--(.+)", re.DOTALL)
+# Control characters and bytes that are not UTF-8 (surrogates), and what Windows clients of a share cannot show.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff<>:"/\\|?*]')
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedName:
+    """What the name of a file in `processing/` says."""
+
+    id: str
+    attempt: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.id}--{self.attempt}--{self.name}"
+
+
+def new_id() -> str:
+    """Return a new ULID: 26 characters, in order of time, unique whatever the clock says."""
+    return str(ULID())
+
+
+def parse_claimed_name(name: str) -> ClaimedName | None:
+    """Return what `name` says, or None where it is not one that a claim gives."""
+    match = _CLAIMED.fullmatch(name)
+    return ClaimedName(match[1], int(match[2]), match[3]) if match else None
+
+
+def safe_name(name: str, bytes_max: int = NAME_BYTES_MAX) -> str:
+    """Return `name` with unsafe characters as `%XX` of their bytes, cut to `bytes_max` bytes with its suffix kept."""
+    escaped = _UNSAFE.sub(lambda match: _percent(match[0]), name)
+    if escaped[:1] in ("-", ".", "~"):
+        escaped = _percent(escaped[0]) + escaped[1:]
+    if escaped[-1:] in (" ", "."):
+        escaped = escaped[:-1] + _percent(escaped[-1])
+    stem, suffix = split_suffix(escaped)
+    return _cut(stem, bytes_max - len(suffix.encode())) + suffix
+
+
+def shown_name(name: str) -> str:
+    """Return `name` as text that can be stored and sent: bytes that are not UTF-8 become `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def product_of(folder: str) -> str:
+    """Return the product of files in `folder`, relative to `incoming/`: its first part made safe, or `default`."""
+    first = PurePosixPath(folder).parts[:1]
+    return safe_name(first[0], PRODUCT_BYTES_MAX) if first else DEFAULT_PRODUCT
+
+
+def destination(kind: str, product: str, received_at: datetime, name: str, id: str) -> str:
+    """Return where a file goes, relative to the root: `<kind>/<product>/<date>/<stem>.<ULID><suffix>`."""
+    stem, suffix = split_suffix(safe_name(name))
+    return f"{kind}/{product}/{received_at:%Y-%m-%d}/{stem}.{id}{suffix}"
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """Return the stem and the last suffix of `name`; an overlong suffix counts as part of the stem."""
+    suffix = PurePosixPath(name).suffix
+    if not suffix or len(suffix.encode()) > _SUFFIX_BYTES_MAX:
+        return name, ""
+    return name[: -len(suffix)], suffix
+
+
+def _percent(character: str) -> str:
+    return "".join(
+        f"%{byte:02X}"
+        for byte in character.encode(
+            "utf-8", "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+        )
+    )
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    return text.encode()[:bytes_max].decode("utf-8", "ignore")

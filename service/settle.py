@@ -1,0 +1,99 @@
+"""Settle: decide from what was seen of a file whether its writer is done with it.
+
+Pure: states and monotonic times in, paths out. What is on the disk, and whether somebody holds the file
+open for writing, is asked by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from service.decode import FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file in `incoming/`: the state last seen, since when (monotonic s), and whether its writer closed it."""
+
+    state: FileState
+    since: float
+    first_seen: float
+    closed: bool = False
+
+
+class Settling:
+    """The files that are waiting to be claimed, in order of arrival. Paths are relative to `incoming/`."""
+
+    def __init__(self, settle_time_s: float, empty_file_timeout_s: float, candidates_max: int = 4096) -> None:
+        self._settle_time_s = settle_time_s
+        self._empty_file_timeout_s = empty_file_timeout_s
+        self._candidates_max = candidates_max
+        self._candidates: dict[str, Candidate] = {}
+        self.left_out = False
+        """Whether a file was turned away since the last `begin_scan`; the folder must be scanned again."""
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._candidates
+
+    @property
+    def half_empty(self) -> bool:
+        """Whether there is room for another scan's worth of files."""
+        return len(self._candidates) * 2 <= self._candidates_max
+
+    def begin_scan(self) -> None:
+        """Forget that files were left out: a scan is about to see them all."""
+        self.left_out = False
+
+    def observe(self, path: str, state: FileState, now: float, *, closed: bool = False) -> None:
+        """Take note that `path` is in `state` at `now`; `closed` when its writer has just closed or renamed it."""
+        known = self._candidates.get(path)
+        if known is None:
+            if len(self._candidates) >= self._candidates_max:
+                self.left_out = True
+                return
+            self._candidates[path] = Candidate(state, now, now, closed)
+        elif known.state != state:
+            self._candidates[path] = Candidate(state, now, known.first_seen, closed)
+        elif closed and not known.closed:
+            self._candidates[path] = replace(known, closed=True)
+
+    def forget(self, path: str) -> None:
+        """Drop `path`: it was claimed, or is gone."""
+        self._candidates.pop(path, None)
+
+    def put_off(self, path: str, now: float) -> None:
+        """Let `path` wait the whole settle time again: somebody still has it open."""
+        known = self._candidates.get(path)
+        if known is not None:
+            self._candidates[path] = replace(known, since=now, closed=False)
+
+    def ripe(self, now: float, limit: int) -> list[str]:
+        """Return up to `limit` paths, oldest first, that may have settled; `confirm` decides."""
+        found: list[str] = []
+        for path, candidate in self._candidates.items():
+            if len(found) >= limit:
+                break
+            if self._ripe_at(candidate) <= now:
+                found.append(path)
+        return found
+
+    def confirm(self, path: str, state: FileState, now: float) -> float | None:
+        """Return since when (monotonic s) `path`, in `state` right now, is settled; None if it must wait on."""
+        self.observe(path, state, now)
+        candidate = self._candidates.get(path)
+        if candidate is None:
+            return None
+        ripe_at = self._ripe_at(candidate)
+        return ripe_at if ripe_at <= now else None
+
+    def next_ripe_at(self) -> float | None:
+        """Return the earliest monotonic time at which a file may have settled."""
+        return min(map(self._ripe_at, self._candidates.values()), default=None)
+
+    def _ripe_at(self, candidate: Candidate) -> float:
+        if candidate.state.size == 0:
+            return candidate.since + max(self._empty_file_timeout_s, self._settle_time_s)
+        return candidate.since if candidate.closed else candidate.since + self._settle_time_s

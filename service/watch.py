@@ -1,0 +1,212 @@
+"""Watch: hints from the file system about what arrived, and the scan that is the truth.
+
+Events only wake the loop and say where to look first; whatever they miss is found by the next scan. Where
+the file system sends no events, or they cannot be had, only the scans remain.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import os
+import re
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
+
+from service.decode import FileState
+
+HINTS_MAX = 4096
+STOP_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """`path` (relative to the watched folder) is worth a look; `closed` when its writer closed or renamed it."""
+
+    path: str
+    closed: bool
+
+
+class Watcher:
+    """Collects hints about the files below `folder`, bounded in number; `wake` is called for each."""
+
+    def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
+        self._folder = folder
+        self._wake = wake
+        self._hints: deque[Hint] = deque()
+        self._lock = threading.Lock()
+        self._scan_needed = False
+        self._observer: InotifyObserver | None = None
+
+    def start(self) -> None:
+        """Ask for events. Raises OSError where the kernel has no watch or instance left to give."""
+        observer = _ArrivalObserver()
+        try:
+            observer.schedule(_Handler(self), str(self._folder), recursive=True)
+            observer.start()
+        except OSError:
+            observer.stop()
+            raise
+        self._observer = observer
+
+    def alive(self) -> bool:
+        """Return whether events still come: false after the folder itself was replaced."""
+        observer = self._observer
+        return observer is not None and observer.is_alive() and all(e.is_alive() for e in observer.emitters)
+
+    def stop(self) -> None:
+        """Stop asking for events."""
+        if self._observer is not None:
+            self._observer.stop()
+            if self._observer.is_alive():
+                self._observer.join(STOP_TIMEOUT_S)
+            self._observer = None
+
+    def take(self) -> tuple[list[Hint], bool]:
+        """Return the hints since the last call, and whether the folder must be scanned since some were lost."""
+        with self._lock:
+            hints, self._hints = list(self._hints), deque()
+            scan_needed, self._scan_needed = self._scan_needed, False
+        return hints, scan_needed
+
+    def hint(self, path: str, *, closed: bool) -> None:
+        """Take note of an event about the file at the absolute `path`."""
+        with self._lock:
+            if len(self._hints) >= HINTS_MAX:
+                self._scan_needed = True
+            else:
+                self._hints.append(Hint(os.path.relpath(path, self._folder), closed))
+        self._wake()
+
+    def ask_for_scan(self) -> None:
+        """Take note that events alone do not tell what is there: a folder appeared."""
+        with self._lock:
+            self._scan_needed = True
+        self._wake()
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def dispatch(self, event: FileSystemEvent) -> None:
+        if isinstance(event, (DirCreatedEvent, DirMovedEvent)):
+            self._watcher.ask_for_scan()
+        elif isinstance(event, FileMovedEvent):
+            if event.dest_path:
+                self._watcher.hint(os.fsdecode(event.dest_path), closed=True)
+        elif isinstance(event, FileClosedEvent):
+            self._watcher.hint(os.fsdecode(event.src_path), closed=True)
+        elif isinstance(event, FileCreatedEvent):
+            self._watcher.hint(os.fsdecode(event.src_path), closed=False)
+
+
+class _ArrivalEmitter(InotifyFullEmitter):
+    """Asks the kernel for arrivals alone.
+
+    With IN_MOVED_FROM among the events watchdog holds each one back for half a second to pair it, and all
+    events behind it: every claim, being a rename out of the folder, would delay the next picture.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(
+            InotifyConstants.IN_CLOSE_WRITE
+            | InotifyConstants.IN_MOVED_TO
+            | InotifyConstants.IN_CREATE
+            | InotifyConstants.IN_DELETE_SELF
+        )
+
+
+class _ArrivalObserver(InotifyObserver):
+    def __init__(self) -> None:
+        super().__init__(generate_full_events=True)
+        self._emitter_class = _ArrivalEmitter
+
+
+class NameFilter:
+    """Says which names are never looked at, by shell patterns that ignore case."""
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._expression = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE | re.DOTALL)
+
+    def ignores(self, name: str) -> bool:
+        """Return whether a file or folder called `name` is ignored."""
+        return self._expression.match(name) is not None
+
+    def ignores_path(self, path: str) -> bool:
+        """Return whether any part of the relative `path` is ignored."""
+        return any(self.ignores(part) for part in path.split("/"))
+
+
+def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
+    """Yield each regular file below `folder`, by its path relative to it, with its state.
+
+    Links are not followed; what vanishes meanwhile is left out. Raises OSError when `folder` itself cannot be read.
+    """
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        try:
+            with os.scandir(folder / relative if relative else folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if not relative:
+                raise
+            continue
+        for entry in listed:
+            if names.ignores(entry.name):
+                continue
+            path = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif entry.is_file(follow_symlinks=False):
+                state = look(folder / path)
+                if state is not None:
+                    yield path, state
+
+
+def look(path: Path) -> FileState | None:
+    """Return the state of the regular file at `path`, or None where there is none."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return FileState.of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def being_written(path: Path) -> bool:
+    """Return whether some process has the file open for writing, as far as the kernel will tell.
+
+    A read lease is granted only while nobody has the file open for writing. Where leases are not to be had
+    (a file of another user, a network file system) the answer is False and time alone decides.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,101 @@
+"""Fixtures that several folders of tests share: roots, made pictures, a detector whose score is the brightness."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.detector import Scored
+from service.commands.init import FOLDERS
+from service.decide import Judge
+from service.score import Scorer
+from service.storage.engine import open_database
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason=f"the real images are not at {REAL_DATA}")
+    for item in items:
+        if item.get_closest_marker("realdata") and not REAL_DATA.is_dir():
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in list(os.environ):
+        if variable.startswith("TAMIS_"):
+            monkeypatch.delenv(variable)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty root with its folders, an empty tamis.toml and a database."""
+    root = tmp_path / "root"
+    for folder in FOLDERS:
+        (root / folder).mkdir(parents=True)
+    (root / "tamis.toml").write_text("")
+    open_database(root, create=True).dispose()
+    return root
+
+
+def picture_bytes(brightness: int, size: tuple[int, int] = (30, 20), image_format: str = "PNG", seed: int = 0) -> bytes:
+    """A picture of `size` (width, height) that is `brightness` all over, but for one pixel that `seed` sets apart."""
+    import io
+
+    pixels = np.full((size[1], size[0], 3), brightness, dtype=np.uint8)
+    pixels[0, 0] = [seed % 256, seed // 256 % 256, 0]
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def drop(root: Path) -> Callable[..., Path]:
+    """Puts a picture into `incoming/` under a name, with a brightness."""
+
+    def put(name: str, brightness: int = 10, seed: int = 0) -> Path:
+        path = root / "incoming" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture_bytes(brightness, seed=seed))
+        return path
+
+    return put
+
+
+class BrightnessDetector:
+    """Scores a picture by its mean brightness, 0 to 255."""
+
+    input_size = (20, 30)
+
+    def score(self, images: np.ndarray) -> Scored:
+        scores = images.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+        return Scored(scores, np.broadcast_to(scores[:, None, None], (len(images), 2, 3)).astype(np.float32))
+
+
+class BrightnessScorers:
+    """Stands in for `Scorers`: every product in `known` is judged by brightness; above 100 is an anomaly."""
+
+    def __init__(self, *known: str, detector: object | None = None) -> None:
+        self.known = set(known)
+        judge = Judge(np.linspace(1, 100, 100, dtype=np.float32), 0.01)
+        self.scorer = Scorer(detector or BrightnessDetector(), judge, "brightness-1", 100.0)  # type: ignore[arg-type]
+
+    @property
+    def products(self) -> list[str]:
+        return sorted(self.known)
+
+    def refresh(self) -> bool:
+        return False
+
+    def has(self, product: str) -> bool:
+        return product in self.known or "default" in self.known
+
+    def get(self, product: str) -> Scorer:
+        return self.scorer

@@ -1,0 +1,111 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from service import deliver as deliver_module
+from service.deliver import Delivery, Move, deliver, hash_file
+
+SOURCE = "processing/main/01--1--a.png"
+DESTINATION = "normal/default/2026-11-22/a.01.png"
+
+
+@pytest.fixture
+def move(root: Path) -> Move:
+    (root / SOURCE).parent.mkdir(parents=True)
+    (root / SOURCE).write_bytes(b"bytes")
+    return Move("01", SOURCE, DESTINATION, hash_file(root / SOURCE))
+
+
+@pytest.fixture
+def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if not self.name.startswith(".tmp."):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+def test_file_goes_where_its_row_says(root: Path, move: Move) -> None:
+    assert deliver(root, [move]) == {"01": Delivery.DONE}
+    assert (root / DESTINATION).read_bytes() == b"bytes" and not (root / SOURCE).exists()
+
+
+def test_delivery_repeated_changes_nothing(root: Path, move: Move) -> None:
+    deliver(root, [move])
+    assert deliver(root, [move]) == {"01": Delivery.DONE}
+    assert (root / DESTINATION).read_bytes() == b"bytes"
+
+
+def test_crash_before_the_unlink_is_finished(root: Path, move: Move) -> None:
+    (root / DESTINATION).parent.mkdir(parents=True)
+    (root / DESTINATION).write_bytes(b"bytes")
+    assert deliver(root, [move]) == {"01": Delivery.DONE}
+    assert (root / DESTINATION).read_bytes() == b"bytes" and not (root / SOURCE).exists()
+
+
+def test_two_files_that_differ_are_a_conflict_and_neither_is_touched(root: Path, move: Move) -> None:
+    (root / DESTINATION).parent.mkdir(parents=True)
+    (root / DESTINATION).write_bytes(b"other")
+    assert deliver(root, [move]) == {"01": Delivery.CONFLICT}
+    assert (root / DESTINATION).read_bytes() == b"other" and (root / SOURCE).read_bytes() == b"bytes"
+
+
+def test_same_file_that_is_not_the_one_on_record_is_a_conflict(root: Path, move: Move) -> None:
+    (root / DESTINATION).parent.mkdir(parents=True)
+    for path in (SOURCE, DESTINATION):
+        (root / path).write_bytes(b"not as recorded")
+    assert deliver(root, [move]) == {"01": Delivery.CONFLICT}
+    assert (root / SOURCE).exists() and (root / DESTINATION).exists()
+
+
+def test_file_removed_by_someone_is_missing(root: Path, move: Move) -> None:
+    (root / SOURCE).unlink()
+    assert deliver(root, [move]) == {"01": Delivery.MISSING}
+
+
+def test_link_at_the_destination_is_a_conflict(root: Path, move: Move, tmp_path: Path) -> None:
+    (root / DESTINATION).parent.mkdir(parents=True)
+    (root / DESTINATION).symlink_to(tmp_path / "elsewhere")
+    assert deliver(root, [move]) == {"01": Delivery.CONFLICT}
+    assert (root / SOURCE).exists() and not (tmp_path / "elsewhere").exists()
+
+
+def test_destination_folder_swapped_for_a_link_is_refused(root: Path, move: Move, tmp_path: Path) -> None:
+    (root / "normal").rmdir()
+    (root / "normal").symlink_to(tmp_path)
+    with pytest.raises(NotADirectoryError):
+        deliver(root, [move])
+    assert (root / SOURCE).exists()
+
+
+@pytest.mark.usefixtures("other_device")
+def test_file_is_copied_whole_to_another_device_and_keeps_its_mtime(root: Path, move: Move) -> None:
+    os.utime(root / SOURCE, ns=(1_000_000_000, 2_000_000_000))
+    assert deliver(root, [move]) == {"01": Delivery.DONE}
+    assert (root / DESTINATION).read_bytes() == b"bytes" and not (root / SOURCE).exists()
+    assert (root / DESTINATION).stat().st_mtime_ns == 2_000_000_000
+    assert [p.name for p in (root / DESTINATION).parent.iterdir()] == ["a.01.png"]
+
+
+@pytest.mark.usefixtures("other_device")
+def test_crash_in_the_middle_of_a_copy_copies_again(root: Path, move: Move) -> None:
+    (root / DESTINATION).parent.mkdir(parents=True)
+    (root / DESTINATION).with_name(".tmp.01").write_bytes(b"by")
+    assert deliver(root, [move]) == {"01": Delivery.DONE}
+    assert (root / DESTINATION).read_bytes() == b"bytes"
+    assert [p.name for p in (root / DESTINATION).parent.iterdir()] == ["a.01.png"]
+
+
+def test_folders_are_synced_once_each(root: Path, move: Move, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = Move("02", SOURCE.replace("01", "02"), DESTINATION.replace("01", "02"), None)
+    (root / second.source).write_bytes(b"2")
+    (root / DESTINATION).parent.mkdir(parents=True)
+    synced: list[Path] = []
+    monkeypatch.setattr(deliver_module, "sync_folder", synced.append)
+    deliver(root, [move, second])
+    assert sorted(synced) == sorted({(root / SOURCE).parent, (root / DESTINATION).parent})
