@@ -1,0 +1,419 @@
+"""The daemon: owns time, signals, threads and the order of starting and stopping.
+
+`run` watches first and then scans, so that nothing dropped in between is missed; on the first SIGTERM it
+stops claiming, brings what is in flight to its end and closes in the reverse order of opening.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+from models.detector import Detector
+from models.registry import ModelVersion
+from service import __version__
+from service.claim import INCOMING, PROCESSING, Claims, InstanceLock, instances
+from service.energy import EnergyMeter
+from service.errors import ConfigurationError
+from service.filesystem import mount_of, sends_events
+from service.logs import configure, fields
+from service.notify import Notifier
+from service.pipeline import Limits, Pipeline, StageStuck
+from service.record import Recorder
+from service.recover import recover
+from service.score import Scorers
+from service.settings import Settings
+from service.storage.engine import open_database
+from service.storage.versions import VersionRow, champions, versions
+from service.watch import NameFilter, Watcher
+
+log = logging.getLogger(__name__)
+
+STATUS_NAME = ".status.json"
+STATUS_INTERVAL_S = 1.0
+SPACE_INTERVAL_S = 1.0
+PAUSED_INTERVAL_S = 5.0
+STUCK_AFTER_S = 30.0
+EXIT_FAILED = 1
+
+
+def run(root: Path, settings: Settings) -> int:
+    """Run the daemon on `root` until it is told to stop; return the exit code. Raises ConfigurationError."""
+    configure(settings.log_format, settings.log_level)
+    # Pillow warns of damage and of sizes that are judged here anyway; a share full of bad files must not fill the log.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with ExitStack() as stack:
+        daemon = Daemon(root, settings, Notifier())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, daemon.on_signal)
+        try:
+            daemon.open(stack)
+            daemon.loop()
+        except StageStuck as error:
+            log.critical("stuck; ending to begin anew", extra=fields(reason=str(error)))
+            # The stuck thread cannot be joined, so an orderly exit would wait for it.
+            _leave_at_once()
+    return 0
+
+
+@dataclass
+class _Schedule:
+    """Monotonic times at which the loop's own duties are due."""
+
+    scan: float = float("-inf")
+    space: float = float("-inf")
+    ping: float = float("-inf")
+    status: float = float("-inf")
+    idle_row: float = float("inf")
+
+
+@dataclass
+class _State:
+    """What the status file says of the daemon."""
+
+    watching: str = "starting"
+    paused: str | None = None
+    alerts: list[str] = field(default_factory=list)
+
+
+class Daemon:
+    """One instance on one root. `open`, then `loop`; closing is the exit stack's."""
+
+    def __init__(self, root: Path, settings: Settings, notifier: Notifier) -> None:
+        self._root = root
+        self._settings = settings
+        self._notifier = notifier
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._due = _Schedule()
+        self._state = _State()
+        self._status_written: dict[str, object] = {}
+        self._started_at = datetime.now(UTC)
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        """Stop in order at the first signal, at once at the second."""
+        if self._stopping.is_set():
+            _leave_at_once()
+        self._stopping.set()
+        self._wake.set()
+
+    def open(self, stack: ExitStack) -> None:
+        """Open everything the loop needs, in the order in which `stack` closes it backwards."""
+        settings, root = self._settings, self._root
+        self._lock(stack)
+        self._watcher = Watcher(root / INCOMING, self._wake.set)
+        stack.callback(self._watcher.stop)
+        self._watch()
+        self._engine = open_database(root)
+        stack.callback(self._engine.dispose)
+        self._claims = Claims(root, settings.instance)
+        self._scorers = Scorers(
+            root,
+            self._champions,
+            settings.false_alarm_rate_of,
+            lambda version: _load(version, settings.scoring_threads),
+            settings.models_loaded_max,
+        )
+        self._recorder = Recorder(root, self._engine, self._claims, anomaly_maps=settings.anomaly_maps)
+        self._pipeline = Pipeline(
+            root,
+            _limits(settings),
+            NameFilter(settings.ignored_names),
+            self._claims,
+            self._scorers,
+            self._recorder,
+            self._wake.set,
+        )
+        stack.callback(self._close_meter)
+        stack.callback(self._pipeline.close)
+        threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
+        self._scorers.refresh()
+        for product in self._scorers.products[: settings.models_loaded_max]:
+            self._scorers.get(product)
+
+    def loop(self) -> None:
+        """Move pictures along until told to stop, then bring what is in flight to its end."""
+        log.info(
+            "ready",
+            extra=fields(
+                version=__version__,
+                root=self._root,
+                instance=self._settings.instance,
+                watching=self._state.watching,
+                products=",".join(self._scorers.products) or "none",
+            ),
+        )
+        self._notifier.ready()
+        while not self._stopping.is_set():
+            self._wake.clear()
+            now = time.monotonic()
+            self._take_events(now)
+            if now >= self._due.scan or self._pipeline.scan_needed:
+                self._rescan(now)
+            self._check_space(now)
+            next_at = self._pipeline.step(now, claiming=self._state.paused is None)
+            self._write_idle_row(now)
+            self._tell(now)
+            self._sleep(next_at)
+        self._drain()
+
+    # Starting
+
+    def _lock(self, stack: ExitStack) -> None:
+        lock = InstanceLock(self._root, self._settings.instance)
+        holder = lock.acquire()
+        if holder is not None:
+            raise ConfigurationError(
+                f"root {self._root}: instance {self._settings.instance!r} is already running: {holder}"
+            )
+        stack.callback(lock.release)
+        if self._settings.share_root:
+            return
+        for name in self._others():
+            other = InstanceLock(self._root, name)
+            holder = other.acquire()
+            if holder is not None:
+                raise ConfigurationError(
+                    f"root {self._root}: expected no other daemon; found {holder}. Stop it, or set share_root on both."
+                )
+            other.release()
+
+    def _others(self) -> list[str]:
+        return [name for name in instances(self._root) if name != self._settings.instance]
+
+    def _watch(self) -> None:
+        mode = self._settings.watch_mode
+        mount = mount_of(self._root / INCOMING)
+        if mode == "polling" or (mode == "auto" and not sends_events(mount.type)):
+            self._state.watching = "polling"
+            return
+        try:
+            self._watcher.start()
+            self._state.watching = "events"
+        except OSError as error:
+            if mode == "events":
+                raise ConfigurationError(
+                    f"{self._root / INCOMING}: watch_mode is 'events' and the kernel gives none: {error}; "
+                    "raise fs.inotify.max_user_watches and max_user_instances, or set watch_mode to 'auto'"
+                ) from None
+            self._state.watching = "polling"
+            log.warning("no file events; polling", extra=fields(reason=error))
+
+    def _start_meter(self) -> None:
+        settings = self._settings
+        try:
+            self._pipeline.meter = EnergyMeter(
+                tracking=settings.energy_tracking,
+                country=settings.energy_country,
+                cpu_max_w=settings.energy_cpu_max_w,
+            )
+        # Whatever the meter's look at the hardware trips over, pictures are scored; their energy is unknown.
+        except Exception:
+            log.exception("no energy meter; energy is unknown")
+            return
+        self._due.idle_row = time.monotonic() + settings.energy_idle_row_s
+
+    def _close_meter(self) -> None:
+        meter, self._pipeline.meter = self._pipeline.meter, None
+        if meter is not None:
+            self._recorder.add_row(meter.close())
+
+    # The loop's duties
+
+    def _take_events(self, now: float) -> None:
+        hints, scan_needed = self._watcher.take()
+        self._pipeline.take_hints(hints, now)
+        if scan_needed:
+            self._due.scan = now
+
+    def _rescan(self, now: float) -> None:
+        events = self._state.watching == "events"
+        self._due.scan = now + (self._settings.rescan_interval_s if events else self._settings.poll_interval_s)
+        if events and not self._watcher.alive():
+            log.warning("file events ended; watching anew")
+            self._watcher.stop()
+            self._watch()
+        try:
+            self._pipeline.scan(now)
+        except OSError as error:
+            self._pause(f"incoming/ cannot be read: {error}")
+            self._due.scan = now + PAUSED_INTERVAL_S
+            return
+        self._recover()
+
+    def _recover(self) -> None:
+        with ExitStack() as dead:
+            self._adopt(dead)
+            recovered = recover(
+                self._root,
+                self._engine,
+                self._claims,
+                self._recorder,
+                in_flight=self._pipeline.in_flight,
+                attempts_max=self._settings.attempts_max,
+                has_model=self._pipeline.has_model,
+            )
+        self._pipeline.score_again(recovered.again)
+        self._pipeline.give_up(recovered.given_up)
+        if recovered.again or recovered.given_up or recovered.delivered:
+            log.info(
+                "recovered",
+                extra=fields(
+                    again=len(recovered.again),
+                    given_up=len(recovered.given_up),
+                    delivered=recovered.delivered,
+                ),
+            )
+
+    def _adopt(self, dead: ExitStack) -> None:
+        # Their locks are held until their rows are finished, then let go: a host that was lost may come back.
+        for name in self._others():
+            lock = InstanceLock(self._root, name)
+            if lock.acquire() is None:
+                dead.callback(lock.release)
+                dead.callback(self._claims.disown, name)
+                adopted = self._claims.adopt(name)
+                if adopted:
+                    log.warning("adopted what a dead instance left", extra=fields(instance=name, files=adopted))
+
+    def _check_space(self, now: float) -> None:
+        if now < self._due.space:
+            return
+        reason = _lack_of_space(self._root, self._settings.free_bytes_min, self._settings.free_inodes_min)
+        if reason is None:
+            reason = None if (self._root / INCOMING).is_dir() else "incoming/ is gone"
+        self._pause(reason)
+        self._due.space = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)
+
+    def _pause(self, reason: str | None) -> None:
+        if reason != self._state.paused:
+            if reason:
+                log.error("paused", extra=fields(reason=reason))
+            else:
+                log.info("going on")
+                self._due.scan = float("-inf")
+        self._state.paused = reason
+
+    def _write_idle_row(self, now: float) -> None:
+        if now >= self._due.idle_row:
+            self._due.idle_row = now + self._settings.energy_idle_row_s
+            self._pipeline.idle_row()
+
+    def _tell(self, now: float) -> None:
+        interval = self._notifier.watchdog_interval_s
+        if interval is not None and now >= self._due.ping and self._pipeline.stuck_for_s(now) < STUCK_AFTER_S:
+            self._notifier.watchdog()
+            self._due.ping = now + interval
+        if now >= self._due.status:
+            self._due.status = now + STATUS_INTERVAL_S
+            self._write_status()
+
+    def _write_status(self) -> None:
+        pipeline = self._pipeline
+        status: dict[str, object] = {
+            "instance": self._settings.instance,
+            "pid": os.getpid(),
+            "version": __version__,
+            "started_at": self._started_at.isoformat(timespec="seconds"),
+            "watching": self._state.watching,
+            "paused": self._state.paused,
+            "stopping": self._stopping.is_set(),
+            "products": self._scorers.products,
+            "waiting_for_model": pipeline.waiting,
+            "backlog": pipeline.backlog,
+            "in_flight": len(pipeline.in_flight),
+            "placed": pipeline.counts.placed,
+            "quarantined": pipeline.counts.quarantined,
+            "anomalies": pipeline.counts.anomalies,
+            "interfered": pipeline.counts.interfered,
+        }
+        if status == self._status_written:
+            return
+        self._status_written = status
+        path = self._root / PROCESSING / self._settings.instance / STATUS_NAME
+        partial = path.with_name(STATUS_NAME + ".tmp")
+        partial.write_text(json.dumps(status), encoding="utf-8")
+        partial.replace(path)
+        self._notifier.status(
+            f"{'paused: ' + self._state.paused if self._state.paused else 'sorting'}; "
+            f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
+            f"{pipeline.counts.quarantined} quarantined, {pipeline.backlog} waiting"
+        )
+
+    def _sleep(self, next_at: float | None) -> None:
+        due = [next_at, self._due.scan, self._due.idle_row]
+        if self._notifier.watchdog_interval_s is not None:
+            due.append(self._due.ping)
+        if self._state.paused or self._pipeline.backlog:
+            due.append(self._due.space)
+        if not self._status_is_written():
+            due.append(self._due.status)
+        timeout = min(at for at in due if at is not None) - time.monotonic()
+        if timeout > 0:
+            self._wake.wait(min(timeout, threading.TIMEOUT_MAX))
+
+    def _status_is_written(self) -> bool:
+        return self._status_written.get("placed") == self._pipeline.counts.placed and self._pipeline.idle
+
+    # Stopping
+
+    def _drain(self) -> None:
+        log.info("stopping", extra=fields(in_flight=len(self._pipeline.in_flight)))
+        self._notifier.stopping()
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            next_at = self._pipeline.step(now, claiming=False)
+            if self._pipeline.drained:
+                break
+            interval = self._notifier.watchdog_interval_s
+            if interval is not None and self._pipeline.stuck_for_s(now) < STUCK_AFTER_S:
+                self._notifier.watchdog()
+            self._wake.wait(max(0.0, min(next_at - now, 1.0)) if next_at is not None else 1.0)
+        self._write_status()
+        log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
+
+    def _champions(self) -> dict[str, list[VersionRow]]:
+        with self._engine.connect() as connection:
+            all_versions = versions(connection)
+            return {
+                product: [champion] + [row for row in all_versions if row.product == product and row.state == "retired"]
+                for product, champion in champions(connection).items()
+            }
+
+
+def _load(version: ModelVersion, threads: int) -> Detector:
+    from models.openvino_detector import OpenVinoDetector
+
+    return OpenVinoDetector(version, threads)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
+
+
+def _lack_of_space(root: Path, bytes_min: int, inodes_min: int) -> str | None:
+    status = os.statvfs(root)
+    free = status.f_bavail * status.f_frsize
+    if free < bytes_min:
+        return f"expected at least {bytes_min} bytes free on the disk of {root}; found {free}"
+    # Some file systems count no inodes and say 0 of 0.
+    if status.f_files and status.f_favail < inodes_min:
+        return f"expected at least {inodes_min} inodes free on the disk of {root}; found {status.f_favail}"
+    return None
+
+
+def _leave_at_once() -> None:
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)

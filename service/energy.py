@@ -1,0 +1,130 @@
+"""Energy: what the service used since it was last asked, in Wh and grams of CO2e.
+
+Owns the meter, a CodeCarbon tracker that never looks for its place on the network. Every joule that the
+tracker counts is given out once: the sum of all samples is the tracker's total.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from service.storage.energy import EnergySample
+
+if TYPE_CHECKING:
+    from codecarbon.output_methods.emissions_data import EmissionsData
+
+# The tracker's own timer would measure between our samples, from a thread of its own and without a lock.
+_OWN_TIMER_S = 10 * 365 * 86400
+_MEASURING_MODES = frozenset({"intel_rapl", "intel_power_gadget", "windows_emi", "apple_powermetrics"})
+_WH_PER_KWH = 1000.0
+_G_PER_KG = 1000.0
+# Without a country there are no grams; the tracker wants one all the same.
+_ANY_COUNTRY = "FRA"
+
+
+class EnergyMeter:
+    """Counts the energy of this process and its children, or of the machine.
+
+    `tracking` is `process` or `machine`, `country` an ISO 3166 alpha-3 code or None (emissions are then
+    unknown), `cpu_max_w` the processor's W at full load where it is not to be looked up. Making one takes up
+    to some seconds, since the hardware is looked at. Safe to use from several threads.
+    """
+
+    def __init__(
+        self, *, tracking: str = "process", country: str | None = None, cpu_max_w: float | None = None
+    ) -> None:
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.output_methods.base_output import BaseOutput
+
+        meter = self
+
+        class Capture(BaseOutput):
+            def out(self, total: EmissionsData, delta: EmissionsData) -> None:
+                meter._total = _Total.of(total)
+
+        logging.getLogger("codecarbon").setLevel(logging.ERROR)
+        self._lock = threading.Lock()
+        self._country = country
+        self._tracker: OfflineEmissionsTracker | None = OfflineEmissionsTracker(
+            country_iso_code=country or _ANY_COUNTRY,
+            tracking_mode=tracking,
+            force_cpu_power=cpu_max_w,
+            measure_power_secs=_OWN_TIMER_S,
+            allow_multiple_runs=True,
+            output_methods=[],
+            output_handlers=[Capture()],
+            log_level="error",
+        )
+        self._tracker.start()
+        modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
+        self.source: Literal["measured", "estimated"] = "measured" if modes & _MEASURING_MODES else "estimated"
+        self._total = _Total(0.0, 0.0, 0.0, 0.0, 0.0)
+        self._given = self._total
+        self._given_at = time.monotonic()
+        self._started_at = datetime.now(UTC)
+
+    def take(self, kind: str, images: int = 0) -> EnergySample | None:
+        """Return the energy used since the last call, as a sample of `kind` (scoring, idle, training, evaluation).
+
+        None once the meter is closed.
+        """
+        with self._lock:
+            if self._tracker is None:
+                return None
+            self._tracker.flush()
+            return self._sample(kind, images)
+
+    def close(self, kind: str = "idle") -> EnergySample | None:
+        """Stop metering and return what was used since the last sample."""
+        with self._lock:
+            if self._tracker is None:
+                return None
+            self._tracker.stop()
+            self._tracker = None
+            return self._sample(kind, 0)
+
+    @property
+    def total_wh(self) -> float:
+        """The tracker's own total, Wh, as of the last sample."""
+        return self._total.total_wh
+
+    def _sample(self, kind: str, images: int) -> EnergySample:
+        now, total, given = time.monotonic(), self._total, self._given
+        started_at, duration_s = self._started_at, now - self._given_at
+        self._given, self._given_at, self._started_at = total, now, datetime.now(UTC)
+        return EnergySample(
+            kind=kind,
+            started_at=started_at,
+            duration_s=duration_s,
+            images=images,
+            cpu_wh=total.cpu_wh - given.cpu_wh,
+            gpu_wh=total.gpu_wh - given.gpu_wh,
+            ram_wh=total.ram_wh - given.ram_wh,
+            total_wh=total.total_wh - given.total_wh,
+            emissions_g=total.emissions_g - given.emissions_g if self._country else None,
+            source=self.source,
+            country=self._country,
+        )
+
+
+class _Total:
+    def __init__(self, cpu_wh: float, gpu_wh: float, ram_wh: float, total_wh: float, emissions_g: float) -> None:
+        self.cpu_wh = cpu_wh
+        self.gpu_wh = gpu_wh
+        self.ram_wh = ram_wh
+        self.total_wh = total_wh
+        self.emissions_g = emissions_g
+
+    @classmethod
+    def of(cls, total: Any) -> _Total:
+        return cls(
+            total.cpu_energy * _WH_PER_KWH,
+            total.gpu_energy * _WH_PER_KWH,
+            total.ram_energy * _WH_PER_KWH,
+            total.energy_consumed * _WH_PER_KWH,
+            total.emissions * _G_PER_KG,
+        )

@@ -1,0 +1,86 @@
+"""Logs: one line an event on stderr, for people (`plain`) or machines (`json`)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+_FIELDS = "fields"
+
+
+def configure(log_format: str, level: str) -> None:
+    """Send the service's log to stderr in `log_format`, from `level` on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _PlainFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+
+
+def fields(**values: Any) -> dict[str, Any]:
+    """Return `values` in the form that a log call takes as `extra`."""
+    return {_FIELDS: values}
+
+
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    return getattr(record, _FIELDS, {})
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **_fields_of(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [
+            record.levelname.lower() + ":" if record.levelno >= logging.WARNING else "",
+            record.getMessage(),
+        ]
+        parts += [f"{name}={_shown(value)}" for name, value in _fields_of(record).items()]
+        line = " ".join(part for part in parts if part).replace("\n", "\\n")
+        return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return json.dumps(text) if " " in text or not text.isprintable() else text
+
+
+class RateLimit:
+    """Lets `lines_max` lines through in each `period_s`, and counts those it keeps back."""
+
+    def __init__(self, lines_max: int, period_s: float) -> None:
+        self._lines_max = lines_max
+        self._period_s = period_s
+        self._began_at = float("-inf")
+        self._lines = 0
+        self._left_out = 0
+
+    def allows(self, now: float) -> bool:
+        """Return whether a line may be written at `now`, monotonic s."""
+        if now - self._began_at >= self._period_s:
+            self._began_at, self._lines = now, 0
+        self._lines += 1
+        if self._lines > self._lines_max:
+            self._left_out += 1
+            return False
+        return True
+
+    def take_left_out(self) -> int:
+        """Return how many lines were kept back since the last call."""
+        left_out, self._left_out = self._left_out, 0
+        return left_out

@@ -1,0 +1,48 @@
+"""Tell systemd how the daemon is: the sd_notify protocol, see sd_notify(3). Does nothing outside systemd."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+class Notifier:
+    """Sends messages to the socket that systemd named in NOTIFY_SOCKET."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        given = os.environ if environment is None else environment
+        self._address = given.get("NOTIFY_SOCKET", "")
+        self._watchdog_us = given.get("WATCHDOG_USEC", "")
+
+    @property
+    def watchdog_interval_s(self) -> float | None:
+        """How often to ping, s: half of the time after which systemd restarts us; None when it does not watch."""
+        return int(self._watchdog_us) / 2e6 if self._watchdog_us.isdigit() and int(self._watchdog_us) > 0 else None
+
+    def ready(self) -> None:
+        """The daemon watches and scores."""
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        self._send("STATUS=" + text.replace("\n", " "))
+
+    def watchdog(self) -> None:
+        """The loop has advanced."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """The daemon is on its way out."""
+        self._send("STOPPING=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            try:
+                sender.connect(address)
+                sender.sendall(message.encode())
+            except (ConnectionRefusedError, FileNotFoundError):
+                # Whoever started us is gone or no longer listens; scoring goes on without it.
+                self._address = ""

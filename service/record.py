@@ -1,0 +1,235 @@
+"""Record: what was decided of a micro-batch goes into the database, then its files to their folders.
+
+Owns the order claim → record → deliver → finish, which is what makes a crash at any line harmless: the row
+is committed before its file moves, and finished after. See "From drop to verdict" in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from models.detector import Float32Array
+from service.claim import Claim, Claims
+from service.decide import ANOMALY, Decision
+from service.decode import FileState, Picture
+from service.deliver import Delivery, Move, deliver
+from service.energy import EnergyMeter
+from service.maps import overlay, save_overlay
+from service.names import destination, shown_name
+from service.storage import energy as energy_rows
+from service.storage import images
+from service.storage.energy import EnergySample
+from service.storage.images import Finished, ImageRecord
+from service.watch import look
+
+QUARANTINE = "quarantine"
+MAPS = "maps"
+SCORED = "scored"
+PLACED = "placed"
+QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What is known of a file that was read: its state, SHA-256 in hex and size in bytes."""
+
+    state: FileState | None
+    sha256: str | None
+    bytes: int | None
+
+
+UNREAD = FileFacts(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A claimed file with what became of it: a decision, or the reason why there is none."""
+
+    claim: Claim
+    file: FileFacts
+    picture: Picture | None = None
+    decision: Decision | None = None
+    model_version: str | None = None
+    anomaly_map: Float32Array | None = None
+    pixel_threshold: float = 1.0
+    error_code: str | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class BatchReport:
+    """What a micro-batch came to. `changed` holds the claims whose files changed since they were read."""
+
+    verdicts: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)
+    changed: list[Claim] = field(default_factory=list)
+    rejected: list[Judged] = field(default_factory=list)
+    interfered: list[tuple[str, str]] = field(default_factory=list)
+    wh: float | None = None
+    latency_ms_max: float | None = None
+
+
+class Recorder:
+    """Writes micro-batches of one instance. Used by one thread at a time."""
+
+    def __init__(self, root: Path, engine: Engine, claims: Claims, *, anomaly_maps: bool) -> None:
+        self._root = root
+        self._engine = engine
+        self._claims = claims
+        self._anomaly_maps = anomaly_maps
+
+    def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
+        """Record, deliver and finish `batch`; energy since the last sample is charged to it."""
+        report = BatchReport()
+        kept = []
+        for judged in batch:
+            if judged.file.state is not None and look(self._root / judged.claim.path) != judged.file.state:
+                report.changed.append(judged.claim)
+            else:
+                kept.append(judged)
+        if not kept:
+            return report
+        self._claims.sync(judged.claim for judged in kept)
+        records = {judged.claim.id: _record_of(judged, datetime.now(UTC)) for judged in kept}
+        self._record(records, kept, meter, report)
+        ended = deliver(self._root, (_move_of(record) for record in records.values()))
+        if self._anomaly_maps:
+            self._draw_maps(kept)
+        self._finish(kept, records, ended, report)
+        return report
+
+    def finish_moves(self, moves: Sequence[Move], quarantined: Callable[[str], bool]) -> dict[str, Delivery]:
+        """Deliver what an earlier run recorded and did not finish; `quarantined` says which ids have no verdict."""
+        ended = deliver(self._root, moves)
+        now = datetime.now(UTC)
+        finished = [
+            _finished(move.id, move.source, move.destination, ended[move.id], quarantined(move.id), now, None)
+            for move in moves
+        ]
+        with self._engine.begin() as connection:
+            images.finish(connection, finished)
+        return ended
+
+    def add_idle_row(self, meter: EnergyMeter) -> None:
+        """Write the energy since the last sample as idling."""
+        self.add_row(meter.take("idle"))
+
+    def add_row(self, sample: EnergySample | None) -> None:
+        """Write `sample` as a row of its own; None is no row."""
+        if sample is not None:
+            with self._engine.begin() as connection:
+                energy_rows.add(connection, sample)
+
+    def _record(
+        self,
+        records: dict[str, ImageRecord],
+        kept: Sequence[Judged],
+        meter: EnergyMeter | None,
+        report: BatchReport,
+    ) -> None:
+        scored = sum(judged.decision is not None for judged in kept)
+        sample = meter.take("scoring", images=scored) if meter is not None and scored else None
+        with self._engine.begin() as connection:
+            energy_id = energy_rows.add(connection, sample) if sample is not None else None
+            for judged in kept:
+                verdict = judged.decision.verdict if judged.decision else QUARANTINE
+                report.verdicts[verdict] = report.verdicts.get(verdict, 0) + 1
+                if judged.decision is None:
+                    report.rejected.append(judged)
+            with_energy = [r for r in records.values() if r.error_code is None]
+            without = [r for r in records.values() if r.error_code is not None]
+            if with_energy:
+                images.record(connection, with_energy, energy_id)
+            if without:
+                images.record(connection, without, None)
+        report.wh = sample.total_wh if sample is not None else None
+
+    def _finish(
+        self,
+        kept: Sequence[Judged],
+        records: dict[str, ImageRecord],
+        ended: dict[str, Delivery],
+        report: BatchReport,
+    ) -> None:
+        now, clock = datetime.now(UTC), time.monotonic()
+        finished = []
+        for judged in kept:
+            record = records[judged.claim.id]
+            settled_at = judged.claim.settled_at
+            latency_ms = (clock - settled_at) * 1000 if settled_at is not None else None
+            end = ended[record.id]
+            done = _finished(record.id, record.path, record.destination, end, judged.decision is None, now, latency_ms)
+            finished.append(done)
+            report.states[done.state] = report.states.get(done.state, 0) + 1
+            if end is not Delivery.DONE:
+                report.interfered.append((done.state, record.path))
+            if latency_ms is not None:
+                report.latency_ms_max = max(report.latency_ms_max or 0.0, latency_ms)
+        with self._engine.begin() as connection:
+            images.finish(connection, finished)
+
+    def _draw_maps(self, kept: Sequence[Judged]) -> None:
+        for judged in kept:
+            if judged.decision is None or judged.decision.verdict != ANOMALY:
+                continue
+            if judged.picture is None or judged.anomaly_map is None:
+                continue
+            drawn = overlay(judged.picture.pixels, judged.anomaly_map, judged.pixel_threshold)
+            save_overlay(self._root / MAPS / f"{judged.claim.id}.png", drawn)
+
+
+def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
+    claim, decision, picture = judged.claim, judged.decision, judged.picture
+    kind = decision.verdict if decision else QUARANTINE
+    return ImageRecord(
+        id=claim.id,
+        product=claim.product,
+        file_name=shown_name(claim.file_name),
+        path=shown_name(claim.path),
+        destination=destination(kind, claim.product, claim.received_at, claim.file_name, claim.id),
+        state=SCORED,
+        verdict=decision.verdict if decision else None,
+        score=decision.score if decision else None,
+        threshold=decision.threshold if decision else None,
+        p_value=decision.p_value if decision else None,
+        model_version=judged.model_version,
+        sha256=judged.file.sha256,
+        width=picture.width if picture else None,
+        height=picture.height if picture else None,
+        mode=picture.mode if picture else None,
+        bytes=judged.file.bytes,
+        received_at=claim.received_at,
+        decided_at=decided_at,
+        attempts=claim.attempt,
+        error_code=judged.error_code,
+        error=judged.error,
+    )
+
+
+def _move_of(record: ImageRecord) -> Move:
+    return Move(record.id, record.path, record.destination, record.sha256)
+
+
+def _finished(
+    id: str,
+    source: str,
+    target: str,
+    end: Delivery,
+    quarantined: bool,
+    now: datetime,
+    latency_ms: float | None,
+) -> Finished:
+    if end is Delivery.DONE:
+        state = QUARANTINED if quarantined else PLACED
+        return Finished(id, state, target, now, latency_ms)
+    if end is Delivery.MISSING:
+        message = f"expected the file at {source} or {target}; found neither"
+        return Finished(id, "missing", target, now, None, "missing", message)
+    message = f"expected one file; found two that differ, at {source} and {target}"
+    return Finished(id, "conflict", source, now, None, "conflict", message)

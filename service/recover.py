@@ -1,0 +1,120 @@
+"""Recover: tell from what lies in `processing/` and what the database says where a run broke off, and go on there.
+
+The plan is pure and covers every line of the recovery table in docs/architecture.md; each action may be
+repeated without harm. Runs at start and with every rescan.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from service.claim import Claim, Claims
+from service.decode import FILE_BYTES_MAX
+from service.deliver import Delivery, Move, hash_file
+from service.logs import fields
+from service.record import FileFacts, Judged, Recorder
+from service.storage import images
+from service.storage.images import StoredImage
+
+log = logging.getLogger(__name__)
+
+
+class Action(Enum):
+    """What is to be done about a file or a row that an earlier run left."""
+
+    SCORE_AGAIN = "score again"
+    GIVE_UP = "give up"
+    DELIVER = "deliver"
+    CHECK_AND_DELIVER = "check and deliver"
+    LEAVE = "leave"
+
+
+@dataclass
+class Recovered:
+    """What recovery leaves to the pipeline: files to score again, one by one, and files to give up."""
+
+    again: list[Claim] = field(default_factory=list)
+    given_up: list[Judged] = field(default_factory=list)
+    delivered: int = 0
+
+
+def plan(stored: StoredImage | None, in_processing: bool, attempt: int, attempts_max: int) -> Action:
+    """Return what to do about a file and its row; pure. `attempt` is the file's, 0 where it is not in processing."""
+    if stored is None:
+        return Action.SCORE_AGAIN if attempt < attempts_max else Action.GIVE_UP
+    if stored.state == "scored":
+        return Action.DELIVER
+    if in_processing and stored.state in ("placed", "quarantined", "missing"):
+        return Action.CHECK_AND_DELIVER
+    return Action.LEAVE
+
+
+def recover(
+    root: Path,
+    engine: Engine,
+    claims: Claims,
+    recorder: Recorder,
+    *,
+    in_flight: Collection[str],
+    attempts_max: int,
+    has_model: Callable[[str], bool],
+) -> Recovered:
+    """Go on with everything of this instance that is not `in_flight` (ids); what `has_model` denies waits on."""
+    found = {claim.id: claim for claim in claims.found() if claim.id not in in_flight}
+    with engine.connect() as connection:
+        stored = images.find(connection, found.keys())
+        for unfinished in images.unfinished(connection):
+            # Rows of other instances on the same root are theirs to finish.
+            if unfinished.id not in in_flight and claims.owns(unfinished.path):
+                stored[unfinished.id] = unfinished
+    recovered = Recovered()
+    moves = []
+    for id in sorted(found.keys() | stored.keys()):
+        claim, row = found.get(id), stored.get(id)
+        action = plan(row, claim is not None, claim.attempt if claim else 0, attempts_max)
+        if action is Action.SCORE_AGAIN and claim is not None:
+            if not has_model(claim.product):
+                continue
+            recovered.again.append(claims.next_attempt(claim))
+        elif action is Action.GIVE_UP and claim is not None:
+            recovered.given_up.append(_given_up(root, claim))
+        elif row is not None and action is Action.DELIVER:
+            moves.append(Move(id, claim.path if claim else row.path, row.destination, row.sha256))
+        elif row is not None and claim is not None and action is Action.CHECK_AND_DELIVER:
+            _check(root, claim, row, moves)
+    if moves:
+        recovered.delivered = _deliver(recorder, moves, stored)
+    return recovered
+
+
+def _check(root: Path, claim: Claim, row: StoredImage, moves: list[Move]) -> None:
+    actual = hash_file(root / claim.path)
+    if row.sha256 is not None and actual != row.sha256:
+        log.error("file is not the one on record; left alone", extra=fields(path=claim.path, id=row.id))
+        return
+    moves.append(Move(row.id, claim.path, row.destination, row.sha256))
+
+
+def _deliver(recorder: Recorder, moves: list[Move], stored: dict[str, StoredImage]) -> int:
+    ended = recorder.finish_moves(moves, lambda id: stored[id].error_code is not None)
+    for move in moves:
+        if ended[move.id] is not Delivery.DONE:
+            log.error(
+                ended[move.id].value,
+                extra=fields(id=move.id, source=move.source, destination=move.destination),
+            )
+    return sum(end is Delivery.DONE for end in ended.values())
+
+
+def _given_up(root: Path, claim: Claim) -> Judged:
+    path = root / claim.path
+    size = path.lstat().st_size
+    sha256 = hash_file(path) if path.is_file() and not path.is_symlink() and size <= FILE_BYTES_MAX else None
+    message = f"scoring it ended the service {claim.attempt} times"
+    return Judged(claim, FileFacts(None, sha256, size), error_code="attempts_exhausted", error=message)

@@ -1,0 +1,132 @@
+"""Score: which detector judges a product's pictures, and what it says of a batch.
+
+Owns the detectors in memory. Which version is champion is a fact in the database; it is asked for again
+from time to time, so that a promotion takes effect without a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from models.detector import Detector, Float32Array, UInt8Array
+from models.errors import ModelCorrupt, TooFewImages
+from models.registry import ModelVersion, verify
+from service.decide import Judge
+from service.errors import ConfigurationError
+from service.logs import fields
+from service.settings import DEFAULT_PRODUCT
+from service.storage.versions import VersionRow
+
+log = logging.getLogger(__name__)
+
+MODELS = "models"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A detector in memory with all that a verdict needs."""
+
+    detector: Detector
+    judge: Judge
+    version: str
+    pixel_threshold: float
+
+
+class Candidates(Protocol):
+    """Where champions are looked up: the product's champion first, then those before it, latest first."""
+
+    def __call__(self) -> Mapping[str, list[VersionRow]]: ...
+
+
+class Scorers:
+    """Gives each product its scorer; `rate_of` says the product's false-alarm rate, `load` makes a detector."""
+
+    def __init__(
+        self,
+        root: Path,
+        champions: Candidates,
+        rate_of: Callable[[str], float],
+        load: Callable[[ModelVersion], Detector],
+        loaded_max: int,
+    ) -> None:
+        self._root = root
+        self._champions = champions
+        self._rate_of = rate_of
+        self._load = load
+        self._loaded_max = loaded_max
+        self._known: Mapping[str, list[VersionRow]] = {}
+        self._detectors: OrderedDict[tuple[str, str], tuple[Detector, ModelVersion]] = OrderedDict()
+        self._scorers: dict[str, Scorer] = {}
+        self._damaged: set[str] = set()
+
+    def refresh(self) -> bool:
+        """Ask again which versions are champions; return whether anything changed."""
+        known = self._champions()
+        if known == self._known:
+            return False
+        self._known = known
+        self._scorers.clear()
+        return True
+
+    def has(self, product: str) -> bool:
+        """Return whether there is a champion for `product`, its own or that of `default`."""
+        return product in self._known or DEFAULT_PRODUCT in self._known
+
+    @property
+    def products(self) -> list[str]:
+        """The products that have a champion of their own."""
+        return sorted(self._known)
+
+    def get(self, product: str) -> Scorer:
+        """Return the scorer for `product`, loading it where needed.
+
+        A champion whose folder is damaged is passed over, with an alert, for the one before it. Raises
+        ConfigurationError when no version can be loaded.
+        """
+        scorer = self._scorers.get(product)
+        if scorer is None:
+            scorer = self._scorers[product] = self._make(product)
+        return scorer
+
+    def _make(self, product: str) -> Scorer:
+        owner = product if product in self._known else DEFAULT_PRODUCT
+        failures = []
+        for row in self._known[owner]:
+            try:
+                detector, version = self._detector(owner, row)
+                judge = Judge(version.calibration_scores, self._rate_of(product))
+            except TooFewImages as error:
+                raise ConfigurationError(f"product {product}, version {row.version}: {error}") from None
+            except ModelCorrupt as error:
+                failures.append(str(error))
+                if row.version not in self._damaged:
+                    self._damaged.add(row.version)
+                    log.error("model passed over", extra=fields(product=owner, version=row.version, reason=error))
+                continue
+            return Scorer(detector, judge, row.version, float(version.manifest["calibration"]["pixel_threshold"]))
+        raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
+
+    def _detector(self, product: str, row: VersionRow) -> tuple[Detector, ModelVersion]:
+        key = (product, row.version)
+        held = self._detectors.get(key)
+        if held is None:
+            version = verify(self._root / MODELS / product / row.version, row.sha256)
+            held = self._detectors[key] = (self._load(version), version)
+            while len(self._detectors) > self._loaded_max:
+                _, (gone, _) = self._detectors.popitem(last=False)
+                self._scorers = {p: s for p, s in self._scorers.items() if s.detector is not gone}
+        self._detectors.move_to_end(key)
+        return held
+
+
+def score_pictures(scorer: Scorer, pixels: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+    """Return scores float32 `(N,)` and maps float32 `(N, h, w)` of `pixels`, N times uint8 `(H, W, 3)`."""
+    scored = scorer.detector.score(np.stack(pixels))
+    return scored.scores, scored.maps

@@ -1,0 +1,386 @@
+"""The pipeline on real files and a real database; only the detector is a stand-in: brightness above 100 is an anomaly."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+
+from models.detector import Scored
+from service.claim import Claims
+from service.pipeline import Limits, Pipeline, StageStuck
+from service.record import Recorder
+from service.settings import IGNORED_NAMES
+from service.storage import images
+from service.storage.energy import EnergySample
+from service.storage.engine import open_database
+from service.watch import Hint, NameFilter
+from tests.conftest import BrightnessDetector, BrightnessScorers, picture_bytes
+
+LIMITS = Limits(
+    in_flight_max=8,
+    batch_size_max=4,
+    batch_wait_ms=5.0,
+    decode_threads=2,
+    decode_timeout_s=30.0,
+    settle_time_s=1.0,
+    empty_file_timeout_s=60.0,
+    file_bytes_max=1_000_000,
+    pixels_max=1_000_000,
+)
+PATIENCE_S = 20.0
+
+
+class House:
+    """A pipeline on a root, driven by hand with a clock that starts at 1000 s and moves when told."""
+
+    def __init__(self, root: Path, engine: Engine, scorers: BrightnessScorers, limits: Limits = LIMITS) -> None:
+        self.root, self.engine, self.now = root, engine, 1000.0
+        self.woken = threading.Event()
+        self.claims = Claims(root, "main")
+        self.recorder = Recorder(root, engine, self.claims, anomaly_maps=True)
+        self.pipeline = Pipeline(
+            root, limits, NameFilter(IGNORED_NAMES), self.claims, scorers, self.recorder, self.woken.set  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def scan(self) -> None:
+        self.pipeline.scan(self.now)
+
+    def run(self, *, claiming: bool = True) -> None:
+        """Step until nothing is in flight."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            self.woken.clear()
+            self.pipeline.step(self.now, claiming=claiming)
+            if self.pipeline.idle:
+                return
+            # Batches wait on the pipeline's clock, which stands still here.
+            self.now += 0.01
+            self.woken.wait(0.05)
+        pytest.fail(f"expected nothing in flight; found {self.pipeline.in_flight}")
+
+    def settle_and_run(self) -> None:
+        self.scan()
+        self.now += 2.0
+        self.run()
+
+    def rows(self) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return images.search(connection, limit=None)
+
+    def files(self, *folders: str) -> list[str]:
+        return sorted(
+            str(p.relative_to(self.root)) for f in folders for p in (self.root / f).rglob("*") if p.is_file()
+        )
+
+
+@pytest.fixture
+def engine(root: Path) -> Iterator[Engine]:
+    engine = open_database(root)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def build(root: Path, engine: Engine) -> Iterator[Callable[..., House]]:
+    houses = []
+
+    def make(*known: str, limits: Limits = LIMITS, detector: object | None = None) -> House:
+        houses.append(House(root, engine, BrightnessScorers(*(known or ("default",)), detector=detector), limits))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        house.pipeline.close()
+
+
+@pytest.fixture
+def house(build: Callable[..., House]) -> House:
+    return build()
+
+
+def test_dropped_pictures_are_scored_sorted_and_on_record(house: House, drop: Callable[..., Path]) -> None:
+    drop("good.png", brightness=10)
+    drop("bad.png", brightness=200)
+    house.settle_and_run()
+    rows = {row["file_name"]: row for row in house.rows()}
+    assert rows["good.png"]["verdict"] == "normal" and rows["bad.png"]["verdict"] == "anomaly"
+    for row in rows.values():
+        assert row["state"] == "placed" and (house.root / row["path"]).is_file()
+        assert row["path"].startswith(row["verdict"]) and row["id"] in row["path"]
+        assert (row["width"], row["height"]) == (30, 20) and row["latency_ms"] >= 0
+    assert house.files("incoming", "processing") == []
+
+
+def test_anomaly_gets_a_map_and_a_normal_picture_none(house: House, drop: Callable[..., Path]) -> None:
+    drop("good.png", brightness=10)
+    drop("bad.png", brightness=200)
+    house.settle_and_run()
+    [bad] = [row["id"] for row in house.rows() if row["verdict"] == "anomaly"]
+    assert house.files("maps") == [f"maps/{bad}.png"]
+
+
+def test_sub_folder_is_the_product(build: Callable[..., House], drop: Callable[..., Path]) -> None:
+    house = build("gears", "default")
+    drop("gears/2026/a.png")
+    drop("b.png", seed=1)
+    house.settle_and_run()
+    assert {row["product"]: row["path"].split("/")[1] for row in house.rows()} == {"gears": "gears", "default": "default"}
+
+
+def test_product_without_a_model_waits_in_incoming(build: Callable[..., House], drop: Callable[..., Path]) -> None:
+    house = build("gears")
+    drop("screws/a.png")
+    drop("gears/b.png")
+    house.settle_and_run()
+    assert house.pipeline.waiting == {"screws": 1}
+    assert house.files("incoming") == ["incoming/screws/a.png"] and len(house.rows()) == 1
+
+
+def test_same_name_and_same_bytes_again_are_rows_of_their_own(house: House, drop: Callable[..., Path]) -> None:
+    for _ in range(3):
+        drop("a.png")
+        house.settle_and_run()
+    rows = house.rows()[::-1]
+    assert len({row["id"] for row in rows}) == 3 and len(house.files("normal")) == 3
+    assert [row["duplicate_of"] for row in rows] == [None, rows[0]["id"], rows[0]["id"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("a.png", b"not a picture", "format"),
+        ("a.gif", b"GIF89a" + bytes(20), "format"),
+        ("a.png", picture_bytes(10)[:60], "damaged"),
+        ("a.png", bytes(1_000_001), "too_many_bytes"),
+    ],
+)
+def test_bad_file_is_quarantined_with_its_reason(house: House, name: str, content: bytes, code: str) -> None:
+    (house.root / "incoming" / name).write_bytes(content)
+    house.settle_and_run()
+    [row] = house.rows()
+    assert (row["state"], row["verdict"], row["error_code"]) == ("quarantined", None, code)
+    assert row["error"] and (house.root / row["path"]).read_bytes() == content
+    assert row["path"].startswith("quarantine/default/")
+
+
+def test_bad_file_does_not_hold_up_the_good_ones(house: House, drop: Callable[..., Path]) -> None:
+    (house.root / "incoming/bad.png").write_bytes(b"x")
+    for number in range(5):
+        drop(f"{number}.png", seed=number)
+    house.settle_and_run()
+    assert sorted(row["state"] for row in house.rows()) == ["placed"] * 5 + ["quarantined"]
+
+
+def test_empty_file_waits_and_is_then_quarantined(house: House) -> None:
+    (house.root / "incoming/a.png").touch()
+    house.settle_and_run()
+    assert house.rows() == []
+    house.now += 60.0
+    house.run()
+    assert [row["error_code"] for row in house.rows()] == ["empty"]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_score_that_is_not_finite_is_quarantined_and_never_normal(
+    build: Callable[..., House], drop: Callable[..., Path], score: float
+) -> None:
+    class Broken(BrightnessDetector):
+        def score(self, images: np.ndarray) -> Scored:
+            return Scored(np.full(len(images), score, np.float32), np.zeros((len(images), 2, 3), np.float32))
+
+    house = build(detector=Broken())
+    drop("a.png")
+    house.settle_and_run()
+    [row] = house.rows()
+    assert (row["state"], row["verdict"], row["error_code"]) == ("quarantined", None, "score_not_finite")
+
+
+@pytest.mark.parametrize("name", [b"a\xff\xfe.png", b"-rf.png", b"new\nline.png", b"<b>'\".png", b"x" * 251 + b".png"])
+def test_strange_names_are_stored_safely(house: House, name: bytes) -> None:
+    path = os.path.join(os.fsencode(house.root / "incoming"), name)
+    with open(path, "wb") as file:
+        file.write(picture_bytes(10))
+    house.settle_and_run()
+    [row] = house.rows()
+    assert row["state"] == "placed" and (house.root / row["path"]).is_file()
+    assert row["file_name"].encode() == name or b"\xff" in name
+
+
+def test_ignored_names_links_and_fifos_stay_where_they_are(house: House, drop: Callable[..., Path]) -> None:
+    for name in ("a.png.part", "._b.png", ".DS_Store", "@eaDir/c.png"):
+        drop(name)
+    (house.root / "incoming/link.png").symlink_to(house.root / "tamis.toml")
+    os.mkfifo(house.root / "incoming/fifo.png")
+    house.pipeline.take_hints([Hint("a.png.part", True), Hint("link.png", True), Hint("fifo.png", True)], house.now)
+    house.settle_and_run()
+    assert house.rows() == [] and house.pipeline.backlog == 0
+
+
+def test_file_that_somebody_has_open_for_writing_is_not_claimed(house: House, drop: Callable[..., Path]) -> None:
+    path = drop("a.png")
+    with path.open("ab"):
+        house.settle_and_run()
+        assert house.rows() == [] and path.exists()
+    house.settle_and_run()
+    assert [row["state"] for row in house.rows()] == ["placed"]
+
+
+def test_file_removed_while_it_waits_leaves_no_row(house: House, drop: Callable[..., Path]) -> None:
+    path = drop("a.png")
+    house.scan()
+    path.unlink()
+    house.now += 2.0
+    house.run()
+    assert house.rows() == [] and house.pipeline.backlog == 0
+
+
+def test_file_changed_after_it_was_read_is_read_again(
+    build: Callable[..., House], drop: Callable[..., Path]
+) -> None:
+    class Meddler(BrightnessDetector):
+        """Somebody writes into the claimed file while it is being scored, once."""
+
+        def __init__(self) -> None:
+            self.house: House | None = None
+
+        def score(self, images: np.ndarray) -> Scored:
+            if self.house is not None:
+                [path] = (self.house.root / "processing/main").glob("*.png")
+                path.write_bytes(picture_bytes(200))
+                self.house = None
+            return super().score(images)
+
+    meddler = Meddler()
+    house = build(detector=meddler)
+    meddler.house = house
+    drop("a.png", brightness=10)
+    house.settle_and_run()
+    [row] = house.rows()
+    assert row["verdict"] == "anomaly" and (house.root / row["path"]).read_bytes() == picture_bytes(200)
+
+
+def test_no_more_than_in_flight_max_are_claimed(build: Callable[..., House], drop: Callable[..., Path]) -> None:
+    release = threading.Event()
+
+    class Slow(BrightnessDetector):
+        def score(self, images: np.ndarray) -> Scored:
+            assert release.wait(PATIENCE_S)
+            return super().score(images)
+
+    house = build(detector=Slow(), limits=replace(LIMITS, in_flight_max=3))
+    for number in range(10):
+        drop(f"{number}.png", seed=number)
+    house.scan()
+    house.now += 2.0
+    for _ in range(20):
+        house.pipeline.step(house.now)
+        house.now += 0.01
+        assert len(house.files("processing")) <= 3
+    assert len(house.files("incoming")) == 7
+    release.set()
+    house.run()
+    assert len(house.rows()) == 10
+
+
+def test_stopping_finishes_what_is_in_flight_and_claims_nothing_new(house: House, drop: Callable[..., Path]) -> None:
+    for number in range(20):
+        drop(f"{number}.png", seed=number)
+    house.scan()
+    house.now += 2.0
+    house.pipeline.step(house.now)
+    claimed = len(house.pipeline.in_flight)
+    assert 0 < claimed < 20
+    house.run(claiming=False)
+    assert len(house.rows()) == claimed and len(house.files("incoming")) == 20 - claimed
+    assert house.files("processing") == []
+
+
+def test_picture_that_decodes_for_too_long_stops_the_daemon(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, entered = threading.Event(), threading.Event()
+
+    def hang(*_args: object, **_kwargs: object) -> None:
+        entered.set()
+        release.wait(PATIENCE_S)
+
+    monkeypatch.setattr("service.pipeline.read_file", hang)
+    drop("a.png")
+    house.scan()
+    house.now = time.monotonic() + 2.0
+    house.pipeline.step(house.now)
+    assert entered.wait(PATIENCE_S)
+    with pytest.raises(StageStuck, match=r"a\.png"):
+        house.pipeline.step(house.now + LIMITS.decode_timeout_s + 1.0)
+    release.set()
+
+
+def test_suspects_of_an_earlier_run_go_one_by_one_before_new_files(house: House, drop: Callable[..., Path]) -> None:
+    suspects = []
+    for number in range(3):
+        drop(f"{number}.png", seed=number)
+        claim = house.claims.claim(f"{number}.png", now=0.0)
+        assert claim is not None
+        suspects.append(claim)
+    drop("new.png", seed=9)
+    house.scan()
+    house.now += 2.0
+    house.pipeline.score_again(suspects)
+    house.pipeline.step(house.now)
+    assert len(house.pipeline.in_flight) == 3 and len(house.files("incoming")) == 1
+    house.run()
+    house.run()
+    assert len(house.rows()) == 4 and all(row["state"] == "placed" for row in house.rows())
+
+
+def test_error_of_a_stage_reaches_the_loop(build: Callable[..., House], drop: Callable[..., Path]) -> None:
+    class Failing(BrightnessDetector):
+        def score(self, images: np.ndarray) -> Scored:
+            raise RuntimeError("the graph broke")
+
+    house = build(detector=Failing())
+    drop("a.png")
+    with pytest.raises(RuntimeError, match="the graph broke"):
+        house.settle_and_run()
+    assert len(house.files("processing")) == 1
+
+
+class _Meter:
+    """Counts 1 Wh for each sample taken."""
+
+    def take(self, kind: str, images: int = 0) -> EnergySample:
+        from datetime import UTC, datetime
+
+        return EnergySample(kind, datetime.now(UTC), 1.0, images, 0.6, 0.0, 0.4, 1.0, None, "estimated", None)
+
+
+def test_energy_of_a_batch_is_shared_and_idling_has_rows_of_its_own(house: House, drop: Callable[..., Path]) -> None:
+    house.pipeline.meter = _Meter()  # type: ignore[assignment]
+    for number in range(4):
+        drop(f"{number}.png", seed=number)
+    house.settle_and_run()
+    with house.engine.connect() as connection:
+        energy = connection.exec_driver_sql("SELECT kind, images, total_wh FROM energy ORDER BY 1").all()
+    batches = [row for row in energy if row[0] == "scoring"]
+    assert [tuple(row) for row in energy if row[0] == "idle"] == [("idle", 0, 1.0)]
+    assert sum(row[1] for row in batches) == 4
+    assert sum(row["energy_wh"] for row in house.rows()) == pytest.approx(len(batches) * 1.0)
+
+
+def test_unreadable_file_is_quarantined(house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("service.pipeline.read_file", denied)
+    drop("a.png")
+    house.settle_and_run()
+    assert [row["error_code"] for row in house.rows()] == ["not_readable"]
