@@ -14,11 +14,13 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy.exc import OperationalError
 
 from models.detector import Detector
 from models.registry import ModelVersion
@@ -34,7 +36,7 @@ from service.record import Recorder
 from service.recover import recover
 from service.score import Scorers
 from service.settings import Settings
-from service.storage.engine import open_database
+from service.storage.engine import is_locked, open_database
 from service.storage.versions import VersionRow, champions, versions
 from service.watch import NameFilter, Watcher
 
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 STATUS_NAME = ".status.json"
 STATUS_INTERVAL_S = 1.0
+LOOK_TIMEOUT_S = 0.2
 SPACE_INTERVAL_S = 1.0
 PAUSED_INTERVAL_S = 5.0
 STUCK_AFTER_S = 30.0
@@ -117,6 +120,9 @@ class Daemon:
         self._watch()
         self._engine = open_database(root)
         stack.callback(self._engine.dispose)
+        # The loop itself never waits for a lock: what it cannot read now it reads with the next round.
+        self._looking = open_database(root, migrate=False, read_only=True, busy_timeout_s=LOOK_TIMEOUT_S)
+        stack.callback(self._looking.dispose)
         self._claims = Claims(root, settings.instance)
         self._scorers = Scorers(
             root,
@@ -255,15 +261,21 @@ class Daemon:
     def _recover(self) -> None:
         with ExitStack() as dead:
             self._adopt(dead)
-            recovered = recover(
-                self._root,
-                self._engine,
-                self._claims,
-                self._recorder,
-                in_flight=self._pipeline.in_flight,
-                attempts_max=self._settings.attempts_max,
-                has_model=self._pipeline.has_model,
-            )
+            try:
+                recovered = recover(
+                    self._root,
+                    self._looking,
+                    self._claims,
+                    self._recorder,
+                    in_flight=self._pipeline.in_flight,
+                    attempts_max=self._settings.attempts_max,
+                    has_model=self._pipeline.has_model,
+                )
+            except OperationalError as error:
+                if not is_locked(error):
+                    raise
+                log.warning("database locked; recovery waits for the next rescan")
+                return
         self._pipeline.score_again(recovered.again)
         self._pipeline.give_up(recovered.given_up)
         if recovered.again or recovered.given_up or recovered.delivered:
@@ -319,9 +331,9 @@ class Daemon:
             self._due.status = now + STATUS_INTERVAL_S
             self._write_status()
 
-    def _write_status(self) -> None:
+    def _status(self) -> dict[str, object]:
         pipeline = self._pipeline
-        status: dict[str, object] = {
+        return {
             "instance": self._settings.instance,
             "pid": os.getpid(),
             "version": __version__,
@@ -338,6 +350,9 @@ class Daemon:
             "anomalies": pipeline.counts.anomalies,
             "interfered": pipeline.counts.interfered,
         }
+
+    def _write_status(self) -> None:
+        status, pipeline = self._status(), self._pipeline
         if status == self._status_written:
             return
         self._status_written = status
@@ -364,7 +379,7 @@ class Daemon:
             self._wake.wait(min(timeout, threading.TIMEOUT_MAX))
 
     def _status_is_written(self) -> bool:
-        return self._status_written.get("placed") == self._pipeline.counts.placed and self._pipeline.idle
+        return self._status_written == self._status()
 
     # Stopping
 
@@ -384,13 +399,19 @@ class Daemon:
         self._write_status()
         log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
 
-    def _champions(self) -> dict[str, list[VersionRow]]:
-        with self._engine.connect() as connection:
-            all_versions = versions(connection)
-            return {
-                product: [champion] + [row for row in all_versions if row.product == product and row.state == "retired"]
-                for product, champion in champions(connection).items()
-            }
+    def _champions(self) -> Mapping[str, list[VersionRow]]:
+        try:
+            with self._looking.connect() as connection:
+                all_versions = versions(connection)
+                champion_of = champions(connection)
+        except OperationalError as error:
+            if not is_locked(error):
+                raise
+            return self._scorers.known
+        return {
+            product: [champion] + [row for row in all_versions if row.product == product and row.state == "retired"]
+            for product, champion in champion_of.items()
+        }
 
 
 def _load(version: ModelVersion, threads: int) -> Detector:

@@ -75,6 +75,8 @@ class EnergyMeter:
         with self._lock:
             if self._tracker is None:
                 return None
+            # `flush` alone leaves out what is less than 50 ms old, and with it a whole micro-batch after idling.
+            self._tracker._measure_power_and_energy()
             self._tracker.flush()
             return self._sample(kind, images)
 
@@ -83,6 +85,7 @@ class EnergyMeter:
         with self._lock:
             if self._tracker is None:
                 return None
+            self._tracker._measure_power_and_energy()
             self._tracker.stop()
             self._tracker = None
             return self._sample(kind, 0)

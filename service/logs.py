@@ -48,7 +48,7 @@ class _PlainFormatter(logging.Formatter):
             record.levelname.lower() + ":" if record.levelno >= logging.WARNING else "",
             record.getMessage(),
         ]
-        parts += [f"{name}={_shown(value)}" for name, value in _fields_of(record).items()]
+        parts += [f"{name}={_shown(value)}" for name, value in _fields_of(record).items() if value is not None]
         line = " ".join(part for part in parts if part).replace("\n", "\\n")
         return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
 

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -39,19 +38,17 @@ class Scorer:
     pixel_threshold: float
 
 
-class Candidates(Protocol):
-    """Where champions are looked up: the product's champion first, then those before it, latest first."""
-
-    def __call__(self) -> Mapping[str, list[VersionRow]]: ...
-
-
 class Scorers:
-    """Gives each product its scorer; `rate_of` says the product's false-alarm rate, `load` makes a detector."""
+    """Gives each product its scorer.
+
+    `champions` looks up, per product, its champion and then those before it, latest first; `rate_of` says the
+    product's false-alarm rate, `load` makes a detector.
+    """
 
     def __init__(
         self,
         root: Path,
-        champions: Candidates,
+        champions: Callable[[], Mapping[str, list[VersionRow]]],
         rate_of: Callable[[str], float],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
@@ -78,6 +75,11 @@ class Scorers:
     def has(self, product: str) -> bool:
         """Return whether there is a champion for `product`, its own or that of `default`."""
         return product in self._known or DEFAULT_PRODUCT in self._known
+
+    @property
+    def known(self) -> Mapping[str, list[VersionRow]]:
+        """The versions of each product, its champion first, as last asked."""
+        return self._known
 
     @property
     def products(self) -> list[str]:

@@ -20,7 +20,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 def print_json(document: Any) -> None:
     """Print `document` as one JSON document on stdout; dates become ISO 8601, paths strings."""
-    typer.echo(json.dumps(document, indent=2, default=str, ensure_ascii=False))
+    text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
+    # Paths may hold bytes that are not UTF-8; escaped, the document is still JSON.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None = None) -> None:

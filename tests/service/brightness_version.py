@@ -1,0 +1,102 @@
+"""Makes a real version, without training: a graph whose score is the brightest of 4 x 6 cells of a picture.
+
+Hashed, verified, compiled and registered like any other; only its weights are not learned, so that every
+outcome is plain. Calibrated on the scores 1 to 100: at a false-alarm rate of 0.01 the threshold is 100.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from models import registry
+from models.openvino_runtime import openvino
+from models.registry import ModelVersion
+from service.storage import versions
+from service.storage.engine import open_database
+
+HEIGHT, WIDTH = 16, 24
+CREATED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def install(root: Path, product: str = "default", version: str = "v1", state: str = "champion") -> ModelVersion:
+    """Publish the version into `root` and register it."""
+    build = root / "models" / f".tmp-{product}-{version}"
+    build.mkdir(parents=True)
+    _save_graph(build)
+    for name in (registry.WEIGHTS, registry.IMAGES):
+        (build / name).write_bytes(b"")
+    files = {path.name: registry.file_sha256(path) for path in build.iterdir()}
+    manifest = {
+        "format": registry.FORMAT,
+        "product": product,
+        "version": version,
+        "kind": "pixel",
+        "created_at": CREATED_AT.isoformat(),
+        "input_size": [HEIGHT, WIDTH],
+        "calibration": {
+            "scores": list(range(1, 101)),
+            "false_alarm_rate": 0.01,
+            "threshold": 100.0,
+            "pixel_threshold": 100.0,
+        },
+        "files": files,
+    }
+    (build / registry.MANIFEST).write_text(json.dumps(manifest))
+    published = registry.publish(build, root / "models")
+    engine = open_database(root)
+    with engine.begin() as connection:
+        versions.register(
+            connection,
+            product=product,
+            version=version,
+            kind="pixel",
+            created_at=CREATED_AT,
+            state=state,
+            reason=None,
+            threshold=100.0,
+            false_alarm_rate=0.01,
+            image_auroc=None,
+            f1=None,
+            training_wh=None,
+            images=None,
+            sha256=published.sha256,
+        )
+    engine.dispose()
+    return published
+
+
+def picture(path: Path, background: int = 20, spot: int | None = None) -> Path:
+    """Save a picture of 48 x 32 (width x height), with a spot in the upper right corner if given."""
+    pixels = np.full((32, 48, 3), background, np.uint8)
+    if spot is not None:
+        pixels[:8, 32:] = spot
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def mask(path: Path) -> Path:
+    """Save the mask of the spot."""
+    pixels = np.zeros((32, 48), np.uint8)
+    pixels[:8, 32:] = 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _save_graph(build: Path) -> None:
+    ov = openvino()
+    op = ov.opset13
+    images = op.parameter([1, HEIGHT, WIDTH, 3], np.uint8, name="images")
+    grey = op.reduce_mean(op.convert(images, np.float32), np.array([3]), False)
+    cells = op.reshape(grey, np.array([1, 4, HEIGHT // 4, 6, WIDTH // 6]), False)
+    maps = op.reduce_mean(cells, np.array([2, 4]), False)
+    scores = op.reduce_max(maps, np.array([1, 2]), False)
+    ov.save_model(
+        ov.Model([op.result(scores), op.result(maps)], [images]), build / registry.GRAPH, compress_to_fp16=False
+    )

@@ -1,0 +1,250 @@
+"""The real daemon process on a real root, with a real graph whose outcomes are plain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import picture_bytes
+from tests.daemon_process import DaemonProcess, finished, nothing_left, wait_until
+from tests.service.brightness_version import install
+
+SETTINGS = "settle_time_s = 0.2\nrescan_interval_s = 1.0\nfree_bytes_min = 0\n"
+
+
+@pytest.fixture
+def house(root: Path) -> Path:
+    install(root)
+    (root / "tamis.toml").write_text(SETTINGS)
+    return root
+
+
+def rows(root: Path, statement: str = "SELECT * FROM results ORDER BY id") -> list[dict[str, Any]]:
+    with sqlite3.connect(root / "tamis.db", timeout=60) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute(statement)]
+
+
+def test_the_whole_journey_from_drop_to_sigterm(house: Path, drop: Callable[..., Path]) -> None:
+    drop("before.png", brightness=20)
+    with DaemonProcess(house, environment={"WATCHDOG_USEC": "1000000", "TAMIS_LOG_FORMAT": "json"}) as daemon:
+        daemon.wait_ready()
+        drop("gears/good.png", brightness=30)
+        drop("bad.png", brightness=220)
+        (house / "incoming/broken.png").write_bytes(b"no picture")
+        wait_until(lambda: finished(house) == 4, "four pictures finished")
+        daemon.wait_for_message("WATCHDOG=1")
+        assert daemon.stop() == 0, daemon.log_text()
+        daemon.wait_for_message("STOPPING=1")
+        log = [json.loads(line) for line in daemon.log_text().splitlines()]
+    found = {row["file_name"]: row for row in rows(house)}
+    assert {name: (row["state"], row["verdict"]) for name, row in found.items()} == {
+        "before.png": ("placed", "normal"),
+        "good.png": ("placed", "normal"),
+        "bad.png": ("placed", "anomaly"),
+        "broken.png": ("quarantined", None),
+    }
+    for row in found.values():
+        assert (house / row["path"]).is_file() and row["received_at"] <= row["decided_at"]
+    assert found["good.png"]["product"] == "gears" and found["good.png"]["model_version"] == "v1"
+    assert nothing_left(house) and len(list((house / "maps").iterdir())) == 1
+    assert [line["event"] for line in log][:1] == ["ready"] and log[-1]["event"] == "stopped"
+    assert sum(line.get("images", 0) for line in log if line["event"] == "batch") == 4
+
+
+def test_energy_of_scoring_and_idling_is_on_record(house: Path, drop: Callable[..., Path]) -> None:
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        # The meter starts beside the loop; its first idle row shows that it runs.
+        drop("0.png", seed=0)
+        for number in range(1, 200):
+            wait_until(lambda number=number: finished(house) == number, f"{number} finished")
+            if rows(house, "SELECT * FROM energy WHERE kind = 'scoring'"):
+                break
+            drop(f"{number}.png", seed=number)
+        assert daemon.stop() == 0
+    energy = rows(house, "SELECT * FROM energy ORDER BY started_at")
+    assert {row["kind"] for row in energy} == {"scoring", "idle"}
+    assert all(row["total_wh"] > 0 for row in energy if row["kind"] == "scoring")
+    assert all(row["emissions_g"] is None and row["source"] in ("measured", "estimated") for row in energy)
+    charged = sum(row["energy_wh"] or 0 for row in rows(house))
+    assert charged == pytest.approx(sum(row["total_wh"] for row in energy if row["kind"] == "scoring"))
+
+
+def test_files_without_a_model_wait_until_there_is_one(root: Path, drop: Callable[..., Path]) -> None:
+    (root / "tamis.toml").write_text(SETTINGS)
+    drop("gears/a.png")
+    with DaemonProcess(root) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: "no model; files wait" in daemon.log_text(), "word of the missing model")
+        assert (root / "incoming/gears/a.png").exists()
+        install(root, product="gears")
+        wait_until(lambda: finished(root) == 1, "the picture finished")
+        assert daemon.stop() == 0
+        assert daemon.log_text().count("no model; files wait") == 1
+
+
+def test_promotion_takes_effect_without_a_restart(house: Path, drop: Callable[..., Path]) -> None:
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        drop("a.png", seed=1)
+        wait_until(lambda: finished(house) == 1, "the first finished")
+        install(house, version="v2")
+        for number in range(1, 100):
+            drop("b.png", seed=1 + number)
+            wait_until(lambda number=number: finished(house) == 1 + number, "the next finished")
+            if rows(house)[-1]["model_version"] == "v2":
+                break
+        assert daemon.stop() == 0
+    assert [rows(house)[0]["model_version"], rows(house)[-1]["model_version"]] == ["v1", "v2"]
+
+
+def test_damaged_champion_is_passed_over_for_the_one_before(house: Path, drop: Callable[..., Path]) -> None:
+    install(house, version="v2")
+    (house / "models/default/v2/model.bin").write_bytes(b"damaged")
+    drop("a.png")
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: finished(house) == 1, "the picture finished")
+        assert daemon.stop() == 0
+        assert "model passed over" in daemon.log_text() and "model.bin" in daemon.log_text()
+    assert [row["model_version"] for row in rows(house)] == ["v1"]
+
+
+def test_no_loadable_model_refuses_to_start_and_moves_nothing(house: Path, drop: Callable[..., Path]) -> None:
+    (house / "models/default/v1/model.xml").write_bytes(b"damaged")
+    path = drop("a.png")
+    with DaemonProcess(house) as daemon:
+        assert daemon.process.wait(60) == 78
+        assert "model.xml" in daemon.log_text() and "expected sha256" in daemon.log_text()
+    assert path.exists()
+
+
+def test_second_daemon_is_refused_by_name_of_the_first(house: Path) -> None:
+    with DaemonProcess(house) as first:
+        first.wait_ready()
+        for options in ((), ("--instance", "other")):
+            with DaemonProcess(house, *options) as second:
+                assert second.process.wait(60) == 78
+                assert f'"pid": {first.process.pid}' in second.log_text()
+        assert first.stop() == 0
+
+
+def test_two_daemons_share_a_root_when_both_say_so(house: Path, drop: Callable[..., Path]) -> None:
+    (house / "tamis.toml").write_text(SETTINGS + "share_root = true\n")
+    with DaemonProcess(house) as first, DaemonProcess(house, "--instance", "other") as second:
+        first.wait_ready()
+        second.wait_ready()
+        for number in range(40):
+            drop(f"{number}.png", seed=number)
+        wait_until(lambda: finished(house) == 40, "forty finished")
+        assert (first.stop(), second.stop()) == (0, 0)
+    assert len({row["id"] for row in rows(house)}) == 40 and nothing_left(house)
+
+
+def test_what_a_dead_instance_left_is_adopted(house: Path) -> None:
+    folder = house / "processing/dead/gears"
+    folder.mkdir(parents=True)
+    (folder / "01ARZ3NDEKTSV4RRFFQ69G5FAV--1--a.png").write_bytes(picture_bytes(20))
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: finished(house) == 1, "the picture finished")
+        assert daemon.stop() == 0
+    [row] = rows(house)
+    assert (row["id"], row["product"], row["state"]) == ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "gears", "placed")
+    assert row["received_at"].startswith("2016-07-30")
+
+
+def test_second_signal_leaves_at_once(house: Path, drop: Callable[..., Path]) -> None:
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        for number in range(200):
+            drop(f"{number}.png", seed=number)
+        wait_until(lambda: finished(house) > 0, "the first finished")
+        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.send_signal(signal.SIGINT)
+        daemon.process.send_signal(signal.SIGCONT)
+        daemon.process.wait(10)
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: finished(house) == 200, "all finished by the next run")
+        assert daemon.stop() == 0
+    assert len({row["id"] for row in rows(house)}) == 200
+
+
+def test_full_disk_pauses_claiming_before_it_is_full(house: Path, drop: Callable[..., Path]) -> None:
+    (house / "tamis.toml").write_text(SETTINGS.replace("free_bytes_min = 0", f"free_bytes_min = {1 << 60}"))
+    path = drop("a.png")
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: "bytes free" in daemon.log_text(), "word of the lack of space")
+        status = json.loads((house / "processing/main/.status.json").read_text())
+        assert "bytes free" in status["paused"] and path.exists()
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("mode", ["polling", "events"])
+def test_every_way_of_watching_finds_new_files(house: Path, drop: Callable[..., Path], mode: str) -> None:
+    (house / "tamis.toml").write_text(SETTINGS + f'watch_mode = "{mode}"\npoll_interval_s = 0.2\n')
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        drop("new/folder/a.png")
+        wait_until(lambda: finished(house) == 1, "the picture finished")
+        assert daemon.stop() == 0
+        assert f"watching={mode}" in daemon.log_text()
+
+
+def test_database_newer_than_the_program_refuses_to_start(house: Path, drop: Callable[..., Path]) -> None:
+    path = drop("a.png")
+    with sqlite3.connect(house / "tamis.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999_from_the_future'")
+    with DaemonProcess(house) as daemon:
+        assert daemon.process.wait(60) == 78
+        assert "9999_from_the_future" in daemon.log_text()
+    assert path.exists()
+
+
+def test_unknown_setting_refuses_to_start_by_name(house: Path) -> None:
+    (house / "tamis.toml").write_text("settle_tme_s = 3\n")
+    with DaemonProcess(house) as daemon:
+        assert daemon.process.wait(60) == 78
+        assert "settle_tme_s" in daemon.log_text() and "did you mean 'settle_time_s'" in daemon.log_text()
+
+
+def test_locked_database_is_waited_for_and_the_loop_goes_on(house: Path, drop: Callable[..., Path]) -> None:
+    with DaemonProcess(house, environment={"WATCHDOG_USEC": "400000"}) as daemon:
+        daemon.wait_ready()
+        connection = sqlite3.connect(house / "tamis.db", isolation_level=None)
+        connection.execute("BEGIN EXCLUSIVE")
+        drop("a.png")
+        wait_until(lambda: any((house / "processing/main").glob("*.png")), "the claim")
+        for _ in range(5):
+            daemon.wait_for_message("WATCHDOG=1")
+        connection.execute("COMMIT")
+        connection.close()
+        wait_until(lambda: finished(house) == 1, "the picture finished")
+        assert daemon.stop() == 0
+
+
+def test_data_is_written_with_the_umask_of_the_service(house: Path, drop: Callable[..., Path]) -> None:
+    before = os.umask(0o077)
+    try:
+        with DaemonProcess(house) as daemon:
+            daemon.wait_ready()
+            drop("bad.png", brightness=220)
+            wait_until(lambda: finished(house) == 1, "the picture finished")
+            assert daemon.stop() == 0
+    finally:
+        os.umask(before)
+    [row] = rows(house)
+    [overlay] = (house / "maps").iterdir()
+    for path in (overlay, (house / row["path"]).parent):
+        assert path.stat().st_mode & 0o077 == 0, path

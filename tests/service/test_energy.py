@@ -1,0 +1,47 @@
+"""The meter on the real tracker, offline."""
+
+import time
+
+import pytest
+
+from service.energy import EnergyMeter
+
+
+def work(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+def test_sum_of_samples_is_the_trackers_total() -> None:
+    meter = EnergyMeter(country="FRA")
+    samples = []
+    for kind in ("scoring", "idle", "scoring"):
+        work(0.3)
+        samples.append(meter.take(kind, images=1))
+    work(0.1)
+    samples.append(meter.close())
+    taken = [sample for sample in samples if sample is not None]
+    assert len(taken) == 4
+    assert meter.total_wh > 0
+    assert sum(sample.total_wh or 0 for sample in taken) == pytest.approx(meter.total_wh, rel=1e-9)
+    for sample in taken:
+        parts = (sample.cpu_wh or 0) + (sample.gpu_wh or 0) + (sample.ram_wh or 0)
+        assert parts == pytest.approx(sample.total_wh, rel=1e-6)
+        assert sample.source in ("measured", "estimated") and sample.country == "FRA"
+        assert sample.emissions_g is not None and sample.emissions_g >= 0
+    assert sum(sample.duration_s for sample in taken) == pytest.approx(1.0, abs=2.0)
+
+
+def test_without_a_country_grams_are_unknown_and_not_zero() -> None:
+    meter = EnergyMeter()
+    work(0.1)
+    sample = meter.close("training")
+    assert sample is not None and sample.total_wh is not None
+    assert (sample.kind, sample.emissions_g, sample.country) == ("training", None, None)
+
+
+def test_closed_meter_gives_no_sample() -> None:
+    meter = EnergyMeter()
+    meter.close()
+    assert meter.take("idle") is None and meter.close() is None
