@@ -1,0 +1,204 @@
+"""The first schema: the tables, and the public views `results`, `energy` and `model_versions`."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+FINITE = "1.7976931348623157e308"
+
+# The latest review of a picture is joined by its number, found in the index; so filters on `results` reach
+# the indexes of `images`, and columns that are not asked for cost nothing.
+RESULTS = """
+CREATE VIEW results AS
+SELECT
+    i.id, i.product, i.file_name, i.path, i.state, i.verdict, i.score, i.threshold, i.p_value,
+    i.model_version, i.sha256, i.width, i.height, i.bytes, i.received_at, i.decided_at, i.latency_ms,
+    r.label, r.labelled_by, r.labelled_at,
+    i.duplicate_of, i.error_code, i.error,
+    e.total_wh / NULLIF(e.images, 0) AS energy_wh
+FROM images AS i
+LEFT JOIN reviews AS r ON r.id = (SELECT max(latest.id) FROM reviews AS latest WHERE latest.image_id = i.id)
+LEFT JOIN energy_rows AS e ON e.id = i.energy_id
+"""
+ENERGY = """
+CREATE VIEW energy AS
+SELECT
+    id, kind, started_at, duration_s, images, cpu_wh, gpu_wh, ram_wh, total_wh, emissions_g, source, country
+FROM energy_rows
+"""
+MODEL_VERSIONS = """
+CREATE VIEW model_versions AS
+SELECT
+    product, version, kind, created_at, state, reason, threshold, image_auroc, f1, false_alarm_rate,
+    training_wh, images, sha256
+FROM versions
+"""
+
+
+def upgrade() -> None:
+    op.create_table(
+        "energy_rows",
+        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("started_at", sa.Text, nullable=False),
+        sa.Column("duration_s", sa.Float, nullable=False),
+        sa.Column("images", sa.Integer, nullable=False),
+        sa.Column("cpu_wh", sa.Float),
+        sa.Column("gpu_wh", sa.Float),
+        sa.Column("ram_wh", sa.Float),
+        sa.Column("total_wh", sa.Float),
+        sa.Column("emissions_g", sa.Float),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("country", sa.Text),
+        sa.PrimaryKeyConstraint("id"),
+        _check("energy_rows_kind", _one_of("kind", "scoring", "idle", "training", "evaluation")),
+        _check("energy_rows_source", _one_of("source", "measured", "estimated")),
+        _check("energy_rows_images", _whole("images", 0)),
+        _check("energy_rows_duration", "duration_s >= 0"),
+        _check("energy_rows_total", "total_wh >= 0"),
+    )
+    op.create_index("energy_rows_by_started_at", "energy_rows", ["started_at"])
+
+    op.create_table(
+        "images",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("product", sa.Text, nullable=False),
+        sa.Column("file_name", sa.Text, nullable=False),
+        sa.Column("path", sa.Text, nullable=False),
+        sa.Column("destination", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("verdict", sa.Text),
+        sa.Column("score", sa.Float),
+        sa.Column("threshold", sa.Float),
+        sa.Column("p_value", sa.Float),
+        sa.Column("model_version", sa.Text),
+        sa.Column("sha256", sa.Text),
+        sa.Column("width", sa.Integer),
+        sa.Column("height", sa.Integer),
+        sa.Column("mode", sa.Text),
+        sa.Column("bytes", sa.BigInteger),
+        sa.Column("received_at", sa.Text, nullable=False),
+        sa.Column("decided_at", sa.Text, nullable=False),
+        sa.Column("placed_at", sa.Text),
+        sa.Column("latency_ms", sa.Float),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("duplicate_of", sa.Text),
+        sa.Column("error_code", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("energy_id", sa.Integer),
+        sa.PrimaryKeyConstraint("id"),
+        _check("images_state", _one_of("state", "scored", "placed", "quarantined", "missing", "conflict")),
+        _check("images_verdict", _one_of("verdict", "normal", "anomaly")),
+        _check("images_verdict_has_score", "verdict IS NULL OR (score IS NOT NULL AND threshold IS NOT NULL)"),
+        _check("images_score", _finite("score")),
+        _check("images_threshold", _finite("threshold")),
+        _check("images_p_value", "p_value >= 0 AND p_value <= 1"),
+        _check("images_sha256", "length(sha256) = 64"),
+        _check("images_width", _whole("width", 1)),
+        _check("images_height", _whole("height", 1)),
+        _check("images_bytes", _whole("bytes", 0)),
+        _check("images_attempts", _whole("attempts", 0)),
+        sa.ForeignKeyConstraint(["energy_id"], ["energy_rows.id"], name="images_energy_id"),
+    )
+    for columns in (
+        ["received_at", "id"],
+        ["product", "received_at", "id"],
+        ["product", "verdict", "received_at", "id"],
+        ["verdict", "received_at", "id"],
+        ["state", "received_at", "id"],
+    ):
+        op.create_index("images_by_" + "_".join(columns), "images", columns)
+    op.create_index("images_by_sha256", "images", ["sha256"], sqlite_where=sa.text("duplicate_of IS NULL"))
+
+    op.create_table(
+        "reviews",
+        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("image_id", sa.Text, nullable=False),
+        sa.Column("label", sa.Text),
+        sa.Column("labelled_by", sa.Text),
+        sa.Column("labelled_at", sa.Text, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("note", sa.Text),
+        sa.PrimaryKeyConstraint("id"),
+        _check("reviews_label", _one_of("label", "normal", "anomaly")),
+        sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="reviews_image_id"),
+    )
+    op.create_index("reviews_by_image_id", "reviews", ["image_id", "id"])
+    _append_only("reviews")
+
+    op.create_table(
+        "versions",
+        sa.Column("product", sa.Text, nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("created_at", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("threshold", sa.Float),
+        sa.Column("image_auroc", sa.Float),
+        sa.Column("f1", sa.Float),
+        sa.Column("false_alarm_rate", sa.Float),
+        sa.Column("training_wh", sa.Float),
+        sa.Column("images", sa.Integer),
+        sa.Column("sha256", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("product", "version"),
+        _check("versions_state", _one_of("state", "champion", "challenger", "retired", "rejected")),
+        _check("versions_images", _whole("images", 0)),
+        _check("versions_sha256", "length(sha256) = 64"),
+    )
+    op.create_index(
+        "versions_one_champion",
+        "versions",
+        ["product"],
+        unique=True,
+        sqlite_where=sa.text("state = 'champion'"),
+    )
+
+    op.create_table(
+        "promotions",
+        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("product", sa.Text, nullable=False),
+        sa.Column("version", sa.Text, nullable=False),
+        sa.Column("action", sa.Text, nullable=False),
+        sa.Column("at", sa.Text, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.PrimaryKeyConstraint("id"),
+        _check("promotions_action", _one_of("action", "promote", "rollback")),
+    )
+    op.create_index("promotions_by_product_id", "promotions", ["product", "id"])
+    _append_only("promotions")
+
+    for view in (RESULTS, ENERGY, MODEL_VERSIONS):
+        op.execute(view)
+
+
+def downgrade() -> None:
+    raise NotImplementedError("there is nothing before the first schema")
+
+
+def _check(name: str, condition: str) -> sa.CheckConstraint:
+    return sa.CheckConstraint(condition, name=op.f(name))
+
+
+def _one_of(column: str, *names: str) -> str:
+    return f"{column} IN ({', '.join(map(repr, names))})"
+
+
+def _whole(column: str, least: int) -> str:
+    return f"{column} IS NULL OR (typeof({column}) = 'integer' AND {column} >= {least})"
+
+
+def _finite(column: str) -> str:
+    return f"{column} IS NULL OR (typeof({column}) = 'real' AND abs({column}) <= {FINITE})"
+
+
+def _append_only(table: str) -> None:
+    for change in ("UPDATE", "DELETE"):
+        op.execute(
+            f"CREATE TRIGGER {table}_refuse_{change.lower()} BEFORE {change} ON {table}"
+            f" BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        )

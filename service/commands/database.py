@@ -1,0 +1,152 @@
+"""`tamis db`: upgrades, checks and backs up the database of a root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import Connection, Engine, select
+
+import migrations
+from service.commands.options import AsJson, Root, print_json
+from service.errors import TamisError
+from service.storage import schema
+from service.storage.backup import backup as copy_database
+from service.storage.engine import DATABASE_FILE, DatabaseCorrupt, open_database
+from service.storage.tables import Image
+
+app = typer.Typer(help="Upgrade, check and back up the database.", no_args_is_help=True)
+
+PAGE = 10_000
+# Where such a row says that its file lies, it should lie. The others are under way, or known to be elsewhere.
+STATES_WITH_FILE = ("placed", "quarantined")
+
+
+@app.command()
+def upgrade(root: Root, as_json: AsJson = False) -> None:
+    """Bring the schema up to date; `tamis run` does so by itself."""
+    before = _revision(root)
+    open_database(root).dispose()
+    if as_json:
+        print_json({"before": before, "after": migrations.HEAD})
+    elif before == migrations.HEAD:
+        typer.echo(f"{root / DATABASE_FILE}: at revision {before} already")
+    else:
+        typer.echo(f"{root / DATABASE_FILE}: upgraded from revision {before} to {migrations.HEAD}")
+
+
+@app.command()
+def check(
+    root: Root,
+    files: Annotated[bool, typer.Option(help="Also look whether each row's file is there.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check every page, every reference and the revision, and count rows whose file is gone."""
+    found = inspect(root, files=files)
+    if as_json:
+        print_json(found)
+    else:
+        for name, value in found.items():
+            typer.echo(f"{name}: {'; '.join(value) if isinstance(value, list) else value}")
+    if not found["sound"]:
+        raise typer.Exit(1)
+
+
+def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
+    """Return what `tamis db check` reports; `sound` says whether integrity, references and revision are right.
+
+    Files that are gone do not make it unsound: people may clear out old pictures.
+    """
+    found: dict[str, Any] = {
+        "database": str(root / DATABASE_FILE),
+        "sound": False,
+        "integrity": [],
+        "broken_references": None,
+        "revision": None,
+        "revision_expected": migrations.HEAD,
+        "rows": None,
+        "rows_without_file": None,
+    }
+    try:
+        engine = open_database(root, read_only=True, migrate=False)
+        try:
+            with engine.connect() as connection:
+                found["integrity"] = list(connection.exec_driver_sql("PRAGMA integrity_check").scalars())
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                found["broken_references"] = len(broken)
+                found["revision"] = schema.revision_of(connection)
+            if files:
+                found["rows"], found["rows_without_file"] = _count_files(engine, root)
+        finally:
+            engine.dispose()
+    except DatabaseCorrupt as error:
+        found["integrity"].append(str(error))
+    found["sound"] = (
+        found["integrity"] == ["ok"] and found["broken_references"] == 0 and found["revision"] == migrations.HEAD
+    )
+    return found
+
+
+@app.command()
+def backup(
+    root: Root,
+    destination: Annotated[Path, typer.Argument(help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite it if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the database, also while Tamis runs, into a file that is checked before it appears."""
+    engine = open_database(root, read_only=True, migrate=False)
+    try:
+        size = copy_database(engine, destination, force=force)
+    except OSError as error:
+        raise TamisError(f"backup {destination}: expected to write it; found {error.strerror}") from error
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json({"backup": destination, "bytes": size})
+    else:
+        typer.echo(f"{destination}: {size:,} bytes, checked")
+
+
+def _revision(root: Path) -> str | None:
+    engine = open_database(root, read_only=True, migrate=False)
+    try:
+        with engine.connect() as connection:
+            return schema.revision_of(connection)
+    finally:
+        engine.dispose()
+
+
+def _count_files(engine: Engine, root: Path) -> tuple[int, int]:
+    """Return the number of rows that should have a file, and of those whose file is not there."""
+    rows = missing = 0
+    for path in _paths(engine):
+        rows += 1
+        missing += not os.path.lexists(root / path)
+    return rows, missing
+
+
+def _paths(engine: Engine) -> Iterator[str]:
+    """Yield each row's path, in short transactions: a check of a large root should not hold up its daemon."""
+    last = ""
+    while page := _page(engine, last):
+        yield from (path for _, path in page)
+        last = page[-1][0]
+
+
+def _page(engine: Engine, after: str) -> list[tuple[str, str]]:
+    with engine.connect() as connection:
+        return _read_page(connection, after)
+
+
+def _read_page(connection: Connection, after: str) -> list[tuple[str, str]]:
+    statement = (
+        select(Image.id, Image.path)
+        .where(Image.id > after, Image.state.in_(STATES_WITH_FILE))
+        .order_by(Image.id)
+        .limit(PAGE)
+    )
+    return [(id, path) for id, path in connection.execute(statement)]

@@ -1,0 +1,130 @@
+"""`tamis energy`: what scoring, idling and training used, per 1,000 images, per day and per kind."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.commands.options import AsJson, Root, print_json, print_table
+from service.commands.results import moment
+from service.storage import energy as storage
+from service.storage.engine import open_database
+
+KIND_COLUMNS = (
+    "kind",
+    "images",
+    "total_wh",
+    "emissions_g",
+    "wh_per_1000_images",
+    "g_per_1000_images",
+    "share",
+    "source",
+)
+DAY_COLUMNS = (
+    "day",
+    "images",
+    "total_wh",
+    "emissions_g",
+    "wh_per_1000_images",
+    "g_per_1000_images",
+    "idle_share",
+    "source",
+)
+
+
+class Per(StrEnum):
+    """What a row of the report stands for."""
+
+    day = "day"
+    kind = "kind"
+
+
+def energy(
+    root: Root,
+    since: Annotated[str | None, typer.Option(help="From then on: 24h, 7d, or a UTC time.")] = None,
+    per: Annotated[Per | None, typer.Option(help="Rows per day or per kind; without it both.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show Wh and grams of CO2e, per 1,000 images, per day and per kind."""
+    found = report(root, None if since is None else moment(since, datetime.now(UTC)), per)
+    if as_json:
+        print_json(found)
+        return
+    typer.echo(_summary(found))
+    if "per_kind" in found:
+        print_table(found["per_kind"], KIND_COLUMNS, title="Per kind")
+    if "per_day" in found:
+        print_table(found["per_day"], DAY_COLUMNS, title="Per day, UTC")
+    for note in found["notes"]:
+        typer.echo(f"note: {note}", err=True)
+
+
+def report(root: Path, since: datetime | None, per: Per | None) -> dict[str, Any]:
+    """Return the report as one JSON document; an unknown figure is None, and the notes say why."""
+    engine = open_database(root, read_only=True)
+    try:
+        with engine.connect() as connection:
+            kinds = storage.per_kind(connection, since)
+            days = storage.per_day(connection, since)
+    finally:
+        engine.dispose()
+    found = _totals(kinds) | {"since": since}
+    if per is not Per.day:
+        found["per_kind"] = kinds
+    if per is not Per.kind:
+        found["per_day"] = days
+    return found | {"notes": _notes(kinds)}
+
+
+def _totals(kinds: list[dict[str, Any]]) -> dict[str, Any]:
+    of = {row["kind"]: row for row in kinds}
+    scoring, idle = of.get("scoring", {}), of.get("idle", {})
+    sources = {row["source"] for row in kinds}
+    return {
+        "images": scoring.get("images", 0),
+        "total_wh": _sum(row["total_wh"] for row in kinds),
+        "emissions_g": _sum(row["emissions_g"] for row in kinds),
+        "wh_per_1000_images": scoring.get("wh_per_1000_images"),
+        "g_per_1000_images": scoring.get("g_per_1000_images"),
+        "idle_share": idle.get("share"),
+        "source": sources.pop() if len(sources) == 1 else ("mixed" if sources else None),
+    }
+
+
+def _notes(kinds: list[dict[str, Any]]) -> list[str]:
+    notes = []
+    if not kinds:
+        notes.append("no energy was recorded in this time")
+    if unmetered := sum(row["rows_without_wh"] for row in kinds):
+        notes.append(f"{unmetered:,} rows have no energy: it could not be metered; they are left out of the sums")
+    if without := sum(row["rows_without_g"] for row in kinds):
+        notes.append(
+            f"{without:,} rows have no grams of CO2e: the setting energy_country is not set, or was not then;"
+            " they are left out of the grams"
+        )
+    if any(row["source"] != "measured" for row in kinds):
+        notes.append("energy that is estimated comes from a model of the processor, not from a meter")
+    return notes
+
+
+def _summary(found: dict[str, Any]) -> str:
+    share = found["idle_share"]
+    return (
+        f"{found['images']:,} images scored, {_figure(found['total_wh'])} Wh in all"
+        f" ({found['source'] or 'nothing recorded'}); per 1,000 images {_figure(found['wh_per_1000_images'])} Wh"
+        f" and {_figure(found['g_per_1000_images'])} g CO2e;"
+        f" idling {'unknown' if share is None else format(share, '.0%')} of the energy"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
+
+
+def _sum(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

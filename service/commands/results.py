@@ -1,0 +1,214 @@
+"""`tamis results`: prints or exports rows of the view `results`, newest first.
+
+Rows are read in pages, each in a short transaction of its own: an export of millions needs little memory and
+holds up no writer.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import IO, Annotated, Any, TextIO, get_args
+
+import typer
+from sqlalchemy import Engine
+
+from service.commands.options import AsJson, Root, print_table
+from service.errors import TamisError, UsageError
+from service.storage import images
+from service.storage.engine import open_database
+from service.storage.tables import ImageState, Verdict, results_view
+
+PAGE = 5000
+TABLE_COLUMNS = (
+    "received_at",
+    "product",
+    "file_name",
+    "verdict",
+    "score",
+    "threshold",
+    "state",
+    "label",
+    "error_code",
+)
+COLUMNS = tuple(results_view.c.keys())
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+Row = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """What the rows are written as."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def results(
+    root: Root,
+    since: Annotated[
+        str | None, typer.Option(help="From then on: 24h, 7d, 30m, or a UTC time such as 2026-01-31.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Before then; as --since.")] = None,
+    product: Annotated[str | None, typer.Option(help="Of this product.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="normal or anomaly.")] = None,
+    state: Annotated[str | None, typer.Option(help="scored, placed, quarantined, missing or conflict.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Rows at most, the newest; 0 is all.")] = 100,
+    format: Annotated[Format, typer.Option(help="How to write them.")] = Format.table,
+    output: Annotated[Path | None, typer.Option(help="Write to this file, not to stdout.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what was decided, newest first."""
+    now = datetime.now(UTC)
+    filters: dict[str, Any] = {
+        "since": None if since is None else moment(since, now),
+        "until": None if until is None else moment(until, now),
+        "product": product,
+        "verdict": _one_of("--verdict", verdict, get_args(Verdict)),
+        "state": _one_of("--state", state, get_args(ImageState)),
+    }
+    format = Format.json if as_json else format
+    if format is Format.parquet:
+        _require_pyarrow()
+        if output is None and sys.stdout.isatty():
+            raise UsageError("--format parquet: expected --output FILE, or stdout that is no terminal")
+    if format is Format.table and output is not None:
+        raise UsageError("--output: expected --format csv, json or parquet; found table")
+    engine = open_database(root, read_only=True)
+    try:
+        with engine.connect() as connection:
+            total = images.count(connection, **filters)
+        shown = min(total, limit) if limit else total
+        _write(_rows(engine, filters, shown), format, output, total)
+    finally:
+        engine.dispose()
+    everything = "" if shown == total else "; --limit 0 shows all"
+    typer.echo(f"{shown:,} of {total:,} shown{everything}", err=True)
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """Return the UTC time that `text` means: an age before `now`, such as `24h`, or ISO 8601 (UTC if no zone).
+
+    Raises UsageError.
+    """
+    try:
+        if age := re.fullmatch(r"(\d+)([smhdw])", text):
+            return now - timedelta(**{UNITS[age[2]]: int(age[1])})
+        found = datetime.fromisoformat(text)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(f"time: expected 24h, 7d, 30m or ISO 8601 such as 2026-01-31T08:00; found {text!r}") from None
+
+
+def safe_cell(value: Any) -> Any:
+    r"""Return `value` as it may stand in a CSV file that a spreadsheet opens.
+
+    Names come from outside. Text that a spreadsheet would run as a formula gets a leading `'`; control
+    characters are written as `\x1b`. Numbers stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+    return "'" + plain if plain.startswith(("=", "+", "-", "@")) else plain
+
+
+def _one_of(option: str, value: str | None, names: tuple[str, ...]) -> str | None:
+    if value is not None and value not in names:
+        raise UsageError(f"{option}: expected {', '.join(names)}; found {value!r}")
+    return value
+
+
+def _rows(engine: Engine, filters: dict[str, Any], shown: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield `shown` rows at most, in pages. Rows that arrive meanwhile are newer than all and do not shift them."""
+    before = None
+    while shown > 0:
+        with engine.connect() as connection:
+            page = images.search(connection, **filters, limit=min(PAGE, shown), before=before)
+        if not page:
+            return
+        yield page
+        shown -= len(page)
+        before = (page[-1]["received_at"], page[-1]["id"])
+
+
+def _write(pages: Iterable[list[dict[str, Any]]], format: Format, output: Path | None, total: int) -> None:
+    if format is Format.table:
+        rows = [row | {"received_at": row["received_at"][:19] + "Z"} for row in chain.from_iterable(pages)]
+        print_table(rows, TABLE_COLUMNS)
+    elif format is Format.parquet:
+        with _opened(output, binary=True) as file:
+            _write_parquet(pages, file)
+    else:
+        with _opened(output, binary=False) as file:
+            if format is Format.csv:
+                _write_csv(chain.from_iterable(pages), file)
+            else:
+                _write_json(chain.from_iterable(pages), file, total)
+
+
+def _write_csv(rows: Iterable[Row], file: TextIO) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([safe_cell(row[column]) for column in COLUMNS])
+
+
+def _write_json(rows: Iterable[Row], file: TextIO, total: int) -> None:
+    file.write(f'{{\n"total": {total},\n"results": [')
+    separator = "\n"
+    for row in rows:
+        file.write(separator + json.dumps(row, ensure_ascii=False))
+        separator = ",\n"
+    file.write("\n]\n}\n")
+
+
+def _write_parquet(pages: Iterable[list[dict[str, Any]]], file: IO[bytes]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = dict.fromkeys(COLUMNS, pa.string())
+    types |= dict.fromkeys(("score", "threshold", "p_value", "latency_ms", "energy_wh"), pa.float64())
+    types |= dict.fromkeys(("width", "height", "bytes"), pa.int64())
+    times = ("received_at", "decided_at", "labelled_at")
+    types |= dict.fromkeys(times, pa.timestamp("us", tz="UTC"))
+    schema = pa.schema(list(types.items()))
+    with pq.ParquetWriter(file, schema) as writer:
+        for page in pages:
+            for row in page:
+                for name in times:
+                    row[name] = None if row[name] is None else datetime.fromisoformat(row[name])
+            writer.write_table(pa.Table.from_pylist(page, schema=schema))
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise TamisError("--format parquet: expected pyarrow; install it with `pip install 'tamis[parquet]'`") from None
+
+
+@contextmanager
+def _opened(output: Path | None, *, binary: bool) -> Iterator[Any]:
+    """Yield a file to write to: stdout, or `output`, which appears whole or not at all."""
+    if output is None:
+        yield sys.stdout.buffer if binary else sys.stdout
+        return
+    part = output.with_name(f".{output.name}.part")
+    try:
+        with part.open("wb") if binary else part.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        part.replace(output)
+    except OSError as error:
+        raise TamisError(f"--output {output}: expected to write it; found {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,140 @@
+"""`tamis models`: lists the versions, shows one, and says which is the champion of its product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import Engine
+
+from models import registry
+from service.commands.options import AsJson, Root, print_json, print_table
+from service.errors import TamisError
+from service.storage import versions
+from service.storage.engine import open_database
+from service.storage.versions import VersionRow
+
+app = typer.Typer(help="List, show, promote and roll back model versions.", no_args_is_help=True)
+
+LIST_COLUMNS = (
+    "product",
+    "version",
+    "kind",
+    "state",
+    "created_at",
+    "image_auroc",
+    "f1",
+    "threshold",
+    "images",
+    "reason",
+)
+MODELS_FOLDER = "models"
+
+Product = Annotated[str, typer.Argument(help="The product.")]
+Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
+
+
+@app.command("list")
+def list_(
+    root: Root,
+    product: Annotated[str | None, typer.Option(help="Of this product.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the versions, newest first, with their state and figures."""
+    with _database(root, read_only=True) as engine, engine.connect() as connection:
+        rows = [_plain(row) for row in versions.versions(connection, product)]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, LIST_COLUMNS)
+
+
+@app.command()
+def show(
+    root: Root,
+    product: Product,
+    version: Annotated[str | None, typer.Argument(help="The version; without it the champion.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version, and check its files against their hashes."""
+    with _database(root, read_only=True) as engine, engine.connect() as connection:
+        row = versions.get(connection, product, version) if version else versions.champion(connection, product)
+        if row is None:
+            known = ", ".join(r.version for r in versions.versions(connection, product)) or "none"
+            raise TamisError(f"model {product}/{version or 'champion'}: not found; versions there are: {known}")
+    folder = _folder(root, row)
+    manifest = registry.verify(folder, row.sha256).manifest
+    facts = {name: value for name, value in manifest.items() if not _is_long(value)}
+    document = {**_plain(row), "folder": str(folder), "verified": True, "manifest": facts}
+    if as_json:
+        print_json(document)
+        return
+    lines = {**facts, **{name: value for name, value in document.items() if name != "manifest"}}
+    print_table([{"fact": name, "value": _text(value)} for name, value in lines.items()], ("fact", "value"))
+
+
+@app.command()
+def promote(
+    root: Root,
+    product: Product,
+    version: Annotated[str, typer.Argument(help="The version.")],
+    reason: Reason = "promoted by hand",
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion of its product, once its files are checked."""
+    with _database(root) as engine:
+        with engine.connect() as connection:
+            row = versions.get(connection, product, version)
+        if row is not None:
+            registry.verify(_folder(root, row), row.sha256)
+        with engine.begin() as connection:
+            versions.promote(connection, product, version, reason)
+            now = versions.champion(connection, product)
+    _say_champion(now, as_json)
+
+
+@app.command()
+def rollback(root: Root, product: Product, reason: Reason = "rolled back by hand", as_json: AsJson = False) -> None:
+    """Make the champion before this one champion again, once its files are checked."""
+    with _database(root) as engine, engine.begin() as connection:
+        now = versions.rollback(connection, product, reason)
+        # Inside the transaction: a version that is not whole leaves the champion as it was.
+        registry.verify(_folder(root, now), now.sha256)
+    _say_champion(now, as_json)
+
+
+def _say_champion(row: VersionRow | None, as_json: bool) -> None:
+    assert row is not None
+    if as_json:
+        print_json(_plain(row))
+    else:
+        typer.echo(f"champion of {row.product}: {row.version} ({row.reason})")
+
+
+@contextmanager
+def _database(root: Path, *, read_only: bool = False) -> Iterator[Engine]:
+    engine = open_database(root, read_only=read_only)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _folder(root: Path, row: VersionRow) -> Path:
+    return root / MODELS_FOLDER / row.product / row.version
+
+
+def _plain(row: VersionRow) -> dict[str, Any]:
+    return asdict(row) | {"created_at": row.created_at.isoformat()}
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 16
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

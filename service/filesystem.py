@@ -1,0 +1,132 @@
+"""Which file system a path lies on, and what can be expected of it.
+
+Reads the kernel's mount table and nothing else; the storage refuses network file systems by it, the watching
+chooses between events and polling by it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MOUNTINFO = Path("/proc/self/mountinfo")
+
+# Locks or caches of these are shared with another machine, and a database needs both to be right.
+NETWORK_TYPES = frozenset(
+    {
+        "9p",
+        "acfs",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "coda",
+        "davfs",
+        "gfs",
+        "gfs2",
+        "glusterfs",
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "orangefs",
+        "panfs",
+        "pvfs2",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "vboxsf",
+        "vmhgfs",
+        "fuse.afp",
+        "fuse.beegfs",
+        "fuse.ceph",
+        "fuse.ceph-fuse",
+        "fuse.curlftpfs",
+        "fuse.davfs",
+        "fuse.davfs2",
+        "fuse.gcsfuse",
+        "fuse.glusterfs",
+        "fuse.goofys",
+        "fuse.juicefs",
+        "fuse.mfs",
+        "fuse.rclone",
+        "fuse.s3fs",
+        "fuse.seaweedfs",
+        "fuse.smbnetfs",
+        "fuse.sshfs",
+        "fuse.vmhgfs-fuse",
+    }
+)
+# Local in their locks, but changed behind the kernel's back: by a host, or by a program in user space.
+SILENT_TYPES = frozenset({"fuse", "fuseblk", "virtiofs", "prl_fs", "drvfs"})
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One mounted file system; `type` as the kernel names it, such as `ext4`, `nfs4` or `fuse.sshfs`."""
+
+    mount_point: Path
+    type: str
+    source: str
+    read_only: bool
+
+
+def mount_of(path: Path, mountinfo: Path = MOUNTINFO) -> Mount:
+    """Return the mount that `path`, with links resolved, lies on; it need not exist.
+
+    Raises OSError where the mount table cannot be read, ValueError where no mount of it holds the path.
+    """
+    mounts = read_mounts(mountinfo.read_bytes())
+    return holding(path.resolve(), mounts)
+
+
+def holding(path: Path, mounts: list[Mount]) -> Mount:
+    """Return of `mounts`, in the kernel's order, the one that absolute `path` lies on: the longest prefix.
+
+    Of two mounts at one place the later hides the earlier.
+    """
+    best: Mount | None = None
+    for mount in mounts:
+        if not path.is_relative_to(mount.mount_point):
+            continue
+        if best is None or len(mount.mount_point.parts) >= len(best.mount_point.parts):
+            best = mount
+    if best is None:
+        raise ValueError(f"{path}: expected a mount that holds it; found none among {len(mounts)}")
+    return best
+
+
+def read_mounts(table: bytes) -> list[Mount]:
+    """Return the mounts of a table in the form of `/proc/self/mountinfo`, proc(5)."""
+    mounts = []
+    for line in table.decode("utf-8", "surrogateescape").split("\n"):
+        before, separator, after = line.partition(" - ")
+        fields, rest = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 6 or len(rest) < 2:
+            continue
+        options = fields[5].split(",") + (rest[2].split(",") if len(rest) > 2 else [])
+        mounts.append(Mount(Path(_unescaped(fields[4])), rest[0], _unescaped(rest[1]), "ro" in options))
+    return mounts
+
+
+def is_network(type: str) -> bool:
+    """Return whether file systems of `type` share files with other machines."""
+    return type in NETWORK_TYPES
+
+
+def sends_events(type: str) -> bool:
+    """Return whether every change of a file on `type` reaches this kernel's file events."""
+    return not (is_network(type) or type in SILENT_TYPES or type.startswith("fuse."))
+
+
+def _unescaped(field: str) -> str:
+    r"""Return `field` with the kernel's octal escapes (`\040` is a space) undone."""
+    plain = re.sub(
+        rb"\\([0-7]{3})",
+        lambda found: bytes([int(found[1], 8) & 0xFF]),
+        field.encode("utf-8", "surrogateescape"),
+    )
+    return plain.decode("utf-8", "surrogateescape")

@@ -1,0 +1,95 @@
+"""Copies the database while it is in use, into a file that is whole or not there."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from service.errors import TamisError
+
+STEP_PAGES = 1000
+RESTARTS_MAX = 3
+
+
+class _Restarted(Exception):
+    """Others wrote between the steps so often that the copy would not come to an end."""
+
+
+def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
+    """Copy the database of `engine` to the file `destination`; return its size in bytes.
+
+    The copy is made beside it, synced, checked in full and renamed. Raises TamisError where the file exists
+    and `force` is not set, where its folder is missing, or where the copy is not sound.
+    """
+    if destination.is_dir():
+        raise TamisError(f"backup {destination}: expected the name of a file; found a folder")
+    if destination.exists() and not force:
+        raise TamisError(f"backup {destination}: expected a file that is not there yet; --force overwrites it")
+    if not destination.parent.is_dir():
+        raise TamisError(f"backup {destination}: expected its folder to be there; found none")
+    part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
+    try:
+        _copy(engine, part)
+        _sync(part)
+        part.replace(destination)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(destination.parent)
+    return destination.stat().st_size
+
+
+def _copy(engine: Engine, part: Path) -> None:
+    source = engine.raw_connection()
+    target = sqlite3.connect(part, isolation_level=None)
+    try:
+        driver = source.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        _in_steps(driver, target)
+        # One file without a log beside it, whichever journal the original has.
+        target.execute("PRAGMA journal_mode = DELETE")
+        found = [row[0] for row in target.execute("PRAGMA integrity_check(1)")]
+    finally:
+        target.close()
+        source.close()
+    if found != ["ok"]:
+        raise TamisError(f"backup {part}: expected a sound copy; found: {found[0]}. `tamis db check` says more")
+
+
+def _in_steps(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Copy in small steps, so that writers get between them; at one go if they keep it from ending.
+
+    A write by another process makes SQLite begin the copy anew. With a write-ahead log the one go holds up
+    nobody; with a rollback journal writers wait for it, well within their timeout.
+    """
+    try:
+        source.backup(target, pages=STEP_PAGES, progress=_restart_limit(), sleep=0.01)
+    except _Restarted:
+        source.backup(target, pages=-1)
+
+
+def _restart_limit() -> Callable[[int, int, int], None]:
+    left: int | None = None
+    restarts = 0
+
+    def progress(status: int, remaining: int, total: int) -> None:
+        nonlocal left, restarts
+        if left is not None and remaining > left:
+            restarts += 1
+            if restarts > RESTARTS_MAX:
+                raise _Restarted
+        left = remaining
+
+    return progress
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

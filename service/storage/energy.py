@@ -1,0 +1,113 @@
+"""Statements on energy: add what a micro-batch, idling or a training used, and sum it up.
+
+An unknown energy or emission is NULL and stays out of the sums; figures per 1,000 images are of those images
+alone whose energy is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, case, func, insert, select
+from sqlalchemy.orm import Session
+
+from service.storage.tables import Energy
+
+_rows = cast(Table, Energy.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class EnergySample:
+    """Energy in Wh and emissions in g of CO2e, of `images` pictures in `duration_s`; None is unknown."""
+
+    kind: str
+    started_at: datetime
+    duration_s: float
+    images: int
+    cpu_wh: float | None
+    gpu_wh: float | None
+    ram_wh: float | None
+    total_wh: float | None
+    emissions_g: float | None
+    source: str
+    country: str | None
+
+
+def add(connection: Connection | Session, sample: EnergySample) -> int:
+    """Insert `sample`; return the id of its row."""
+    result = cast(Any, connection.execute(insert(_rows).values(asdict(sample))))
+    return int(result.inserted_primary_key[0])
+
+
+def per_kind(connection: Connection | Session, since: datetime | None = None) -> list[dict[str, Any]]:
+    """Return one dict per kind of energy, started from `since` on.
+
+    Keys: kind, rows, duration_s, images, total_wh, emissions_g, wh_per_1000_images, g_per_1000_images, share
+    (of the energy of all kinds), source (measured, estimated or mixed), rows_without_wh, rows_without_g.
+    """
+    statement = _since(select(_rows.c.kind, *_sums()).group_by(_rows.c.kind).order_by(_rows.c.kind), since)
+    return _with_shares(_dicts(connection, statement))
+
+
+def per_day(connection: Connection | Session, since: datetime | None = None) -> list[dict[str, Any]]:
+    """Return one dict per UTC day, oldest first, with the keys of `per_kind` for `day` instead of `kind`.
+
+    `images`, `wh_per_1000_images` and `g_per_1000_images` are of scoring alone; total_wh and emissions_g are
+    of all kinds, and idle_wh and idle_share say how much of it was idling.
+    """
+    day = func.substr(_rows.c.started_at, 1, 10).label("day")
+    scoring = _rows.c.kind == "scoring"
+    idle_wh = func.sum(case((_rows.c.kind == "idle", _rows.c.total_wh))).label("idle_wh")
+    statement = _since(select(day, *_sums(scoring), idle_wh).group_by(day).order_by(day), since)
+    days = _with_shares(_dicts(connection, statement))
+    for one in days:
+        one["idle_share"] = _ratio(one["idle_wh"], one["total_wh"])
+    return days
+
+
+def _sums(of_images: ColumnElement[bool] | None = None) -> list[ColumnElement[Any]]:
+    """Return the columns of a report; what is per image only counts rows for which `of_images` holds."""
+
+    def known(column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[Any]:
+        condition = column.is_not(None)
+        return func.sum(case((condition if of_images is None else condition & of_images, value)))
+
+    wh, grams, images = _rows.c.total_wh, _rows.c.emissions_g, _rows.c.images
+    return [
+        func.count().label("rows"),
+        func.sum(_rows.c.duration_s).label("duration_s"),
+        func.sum(images if of_images is None else case((of_images, images), else_=0)).label("images"),
+        func.sum(wh).label("total_wh"),
+        func.sum(grams).label("emissions_g"),
+        (1000 * known(wh, wh) / func.nullif(known(wh, images), 0)).label("wh_per_1000_images"),
+        (1000 * known(grams, grams) / func.nullif(known(grams, images), 0)).label("g_per_1000_images"),
+        func.min(_rows.c.source).label("first_source"),
+        func.max(_rows.c.source).label("last_source"),
+        (func.count() - func.count(wh)).label("rows_without_wh"),
+        (func.count() - func.count(grams)).label("rows_without_g"),
+    ]
+
+
+def _since(statement: Select[Any], since: datetime | None) -> Select[Any]:
+    return statement if since is None else statement.where(_rows.c.started_at >= since)
+
+
+def _dicts(connection: Connection | Session, statement: Select[Any]) -> list[dict[str, Any]]:
+    rows = [dict(row) for row in connection.execute(statement).mappings()]
+    for row in rows:
+        first, last = row.pop("first_source"), row.pop("last_source")
+        row["source"] = first if first == last else "mixed"
+    return rows
+
+
+def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    total = sum(row["total_wh"] for row in rows if row["total_wh"] is not None)
+    for row in rows:
+        row["share"] = _ratio(row["total_wh"], total)
+    return rows
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None

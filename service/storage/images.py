@@ -1,0 +1,253 @@
+"""Statements on pictures: record verdicts, finish deliveries, find and search.
+
+The caller owns the transaction. `record` is the commit point of a micro-batch; all statements here may be
+repeated without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Connection, Table, Text, bindparam, func, literal, select, tuple_, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import Session
+
+from service.errors import TamisError
+from service.storage.tables import Image, results_view, time_text
+
+# SQLite takes at most 32,766 parameters in a statement.
+CHUNK = 10_000
+
+_images = cast(Table, Image.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """A picture as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown."""
+
+    id: str
+    product: str
+    file_name: str
+    path: str
+    destination: str
+    state: str
+    verdict: str | None
+    score: float | None
+    threshold: float | None
+    p_value: float | None
+    model_version: str | None
+    sha256: str | None
+    width: int | None
+    height: int | None
+    mode: str | None
+    bytes: int | None
+    received_at: datetime
+    decided_at: datetime
+    attempts: int
+    error_code: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A picture that is placed, quarantined, missing or in conflict; `path` is where it lies now."""
+
+    id: str
+    state: str
+    path: str
+    placed_at: datetime
+    latency_ms: float | None
+    error_code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """What recovery needs to know of a picture."""
+
+    id: str
+    state: str
+    path: str
+    destination: str
+    sha256: str | None
+    product: str
+    error_code: str | None
+
+
+_insert = insert(_images).on_conflict_do_nothing(index_elements=["id"])
+# What a finish does not know keeps what was known before.
+_finish = (
+    update(_images)
+    .where(_images.c.id == bindparam("of_id"))
+    .values(
+        state=bindparam("to_state"),
+        path=bindparam("to_path"),
+        placed_at=bindparam("at", type_=_images.c.placed_at.type),
+        latency_ms=func.coalesce(bindparam("latency"), _images.c.latency_ms),
+        error_code=func.coalesce(bindparam("code"), _images.c.error_code),
+        error=func.coalesce(bindparam("text"), _images.c.error),
+    )
+)
+_stored = select(*(_images.c[name] for name in StoredImage.__dataclass_fields__))
+
+
+def record(connection: Connection | Session, records: Sequence[ImageRecord], energy_id: int | None) -> None:
+    """Insert `records`, sharing the energy of row `energy_id`; ids that are there already stay as they are.
+
+    Sets `duplicate_of` to the earliest picture with the same bytes, in the database or earlier in `records`.
+    """
+    if not records:
+        return
+    earliest = _earliest(connection, {r.sha256 for r in records if r.sha256 is not None})
+    rows = []
+    for one in records:
+        first = earliest.setdefault(one.sha256, one.id) if one.sha256 is not None else one.id
+        rows.append(
+            asdict(one)
+            | {
+                "file_name": _storable(one.file_name),
+                "error": None if one.error is None else _storable(one.error),
+                "duplicate_of": first if first != one.id else None,
+                "energy_id": energy_id,
+            }
+        )
+    connection.execute(_insert, rows)
+
+
+def finish(connection: Connection | Session, finished: Sequence[Finished]) -> None:
+    """Set state, path, time of placing and latency of each, and its error where one is given.
+
+    Raises TamisError where an id has no row: a delivery is only ever of a recorded picture.
+    """
+    if not finished:
+        return
+    rows = [
+        {
+            "of_id": one.id,
+            "to_state": one.state,
+            "to_path": one.path,
+            "at": one.placed_at,
+            "latency": one.latency_ms,
+            "code": one.error_code,
+            "text": None if one.error is None else _storable(one.error),
+        }
+        for one in finished
+    ]
+    changed = cast(Any, connection.execute(_finish, rows)).rowcount
+    if changed != len(rows):
+        unknown = {one.id for one in finished} - find(connection, [one.id for one in finished]).keys()
+        some = ", ".join(sorted(unknown)[:5])
+        raise TamisError(f"finish: expected a row for each of {len(rows)} pictures; found none for {some}")
+
+
+def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, StoredImage]:
+    """Return the stored pictures of `ids` by id; an unknown id is left out."""
+    found = {}
+    for chunk in _chunks(ids):
+        for row in connection.execute(_stored.where(_images.c.id.in_(chunk))):
+            found[row.id] = StoredImage(*row)
+    return found
+
+
+def unfinished(connection: Connection | Session) -> list[StoredImage]:
+    """Return the pictures that are recorded and not yet delivered, oldest first."""
+    statement = _stored.where(_images.c.state == "scored").order_by(_images.c.received_at, _images.c.id)
+    return [StoredImage(*row) for row in connection.execute(statement)]
+
+
+def search(
+    connection: Connection | Session,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    product: str | None = None,
+    verdict: str | None = None,
+    state: str | None = None,
+    limit: int | None = 100,
+    before: tuple[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return rows of the view `results`, newest first by (received_at, id); `limit` None is all of them.
+
+    `since` is inclusive, `until` exclusive. Times in the rows are text, as in the view. `before` is the
+    (received_at, id) of the last row of the page before this one.
+    """
+    conditions = _conditions(results_view, since, until, product, verdict, state)
+    columns = results_view.c
+    if before is not None:
+        conditions.append(tuple_(columns.received_at, columns.id) < before)
+    statement = (
+        select(results_view).where(*conditions).order_by(columns.received_at.desc(), columns.id.desc()).limit(limit)
+    )
+    result = connection.execute(statement)
+    names = list(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
+
+
+def count(
+    connection: Connection | Session,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    product: str | None = None,
+    verdict: str | None = None,
+    state: str | None = None,
+) -> int:
+    """Return how many rows `search` with these filters has without a limit."""
+    # Of the table: SQLite would look up every review and energy row of the view for nothing.
+    statement = select(func.count()).select_from(_images)
+    conditions = _conditions(_images, since, until, product, verdict, state)
+    return connection.execute(statement.where(*conditions)).scalar_one()
+
+
+def states(connection: Connection | Session, since: datetime | None = None) -> dict[str, int]:
+    """Return the number of pictures per state, received from `since` on; a state without any is left out."""
+    statement = select(_images.c.state, func.count()).group_by(_images.c.state)
+    if since is not None:
+        statement = statement.where(_images.c.received_at >= since)
+    return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def _earliest(connection: Connection | Session, hashes: Collection[str]) -> dict[str, str]:
+    """Return the id of the earliest picture for each of `hashes` that is known."""
+    found: dict[str, str] = {}
+    for chunk in _chunks(hashes):
+        # Of the pictures with the same bytes, the earliest is the one that duplicates none.
+        statement = select(_images.c.sha256, _images.c.id).where(
+            _images.c.sha256.in_(chunk), _images.c.duplicate_of.is_(None)
+        )
+        found.update((row.sha256, row.id) for row in connection.execute(statement))
+    return found
+
+
+def _conditions(
+    table: Table,
+    since: datetime | None,
+    until: datetime | None,
+    product: str | None,
+    verdict: str | None,
+    state: str | None,
+) -> list[ColumnElement[bool]]:
+    columns = table.c
+    conditions: list[ColumnElement[bool]] = []
+    if since is not None:
+        conditions.append(columns.received_at >= literal(time_text(since), Text))
+    if until is not None:
+        conditions.append(columns.received_at < literal(time_text(until), Text))
+    for name, value in (("product", product), ("verdict", verdict), ("state", state)):
+        if value is not None:
+            conditions.append(columns[name] == value)
+    return conditions
+
+
+def _chunks(values: Collection[str]) -> Iterator[list[str]]:
+    ordered = list(values)
+    for start in range(0, len(ordered), CHUNK):
+        yield ordered[start : start + CHUNK]
+
+
+def _storable(text: str) -> str:
+    """Return `text` with what is not Unicode, as in a name that is not UTF-8, written as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

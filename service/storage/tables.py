@@ -1,0 +1,263 @@
+"""The tables as typed classes, and the public views by their columns.
+
+Owns the names, types and constraints of what is stored. The statements that make them are in `migrations`;
+a test holds the two together. The tables may change with a migration, the views may not.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+ImageState = Literal["scored", "placed", "quarantined", "missing", "conflict"]
+Verdict = Literal["normal", "anomaly"]
+EnergyKind = Literal["scoring", "idle", "training", "evaluation"]
+EnergySource = Literal["measured", "estimated"]
+VersionState = Literal["champion", "challenger", "retired", "rejected"]
+
+FINITE = "1.7976931348623157e308"
+
+
+def time_text(moment: datetime) -> str:
+    """Return `moment` as it is stored: UTC, ISO 8601, fixed width, so that text order is time order.
+
+    Raises ValueError for a time without a zone.
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"expected a time with its zone, found {moment!r}")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def time_of(stored: str) -> datetime:
+    """Return the UTC time that `time_text` wrote."""
+    return datetime.fromisoformat(stored)
+
+
+class UTCTime(TypeDecorator[datetime]):
+    """A UTC time, stored as text `YYYY-MM-DDTHH:MM:SS.ffffffZ`."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:
+        return None if value is None else time_text(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else time_of(value)
+
+
+def one_of(column: str, names: Any) -> str:
+    """Return the SQL condition that `column` is one of the names of a Literal; NULL passes."""
+    return f"{column} IN ({', '.join(repr(name) for name in get_args(names))})"
+
+
+def whole(column: str, least: int) -> str:
+    """Return the SQL condition that `column` is an integer of at least `least`; NULL passes.
+
+    SQLite stores text in an integer column without a word; this does not.
+    """
+    return f"{column} IS NULL OR (typeof({column}) = 'integer' AND {column} >= {least})"
+
+
+def finite(column: str) -> str:
+    """Return the SQL condition that `column` is a finite number; NULL passes."""
+    return f"{column} IS NULL OR (typeof({column}) = 'real' AND abs({column}) <= {FINITE})"
+
+
+class Base(DeclarativeBase):
+    """Base of the tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_by_%(column_0_N_name)s",
+            "ck": "%(table_name)s_%(constraint_name)s",
+            "fk": "%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map = {str: Text, datetime: UTCTime, float: Float}  # noqa: RUF012 (SQLAlchemy's own idiom)
+
+
+class Energy(Base):
+    """Energy of a micro-batch, of a stretch of idling, of a training or an evaluation. NULL is unknown."""
+
+    __tablename__ = "energy_rows"
+    __table_args__ = (
+        CheckConstraint(one_of("kind", EnergyKind), "kind"),
+        CheckConstraint(one_of("source", EnergySource), "source"),
+        CheckConstraint(whole("images", 0), "images"),
+        CheckConstraint("duration_s >= 0", "duration"),
+        CheckConstraint("total_wh >= 0", "total"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(index=True)
+    duration_s: Mapped[float]
+    images: Mapped[int]
+    cpu_wh: Mapped[float | None]
+    gpu_wh: Mapped[float | None]
+    ram_wh: Mapped[float | None]
+    total_wh: Mapped[float | None]
+    emissions_g: Mapped[float | None]
+    source: Mapped[str]
+    country: Mapped[str | None]
+
+
+class Image(Base):
+    """One picture that was dropped: its verdict, and where its file is or should be, relative to ROOT."""
+
+    __tablename__ = "images"
+    __table_args__ = (
+        CheckConstraint(one_of("state", ImageState), "state"),
+        CheckConstraint(one_of("verdict", Verdict), "verdict"),
+        # SQLite stores NaN as NULL: without this, a NaN score could lie beside a verdict.
+        CheckConstraint("verdict IS NULL OR (score IS NOT NULL AND threshold IS NOT NULL)", "verdict_has_score"),
+        CheckConstraint(finite("score"), "score"),
+        CheckConstraint(finite("threshold"), "threshold"),
+        CheckConstraint("p_value >= 0 AND p_value <= 1", "p_value"),
+        CheckConstraint("length(sha256) = 64", "sha256"),
+        CheckConstraint(whole("width", 1), "width"),
+        CheckConstraint(whole("height", 1), "height"),
+        CheckConstraint(whole("bytes", 0), "bytes"),
+        CheckConstraint(whole("attempts", 0), "attempts"),
+        # Each serves one filter of `images.search` in its order, newest first, without sorting.
+        Index(None, "received_at", "id"),
+        Index(None, "product", "received_at", "id"),
+        Index(None, "product", "verdict", "received_at", "id"),
+        Index(None, "verdict", "received_at", "id"),
+        Index(None, "state", "received_at", "id"),
+        # The earliest picture with given bytes is the one that is no duplicate.
+        Index("images_by_sha256", "sha256", sqlite_where=text("duplicate_of IS NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    product: Mapped[str]
+    file_name: Mapped[str]
+    path: Mapped[str]
+    destination: Mapped[str]
+    state: Mapped[str]
+    verdict: Mapped[str | None]
+    score: Mapped[float | None]
+    threshold: Mapped[float | None]
+    p_value: Mapped[float | None]
+    model_version: Mapped[str | None]
+    sha256: Mapped[str | None]
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    mode: Mapped[str | None]
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    received_at: Mapped[datetime]
+    decided_at: Mapped[datetime]
+    placed_at: Mapped[datetime | None]
+    latency_ms: Mapped[float | None]
+    attempts: Mapped[int]
+    duplicate_of: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error: Mapped[str | None]
+    energy_id: Mapped[int | None] = mapped_column(ForeignKey("energy_rows.id"))
+
+
+class Review(Base):
+    """What a person said of a picture; rows are only ever added, and the latest of a picture holds.
+
+    `label` NULL takes back what was said before. `source` says by which way it came (page, folder, command).
+    """
+
+    __tablename__ = "reviews"
+    __table_args__ = (
+        CheckConstraint(one_of("label", Verdict), "label"),
+        Index("reviews_by_image_id", "image_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    image_id: Mapped[str] = mapped_column(ForeignKey("images.id"))
+    label: Mapped[str | None]
+    labelled_by: Mapped[str | None]
+    labelled_at: Mapped[datetime]
+    source: Mapped[str]
+    note: Mapped[str | None]
+
+
+class Version(Base):
+    """A model version that was published, and whether it is the champion of its product."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        CheckConstraint(one_of("state", VersionState), "state"),
+        CheckConstraint(whole("images", 0), "images"),
+        CheckConstraint("length(sha256) = 64", "sha256"),
+        Index("versions_one_champion", "product", unique=True, sqlite_where=text("state = 'champion'")),
+    )
+
+    product: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    created_at: Mapped[datetime]
+    state: Mapped[str]
+    reason: Mapped[str | None]
+    threshold: Mapped[float | None]
+    image_auroc: Mapped[float | None]
+    f1: Mapped[float | None]
+    false_alarm_rate: Mapped[float | None]
+    training_wh: Mapped[float | None]
+    images: Mapped[int | None]
+    sha256: Mapped[str]
+
+
+class Promotion(Base):
+    """A change of champion, as it happened; rows are only ever added. What a rollback goes back over."""
+
+    __tablename__ = "promotions"
+    __table_args__ = (
+        CheckConstraint("action IN ('promote', 'rollback')", "action"),
+        Index(None, "product", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    product: Mapped[str]
+    version: Mapped[str]
+    action: Mapped[str]
+    at: Mapped[datetime]
+    reason: Mapped[str | None]
+
+
+_views = MetaData()
+
+
+def _view(name: str, columns: str) -> Table:
+    return Table(name, _views, *(Column(column) for column in columns.split()))
+
+
+# Read as they are: times are text here, as every reader of the file sees them.
+results_view = _view(
+    "results",
+    "id product file_name path state verdict score threshold p_value model_version sha256 width height bytes"
+    " received_at decided_at latency_ms label labelled_by labelled_at duplicate_of error_code error"
+    " energy_wh",
+)
+energy_view = _view(
+    "energy",
+    "id kind started_at duration_s images cpu_wh gpu_wh ram_wh total_wh emissions_g source country",
+)
+model_versions_view = _view(
+    "model_versions",
+    "product version kind created_at state reason threshold image_auroc f1 false_alarm_rate training_wh images sha256",
+)
+VIEWS = (results_view, energy_view, model_versions_view)

@@ -1,0 +1,201 @@
+"""Statements on model versions: register them, and say which is the champion of its product.
+
+The files of a version belong to `models.registry`; that one is champion is a fact kept here, with the history
+that a rollback goes back over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy.orm import Session
+
+from service.errors import TamisError
+from service.storage.tables import Promotion, Version
+
+_versions = cast(Table, Version.__table__)
+_promotions = cast(Table, Promotion.__table__)
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A row of the view `model_versions`; None is unknown."""
+
+    product: str
+    version: str
+    kind: str
+    created_at: datetime
+    state: str
+    reason: str | None
+    threshold: float | None
+    image_auroc: float | None
+    f1: float | None
+    false_alarm_rate: float | None
+    training_wh: float | None
+    images: int | None
+    sha256: str
+
+
+_rows = select(*(_versions.c[name] for name in VersionRow.__dataclass_fields__))
+
+
+def register(
+    connection: Connection | Session,
+    *,
+    product: str,
+    version: str,
+    kind: str,
+    created_at: datetime,
+    state: str,
+    reason: str | None,
+    threshold: float | None,
+    false_alarm_rate: float | None,
+    image_auroc: float | None,
+    f1: float | None,
+    training_wh: float | None,
+    images: int | None,
+    sha256: str,
+) -> None:
+    """Insert a version; with state `champion` it is promoted, and the champion so far retires.
+
+    `training_wh` in Wh, `images` those that trained it, `sha256` that of its model.json. Raises TamisError
+    where the version is registered already: a version never changes.
+    """
+    if get(connection, product, version) is not None:
+        raise TamisError(f"model {product}/{version}: expected a new version; found it registered already")
+    values: dict[str, Any] = {
+        "product": product,
+        "version": version,
+        "kind": kind,
+        "created_at": created_at,
+        "state": "challenger" if state == "champion" else state,
+        "reason": reason,
+        "threshold": threshold,
+        "false_alarm_rate": false_alarm_rate,
+        "image_auroc": image_auroc,
+        "f1": f1,
+        "training_wh": training_wh,
+        "images": images,
+        "sha256": sha256,
+    }
+    connection.execute(insert(_versions).values(values))
+    if state == "champion":
+        promote(connection, product, version, reason)
+
+
+def champion(connection: Connection | Session, product: str) -> VersionRow | None:
+    """Return the champion of `product`, or None; the product `default` is not looked at in its place."""
+    return champions(connection, product).get(product)
+
+
+def champions(connection: Connection | Session, product: str | None = None) -> dict[str, VersionRow]:
+    """Return the champion of each product that has one."""
+    statement = _rows.where(_versions.c.state == "champion")
+    if product is not None:
+        statement = statement.where(_versions.c.product == product)
+    return {row.product: VersionRow(*row) for row in connection.execute(statement)}
+
+
+def versions(connection: Connection | Session, product: str | None = None) -> list[VersionRow]:
+    """Return all versions, of `product` if given, by product and newest first."""
+    statement = _rows.order_by(_versions.c.product, _versions.c.created_at.desc(), _versions.c.version.desc())
+    if product is not None:
+        statement = statement.where(_versions.c.product == product)
+    return [VersionRow(*row) for row in connection.execute(statement)]
+
+
+def get(connection: Connection | Session, product: str, version: str) -> VersionRow | None:
+    """Return that version, or None."""
+    statement = _rows.where(_versions.c.product == product, _versions.c.version == version)
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else VersionRow(*row)
+
+
+def promote(
+    connection: Connection | Session,
+    product: str,
+    version: str,
+    reason: str | None,
+    at: datetime | None = None,
+) -> None:
+    """Make `version` the champion of `product`; the champion so far retires.
+
+    The champion itself stays as it is. `at` is the time of it, now if not given. Raises TamisError for an
+    unknown version, with those there are.
+    """
+    wanted = get(connection, product, version)
+    if wanted is None:
+        raise TamisError(_unknown(connection, product, version))
+    if wanted.state != "champion":
+        _crown(connection, product, version, "promote", reason, at)
+
+
+def rollback(
+    connection: Connection | Session, product: str, reason: str | None, at: datetime | None = None
+) -> VersionRow:
+    """Make the champion before this one champion again, and return it; again goes one further back.
+
+    Raises TamisError where `product` has no champion, or never had another.
+    """
+    history = (
+        select(_promotions.c.action, _promotions.c.version)
+        .where(_promotions.c.product == product)
+        .order_by(_promotions.c.id)
+    )
+    line = _line((row.action, row.version) for row in connection.execute(history))
+    if len(line) < 2:
+        found = f"{line[0]} alone" if line else "none"
+        raise TamisError(f"product {product}: expected an earlier champion to go back to; found {found}")
+    _crown(connection, product, line[-2], "rollback", reason, at)
+    row = get(connection, product, line[-2])
+    assert row is not None
+    return row
+
+
+def _line(history: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the champions that lead to the present one, oldest first; `history` is of (action, version)."""
+    line: list[str] = []
+    for action, version in history:
+        if action == "promote":
+            line.append(version)
+        else:
+            line.pop()
+    return line
+
+
+def _crown(
+    connection: Connection | Session,
+    product: str,
+    version: str,
+    action: str,
+    reason: str | None,
+    at: datetime | None,
+) -> None:
+    of_product = _versions.c.product == product
+    # First the old one steps down: at no time are there two, the index would refuse it.
+    connection.execute(
+        update(_versions)
+        .where(of_product, _versions.c.state == "champion")
+        .values(state="retired", reason=f"{'replaced by' if action == 'promote' else 'rolled back to'} {version}")
+    )
+    connection.execute(
+        update(_versions).where(of_product, _versions.c.version == version).values(state="champion", reason=reason)
+    )
+    connection.execute(
+        insert(_promotions).values(
+            product=product, version=version, action=action, at=at or datetime.now(UTC), reason=reason
+        )
+    )
+
+
+def _unknown(connection: Connection | Session, product: str, version: str) -> str:
+    known = [row.version for row in versions(connection, product)]
+    if known:
+        return f"model {product}/{version}: no such version; there are {', '.join(known)}"
+    products = sorted({row.product for row in versions(connection)})
+    others = ", ".join(products) or "none"
+    return f"model {product}/{version}: product {product} has no versions; products with some: {others}"
