@@ -1,0 +1,188 @@
+"""`tamis score`: says what a model makes of pictures, without moving or recording anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.datasets import SUFFIXES, pictures_under
+from models.detector import Detector, UInt8Array
+from models.evaluate import Failure, Read, ScoredFile, score_files
+from models.metrics import common_size
+from service import settings as settings_module
+from service.champions import load_version
+from service.commands.options import AsJson, Root, print_json
+from service.decide import Judge
+from service.decode import DecodeError, StillChanging, decode, image_size, read_file
+from service.errors import TamisError, UsageError
+from service.maps import overlay, save_overlay
+from service.names import safe_name, shown_name
+from service.settings import DEFAULT_PRODUCT, Settings
+from service.storage.engine import open_database
+
+UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
+"""What reading one picture raises where only that picture is to blame."""
+
+COLUMNS = ("verdict", "score", "threshold", "p_value", "file")
+UNKNOWN = "–"
+
+
+def score(
+    root: Root,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", exists=True, help="Pictures, or folders of them at any depth.")
+    ],
+    product: Annotated[str, typer.Option(help="Whose champion judges.")] = DEFAULT_PRODUCT,
+    version: Annotated[str | None, typer.Option(help="Another version of that product.")] = None,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")
+    ] = None,
+    as_json: AsJson = False,
+    maps: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the anomaly maps, drawn over the pictures.")
+    ] = None,
+) -> None:
+    """Score pictures where they lie: verdict, score, threshold and p-value of each."""
+    settings = settings_module.load(root)
+    rate = rate_of(settings, product, false_alarm_rate)
+    files = list(_files(paths))
+    if not files:
+        raise TamisError(f"{', '.join(map(_shown, paths))}: expected pictures ({SUFFIXES}); found none")
+    engine = open_database(root, read_only=True)
+    try:
+        model, row = load_version(root, engine, product, version)
+    finally:
+        engine.dispose()
+    judge = Judge(model.calibration_scores, rate)
+
+    from models.openvino_detector import OpenVinoDetector
+
+    detector = OpenVinoDetector(model, settings.scoring_threads)
+    read = picture_reader(settings)
+    draw = _drawer(maps, read, float(model.manifest["calibration"]["pixel_threshold"])) if maps else None
+    if not as_json:
+        typer.echo(_line({column: column for column in COLUMNS}))
+    rows, failed = [], 0
+    for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decode_threads):
+        result = _row(outcome, judge)
+        failed += isinstance(outcome, Failure)
+        if draw is not None and isinstance(outcome, ScoredFile):
+            draw(outcome, files[outcome.index][1])
+        if as_json:
+            rows.append(result)
+        else:
+            typer.echo(_line(result))
+    if as_json:
+        print_json(
+            {
+                "product": row.product,
+                "version": row.version,
+                "false_alarm_rate": rate,
+                "threshold": judge.threshold,
+                "images": rows,
+                "failed": failed,
+            }
+        )
+    if failed:
+        typer.echo(f"tamis: {failed} of {len(files)} could not be scored", err=True)
+        raise typer.Exit(1)
+
+
+def picture_reader(settings: Settings) -> Read:
+    """Return how pictures are read under the limits of `settings`; links are followed, unlike in `incoming/`."""
+
+    def read(path: Path, size: tuple[int, int]) -> UInt8Array:
+        file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
+        return decode(file.data, size, pixels_max=settings.pixels_max).pixels
+
+    return read
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return the height and width of the picture at `path`, upright; links are followed."""
+    return image_size(path.resolve())
+
+
+def rate_of(settings: Settings, product: str, asked: float | None) -> float:
+    """Return the false-alarm rate asked for, or that of the product's settings. Raises UsageError outside (0, 1)."""
+    if asked is None:
+        return settings.false_alarm_rate_of(product)
+    if not 0 < asked < 1:
+        raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {asked:g}")
+    return asked
+
+
+def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield each file with the place of its map under the folder of maps, which no other file shares."""
+    used: set[Path] = set()
+    for given in paths:
+        if given.is_dir():
+            # A folder of maps of two folders has one of each name in it.
+            found = [(path, Path(given.resolve().name) / path.relative_to(given)) for path in pictures_under(given)]
+        else:
+            found = [(given, Path(given.name))]
+        for path, place in found:
+            stem, number = safe_name(place.name), 1
+            map_place = place.with_name(f"{stem}.png")
+            while map_place in used:
+                number += 1
+                map_place = place.with_name(f"{stem}.{number}.png")
+            used.add(map_place)
+            yield path, map_place
+
+
+def _outcomes(
+    detector: Detector, paths: Sequence[Path], read: Read, decode_threads: int
+) -> Iterator[ScoredFile | Failure]:
+    for batch in score_files(detector, paths, read, unreadable=UNREADABLE, decode_threads=decode_threads):
+        both: list[ScoredFile | Failure] = [*batch.scored, *batch.failures]
+        yield from sorted(both, key=lambda outcome: outcome.index)
+
+
+def _row(outcome: ScoredFile | Failure, judge: Judge) -> dict[str, Any]:
+    if isinstance(outcome, Failure):
+        nothing = dict.fromkeys(("verdict", "score", "threshold", "p_value"))
+        return {"file": _shown(outcome.path), **nothing, "error": shown_name(outcome.error)}
+    decision = judge.decide(outcome.score)
+    return {
+        "file": _shown(outcome.path),
+        "verdict": decision.verdict,
+        "score": decision.score,
+        "threshold": decision.threshold,
+        "p_value": decision.p_value,
+        "error": None,
+    }
+
+
+def _drawer(folder: Path, read: Read, pixel_threshold: float) -> Callable[[ScoredFile, Path], None]:
+    def draw(scored: ScoredFile, place: Path) -> None:
+        picture = read(scored.path, common_size(*upright_size(scored.path)))
+        path = folder / place
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_overlay(path, overlay(picture, scored.map, pixel_threshold))
+        except OSError as error:
+            raise TamisError(f"map {_shown(path)}: cannot be written: {error.strerror or error}") from None
+
+    return draw
+
+
+def _line(row: dict[str, Any]) -> str:
+    verdict, score, threshold, p_value = (_cell(row[column]) for column in COLUMNS[:4])
+    name = row["file"] if not row.get("error") else f"{row['file']}: {row['error']}"
+    # Names come from outside: control characters must not reach the terminal.
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return f"{verdict:<8} {score:>12} {threshold:>12} {p_value:>10}  {printable}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _shown(path: Path) -> str:
+    return shown_name(str(path))
