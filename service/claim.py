@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +116,15 @@ class Claims:
                 if name is not None:
                     claims.append(self._as_found(relative, name, Path(folder) / file_name))
         yield from sorted(claims, key=lambda claim: claim.id)
+
+    def prune(self) -> None:
+        """Remove empty folders below this instance's: cameras that write into a folder a day leave one a day."""
+        top = self._root / self.folder
+        for folder, _, _ in os.walk(top, topdown=False):
+            if Path(folder) != top:
+                with suppress(OSError):
+                    Path(folder).rmdir()
+        self._known_folders.clear()
 
     def adopt(self, instance: str) -> int:
         """Move the claims of `instance`, whose lock the caller holds, into this one's folder; return how many."""

@@ -27,7 +27,7 @@ from models.registry import ModelVersion
 from service import __version__
 from service.claim import INCOMING, PROCESSING, Claims, InstanceLock, instances
 from service.energy import EnergyMeter
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
 from service.logs import configure, fields
 from service.notify import Notifier
@@ -67,6 +67,12 @@ def run(root: Path, settings: Settings) -> int:
             log.critical("stuck; ending to begin anew", extra=fields(reason=str(error)))
             # The stuck thread cannot be joined, so an orderly exit would wait for it.
             _leave_at_once()
+        except TamisError:
+            raise
+        # A broken disk or graph is nothing to go on with: said once, and systemd starts the service again.
+        except Exception:
+            log.critical("ended by an error", exc_info=True)
+            return EXIT_FAILED
     return 0
 
 
@@ -124,6 +130,7 @@ class Daemon:
         self._looking = open_database(root, migrate=False, read_only=True, busy_timeout_s=LOOK_TIMEOUT_S)
         stack.callback(self._looking.dispose)
         self._claims = Claims(root, settings.instance)
+        self._claims.prune()
         self._scorers = Scorers(
             root,
             self._champions,

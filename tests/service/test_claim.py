@@ -104,3 +104,13 @@ def test_link_on_the_way_to_a_folder_is_refused(root: Path, tmp_path: Path) -> N
     with pytest.raises(NotADirectoryError, match="found a link"):
         make_folders(root / "normal/gears/2026-11-22", root)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_empty_folders_are_pruned_and_files_kept(root: Path) -> None:
+    put(root, "gears/today/a.png")
+    claims = Claims(root, "main")
+    claim = claims.claim("gears/today/a.png", now=0.0)
+    (root / "processing/main/gears/yesterday").mkdir()
+    claims.prune()
+    assert claim is not None and (root / claim.path).exists()
+    assert not (root / "processing/main/gears/yesterday").exists() and (root / "processing/main").is_dir()

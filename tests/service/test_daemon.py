@@ -248,3 +248,80 @@ def test_data_is_written_with_the_umask_of_the_service(house: Path, drop: Callab
     [overlay] = (house / "maps").iterdir()
     for path in (overlay, (house / row["path"]).parent):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_broken_folder_ends_the_daemon_and_the_next_run_goes_on(house: Path, drop: Callable[..., Path]) -> None:
+    (house / "normal").rmdir()
+    (house / "normal").write_text("not a folder")
+    with DaemonProcess(house, "--log-format", "json") as daemon:
+        daemon.wait_ready()
+        drop("a.png")
+        assert daemon.process.wait(60) == 1
+        last = json.loads(daemon.log_text().splitlines()[-1])
+        assert last["event"] == "ended by an error" and "expected a folder" in last["exception"]
+    assert [row["state"] for row in rows(house)] == ["scored"]
+    (house / "normal").unlink()
+    (house / "normal").mkdir()
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: finished(house) == 1, "the picture finished")
+        assert daemon.stop() == 0
+    assert [row["state"] for row in rows(house)] == ["placed"]
+
+
+def test_picture_that_ends_the_process_is_quarantined_and_its_neighbours_are_scored(
+    house: Path, drop: Callable[..., Path], tmp_path: Path
+) -> None:
+    # A decoder that crashes on one file, as a bug in a C library would: the process is gone each time.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "import PIL.Image\n"
+        "real = PIL.Image.open\n"
+        "def crash(file, *args, **kwargs):\n"
+        "    image = real(file, *args, **kwargs)\n"
+        "    if image.size == (31, 17):\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return image\n"
+        "PIL.Image.open = crash\n"
+    )
+    for number in range(6):
+        drop(f"{number}.png", seed=number)
+    (house / "incoming/poison.png").write_bytes(picture_bytes(20, size=(31, 17)))
+    ended = []
+    for _ in range(4):
+        with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
+            wait_until(lambda daemon=daemon: daemon.process.poll() is not None or finished(house) == 7, "an end")
+            ended.append(daemon.process.poll())
+            if daemon.process.poll() is None:
+                assert daemon.stop() == 0
+                break
+    assert ended == [-signal.SIGSEGV] * 3 + [None]
+    found = {row["file_name"]: (row["state"], row["error_code"]) for row in rows(house)}
+    assert found.pop("poison.png") == ("quarantined", "attempts_exhausted")
+    assert set(found.values()) == {("placed", None)} and len(found) == 6
+
+
+def test_picture_that_hangs_the_decoder_is_quarantined_after_its_attempts(
+    house: Path, drop: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading\n"
+        "import PIL.Image\n"
+        "real = PIL.Image.open\n"
+        "def hang(file, *args, **kwargs):\n"
+        "    image = real(file, *args, **kwargs)\n"
+        "    if image.size == (31, 17):\n"
+        "        threading.Event().wait()\n"
+        "    return image\n"
+        "PIL.Image.open = hang\n"
+    )
+    (house / "tamis.toml").write_text(SETTINGS + "decode_timeout_s = 0.5\nattempts_max = 2\n")
+    (house / "incoming/poison.png").write_bytes(picture_bytes(20, size=(31, 17)))
+    for _ in range(2):
+        with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
+            assert daemon.process.wait(60) == 1
+            assert "poison.png" in daemon.log_text()
+    with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
+        wait_until(lambda: finished(house) == 1, "the picture finished")
+        assert daemon.stop() == 0
+    assert [(row["state"], row["error_code"]) for row in rows(house)] == [("quarantined", "attempts_exhausted")]
