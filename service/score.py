@@ -41,15 +41,15 @@ class Scorer:
 class Scorers:
     """Gives each product its scorer.
 
-    `champions` looks up, per product, its champion and then those before it, latest first; `rate_of` says the
-    product's false-alarm rate, `load` makes a detector.
+    `champions` looks up, per product, its champion and then those before it, latest first; `rate_of` says a
+    product's false-alarm rate, given the one its model was trained for; `load` makes a detector.
     """
 
     def __init__(
         self,
         root: Path,
         champions: Callable[[], Mapping[str, list[VersionRow]]],
-        rate_of: Callable[[str], float],
+        rate_of: Callable[[str, float], float],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
     ) -> None:
@@ -103,7 +103,8 @@ class Scorers:
         for row in self._known[owner]:
             try:
                 detector, version = self._detector(owner, row)
-                judge = Judge(version.calibration_scores, self._rate_of(product))
+                rate = self._rate_of(product, version.trained_false_alarm_rate)
+                judge = Judge(version.calibration_scores, rate)
             except TooFewImages as error:
                 raise ConfigurationError(f"product {product}, version {row.version}: {error}") from None
             except ModelCorrupt as error:

@@ -26,6 +26,7 @@ from service.errors import ConfigurationError
 SETTINGS_FILE = "tamis.toml"
 ENVIRONMENT_PREFIX = "TAMIS_"
 DEFAULT_PRODUCT = "default"
+TRAINING_FALSE_ALARM_RATE = 0.01
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -100,8 +101,10 @@ class Settings(BaseSettings):
     in_flight_max: int = Field(32, ge=1, le=4096, description="pictures claimed and not yet placed, at most")
     scoring_threads: int = Field(0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core")
     models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
-    false_alarm_rate: Rate = Field(
-        0.01, description="share of normal pictures that may be called anomalies; sets the threshold"
+    false_alarm_rate: Rate | None = Field(
+        None,
+        description="share of normal pictures that may be called anomalies; sets the threshold; if not set, the rate "
+        "that the model was trained for, 0.01 unless `tamis train` was asked for another",
     )
     anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly")
 
@@ -154,10 +157,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
 
-    def false_alarm_rate_of(self, product: str) -> float:
-        """Return the false-alarm rate that holds for `product`."""
+    def false_alarm_rate_of(self, product: str, trained: float = TRAINING_FALSE_ALARM_RATE) -> float:
+        """Return the false-alarm rate for `product`: its own, else that of all, else the one it was `trained` for."""
         own = self.products.get(product)
-        return own.false_alarm_rate if own and own.false_alarm_rate is not None else self.false_alarm_rate
+        if own and own.false_alarm_rate is not None:
+            return own.false_alarm_rate
+        return trained if self.false_alarm_rate is None else self.false_alarm_rate
 
 
 def load(root: Path, **options: Any) -> Settings:

@@ -26,7 +26,7 @@ from models.registry import ModelVersion
 from service import settings as settings_module
 from service.champions import has_champion, load_version
 from service.commands.options import AsJson, Root, print_json
-from service.commands.score import UNKNOWN, UNREADABLE, picture_reader, rate_of, upright_size
+from service.commands.score import UNKNOWN, UNREADABLE, check_rate, picture_reader, rate_of, upright_size
 from service.decide import ANOMALY, NORMAL
 from service.energy import EnergyMeter
 from service.errors import TamisError, UsageError
@@ -99,7 +99,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on labelled pictures: metrics, pictures per second, energy."""
     settings = settings_module.load(root)
-    rate_of(settings, product, false_alarm_rate)
+    check_rate(false_alarm_rate)
     dataset = read_dataset(folder, object_name, layout.value)
     work = {name: _samples(dataset, folder, split, name) for name in dataset.objects}
     engine = open_database(root)
@@ -112,7 +112,7 @@ def evaluate(
             for name, samples in work.items():
                 owner = name if len(work) > 1 and version is None and has_champion(engine, name) else product
                 model, _ = load_version(root, engine, owner, version)
-                rate = rate_of(settings, owner, false_alarm_rate)
+                rate = rate_of(settings, owner, false_alarm_rate, model)
                 result = _evaluate(model, samples, rate, settings, name)
                 sample = meter.take("evaluation", images=result.images)
                 _record(engine, sample)

@@ -18,6 +18,9 @@ Root = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
+PIPE_WIDTH = 400
+
+
 def print_json(document: Any) -> None:
     """Print `document` as one JSON document on stdout; dates become ISO 8601, paths strings."""
     text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
@@ -32,7 +35,10 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if row.get(c) is None else _cell(row[c]) for c in columns))
-    Console(markup=False, highlight=False).print(table)
+    console = Console(markup=False, highlight=False)
+    # In a pipe or a file there is no edge to fold at.
+    console.width = console.width if console.is_terminal else PIPE_WIDTH
+    console.print(table)
 
 
 def _cell(value: Any) -> str:

@@ -12,6 +12,7 @@ from models.datasets import SUFFIXES, pictures_under
 from models.detector import Detector, UInt8Array
 from models.evaluate import Failure, Read, ScoredFile, score_files
 from models.metrics import common_size
+from models.registry import ModelVersion
 from service import settings as settings_module
 from service.champions import load_version
 from service.commands.options import AsJson, Root, print_json
@@ -47,7 +48,7 @@ def score(
 ) -> None:
     """Score pictures where they lie: verdict, score, threshold and p-value of each."""
     settings = settings_module.load(root)
-    rate = rate_of(settings, product, false_alarm_rate)
+    check_rate(false_alarm_rate)
     files = list(_files(paths))
     if not files:
         raise TamisError(f"{', '.join(map(_shown, paths))}: expected pictures ({SUFFIXES}); found none")
@@ -56,6 +57,7 @@ def score(
         model, row = load_version(root, engine, product, version)
     finally:
         engine.dispose()
+    rate = rate_of(settings, product, false_alarm_rate, model)
     judge = Judge(model.calibration_scores, rate)
 
     from models.openvino_detector import OpenVinoDetector
@@ -106,13 +108,15 @@ def upright_size(path: Path) -> tuple[int, int]:
     return image_size(path.resolve())
 
 
-def rate_of(settings: Settings, product: str, asked: float | None) -> float:
-    """Return the false-alarm rate asked for, or that of the product's settings. Raises UsageError outside (0, 1)."""
-    if asked is None:
-        return settings.false_alarm_rate_of(product)
-    if not 0 < asked < 1:
+def check_rate(asked: float | None) -> None:
+    """Raise UsageError for a false-alarm rate outside (0, 1)."""
+    if asked is not None and not 0 < asked < 1:
         raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {asked:g}")
-    return asked
+
+
+def rate_of(settings: Settings, product: str, asked: float | None, model: ModelVersion) -> float:
+    """Return the false-alarm rate asked for, else that of the settings, else the one `model` was trained for."""
+    return settings.false_alarm_rate_of(product, model.trained_false_alarm_rate) if asked is None else asked
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:

@@ -37,7 +37,9 @@ def status(root: Root, as_json: AsJson = False) -> None:
 
 def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[str, Any]:
     """Return the status of `root` at `now` as one document."""
-    waiting = Counter(product_of(path.rpartition("/")[0]) for path, _ in scan(root / INCOMING, NameFilter(ignored_names)))
+    waiting = Counter(
+        product_of(path.rpartition("/")[0]) for path, _ in scan(root / INCOMING, NameFilter(ignored_names))
+    )
     engine = open_database(root, migrate=False, read_only=True)
     try:
         with engine.connect() as connection:
@@ -85,7 +87,11 @@ def _print(document: dict[str, Any]) -> None:
     typer.echo(f"last 24 hours: {counts}; {document['anomalies_24h']} anomalies")
     typer.echo(f"last picture: {document['last_received_at'] or '-'}")
     rows = [
-        {"product": product, "waiting": document["incoming"].get(product, 0), "champion": document["champions"].get(product)}
+        {
+            "product": product,
+            "waiting": document["incoming"].get(product, 0),
+            "champion": document["champions"].get(product),
+        }
         for product in sorted(document["incoming"].keys() | document["champions"].keys())
     ]
     print_table(rows, ("product", "waiting", "champion"))
