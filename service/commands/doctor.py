@@ -1,0 +1,260 @@
+"""`tamis doctor`: gathers facts of a root and its machine, and shows what `service.doctor` makes of them.
+
+Changes nothing: the only file it makes is one for the trial of renaming, whose name the watching ignores and
+which is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+import sqlite3
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+import migrations
+from models import registry
+from models.calibrate import threshold_at
+from models.errors import ModelError
+from service import doctor as judge
+from service import filesystem
+from service.claim import LOCK_NAME
+from service.commands.init import FOLDERS
+from service.commands.options import AsJson, Root, print_json
+from service.doctor import Finding, InotifyLimits, LeftOver, Space
+from service.errors import ConfigurationError, TamisError
+from service.names import parse_claimed_name, product_of
+from service.settings import Settings, load, origins
+from service.storage.journal import journal_choice
+
+INOTIFY = Path("/proc/sys/fs/inotify")
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+CPUINFO = Path("/proc/cpuinfo")
+LOCKS = Path("/proc/locks")
+EXIT_FAILED = 1
+
+
+def doctor(root: Root, as_json: AsJson = False) -> None:
+    """Look at a root and this machine, and say what is wrong and what to do; exit code 1 if there is an error."""
+    findings = examine(root)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.level:<8} {_shown(finding.check)}: {_shown(finding.found)}")
+            if finding.advice:
+                typer.echo(f"{'':<8}   → {_shown(finding.advice)}")
+        counts = Counter(finding.level for finding in findings)
+        typer.echo(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def examine(root: Path) -> list[Finding]:
+    """Return the findings on `root` and this machine. Raises ConfigurationError where there is no such folder."""
+    if not root.is_dir():
+        raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
+    settings, findings = _settings(root)
+    findings += [
+        _mount(name, path, settings.watch_mode) for name, path in (("root", root), ("incoming", root / "incoming"))
+    ]
+    findings.append(judge.judge_folders({name: _device(root / name) for name in FOLDERS}))
+    failure, disk_now = try_renames(root)
+    findings.append(judge.judge_renames(failure))
+    products, folders = _incoming(root / "incoming")
+    findings.append(judge.judge_inotify(read_inotify(), folders))
+    findings.append(judge.judge_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
+    known = _database(root)
+    findings += known.findings
+    findings += judge.judge_space(read_space(root), settings.free_bytes_min, settings.free_inodes_min)
+    findings += _models(root, settings, products, known.champions)
+    findings += judge.judge_scoring(*_openvino(), judge.cpu_flags(_text(CPUINFO)), platform.machine())
+    findings += judge.judge_energy(read_rapl(), settings.energy_country)
+    there = root.stat()
+    findings += judge.judge_permissions(there.st_mode, _umask(), there.st_uid, os.geteuid())
+    findings.append(judge.judge_left_overs(read_left_overs(root, judge.locked_inodes(_text(LOCKS)))))
+    findings.append(judge.judge_clock(datetime.now(UTC), disk_now, known.newest))
+    return findings
+
+
+def try_renames(root: Path) -> tuple[str | None, datetime | None]:
+    """Rename a file incoming → processing → normal; return the failure, if any, and the disk's time of the file."""
+    # The watching ignores names that begin with a dot, and so does recovery.
+    name = f".tamis-doctor-{os.getpid()}-{time.monotonic_ns()}.tmp"
+    steps = [root / folder / name for folder in ("incoming", "processing", "normal")]
+    disk_now = None
+    try:
+        descriptor = os.open(steps[0], os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        disk_now = datetime.fromtimestamp(os.fstat(descriptor).st_mtime, UTC)
+        os.close(descriptor)
+        for source, target in itertools.pairwise(steps):
+            source.rename(target)
+    except OSError as error:
+        where = " → ".join(str(path) for path in (error.filename, error.filename2) if path)
+        return f"{error.strerror}: {where}", disk_now
+    finally:
+        for path in steps:
+            with contextlib.suppress(OSError):  # it is at one of the three places; what failed is returned
+                path.unlink()
+    return None, disk_now
+
+
+def read_inotify(folder: Path = INOTIFY) -> InotifyLimits | None:
+    """Return the kernel's limits of file events; None where it does not say."""
+    names = ("max_user_watches", "max_user_instances", "max_queued_events")
+    try:
+        return InotifyLimits(*(int((folder / name).read_text()) for name in names))
+    except (OSError, ValueError):
+        return None
+
+
+def read_space(root: Path) -> Space:
+    """Return what is free on the root's file system to a user without privileges."""
+    found = os.statvfs(root)
+    return Space(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+
+
+def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
+    """Return whether the processor's own energy counter can be read."""
+    try:
+        path.read_text()
+    except FileNotFoundError:
+        return "absent"
+    except OSError:
+        return "closed"
+    return "readable"
+
+
+def read_left_overs(root: Path, locked: frozenset[int]) -> list[LeftOver]:
+    """Return for each processing folder how many claimed pictures lie in it and whether its lock is held."""
+    found = []
+    for folder in sorted(path for path in _children(root / "processing") if path.is_dir()):
+        pictures = sum(1 for path in folder.rglob("*") if parse_claimed_name(path.name) is not None)
+        lock = folder / LOCK_NAME
+        found.append(LeftOver(folder.name, pictures, lock.exists() and lock.stat().st_ino in locked))
+    return found
+
+
+@dataclass
+class _Database:
+    findings: list[Finding]
+    champions: dict[str, Any]
+    newest: datetime | None
+
+
+def _settings(root: Path) -> tuple[Settings, list[Finding]]:
+    try:
+        settings = load(root)
+    except ConfigurationError as error:
+        # The other checks go on with the defaults, so that one mistake does not hide another.
+        advice = "correct it as the message says; docs/settings.md lists every setting"
+        return Settings.model_construct(), [Finding("settings", "error", str(error), advice)]
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    return settings, judge.judge_settings(values, origins(root, settings))
+
+
+def _mount(name: str, path: Path, watch_mode: str) -> Finding:
+    try:
+        return judge.judge_mount(name, filesystem.mount_of(path), watch_mode)
+    except (OSError, ValueError) as error:
+        advice = 'mount /proc; until then set watch_mode = "polling" if the root is a share'
+        return Finding(f"file system of {name}", "warning", f"not known: {error}", advice)
+
+
+def _device(folder: Path) -> int | None:
+    return folder.stat().st_dev if folder.is_dir() else None
+
+
+def _incoming(incoming: Path) -> tuple[set[str], int]:
+    """Return the products with a folder under `incoming`, and how many folders a watch of it takes."""
+    names = [path.name for path in _children(incoming) if path.is_dir() and not path.name.startswith(".")]
+    return {product_of(name) for name in names}, sum(1 for _ in os.walk(incoming))
+
+
+def _database(root: Path) -> _Database:
+    from service.storage import schema, versions
+    from service.storage.engine import DATABASE_FILE, open_database
+
+    try:
+        engine = open_database(root, migrate=False, read_only=True)
+    except TamisError as error:
+        advice = "do as the message says; no picture was touched"
+        return _Database([Finding("database", "error", str(error), advice)], {}, None)
+    try:
+        with engine.connect() as connection:
+            revision = schema.revision_of(connection)
+            answer = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+            findings = judge.judge_database(revision, migrations.HEAD, answer)
+            if revision != migrations.HEAD:
+                return _Database(findings, {}, None)
+            newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
+            champions = dict(versions.champions(connection))
+    except ConfigurationError as error:  # the engine's word for damage that a statement met
+        advice = f"stop the service, keep a copy of {DATABASE_FILE}, put back a backup"
+        return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
+    finally:
+        engine.dispose()
+    return _Database(findings, champions, datetime.fromisoformat(newest) if newest else None)
+
+
+def _models(root: Path, settings: Settings, products: set[str], champions: dict[str, Any]) -> list[Finding]:
+    findings = []
+    for product, row in sorted(champions.items()):
+        failure = refused = None
+        rate = settings.false_alarm_rate_of(product)
+        try:
+            version = registry.verify(root / "models" / product / row.version, row.sha256)
+        except ModelError as error:
+            failure = str(error)
+        else:
+            try:
+                threshold_at(version.calibration_scores, rate)
+            except ModelError as error:
+                refused = str(error)
+        findings.append(judge.judge_champion(product, row.version, failure))
+        findings.append(judge.judge_rate(product, rate, refused))
+    return findings + judge.judge_products(products, set(champions))
+
+
+def _openvino() -> tuple[str | None, str | None]:
+    """Return OpenVINO's version, or else why it cannot be imported."""
+    from models.openvino_runtime import openvino  # which keeps its telemetry out
+
+    try:
+        return str(openvino().get_version()), None
+    except (ImportError, OSError) as error:
+        return None, str(error)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it; /proc is asked first, since a thread could make a file in between.
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def _shown(text: str) -> str:
+    # Paths and names come from outside: control characters must not reach the terminal.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,319 @@
+"""Judges whether a root and this machine are fit for the service: values in, findings out.
+
+The judgements are pure; what they judge is gathered by `service.commands.doctor`. Owns the levels and the
+advice: whatever is not ok says what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from service.filesystem import Mount, is_network, sends_events
+from service.settings import DEFAULT_PRODUCT
+from service.storage.journal import JournalChoice
+
+Level = Literal["ok", "warning", "error"]
+
+INSTANCES_FEW = 16
+EVENTS_FEW = 4096
+CLOCK_OFF_MAX = timedelta(seconds=5)
+# Nobody runs this before it was written: an earlier clock is a machine that lost its battery.
+CLOCK_EARLIEST = datetime.fromisoformat("2025-01-01T00:00:00+00:00")
+# The instruction sets that the scoring graph gains most from, best first.
+FAST_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `advice` says what to do; None only where the level is ok."""
+
+    check: str
+    level: Level
+    found: str
+    advice: str | None = None
+
+
+@dataclass(frozen=True)
+class InotifyLimits:
+    """The kernel's limits for one user's file events, as in /proc/sys/fs/inotify."""
+
+    max_user_watches: int
+    max_user_instances: int
+    max_queued_events: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is free to the caller on a file system; `inodes` is None where it has no fixed number of them."""
+
+    bytes: int
+    inodes: int | None
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """Pictures in the processing folder of one instance; `alive` where a running daemon holds its lock."""
+
+    instance: str
+    pictures: int
+    alive: bool
+
+
+def judge_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[Finding]:
+    """Return a finding a setting: its value and where it came from."""
+    return [Finding(f"setting {name}", "ok", f"{value!r}, from {origins[name]}") for name, value in values.items()]
+
+
+def judge_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
+    """Judge the limits of file events against the number of folders under incoming/, each of which takes a watch."""
+    check = "file events"
+    if limits is None:
+        return Finding(
+            check,
+            "warning",
+            "this kernel does not say its inotify limits",
+            'set watch_mode = "polling" if new pictures are only seen at the rescan',
+        )
+    found = (
+        f"{folders} folders to watch; max_user_watches {limits.max_user_watches}, max_user_instances"
+        f" {limits.max_user_instances}, max_queued_events {limits.max_queued_events}"
+    )
+    advice = []
+    # The limit is the user's, so half of it is left to other programs of the same user.
+    if folders > limits.max_user_watches // 2:
+        advice.append(_sysctl("max_user_watches", 4 * folders))
+    if limits.max_user_instances < INSTANCES_FEW:
+        advice.append(_sysctl("max_user_instances", 128))
+    if limits.max_queued_events < EVENTS_FEW:
+        advice.append(_sysctl("max_queued_events", 16384))
+    if not advice:
+        return Finding(check, "ok", found)
+    return Finding(check, "warning", found, "; ".join(advice) + "; until then rescans and polling find the pictures")
+
+
+def judge_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
+    """Judge the file system of the root (`name` "root") or of one of its folders."""
+    check = f"file system of {name}"
+    found = f"{mount.type} on {mount.mount_point}"
+    if mount.read_only:
+        return Finding(check, "error", f"{found}, read-only", f"mount -o remount,rw {mount.mount_point}")
+    if name == "root" and is_network(mount.type):
+        advice = "put the root on a local disk and share its incoming/ from there: SQLite's locks are not safe here"
+        return Finding(check, "error", f"{found}, a network share", advice)
+    if sends_events(mount.type):
+        return Finding(check, "ok", f"{found}, sends file events")
+    if watch_mode == "events":
+        return Finding(check, "warning", f"{found}, sends no file events", 'set watch_mode = "auto" or "polling"')
+    return Finding(check, "ok", f"{found}, sends no file events: it is polled")
+
+
+def judge_folders(devices: Mapping[str, int | None]) -> Finding:
+    """Judge the folders of the root by the device each lies on; None is a folder that is not there."""
+    check = "folders"
+    missing = sorted(name for name, device in devices.items() if device is None)
+    if missing:
+        return Finding(check, "error", f"missing: {', '.join(missing)}", "make them with `tamis init ROOT`")
+    if len(set(devices.values())) == 1:
+        return Finding(check, "ok", f"all {len(devices)} on one file system")
+    home = devices["incoming"]
+    away = sorted(name for name, device in devices.items() if device != home)
+    if "processing" in away:
+        return Finding(
+            check,
+            "error",
+            "incoming and processing lie on two file systems, so a picture cannot be claimed by a rename",
+            "mount the disk at the root, not at one of its folders",
+        )
+    return Finding(
+        check,
+        "warning",
+        f"on another file system than incoming: {', '.join(away)}",
+        "pictures are copied there instead of renamed, which is slower; mount the disk at the root instead",
+    )
+
+
+def judge_renames(failure: str | None) -> Finding:
+    """Judge the trial of renaming a file incoming → processing → normal; `failure` is the error it met."""
+    if failure is None:
+        return Finding("renames", "ok", "a file went from incoming to processing to normal")
+    advice = (
+        "give the service's user the folders (chown -R tamis:tamis ROOT); under systemd give the unit one"
+        " ReadWritePaths= for the whole root, not one a folder"
+    )
+    return Finding("renames", "error", failure, advice)
+
+
+def judge_sqlite(version: str, choice: JournalChoice) -> Finding:
+    """Report the version of SQLite and the journal that follows from it; both choices are safe."""
+    found = f"{version}: journal {choice.mode}, synchronous {choice.synchronous}, since {choice.reason}"
+    if choice.mode == "WAL":
+        return Finding("SQLite", "ok", f"{found}; reports do not wait for the daemon")
+    advice = "nothing needs doing; a Python with SQLite 3.51.3 or later gives the faster write-ahead log"
+    return Finding("SQLite", "ok", f"{found}; safe, but each commit costs more and reports wait for it", advice)
+
+
+def judge_database(revision: str | None, head: str, quick_check: str) -> list[Finding]:
+    """Judge the schema's revision and the answer of SQLite's quick check."""
+    if revision == head:
+        found = [Finding("database revision", "ok", head)]
+    else:
+        advice = "bring it up to date with `tamis db upgrade`, after `tamis db backup`"
+        found = [Finding("database revision", "error", f"{revision or 'none'}, expected {head}", advice)]
+    if quick_check == "ok":
+        return [*found, Finding("database integrity", "ok", "quick check passed")]
+    advice = "stop the service, keep a copy of tamis.db, put back a backup (docs/database.md, 'Backup')"
+    return [*found, Finding("database integrity", "error", quick_check, advice)]
+
+
+def judge_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
+    """Judge what is free against the settings free_bytes_min and free_inodes_min."""
+    found = [_judge_left("free space", space.bytes, bytes_min, "bytes", "free_bytes_min")]
+    if space.inodes is None:
+        return [*found, Finding("free inodes", "ok", "this file system makes inodes as it needs them")]
+    return [*found, _judge_left("free inodes", space.inodes, inodes_min, "inodes", "free_inodes_min")]
+
+
+def judge_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
+    """Judge for each product with a folder under incoming/ whether there is a model that scores its pictures."""
+    found = []
+    for product in sorted(products):
+        check = f"model of {product}"
+        train = f"train one: tamis train --product {product} --from FOLDER_OF_GOOD_PICTURES"
+        if product in champions:
+            continue  # the champion's own health is a finding of its own
+        if DEFAULT_PRODUCT in champions:
+            found.append(Finding(check, "ok", f"none of its own; {DEFAULT_PRODUCT}'s scores its pictures"))
+        else:
+            found.append(Finding(check, "warning", "none: its pictures wait in incoming/", train))
+    if not champions and not found:
+        train = f"train one: tamis train --product {DEFAULT_PRODUCT} --from FOLDER_OF_GOOD_PICTURES"
+        found.append(Finding(f"model of {DEFAULT_PRODUCT}", "warning", "none: pictures will wait in incoming/", train))
+    return found
+
+
+def judge_champion(product: str, version: str, failure: str | None) -> Finding:
+    """Judge one champion; `failure` is what the registry's check of its files said."""
+    if failure is None:
+        return Finding(f"model of {product}", "ok", f"{version}, every file as registered")
+    advice = (
+        f"put the folder models/{product}/{version} back from a backup, or go to another version:"
+        f" tamis models rollback --product {product}, or train again"
+    )
+    return Finding(f"model of {product}", "error", failure, advice)
+
+
+def judge_rate(product: str, rate: float, refused: str | None) -> Finding:
+    """Judge whether the champion's calibration can give a threshold at `rate`; `refused` says why it cannot."""
+    check = f"threshold of {product}"
+    if refused is None:
+        return Finding(check, "ok", f"at a false-alarm rate of {rate:g}")
+    advice = f"raise the rate (false_alarm_rate under [products.{product}]), or train on more good pictures"
+    return Finding(check, "error", refused, advice)
+
+
+def judge_scoring(
+    openvino: str | None, failure: str | None, flags: frozenset[str] | None, machine: str
+) -> list[Finding]:
+    """Judge the scoring runtime and the processor's flags; `flags` is None where /proc/cpuinfo is not readable."""
+    if failure is not None:
+        advice = "install Tamis again into its environment: pip install --force-reinstall openvino"
+        found = [Finding("OpenVINO", "error", f"cannot be imported: {failure}", advice)]
+    else:
+        found = [Finding("OpenVINO", "ok", openvino or "importable")]
+    if flags is None:
+        advice = "take ProcSubset=pid out of the unit: without /proc/cpuinfo the slowest code is chosen"
+        return [*found, Finding("processor", "warning", "/proc/cpuinfo shows no flags", advice)]
+    fast = [flag for flag in FAST_FLAGS if flag in flags]
+    if fast or machine not in ("x86_64", "AMD64"):
+        return [*found, Finding("processor", "ok", f"{machine}: {', '.join(fast) or 'its own code path'}")]
+    advice = "scoring works, slowly; a virtual machine may hide AVX2: let it pass the host's processor through"
+    return [*found, Finding("processor", "warning", f"{machine} without AVX2", advice)]
+
+
+def judge_energy(rapl: Literal["readable", "closed", "absent"], country: str | None) -> list[Finding]:
+    """Judge where figures of energy come from and whether they can become grams of CO2e."""
+    if rapl == "readable":
+        found = [Finding("energy source", "ok", "measured by the processor (RAPL)")]
+    elif rapl == "absent":
+        found = [Finding("energy source", "ok", "estimated from load and the processor's model: it has no RAPL here")]
+    else:
+        advice = "let the service's user read it: deploy/tamis-rapl.conf, see docs/deployment.md, 'Energy'"
+        found = [Finding("energy source", "warning", "estimated: RAPL is there, but not readable", advice)]
+    if country is None:
+        advice = 'set energy_country, such as "FRA"; until then emissions are unknown (null)'
+        return [*found, Finding("energy country", "warning", "not set", advice)]
+    return [*found, Finding("energy country", "ok", country)]
+
+
+def judge_permissions(mode: int, umask: int, owner: int, user: int) -> list[Finding]:
+    """Judge who else can look into the root; `mode` of its folder, `owner` and `user` (the caller) are ids."""
+    shown = f"root {mode & 0o7777:04o}, umask {umask:04o}"
+    if mode & 0o007:
+        found = [Finding("permissions", "warning", f"{shown}: every local user can look in", "chmod o-rwx ROOT")]
+    else:
+        found = [Finding("permissions", "ok", f"{shown}: other local users are kept out")]
+    if owner != user:
+        advice = "run tamis as the owner (sudo -u tamis tamis …), or the service cannot touch what this user makes"
+        found.append(Finding("user", "warning", f"the root belongs to user {owner}; this is user {user}", advice))
+    return found
+
+
+def judge_left_overs(left: Sequence[LeftOver]) -> Finding:
+    """Judge pictures in the processing folders of instances that do not run."""
+    dead = [one for one in left if one.pictures and not one.alive]
+    if not dead:
+        return Finding("left-overs", "ok", "no pictures in processing of instances that do not run")
+    found = ", ".join(f"{one.pictures} of {one.instance}" for one in dead)
+    if any(one.alive for one in left):
+        return Finding("left-overs", "ok", f"{found}: the running daemon will take them over")
+    advice = "start the service: it goes on with its own and takes over those of others; never move them by hand"
+    return Finding("left-overs", "warning", found, advice)
+
+
+def judge_clock(now: datetime, disk_now: datetime | None, newest: datetime | None) -> Finding:
+    """Judge the clock by that of the disk (None: not known) and by the newest picture in the database."""
+    advice = "set the clock and keep it set: timedatectl set-ntp true"
+    if now < CLOCK_EARLIEST:
+        return Finding("clock", "error", f"{now:%Y-%m-%d %H:%M} UTC, which is past", advice)
+    if disk_now is not None and abs(disk_now - now) > CLOCK_OFF_MAX:
+        off = (disk_now - now).total_seconds()
+        return Finding("clock", "warning", f"the disk stamps files {off:+.0f} s from this machine's clock", advice)
+    if newest is not None and newest - now > CLOCK_OFF_MAX:
+        ahead = (newest - now).total_seconds()
+        found = f"the newest picture was received {ahead:.0f} s in the future: the clock was set back"
+        return Finding("clock", "warning", found, advice)
+    return Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def cpu_flags(cpuinfo: str) -> frozenset[str] | None:
+    """Return the flags of the first processor in the text of /proc/cpuinfo; None where it names none."""
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return frozenset(match[1].split()) if match else None
+
+
+def locked_inodes(locks: str) -> frozenset[int]:
+    """Return the inodes that hold an exclusive flock, from the text of /proc/locks (proc(5))."""
+    found = set()
+    for line in locks.splitlines():
+        fields = line.split()
+        # "1: FLOCK ADVISORY WRITE pid major:minor:inode start end"; "1: -> FLOCK …" only waits for one.
+        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[3] == "WRITE":
+            found.add(int(fields[5].rpartition(":")[2]))
+    return frozenset(found)
+
+
+def _judge_left(check: str, left: int, least: int, unit: str, setting: str) -> Finding:
+    found = f"{left:_} {unit}; claiming stops below {least:_} ({setting})"
+    if left < least:
+        return Finding(check, "error", f"{found}: it has stopped", "make room on the root's disk; it goes on by itself")
+    if left < 4 * least:
+        return Finding(check, "warning", found, "make room on the root's disk soon, or lower the setting")
+    return Finding(check, "ok", found)
+
+
+def _sysctl(name: str, value: int) -> str:
+    return f"sysctl -w fs.inotify.{name}={value} (and in /etc/sysctl.d to keep it)"

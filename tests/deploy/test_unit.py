@@ -1,0 +1,147 @@
+"""The systemd unit: understood by systemd, tightly boxed, and without what is known to break scoring."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.errors import ConfigurationError, TamisError, UsageError
+from service.settings import ENVIRONMENT_PREFIX, Settings
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNIT = DEPLOY / "tamis.service"
+# In the tool's unit for --threshold: ten times the exposure that it shows, so 6 is an exposure of 0.6.
+EXPOSURE_MAX = 0.6
+
+analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+def directives() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in UNIT.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Iterator[Path]:
+    """The unit with a program that exists in place of the installed one, which verify would miss."""
+    path = tmp_path / "tamis.service"
+    text, count = re.subn(r"(?m)^ExecStart=\S+", f"ExecStart={shutil.which('true')}", UNIT.read_text())
+    assert count == 1
+    path.write_text(text)
+    yield path
+
+
+@analyze
+def test_unit_has_nothing_that_systemd_complains_of(copy: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@analyze
+def test_verify_would_notice_a_misspelt_directive(copy: Path) -> None:
+    copy.write_text(copy.read_text().replace("PrivateNetwork=", "PrivateNetwrok="))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60
+    )
+    assert "PrivateNetwrok" in done.stderr
+
+
+@analyze
+def test_exposure_of_the_sandbox_is_at_most_0_6(copy: Path) -> None:
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=true"]
+    done = subprocess.run(
+        [*command, f"--threshold={EXPOSURE_MAX * 10:.0f}", str(copy)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+    shown = re.search(r"Overall exposure level for tamis\.service: ([0-9.]+)", done.stdout)
+    assert shown is not None
+    assert float(shown[1]) <= EXPOSURE_MAX
+
+
+@analyze
+def test_threshold_is_in_tenths_of_the_exposure_shown(tmp_path: Path) -> None:
+    """An open unit shows about 9.6: over a threshold of 90, under one of 100."""
+    unit = tmp_path / "open.service"
+    unit.write_text("[Service]\nExecStart=/bin/true\n")
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=true"]
+    over, under = (
+        subprocess.run([*command, f"--threshold={limit}", str(unit)], capture_output=True, timeout=60).returncode
+        for limit in (90, 100)
+    )
+    assert over != 0
+    assert under == 0
+
+
+def test_the_whole_root_is_one_writable_path() -> None:
+    """Two paths are two mounts, and a rename between them fails with EXDEV."""
+    found = directives()
+    assert found["ReadWritePaths"] == ["/var/lib/tamis"]
+    assert found["ExecStart"] == ["/opt/tamis/bin/tamis run --root /var/lib/tamis"]
+    assert not {"StateDirectory", "BindPaths", "LogsDirectory", "CacheDirectory"} & set(found)
+
+
+@pytest.mark.parametrize("directive", ["ProcSubset", "MemoryDenyWriteExecute"])
+def test_directive_that_breaks_scoring_is_not_used(directive: str) -> None:
+    assert directive not in directives()
+
+
+def test_service_has_no_network() -> None:
+    found = directives()
+    assert found["PrivateNetwork"] == ["yes"]
+    assert found["RestrictAddressFamilies"] == ["AF_UNIX"]
+
+
+def test_errors_that_a_restart_cannot_help_stay_down() -> None:
+    found = directives()
+    stay_down = {int(code) for code in found["RestartPreventExitStatus"][0].split()}
+    assert stay_down == {UsageError.exit_code, ConfigurationError.exit_code}
+    assert TamisError.exit_code not in stay_down
+    assert found["Restart"] == ["on-failure"]
+
+
+def test_stop_leaves_time_for_the_batch_in_hand() -> None:
+    found = directives()
+    assert found["KillSignal"] == ["SIGTERM"]
+    assert int(found["TimeoutStopSec"][0]) > 45
+
+
+def test_systemd_watches_the_daemon() -> None:
+    found = directives()
+    assert found["Type"] == ["notify"]
+    assert int(found["WatchdogSec"][0]) > Settings.model_fields["decode_timeout_s"].default
+
+
+def test_nobody_else_can_read_what_the_service_writes() -> None:
+    assert directives()["UMask"] == ["0077"]
+
+
+def test_environment_file_names_only_settings_that_exist() -> None:
+    named = re.findall(r"(?m)^#?([A-Z_]+)=", (DEPLOY / "tamis.env").read_text())
+    assert named
+    assert {name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in named} <= set(Settings.model_fields)
+
+
+def test_environment_file_sets_nothing_by_itself() -> None:
+    lines = (DEPLOY / "tamis.env").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == []
+
+
+def test_rapl_rule_opens_the_counters_to_the_group_alone() -> None:
+    lines = [line for line in (DEPLOY / "tamis-rapl.conf").read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    for line in lines:
+        kind, path, mode, user, group, *_ = line.split()
+        assert (kind, mode, user, group) == ("z", "0440", "root", "tamis")
+        assert path.startswith("/sys/class/powercap/intel-rapl:")
+        assert path.endswith("/energy_uj")

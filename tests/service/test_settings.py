@@ -1,0 +1,247 @@
+"""Settings: where a value comes from, what is refused and how, and that the documentation says the same."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.commands.init import GROUPS, toml_value
+from service.errors import ConfigurationError
+from service.settings import ENVIRONMENT_PREFIX, ProductSettings, Settings, load, origins
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+# The end or beginning of a name says the unit.
+UNITS = (
+    (r"_ms$", "ms"),
+    (r"_s$", "s"),
+    (r"_w$", "W"),
+    (r"bytes_", "bytes"),
+    (r"pixels_", "pixels"),
+    (r"inodes_", "inodes"),
+    (r"_threads$", "threads"),
+    (r"_rate$", "share, between 0 and 1"),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(ENVIRONMENT_PREFIX):
+            monkeypatch.delenv(name)
+
+
+def root_with(tmp_path: Path, text: str = "") -> Path:
+    (tmp_path / "tamis.toml").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def unit_of(name: str) -> str:
+    return next((unit for pattern, unit in UNITS if re.search(pattern, name)), "")
+
+
+def row_of(name: str) -> str:
+    """Return the line of docs/settings.md that `name` must have."""
+    about = Settings.model_fields[name]
+    default = about.get_default(call_default_factory=True)
+    if default is None:
+        shown = "not set"
+    elif default == {}:
+        shown = "none"
+    else:
+        shown = f"`{toml_value(default)}`"
+    return f"| `{name}` | {shown} | {unit_of(name)} | {about.description} |"
+
+
+# --- where values come from ---------------------------------------------------------------------------------
+
+
+def test_empty_file_gives_the_defaults_and_says_so(tmp_path: Path) -> None:
+    root = root_with(tmp_path)
+    settings = load(root)
+    assert settings.settle_time_s == Settings.model_fields["settle_time_s"].default
+    assert set(origins(root, settings).values()) == {"default"}
+    assert set(origins(root, settings)) == set(Settings.model_fields)
+
+
+def test_file_goes_over_the_default(tmp_path: Path) -> None:
+    root = root_with(tmp_path, "settle_time_s = 2.5\n")
+    settings = load(root)
+    assert settings.settle_time_s == 2.5
+    assert origins(root, settings)["settle_time_s"] == "tamis.toml"
+
+
+def test_environment_goes_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_SETTLE_TIME_S", "3.5")
+    root = root_with(tmp_path, "settle_time_s = 2.5\n")
+    settings = load(root)
+    assert settings.settle_time_s == 3.5
+    assert origins(root, settings)["settle_time_s"] == "TAMIS_SETTLE_TIME_S"
+
+
+def test_option_goes_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_INSTANCE", "second")
+    root = root_with(tmp_path, 'instance = "first"\n')
+    settings = load(root, instance="third", log_format=None)
+    assert settings.instance == "third"
+    assert settings.log_format == "plain"
+    found = origins(root, settings, instance="third", log_format=None)
+    assert (found["instance"], found["log_format"]) == ("option", "default")
+
+
+def test_list_from_the_file_replaces_the_default(tmp_path: Path) -> None:
+    assert load(root_with(tmp_path, 'ignored_names = ["*.bak"]\n')).ignored_names == ("*.bak",)
+
+
+def test_list_from_the_environment_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_IGNORED_NAMES", '["*.bak", ".*"]')
+    assert load(root_with(tmp_path)).ignored_names == ("*.bak", ".*")
+
+
+def test_root_in_the_environment_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_ROOT", str(tmp_path))
+    assert load(root_with(tmp_path)).instance == "main"
+
+
+def test_settings_of_two_roots_do_not_mix(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder, text in ((first, "batch_size_max = 3\n"), (second, "")):
+        folder.mkdir()
+        root_with(folder, text)
+    assert (load(first).batch_size_max, load(second).batch_size_max, load(first).batch_size_max) == (3, 8, 3)
+
+
+# --- products -----------------------------------------------------------------------------------------------
+
+
+def test_product_overrides_its_false_alarm_rate_and_others_keep_the_general_one(tmp_path: Path) -> None:
+    settings = load(root_with(tmp_path, "false_alarm_rate = 0.02\n[products.flange]\nfalse_alarm_rate = 0.05\n"))
+    assert settings.false_alarm_rate_of("flange") == 0.05
+    assert settings.false_alarm_rate_of("gasket") == 0.02
+
+
+def test_rate_of_the_training_holds_where_no_setting_says_otherwise(tmp_path: Path) -> None:
+    settings = load(root_with(tmp_path, "[products.flange]\nfalse_alarm_rate = 0.05\n"))
+    assert settings.false_alarm_rate_of("gasket", trained=0.03) == 0.03
+    assert settings.false_alarm_rate_of("flange", trained=0.03) == 0.05
+    assert settings.false_alarm_rate_of("gasket") == 0.01
+
+
+def test_product_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_PRODUCTS__flange__FALSE_ALARM_RATE", "0.05")
+    root = root_with(tmp_path)
+    settings = load(root)
+    assert settings.false_alarm_rate_of("flange") == 0.05
+    assert origins(root, settings)["products"] == "TAMIS_PRODUCTS"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[products.flange]\nfalse_alarm_rte = 0.05\n", "products.flange.false_alarm_rte"),
+        ("[products.flange]\nfalse_alarm_rate = 2\n", "products.flange.false_alarm_rate"),
+    ],
+)
+def test_mistake_in_a_product_is_named_with_the_product(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(named)):
+        load(root_with(tmp_path, text))
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_unknown_setting_is_named_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown setting 'settel_time_s'; did you mean 'settle_time_s'\?"):
+        load(root_with(tmp_path, "settel_time_s = 1\n"))
+
+
+def test_unknown_setting_unlike_any_other_points_to_the_documentation(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown setting 'qqq'; docs/settings\.md lists them all"):
+        load(root_with(tmp_path, "qqq = 1\n"))
+
+
+def test_unknown_variable_is_named_with_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIS_SETTLE_TIME", "1")
+    with pytest.raises(ConfigurationError, match=r"TAMIS_SETTLE_TIME; did you mean 'settle_time_s'\?"):
+        load(root_with(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "found"),
+    [
+        ('settle_time_s = "long"', "settle_time_s", "'long'"),
+        ("settle_time_s = 0", "settle_time_s", "0"),
+        ("false_alarm_rate = 1.0", "false_alarm_rate", "1.0"),
+        ('energy_country = "France"', "energy_country", "'France'"),
+        ('watch_mode = "sometimes"', "watch_mode", "'sometimes'"),
+        ('instance = "../other"', "instance", "'../other'"),
+        ("batch_size_max = 2.5", "batch_size_max", "2.5"),
+        ("settle_time_s = nan", "settle_time_s", "nan"),
+        ("settle_time_s = inf", "settle_time_s", "inf"),
+    ],
+)
+def test_value_that_does_not_fit_is_named_with_what_was_found(tmp_path: Path, text: str, name: str, found: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(root_with(tmp_path, text + "\n"))
+    assert f"setting {name}:" in str(caught.value)
+    assert f"found {found}" in str(caught.value)
+    assert caught.value.exit_code == 78
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(root_with(tmp_path, "settle_time_s = -1\nbatch_size_max = 0\n"))
+    assert "settle_time_s" in str(caught.value)
+    assert "batch_size_max" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"settle_time_s = \n", b"\xff\xfe", b"[products"])
+def test_file_that_is_not_toml_is_refused_by_its_path(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tamis.toml").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"tamis\.toml: expected TOML"):
+        load(tmp_path)
+
+
+def test_missing_root_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no such folder; make one with `tamis init"):
+        load(tmp_path / "nowhere")
+
+
+def test_folder_without_settings_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no tamis\.toml in it; make one with `tamis init"):
+        load(tmp_path)
+
+
+def test_settings_cannot_be_changed_afterwards(tmp_path: Path) -> None:
+    settings: Any = load(root_with(tmp_path))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.settle_time_s = 9.0
+
+
+# --- the documentation --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented_with_its_default_unit_and_meaning(name: str) -> None:
+    assert row_of(name) in DOCUMENT.read_text(encoding="utf-8").splitlines()
+
+
+def test_every_documented_setting_exists() -> None:
+    rows = re.findall(r"(?m)^\| `([a-z0-9_]+)` \|", DOCUMENT.read_text(encoding="utf-8"))
+    own = set(ProductSettings.model_fields)
+    assert sorted(set(rows) - own) == sorted(set(Settings.model_fields) - own)
+    assert {name: rows.count(name) for name in rows if name not in own and rows.count(name) != 1} == {}
+
+
+def test_documentation_has_the_groups_of_the_settings_file() -> None:
+    headings = re.findall(r"(?m)^## (.+)$", DOCUMENT.read_text(encoding="utf-8"))
+    assert [heading for heading in headings if heading in GROUPS.values()] == list(GROUPS.values())
+
+
+def test_every_field_has_a_description_and_a_default() -> None:
+    for name, about in Settings.model_fields.items():
+        assert about.description, name
+        assert not about.is_required(), name
