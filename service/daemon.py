@@ -151,9 +151,7 @@ class Daemon:
         stack.callback(self._close_meter)
         stack.callback(self._pipeline.close)
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
-        self._scorers.refresh()
-        for product in self._scorers.products[: settings.models_loaded_max]:
-            self._scorers.get(product)
+        self._load_models()
 
     def loop(self) -> None:
         """Move pictures along until told to stop, then bring what is in flight to its end."""
@@ -182,6 +180,18 @@ class Daemon:
         self._drain()
 
     # Starting
+
+    def _load_models(self) -> None:
+        self._scorers.refresh()
+        refusals = []
+        products = self._scorers.products[: self._settings.models_loaded_max]
+        for product in products:
+            try:
+                self._scorers.get(product)
+            except ConfigurationError as error:
+                refusals.append(str(error))
+        if refusals and len(refusals) == len(products):
+            raise ConfigurationError("; ".join(refusals))
 
     def _lock(self, stack: ExitStack) -> None:
         lock = InstanceLock(self._root, self._settings.instance)

@@ -22,6 +22,7 @@ from service.claim import INCOMING, Claim, Claims
 from service.decide import ScoreNotFinite
 from service.decode import DecodeError, Picture, StillChanging, decode, read_file
 from service.energy import EnergyMeter
+from service.errors import ConfigurationError
 from service.logs import RateLimit, fields
 from service.names import product_of, shown_name
 from service.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
@@ -245,7 +246,9 @@ class Pipeline:
             if settled_at is None:
                 continue
             # The scorer first: a model that cannot be loaded must not leave a claim behind.
-            scorer = self._scorers.get(product_of(path.rpartition("/")[0]))
+            scorer = self._scorer(product_of(path.rpartition("/")[0]))
+            if scorer is None:
+                continue
             claim = self._claims.claim(path, settled_at)
             if claim is not None:
                 self._in_flight[claim.id] = claim
@@ -253,9 +256,18 @@ class Pipeline:
 
     def _begin_again(self, claim: Claim, now: float) -> None:
         self._refresh_champions(now)
-        scorer = self._scorers.get(claim.product)
-        self._in_flight[claim.id] = claim
-        self._decode(claim, scorer)
+        scorer = self._scorer(claim.product)
+        if scorer is not None:
+            self._in_flight[claim.id] = claim
+            self._decode(claim, scorer)
+
+    def _scorer(self, product: str) -> Scorer | None:
+        try:
+            return self._scorers.get(product)
+        except ConfigurationError:
+            # Said by whoever raised it; the files wait in incoming, or where they were claimed, until it is mended.
+            self.waiting[product] = self.waiting.get(product, 0) + 1
+            return None
 
     def _settled_since(self, path: str, now: float) -> float | None:
         full = self._root / INCOMING / path
@@ -350,7 +362,11 @@ class Pipeline:
             return
         self._later = [(at, claim) for at, claim in self._later if at > now]
         for claim in due:
-            self._decode(claim, self._scorers.get(claim.product))
+            scorer = self._scorer(claim.product)
+            if scorer is not None:
+                self._decode(claim, scorer)
+            else:
+                self._in_flight.pop(claim.id, None)
 
     def _check_decoding(self, now: float) -> None:
         for id, since in list(self._work.since.items()):

@@ -61,7 +61,8 @@ class Scorers:
         self._known: Mapping[str, list[VersionRow]] = {}
         self._detectors: OrderedDict[tuple[str, str], tuple[Detector, ModelVersion]] = OrderedDict()
         self._scorers: dict[str, Scorer] = {}
-        self._damaged: set[str] = set()
+        self._unusable: dict[str, str] = {}
+        self._said: set[str] = set()
 
     def refresh(self) -> bool:
         """Ask again which versions are champions; return whether anything changed."""
@@ -70,11 +71,12 @@ class Scorers:
             return False
         self._known = known
         self._scorers.clear()
+        self._unusable.clear()
         return True
 
     def has(self, product: str) -> bool:
-        """Return whether there is a champion for `product`, its own or that of `default`."""
-        return product in self._known or DEFAULT_PRODUCT in self._known
+        """Return whether there is a champion for `product`, its own or that of `default`, as far as is known."""
+        return (product in self._known or DEFAULT_PRODUCT in self._known) and product not in self._unusable
 
     @property
     def known(self) -> Mapping[str, list[VersionRow]]:
@@ -90,11 +92,17 @@ class Scorers:
         """Return the scorer for `product`, loading it where needed.
 
         A champion whose folder is damaged is passed over, with an alert, for the one before it. Raises
-        ConfigurationError when no version can be loaded.
+        ConfigurationError when no version can be used; from then on the product counts as one without a model,
+        until its versions change, so that one product's model does not stop the others.
         """
         scorer = self._scorers.get(product)
         if scorer is None:
-            scorer = self._scorers[product] = self._make(product)
+            try:
+                scorer = self._scorers[product] = self._make(product)
+            except ConfigurationError as error:
+                self._unusable[product] = str(error)
+                self._say(product, "no usable model; files wait", product=product, reason=error)
+                raise
         return scorer
 
     def _make(self, product: str) -> Scorer:
@@ -109,12 +117,15 @@ class Scorers:
                 raise ConfigurationError(f"product {product}, version {row.version}: {error}") from None
             except ModelCorrupt as error:
                 failures.append(str(error))
-                if row.version not in self._damaged:
-                    self._damaged.add(row.version)
-                    log.error("model passed over", extra=fields(product=owner, version=row.version, reason=error))
+                self._say(row.version, "model passed over", product=owner, version=row.version, reason=error)
                 continue
             return Scorer(detector, judge, row.version, float(version.manifest["calibration"]["pixel_threshold"]))
         raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
+
+    def _say(self, once: str, event: str, **values: object) -> None:
+        if once not in self._said:
+            self._said.add(once)
+            log.error(event, extra=fields(**values))
 
     def _detector(self, product: str, row: VersionRow) -> tuple[Detector, ModelVersion]:
         key = (product, row.version)

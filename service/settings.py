@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     settle_time_s: float = Field(1.0, gt=0, le=3600, description="s a file must stay unchanged before it is claimed")
     rescan_interval_s: float = Field(30.0, gt=0, le=3600, description="s between scans of the folder with file events")
     poll_interval_s: float = Field(2.0, gt=0, le=3600, description="s between scans of the folder without file events")
-    empty_file_timeout_s: float = Field(600.0, gt=0, description="s after which a file of 0 bytes is quarantined")
+    empty_file_timeout_s: float = Field(
+        600.0, gt=0, le=31_536_000, description="s after which a file of 0 bytes is quarantined"
+    )
     ignored_names: tuple[str, ...] = Field(
         IGNORED_NAMES,
         description="shell patterns of file and folder names never looked at; replaces the default",
@@ -91,13 +93,16 @@ class Settings(BaseSettings):
     decode_timeout_s: float = Field(
         30.0,
         gt=0,
+        le=3600,
         description="s after which a picture that is still decoding stops the daemon, to be retried alone",
     )
     attempts_max: int = Field(3, ge=1, le=20, description="tries at a picture that ends the daemon, then quarantine")
 
     # Scoring
     batch_size_max: int = Field(8, ge=1, le=256, description="pictures in a micro-batch, at most")
-    batch_wait_ms: float = Field(20.0, ge=0, description="ms that a decoded picture waits for others to join its batch")
+    batch_wait_ms: float = Field(
+        20.0, ge=0, le=60_000, description="ms that a decoded picture waits for others to join its batch"
+    )
     in_flight_max: int = Field(32, ge=1, le=4096, description="pictures claimed and not yet placed, at most")
     scoring_threads: int = Field(0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core")
     models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
@@ -126,7 +131,9 @@ class Settings(BaseSettings):
     energy_cpu_max_w: float | None = Field(
         None, gt=0, description="W of the processor at full load, where it cannot be measured or looked up"
     )
-    energy_idle_row_s: float = Field(300.0, gt=0, description="s of idling that make one row of energy, at most")
+    energy_idle_row_s: float = Field(
+        300.0, gt=0, le=86_400, description="s of idling that make one row of energy, at most"
+    )
 
     # Logs
     log_format: Literal["plain", "json"] = Field("plain", description="a line for people or for machines")

@@ -17,8 +17,11 @@ MODULES = sorted(
     for path in (REPOSITORY / package).rglob("*.py")
 )
 STEPS = frozenset(
-    "names settle watch claim decode batch decide score deliver record recover energy maps notify logs filesystem".split()
-)
+    {
+        "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
+        "energy", "maps", "notify", "logs", "filesystem",
+    }
+)  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.
 LAYERS = ["storage", "steps", "pipeline", "daemon", "commands", "cli"]
 TRAINING_ONLY = frozenset({"torch", "torchvision", "timm"})
@@ -81,7 +84,8 @@ def test_importing_modules_starts_nothing_and_brings_no_torch() -> None:
     script = f"""
 import importlib, logging, os, sys, threading
 def open_files():
-    return {{os.readlink(f"/proc/self/fd/{{fd}}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{{fd}}")}}
+    links = [f"/proc/self/fd/{{fd}}" for fd in os.listdir("/proc/self/fd")]
+    return {{os.readlink(link) for link in links if os.path.exists(link)}}
 files, folder = open_files(), sorted(os.listdir("."))
 for name in {modules!r}:
     importlib.import_module(name)
@@ -102,4 +106,6 @@ def test_nothing_is_ever_unpickled(module: str) -> None:
     path = REPOSITORY / (module.replace(".", "/") + ".py")
     text = path.read_text() if path.exists() else ""
     assert "torch.load(" not in text and "LOAD_TRUNCATED_IMAGES" not in text
-    assert {name for name in imports_of(module) if name.split(".")[0] in {"pickle", "dill", "joblib", "shelve"}} == set()
+    assert {
+        name for name in imports_of(module) if name.split(".")[0] in {"pickle", "dill", "joblib", "shelve"}
+    } == set()

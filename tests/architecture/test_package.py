@@ -55,7 +55,18 @@ def test_wheel_installed_alone_holds_the_files_of_the_tree(wheel: Path, tmp_path
 
 def test_installed_package_says_its_version_without_its_dependencies(wheel: Path, tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(tmp_path),
+            str(wheel),
+        ],
         check=True,
     )
     said = subprocess.run(

@@ -69,6 +69,8 @@ def problems(root: pathlib.Path, dropped: list[tuple[str, str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    wrong = problems(pathlib.Path(sys.argv[1]), [tuple(pair) for pair in json.loads(pathlib.Path(sys.argv[2]).read_text())])
+    wrong = problems(
+        pathlib.Path(sys.argv[1]), [tuple(pair) for pair in json.loads(pathlib.Path(sys.argv[2]).read_text())]
+    )
     print("\n".join(wrong) or "nothing lost, nothing twice, nothing half-moved")
     sys.exit(bool(wrong))

@@ -127,6 +127,28 @@ def test_no_loadable_model_refuses_to_start_and_moves_nothing(house: Path, drop:
     assert path.exists()
 
 
+def test_one_products_damaged_model_does_not_stop_the_others(house: Path, drop: Callable[..., Path]) -> None:
+    install(house, product="gears")
+    (house / "models/gears/v1/model.bin").write_bytes(b"damaged")
+    waiting = drop("gears/a.png")
+    drop("b.png", seed=1)
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: finished(house) == 1, "the other product's picture finished")
+        assert daemon.stop() == 0
+        assert daemon.log_text().count("no usable model; files wait") == 1
+    assert waiting.exists() and [row["product"] for row in rows(house)] == ["default"]
+
+
+def test_rate_that_the_calibration_cannot_give_refuses_to_start(house: Path, drop: Callable[..., Path]) -> None:
+    (house / "tamis.toml").write_text(SETTINGS + "false_alarm_rate = 0.001\n")
+    path = drop("a.png")
+    with DaemonProcess(house) as daemon:
+        assert daemon.process.wait(60) == 78
+        assert "needs 999 held-out normal pictures, found 100" in daemon.log_text()
+    assert path.exists()
+
+
 def test_second_daemon_is_refused_by_name_of_the_first(house: Path) -> None:
     with DaemonProcess(house) as first:
         first.wait_ready()
@@ -186,8 +208,9 @@ def test_full_disk_pauses_claiming_before_it_is_full(house: Path, drop: Callable
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
         wait_until(lambda: "bytes free" in daemon.log_text(), "word of the lack of space")
-        status = json.loads((house / "processing/main/.status.json").read_text())
-        assert "bytes free" in status["paused"] and path.exists()
+        said = house / "processing/main/.status.json"
+        wait_until(lambda: said.exists() and "bytes free" in (json.loads(said.read_text())["paused"] or ""), "its status")
+        assert path.exists()
         assert daemon.stop() == 0
 
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from service.names import destination, new_id, parse_claimed_name, product_of, safe_name, shown_name
 
-ANY_NAME = st.binary(min_size=1, max_size=255).filter(lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b".."))
+ANY_NAME = st.binary(min_size=1, max_size=255).filter(
+    lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
+)
 
 
 @given(ANY_NAME)

@@ -1,4 +1,4 @@
-"""The pipeline on real files and a real database; only the detector is a stand-in: brightness above 100 is an anomaly."""
+"""The pipeline on real files and a real database; the detector is a stand-in: brightness above 100 is an anomaly."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ class House:
             return images.search(connection, limit=None)
 
     def files(self, *folders: str) -> list[str]:
-        return sorted(
-            str(p.relative_to(self.root)) for f in folders for p in (self.root / f).rglob("*") if p.is_file()
-        )
+        return sorted(str(p.relative_to(self.root)) for f in folders for p in (self.root / f).rglob("*") if p.is_file())
 
 
 @pytest.fixture
@@ -133,7 +131,10 @@ def test_sub_folder_is_the_product(build: Callable[..., House], drop: Callable[.
     drop("gears/2026/a.png")
     drop("b.png", seed=1)
     house.settle_and_run()
-    assert {row["product"]: row["path"].split("/")[1] for row in house.rows()} == {"gears": "gears", "default": "default"}
+    assert {row["product"]: row["path"].split("/")[1] for row in house.rows()} == {
+        "gears": "gears",
+        "default": "default",
+    }
 
 
 def test_product_without_a_model_waits_in_incoming(build: Callable[..., House], drop: Callable[..., Path]) -> None:
@@ -206,9 +207,7 @@ def test_score_that_is_not_finite_is_quarantined_and_never_normal(
 
 @pytest.mark.parametrize("name", [b"a\xff\xfe.png", b"-rf.png", b"new\nline.png", b"<b>'\".png", b"x" * 251 + b".png"])
 def test_strange_names_are_stored_safely(house: House, name: bytes) -> None:
-    path = os.path.join(os.fsencode(house.root / "incoming"), name)
-    with open(path, "wb") as file:
-        file.write(picture_bytes(10))
+    (house.root / "incoming" / os.fsdecode(name)).write_bytes(picture_bytes(10))
     house.settle_and_run()
     [row] = house.rows()
     assert row["state"] == "placed" and (house.root / row["path"]).is_file()
@@ -243,9 +242,7 @@ def test_file_removed_while_it_waits_leaves_no_row(house: House, drop: Callable[
     assert house.rows() == [] and house.pipeline.backlog == 0
 
 
-def test_file_changed_after_it_was_read_is_read_again(
-    build: Callable[..., House], drop: Callable[..., Path]
-) -> None:
+def test_file_changed_after_it_was_read_is_read_again(build: Callable[..., House], drop: Callable[..., Path]) -> None:
     class Meddler(BrightnessDetector):
         """Somebody writes into the claimed file while it is being scored, once."""
 
@@ -376,7 +373,9 @@ def test_energy_of_a_batch_is_shared_and_idling_has_rows_of_its_own(house: House
     assert sum(row["energy_wh"] for row in house.rows()) == pytest.approx(len(batches) * 1.0)
 
 
-def test_unreadable_file_is_quarantined(house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_quarantined(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def denied(*_args: object, **_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -35,7 +35,9 @@ def stored(state: str) -> StoredImage:
         ("conflict", True, 1, Action.LEAVE),
     ],
 )
-def test_plan_covers_every_line_of_the_table(row: str | None, in_processing: bool, attempt: int, action: Action) -> None:
+def test_plan_covers_every_line_of_the_table(
+    row: str | None, in_processing: bool, attempt: int, action: Action
+) -> None:
     assert plan(stored(row) if row else None, in_processing, attempt, attempts_max=3) is action
 
 
@@ -84,9 +86,7 @@ class House:
 
     @property
     def lies_at(self) -> list[str]:
-        return sorted(
-            str(p.relative_to(self.root)) for p in self.root.rglob("*.png") if not p.name.startswith(".")
-        )
+        return sorted(str(p.relative_to(self.root)) for p in self.root.rglob("*.png") if not p.name.startswith("."))
 
 
 @pytest.fixture

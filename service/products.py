@@ -1,0 +1,16 @@
+"""Which names a product may have: those that are a folder's name as they stand."""
+
+from __future__ import annotations
+
+from service.errors import UsageError
+from service.names import PRODUCT_BYTES_MAX, safe_name
+
+
+def check_product(name: str) -> str:
+    """Return `name`; raises UsageError for one that cannot be the name of a folder on every system as it stands."""
+    if not name or not name.isprintable() or safe_name(name, PRODUCT_BYTES_MAX) != name:
+        raise UsageError(
+            f"product: expected a plain name of at most {PRODUCT_BYTES_MAX} bytes, without a leading '.', '-' or '~' "
+            f'and without any of < > : " / \\ | ? *; found {name!r}'
+        )
+    return name

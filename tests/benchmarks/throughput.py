@@ -1,0 +1,105 @@
+"""Images per second of the daemon against the bound of the same run.
+
+The bound is decode and graph in a bare loop over the same threads, on the same files, with nothing written.
+Bound and daemon are measured in turn, several times; the ratio is taken pair by pair.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.openvino_detector import OpenVinoDetector
+from models.registry import verify
+from service import settings as settings_module
+from service.decode import decode
+from tests.benchmarks import captures
+from tests.daemon_process import DaemonProcess, finished, wait_until
+
+PATIENCE_S = 900.0
+
+
+def bound(root: Path, files: list[Path], threads: int, batch: int) -> float:
+    """Images per second of decode and graph alone: the decoders run ahead by at most two batches."""
+    [folder] = (root / "models" / "default").iterdir()
+    detector = OpenVinoDetector(verify(folder))
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: list[Any] = []
+        upcoming = iter(files)
+
+        def refill() -> None:
+            while len(ahead) < 3 * batch and (path := next(upcoming, None)) is not None:
+                ahead.append(pool.submit(lambda p: decode(p.read_bytes(), detector.input_size).pixels, path))
+
+        refill()
+        while ahead:
+            pixels = [future.result() for future in ahead[:batch]]
+            del ahead[:batch]
+            refill()
+            detector.score(np.stack(pixels))
+    return len(files) / (time.perf_counter() - began)
+
+
+def daemon(root: Path, files: list[Path]) -> dict[str, float]:
+    """Images per second of the daemon, from the first claim to the last file placed."""
+    captures.empty(root)
+    with DaemonProcess(root) as process:
+        process.wait_ready()
+        began = time.perf_counter()
+        for number, path in enumerate(files):
+            # A rename, as a camera's upload ends: nothing is copied while the clock runs.
+            path.rename(root / "incoming" / f"{number:05}.jpg")
+        dropped = time.perf_counter()
+        wait_until(lambda: finished(root) == len(files), "all placed", PATIENCE_S)
+        ended = time.perf_counter()
+        assert process.stop() == 0, process.log_text()
+    # The way back, so that the next run reads the same files.
+    for number, path in enumerate(files):
+        [placed] = [*root.glob(f"normal/*/*/{number:05}.*"), *root.glob(f"anomaly/*/*/{number:05}.*")]
+        placed.rename(path)
+    return {"images_per_s": len(files) / (ended - began), "dropping_s": dropped - began}
+
+
+def main() -> None:
+    parser = captures.arguments(__doc__ or "")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--profile", default="fast")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        root = captures.trained_root(Path(folder), options.profile, steps=100)
+        settings = settings_module.load(root)
+        store = Path(folder) / "captures"
+        store.mkdir()
+        files = []
+        for number, content in enumerate(captures.variants(options.images)):
+            files.append(store / f"{number:05}.jpg")
+            files[-1].write_bytes(content)
+        pairs = []
+        for _ in range(options.pairs):
+            bare = bound(root, files, settings.decode_threads, settings.batch_size_max)
+            served = daemon(root, files)
+            pairs.append({"bound_images_per_s": bare, **served, "ratio": served["images_per_s"] / bare})
+    captures.report(
+        {
+            "benchmark": "throughput",
+            "images": options.images,
+            "size": "1500x1000",
+            "profile": options.profile,
+            "pairs": pairs,
+            "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
+            "median_images_per_s": statistics.median(pair["images_per_s"] for pair in pairs),
+        },
+        options.output,
+    )
+
+
+if __name__ == "__main__":
+    main()

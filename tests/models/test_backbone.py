@@ -1,0 +1,90 @@
+"""The frozen backbone: the right weights in the right places, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from models import backbone
+from models.backbone import FEATURES, FeatureExtractor, load_extractor
+from models.errors import ModelCorrupt
+from models.feature_autoencoder import FeatureAutoencoder, FeatureScoringGraph, Whitening
+
+
+@pytest.fixture(scope="module")
+def extractor() -> FeatureExtractor:
+    return load_extractor()
+
+
+def test_features_have_176_channels_at_an_eighth_of_each_side(extractor: FeatureExtractor) -> None:
+    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    assert extractor(images).shape == (2, FEATURES, 8, 12)
+
+
+def test_weights_are_pretrained_and_none_is_trained_on(extractor: FeatureExtractor) -> None:
+    assert all(not parameter.requires_grad for parameter in extractor.parameters())
+    assert not extractor.training
+    fresh = FeatureExtractor().backbone.state_dict()
+    loaded = extractor.backbone.state_dict()
+    convolutions = [name for name in loaded if name.endswith(("conv.weight", "conv_pw.weight", "conv_stem.weight"))]
+    assert len(convolutions) > 5
+    assert all(not torch.equal(fresh[name], loaded[name]) for name in convolutions)
+
+
+def test_truncated_backbone_gives_the_features_of_the_whole_one(extractor: FeatureExtractor) -> None:
+    whole = timm.create_model(backbone.BACKBONE, features_only=True, out_indices=backbone.LEVELS).eval()
+    state = whole.state_dict()
+    whole.load_state_dict(state | extractor.backbone.state_dict())
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        for ours, theirs in zip(extractor.backbone(pixels), whole(pixels), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_file_with_another_hash_is_never_read_as_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    with pytest.raises(ModelCorrupt, match="expected sha256"):
+        load_extractor(path)
+    with pytest.raises(ModelCorrupt, match="found no file"):
+        load_extractor(tmp_path / "missing.pth")
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    whole = timm.create_model(backbone.BACKBONE, pretrained=False).state_dict()
+    assert len(whole) == 296
+    with pytest.raises(ModelCorrupt, match="expected 296 tensors; found 295"):
+        backbone._in_order(dict(list(whole.items())[:-1]))
+    with pytest.raises(ModelCorrupt, match="expected shape"):
+        backbone._in_order(dict(reversed(whole.items())))
+
+
+def test_whitened_features_have_mean_zero_and_unit_covariance() -> None:
+    torch.manual_seed(0)
+    mixed = torch.randn(20_000, 8) @ torch.randn(8, 8) + torch.arange(8)
+    whitening = Whitening(8)
+    whitening.fit(mixed.half())
+    out = whitening(mixed.T.reshape(1, 8, 100, 200)).reshape(8, -1)
+    torch.testing.assert_close(out.mean(1), torch.zeros(8), atol=0.02, rtol=0)
+    torch.testing.assert_close(out.cov(), torch.eye(8), atol=0.05, rtol=0)
+
+
+def test_whitening_does_not_blow_up_a_dead_channel() -> None:
+    flat = torch.randn(1000, 4)
+    flat[:, 2] = 1.0
+    whitening = Whitening(4)
+    whitening.fit(flat)
+    assert whitening.matrix.isfinite().all() and whitening.matrix.abs().max() < 100
+
+
+def test_score_is_the_mean_of_the_highest_hundredth_of_the_map(extractor: FeatureExtractor) -> None:
+    graph = FeatureScoringGraph(extractor, Whitening(), FeatureAutoencoder()).eval()
+    images = torch.randint(0, 256, (2, 128, 160, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        score, anomaly_map = graph(images)
+    assert anomaly_map.shape == (2, 16, 20)
+    highest = anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, :3]  # 1 % of 320 positions
+    torch.testing.assert_close(score, highest.mean(dim=1))

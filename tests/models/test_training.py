@@ -1,0 +1,278 @@
+"""Training itself, on tiny pictures: what is chosen, what is published, and that a seed fixes it all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models import train as training
+from models.calibrate import threshold_at
+from models.errors import DatasetError, ParityFailed, TooFewImages
+from models.export import check_parity
+from models.openvino_detector import OpenVinoDetector
+from models.progress import Progress
+from models.registry import ModelVersion, list_versions, verify
+from models.training_pictures import Chosen, calibration_count, choose_pictures, fitting_size
+from tests.models.made_pictures import NORMALS, image_size, make_normals, read
+
+REPORTED: list[Progress] = []
+
+
+def train(pictures: list[Path], destination: Path, **changes: Any) -> ModelVersion:
+    given: dict[str, Any] = {
+        "kind": "pixel",
+        "profile": "fast",
+        "product": "bar",
+        "seed": 3,
+        "false_alarm_rate": 0.1,
+        "read": read,
+        "image_size": image_size,
+        "minutes_max": 5,
+        "report": REPORTED.append,
+        "steps": 8,
+        "side": 64,
+    }
+    return training.train(pictures, destination=destination, **given | changes)
+
+
+def choose(pictures: list[Path], **changes: Any) -> Chosen:
+    given: dict[str, Any] = {
+        "side": 64,
+        "seed": 0,
+        "false_alarm_rate": 0.1,
+        "read": read,
+        "image_size": image_size,
+        "unreadable": (OSError,),
+        "report": lambda progress: None,
+    }
+    return choose_pictures(pictures, **given | changes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "expected"),
+    [
+        ([(1000, 1500)], 384, (320, 480)),
+        ([(1500, 1000)], 384, (480, 320)),
+        ([(380, 550)], 384, (320, 448)),
+        ([(300, 300)], 256, (256, 256)),
+        ([(1080, 1920)], 512, (384, 672)),
+        ([(100, 1000)], 384, (128, 1216)),
+        ([(10_000, 10)], 128, (256, 64)),
+        ([(100, 150), (100, 150), (900, 100)], 384, (320, 480)),
+    ],
+)
+def test_input_keeps_area_and_median_aspect_in_multiples_of_32(
+    sizes: list[tuple[int, int]], side: int, expected: tuple[int, int]
+) -> None:
+    assert fitting_size(sizes, side) == expected
+
+
+def test_each_picture_has_one_role_and_names_do_not_matter(normals: list[Path], tmp_path: Path) -> None:
+    chosen = choose(normals)
+    roles = [{picture.sha256 for picture in part} for part in (chosen.train, chosen.calibrate)]
+    assert len(roles[0] | roles[1]) == NORMALS and not roles[0] & roles[1]
+    assert len(roles[1]) == calibration_count(NORMALS, 0.1) == 9
+    renamed = [Path(shutil.copy(path, tmp_path / f"{-number % 31:03}x.png")) for number, path in enumerate(normals)]
+    again = choose(renamed)
+    assert [picture.sha256 for picture in again.train] == [picture.sha256 for picture in chosen.train]
+    assert [picture.sha256 for picture in again.calibrate] == [picture.sha256 for picture in chosen.calibrate]
+    assert {picture.sha256 for picture in choose(normals, seed=1).calibrate} != roles[1]
+
+
+def test_same_bytes_are_used_once(normals: list[Path], tmp_path: Path) -> None:
+    copies = [Path(shutil.copy(path, tmp_path)) for path in normals]
+    chosen = choose(normals + copies)
+    assert len(chosen.train) + len(chosen.calibrate) == NORMALS
+
+
+def test_unreadable_pictures_are_skipped_and_said(normals: list[Path], tmp_path: Path) -> None:
+    text, cut, gone = tmp_path / "text.png", tmp_path / "cut.png", tmp_path / "gone.png"
+    text.write_text("not a picture")
+    cut.write_bytes(normals[0].read_bytes()[:2000])
+    notes: list[Progress] = []
+    chosen = choose([*normals, text, cut, gone], report=notes.append)
+    assert {path for path, _ in chosen.skipped} == {text, cut, gone}
+    assert all(why for _, why in chosen.skipped)
+    assert len(chosen.train) + len(chosen.calibrate) == NORMALS
+    assert [progress.note for progress in notes if progress.note and "cut.png" in progress.note]
+
+
+def test_too_many_unreadable_pictures_are_an_error(normals: list[Path], tmp_path: Path) -> None:
+    broken = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(broken):
+        path.write_text(f"not a picture {number}")
+    with pytest.raises(
+        DatasetError, match=r"at most 10% unreadable pictures; found 4 of 34, the first being .*\d\.png"
+    ):
+        choose(normals + broken)
+    with pytest.raises(DatasetError, match="none of 4 can be read"):
+        choose(broken)
+
+
+def test_no_pictures_at_all_are_an_error() -> None:
+    with pytest.raises(DatasetError, match="found none"):
+        choose([])
+
+
+def test_too_few_pictures_say_what_is_needed_and_what_rate_they_would_do_for() -> None:
+    message = (
+        r"rate of 0\.01: needs 115 .*\(99 to calibrate, 16 to train\); found 40; 40 do for a rate of 0\.04 or more"
+    )
+    with pytest.raises(TooFewImages, match=message):
+        calibration_count(40, 0.01)
+    assert calibration_count(40, 0.04) == 24
+    with pytest.raises(TooFewImages, match="at least 17 are needed at any rate"):
+        calibration_count(16, 0.5)
+
+
+@pytest.mark.parametrize(("found", "rate", "count"), [(900, 0.05, 180), (900, 0.01, 180), (46, 0.05, 19), (17, 0.5, 1)])
+def test_a_fifth_calibrates_unless_the_rate_needs_more(found: int, rate: float, count: int) -> None:
+    assert calibration_count(found, rate) == count
+    assert found - count >= 16
+
+
+def test_folder_holds_all_that_is_needed_to_use_and_judge_it(normals: list[Path], tmp_path: Path) -> None:
+    energy = {"total_wh": 0.5, "source": "estimated"}
+    asked: list[int] = []
+
+    def meter(images: int) -> dict[str, Any]:
+        asked.append(images)
+        return energy
+
+    version = train(normals, tmp_path, meter=meter, tamis_version="9.9.9")
+    assert verify(version.folder, version.sha256) == version
+    assert sorted(path.name for path in version.folder.iterdir()) == [
+        "images.csv", "model.bin", "model.json", "model.safetensors", "model.xml"
+    ]  # fmt: skip
+    assert list_versions(tmp_path, "bar") == [version.version]
+    assert [path.name for path in tmp_path.iterdir()] == ["bar"]
+    manifest = json.loads((version.folder / "model.json").read_text())
+    assert manifest["input_size"] == [64, 96] or manifest["input_size"] == list(fitting_size([(64, 96)], 64))
+    assert (manifest["kind"], manifest["product"], manifest["tamis_version"]) == ("pixel", "bar", "9.9.9")
+    assert manifest["energy"] == energy and asked == [NORMALS - 9]
+    assert manifest["training"]["steps"] == 8 and manifest["training"]["seed"] == 3
+    assert math.isfinite(manifest["training"]["final_loss"])
+    assert set(manifest["training"]["libraries"]) == {"torch", "timm", "openvino", "numpy"}
+    assert manifest["parity"]["images"] == 16 and manifest["parity"]["max_relative_difference"] < 1e-3
+    with (version.folder / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"] for row in rows} == {str(path) for path in normals}
+    assert [row["role"] for row in rows].count("calibrate") == 9
+
+
+def test_calibration_scores_are_those_of_the_graph_that_ships(normals: list[Path], tmp_path: Path) -> None:
+    version = train(normals, tmp_path)
+    detector = OpenVinoDetector(version)
+    with (version.folder / "images.csv").open(newline="") as file:
+        held_out = [Path(row["path"]) for row in csv.DictReader(file) if row["role"] == "calibrate"]
+    scored = detector.score(np.stack([read(path, version.input_size) for path in held_out]))
+    np.testing.assert_array_equal(np.sort(scored.scores), version.calibration_scores)
+    calibration = version.manifest["calibration"]
+    assert calibration["threshold"] == threshold_at(scored.scores, 0.1)
+    assert calibration["pixel_threshold"] == pytest.approx(threshold_at(scored.maps.max(axis=(1, 2)), 0.1))
+
+
+@pytest.mark.parametrize("kind", ["pixel", "feature"])
+def test_same_seed_gives_the_same_weights(normals: list[Path], tmp_path: Path, kind: str) -> None:
+    def weights(name: str, seed: int) -> bytes:
+        return (train(normals, tmp_path / name, kind=kind, seed=seed).folder / "model.safetensors").read_bytes()
+
+    assert weights("one", 5) == weights("two", 5) != weights("three", 6)
+
+
+@pytest.mark.parametrize("kind", ["pixel", "feature"])
+def test_a_defect_scores_higher_than_any_held_out_normal(normals: list[Path], tmp_path: Path, kind: str) -> None:
+    version = train(normals, tmp_path, kind=kind, steps=60)
+    defective = read(normals[0], version.input_size)[np.newaxis].copy()
+    height, width = version.input_size
+    defective[0, height // 3 : height // 2, : width // 4] = [255, 0, 0]
+    scored = OpenVinoDetector(version).score(defective)
+    assert scored.scores[0] > version.calibration_scores[-1]
+    row, column = np.unravel_index(scored.maps[0].argmax(), scored.maps[0].shape)
+    assert row / scored.maps.shape[1] < 0.6 and column / scored.maps.shape[2] < 0.35
+
+
+def test_tampered_graph_is_refused_and_nothing_is_published(
+    normals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export: Callable[..., None] = training.export_graph
+
+    def tampered(graph: torch.nn.Module, input_size: tuple[int, int], build: Path) -> None:
+        kept = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
+        with torch.no_grad():
+            list(graph.parameters())[-1].add_(0.5)
+        export(graph, input_size, build)
+        graph.load_state_dict(kept)
+
+    monkeypatch.setattr(training, "export_graph", tampered)
+    with pytest.raises(ParityFailed, match="nothing was published"):
+        train(normals, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_that_are_no_numbers_are_no_parity(trained: ModelVersion) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.full((len(images),), math.nan), images.float()
+
+    images = np.zeros((2, *trained.input_size, 3), dtype=np.uint8)
+    with pytest.raises(ParityFailed):
+        check_parity(Broken(), OpenVinoDetector(trained), images)
+
+
+def test_time_limit_ends_the_loop_and_is_said(normals: list[Path], tmp_path: Path) -> None:
+    REPORTED.clear()
+    version = train(normals, tmp_path, minutes_max=1e-9, steps=500)
+    assert version.manifest["training"]["steps"] == 1
+    assert any("stopped after 1 of 500 steps" in (progress.note or "") for progress in REPORTED)
+
+
+def test_progress_runs_through_every_stage_to_its_end(normals: list[Path], tmp_path: Path) -> None:
+    REPORTED.clear()
+    train(normals, tmp_path, kind="feature")
+    ended = [progress.stage for progress in REPORTED if progress.done == progress.total]
+    assert ended == ["reading", "features", "training", "exporting", "calibrating"]
+
+
+def test_failure_leaves_nothing_behind(normals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "write_manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(normals, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_kind_or_profile_is_refused(normals: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a kind"):
+        train(normals, tmp_path, kind="classifier")
+    with pytest.raises(ValueError, match="a profile"):
+        train(normals, tmp_path, profile="best")
+
+
+def test_pool_holds_positions_of_every_picture_within_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models import feature_pool
+    from models.backbone import FEATURES, load_extractor
+
+    monkeypatch.setattr(feature_pool, "POOL_BYTES", 5 * 7 * FEATURES * 2)
+    paths = make_normals(tmp_path, 5)
+    pool = feature_pool.feature_pool(load_extractor(), paths, (64, 96), 0, read, lambda progress: None)
+    assert pool.dtype == torch.float16 and pool.shape == (5 * 7, FEATURES)
+    with torch.inference_mode():
+        wanted = load_extractor()(torch.from_numpy(read(paths[2], (64, 96))[np.newaxis].copy()))
+    positions = wanted[0].flatten(1).T
+    nearest = torch.cdist(pool[2 * 7 : 3 * 7].float(), positions).min(dim=1)
+    assert nearest.values.max() < 0.05
+    assert len(set(nearest.indices.tolist())) == 7

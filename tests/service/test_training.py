@@ -1,0 +1,264 @@
+"""Training through the real child process: what is registered, what comes back as an error, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from models import errors as model_errors
+from models.errors import TooFewImages
+from models.progress import Progress
+from models.registry import list_versions, verify
+from service import training
+from service.decode import DecodeError
+from service.errors import TamisError, UsageError
+from service.products import check_product
+from service.storage import versions
+from service.storage.engine import open_database
+from service.training import TrainingJob, run_training, train_in_child
+from tests.models.made_pictures import NORMALS, make_normals
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def job(root: Path, tmp_path: Path) -> TrainingJob:
+    return TrainingJob(
+        pictures=tuple(map(str, make_normals(tmp_path / "good"))),
+        models_root=str(root / "models"),
+        product="bar",
+        kind="pixel",
+        profile="fast",
+        false_alarm_rate=0.1,
+        steps=5,
+        side=64,
+        energy_cpu_max_w=20.0,
+    )
+
+
+@pytest.fixture
+def engine(root: Path) -> Engine:
+    return open_database(root)
+
+
+def test_first_version_is_champion_and_later_ones_challengers_unless_promoted(job: TrainingJob, engine: Engine) -> None:
+    told: list[Progress] = []
+    first = run_training(engine, job, report=told.append)
+    second = run_training(engine, replace(job, seed=1, build=".tmp-second"))
+    with engine.connect() as connection:
+        rows = {row.version: row for row in versions.versions(connection, "bar")}
+        assert rows[first.version].state == "champion"
+        assert rows[second.version].state == "challenger"
+        energy = connection.execute(text("SELECT kind, images, total_wh, source FROM energy")).all()
+    third = run_training(engine, replace(job, seed=2, build=".tmp-third"), promote=True)
+    with engine.connect() as connection:
+        champion = versions.champion(connection, "bar")
+    assert champion is not None and champion.version == third.version
+
+    row = rows[first.version]
+    assert row.sha256 == first.sha256 == verify(first.folder).sha256
+    assert (row.kind, row.images, row.false_alarm_rate) == ("pixel", NORMALS - 9, 0.1)
+    assert row.threshold == first.manifest["calibration"]["threshold"]
+    assert row.training_wh == first.manifest["energy"]["total_wh"] == energy[0].total_wh
+    assert row.training_wh is not None and row.training_wh > 0
+    assert [(one.kind, one.images) for one in energy] == [("training", NORMALS - 9)] * 2
+    assert {progress.stage for progress in told} == {"reading", "training", "exporting", "calibrating"}
+    assert list(Path(job.models_root).glob(".tmp-*")) == []
+
+
+def test_too_few_pictures_are_the_same_error_in_the_parent(job: TrainingJob, engine: Engine) -> None:
+    with pytest.raises(TooFewImages, match=r"needs 115 .* found 30; 30 do for a rate of 0\.0667 or more"):
+        run_training(engine, replace(job, false_alarm_rate=0.01))
+    with engine.connect() as connection:
+        assert versions.versions(connection) == []
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["TooFewImages", "ParityFailed", "ModelCorrupt", "DatasetError"])
+def test_model_errors_of_the_child_keep_their_class_and_message(name: str) -> None:
+    error = training._error({"type": name, "message": "what was found", "code": None})
+    assert type(error) is getattr(model_errors, name) and str(error) == "what was found"
+
+
+def test_other_errors_of_the_child_keep_their_message() -> None:
+    error = training._error({"type": "DecodeError", "message": "cut short", "code": "damaged"})
+    assert isinstance(error, DecodeError) and (error.code, str(error)) == ("damaged", "cut short")
+    full = training._error({"type": "OSError", "message": "No space left on device", "code": None})
+    assert isinstance(full, TamisError) and "No space left" in str(full)
+    assert type(training._error({"type": "annotations", "message": "odd", "code": None})) is TamisError
+
+
+def test_killed_child_is_a_clear_error_and_leaves_nothing(job: TrainingJob, engine: Engine) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def kill_in_the_loop(progress: Progress) -> None:
+        if progress.stage == "training":
+            assert os.getpriority(os.PRIO_PROCESS, children[0].pid) >= training.CHILD_NICENESS
+            children[0].kill()
+
+    with pytest.raises(TamisError, match=r"product bar: .* ended by signal SIGKILL; .*out of memory"):
+        run_training(engine, replace(job, steps=100_000), report=kill_in_the_loop, on_start=children.append)
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+def test_child_killed_in_export_leaves_no_partial_version(job: TrainingJob, engine: Engine) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+    builds: list[Path] = []
+
+    def kill_in_export(progress: Progress) -> None:
+        if progress.stage == "exporting":
+            builds.extend(Path(job.models_root).glob(".tmp-*"))
+            children[0].kill()
+
+    with pytest.raises(TamisError, match="SIGKILL"):
+        run_training(engine, job, report=kill_in_export, on_start=children.append)
+    assert [build.name for build in builds] == [job.build]
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+def test_interrupt_of_the_parent_ends_the_child(job: TrainingJob) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "training":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in_child(replace(job, steps=100_000), report=interrupt, on_start=children.append)
+    assert children[0].returncode is not None
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+def test_sigterm_of_the_parent_ends_the_child(job: TrainingJob) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def terminate(progress: Progress) -> None:
+        if progress.stage == "training":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        train_in_child(replace(job, steps=100_000), report=terminate, on_start=children.append)
+    assert children[0].returncode is not None
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+def test_training_in_another_thread_can_be_ended_through_its_child(job: TrainingJob) -> None:
+    running = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+    failures: list[BaseException] = []
+
+    def in_thread() -> None:
+        try:
+            train_in_child(
+                replace(job, steps=100_000),
+                report=lambda progress: running.set() if progress.stage == "training" else None,
+                on_start=children.append,
+            )
+        except TamisError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    assert running.wait(120)
+    children[0].terminate()
+    thread.join(60)
+    assert len(failures) == 1 and "exit code 143" in str(failures[0])
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+def test_what_a_dead_training_left_is_removed_and_a_running_one_is_left_alone(job: TrainingJob) -> None:
+    old, new = (Path(job.models_root) / name for name in (".tmp-old", ".tmp-new"))
+    for build in (old, new):
+        build.mkdir()
+        (build / "model.bin").write_bytes(b"half")
+    long_ago = time.time() - training.ABANDONED_AFTER_S - 60
+    os.utime(old, (long_ago, long_ago))
+    with pytest.raises(TooFewImages):
+        train_in_child(replace(job, pictures=job.pictures[:5]))
+    assert [path.name for path in Path(job.models_root).iterdir()] == [".tmp-new"]
+
+
+def test_stray_output_of_libraries_does_not_mix_with_events(job: TrainingJob) -> None:
+    script = (
+        "import os, service.training as t\n"
+        "def noisy(job, events):\n"
+        "    print('stray'); os.write(1, b'raw\\n'); raise t.DecodeError('damaged', 'cut short')\n"
+        "t._train = noisy\n"
+        "t.main()\n"
+    )
+    given = json.dumps({**job.__dict__}).encode()
+    ended = subprocess.run(
+        [sys.executable, "-c", script], input=given, cwd=REPOSITORY, capture_output=True, check=False
+    )
+    assert json.loads(ended.stdout) == {
+        "event": "error",
+        "type": "DecodeError",
+        "message": "cut short",
+        "code": "damaged",
+    }
+    assert b"stray" in ended.stderr and b"raw" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", ".hidden", "-x", "a\nb", "x" * 101, "a:b", "\udc80"])
+def test_product_names_that_are_no_folder_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="product: expected a plain name"):
+        check_product(name)
+
+
+@pytest.mark.parametrize("name", ["default", "lid 12", "Dé-ckel_2.b", "x" * 100])
+def test_plain_product_names_are_taken(name: str) -> None:
+    assert check_product(name) == name
+
+
+@pytest.fixture
+def tamis() -> Callable[..., subprocess.CompletedProcess[str]]:
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "service", *map(str, arguments)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_command_trains_and_says_what_it_made(
+    root: Path, tmp_path: Path, tamis: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    make_normals(tmp_path / "good" / "monday", NORMALS)
+    arguments = ("train", "--root", root, "--from", tmp_path / "good", "--kind", "pixel", "--steps", 5)
+    ended = tamis(*arguments, "--product", "bar", "--false-alarm-rate", 0.1, "--json")
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert (document["product"], document["state"], document["kind"]) == ("bar", "champion", "pixel")
+    assert document["input_size"] == [96, 160]
+    assert document["training_images"] + document["calibration_images"] == NORMALS
+    assert list_versions(root / "models", "bar") == [document["version"]]
+    assert f"training: {5} of {5}" in ended.stderr
+
+    plain = tamis(*arguments, "--product", "bar", "--false-alarm-rate", 0.1, "--seed", 1)
+    assert plain.returncode == 0, plain.stderr
+    for word in ("challenger", "160 x 96 pixels", "false-alarm rate of 0.1", " Wh", " s"):
+        assert word in plain.stdout
+
+
+def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -> None:
+    from service.commands.train import train
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    with pytest.raises(model_errors.DatasetError, match=r"empty: expected pictures .* found none"):
+        train(root, tmp_path / "empty")
+    with pytest.raises(UsageError, match="--false-alarm-rate"):
+        train(root, tmp_path / "empty", false_alarm_rate=1.5)
+    with pytest.raises(UsageError, match="product"):
+        train(root, tmp_path / "empty", product="../elsewhere")
