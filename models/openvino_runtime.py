@@ -1,0 +1,49 @@
+"""Gives OpenVINO to whoever needs it, without its telemetry.
+
+The package `openvino` reports its use over the network as soon as it is imported, through the package
+`openvino_telemetry` if it finds that. Here it does not: this program talks to no one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+
+def openvino() -> ModuleType:
+    """Return the module `openvino`; the first call imports it, which does not import torch."""
+    if "openvino" not in sys.modules:
+        # None makes the import fail, and OpenVINO then takes its own stub that sends nothing.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    module: ModuleType = importlib.import_module("openvino")
+    return module
+
+
+def allowed_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def compile_queue(model: Any, threads: int = 0) -> Any:
+    """Return an AsyncInferQueue of `model`, an ov.Model of static shape, in float32 on `threads` cores (0: all).
+
+    Each stream has one thread, so what one input gives does not depend on what runs beside it.
+    """
+    ov = openvino()
+    threads = threads or allowed_cores()
+    compiled = ov.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(threads),
+            "INFERENCE_NUM_THREADS": str(threads),
+            "INFERENCE_PRECISION_HINT": "f32",
+            # Training runs beside scoring; two processes pinned to the same cores would starve.
+            "ENABLE_CPU_PINNING": "NO",
+        },
+    )
+    return ov.AsyncInferQueue(compiled, threads)

@@ -1,0 +1,185 @@
+"""Owns a model version on disk: what its folder holds, how it comes to lie there, whether it is what it was.
+
+A version is the folder `<models>/<product>/<version>`: written elsewhere on the same file system, renamed
+into place, never changed afterwards. `model.json` lists the sha256 of every other file, and the sha256 of its
+own bytes stands for the whole. Which version is in use is not a matter of this folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.detector import Float32Array
+from models.errors import ModelCorrupt, ModelError
+
+ROLE_TRAIN = "train"
+ROLE_CALIBRATE = "calibrate"
+
+FORMAT = 1
+MANIFEST = "model.json"
+GRAPH = "model.xml"
+GRAPH_WEIGHTS = "model.bin"
+WEIGHTS = "model.safetensors"
+IMAGES = "images.csv"
+REQUIRED = (GRAPH, GRAPH_WEIGHTS, WEIGHTS, IMAGES)
+BUILD_PREFIX = ".tmp-"
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A published version whose files were checked when this was made."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    sha256: str
+
+    @property
+    def product(self) -> str:
+        """The product that it was trained for."""
+        return str(self.manifest["product"])
+
+    @property
+    def version(self) -> str:
+        """Its name, `YYYYMMDDTHHMMSSZ-<kind>-<6 hex>`; names sort by time."""
+        return str(self.manifest["version"])
+
+    @property
+    def kind(self) -> str:
+        """The kind of detector, `feature` or `pixel`."""
+        return str(self.manifest["kind"])
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that it takes."""
+        height, width = self.manifest["input_size"]
+        return int(height), int(width)
+
+    @property
+    def calibration_scores(self) -> Float32Array:
+        """Scores of the held-out normal pictures, float32 `(n,)`, ascending."""
+        return np.sort(np.asarray(self.manifest["calibration"]["scores"], dtype=np.float32))
+
+    @property
+    def trained_false_alarm_rate(self) -> float:
+        """The false-alarm rate asked for in training; another may be applied to `calibration_scores`."""
+        return float(self.manifest["calibration"]["false_alarm_rate"])
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was made, UTC."""
+        return datetime.fromisoformat(self.manifest["created_at"]).astimezone(UTC)
+
+
+def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
+    """Return the version in `folder`, having read all its files and compared their hashes.
+
+    `sha256` is the one that `model.json` itself must have, where it is known. Raises ModelCorrupt naming the
+    file, what was expected and what was found.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelCorrupt(f"{path}: expected a readable file; found {error.strerror or error}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise ModelCorrupt(f"{path}: expected sha256 {sha256}; found {found}")
+    manifest = _parse(path, content)
+    for name in sorted(set(manifest["files"]) | set(REQUIRED)):
+        _check_file(folder, name, manifest["files"].get(name))
+    return ModelVersion(folder=folder, manifest=manifest, sha256=found)
+
+
+def publish(build: Path, destination_root: Path) -> ModelVersion:
+    """Move the finished folder `build` to `destination_root/<product>/<version>`; return it as a version.
+
+    `build` lies on the file system of `destination_root`. Every file is checked against `model.json` and
+    fsynced first. Raises ModelError if that version exists already, ModelCorrupt if `build` is not whole.
+    """
+    built = verify(build)
+    for part in (built.product, built.version):
+        if not part or Path(part).name != part or part.startswith("."):
+            raise ModelError(f"{build / MANIFEST}: expected a plain name for a folder; found {part!r}")
+    for path in build.iterdir():
+        _fsync(path)
+    _fsync(build)
+    target = destination_root / built.product / built.version
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        raise ModelError(f"{target}: this version exists already; a version is never overwritten")
+    build.rename(target)
+    _fsync(target.parent)
+    _fsync(destination_root)
+    return ModelVersion(folder=target, manifest=built.manifest, sha256=built.sha256)
+
+
+def list_versions(models_root: Path, product: str) -> list[str]:
+    """Return the names of the product's versions that have a `model.json`, oldest first, unverified."""
+    folder = models_root / product
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file())
+
+
+def remove_build(build: Path) -> None:
+    """Remove an unpublished folder of `publish`, whatever it holds; nothing happens if it is gone already."""
+    if not build.name.startswith(BUILD_PREFIX):
+        raise ValueError(f"{build}: expected a name that begins with {BUILD_PREFIX!r}")
+    shutil.rmtree(build, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise ModelCorrupt(f"{path}: expected JSON; found {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ModelCorrupt(f"{path}: expected format {FORMAT}; found {found!r}; another version of tamis made it?")
+    wanted = ("product", "version", "kind", "created_at", "input_size", "calibration", "files")
+    missing = [name for name in wanted if name not in manifest]
+    if missing or not isinstance(manifest["files"], dict):
+        raise ModelCorrupt(f"{path}: expected the fields {', '.join(wanted)}; missing {', '.join(missing) or 'files'}")
+    return manifest
+
+
+def _check_file(folder: Path, name: str, expected: object) -> None:
+    path = folder / name
+    if Path(name).name != name:
+        raise ModelCorrupt(f"{folder / MANIFEST}: expected plain file names; found {name!r}")
+    if not isinstance(expected, str):
+        raise ModelCorrupt(f"{folder / MANIFEST}: expected a sha256 for {name}; found {expected!r}")
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise ModelCorrupt(f"{path}: expected a file with sha256 {expected}; found {error.strerror or error}") from None
+    if found != expected:
+        raise ModelCorrupt(f"{path}: expected sha256 {expected}; found {found}")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
