@@ -42,7 +42,10 @@ class Notifier:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             try:
                 sender.connect(address)
-                sender.sendall(message.encode())
+                sender.send(message.encode(), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                # Nobody reads fast enough. A word on how we are is not worth making pictures wait.
+                return
             except (ConnectionRefusedError, FileNotFoundError):
                 # Whoever started us is gone or no longer listens; scoring goes on without it.
                 self._address = ""

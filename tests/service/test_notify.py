@@ -44,3 +44,10 @@ def test_listener_that_is_gone_does_not_stop_the_daemon(tmp_path: Path) -> None:
     notifier.ready()
     notifier.ready()
     assert not (tmp_path / "gone").exists()
+
+
+def test_listener_that_does_not_read_never_blocks_the_loop(receiver: socket.socket, tmp_path: Path) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    for number in range(10_000):
+        notifier.status(f"{number} placed")
+    assert receiver.recv(1000) == b"STATUS=0 placed"
