@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,9 @@ class DaemonProcess:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"{self._folder.name}/notify")
         self.log = Path(self._folder.name) / "log"
-        self.messages: list[str] = []
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._receiver = threading.Thread(target=self._receive, daemon=True)
+        self._receiver.start()
         self.started_at = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -46,6 +50,9 @@ class DaemonProcess:
     ) -> None:
         if self.process.poll() is None:
             self.kill()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"END", f"{self._folder.name}/notify")
+        self._receiver.join()
         self._socket.close()
         self._folder.cleanup()
 
@@ -55,19 +62,23 @@ class DaemonProcess:
         return time.monotonic() - self.started_at
 
     def wait_for_message(self, prefix: str, timeout_s: float = 60.0) -> str:
-        """Wait for a message to systemd that begins with `prefix`, and return it."""
+        """Wait for a message to systemd that begins with `prefix` and was not returned yet; return it."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
-            self._socket.settimeout(0.2)
             try:
-                self.messages.append(self._socket.recv(4096).decode())
-            except TimeoutError:
+                message = self._messages.get(timeout=0.2)
+            except queue.Empty:
                 if self.process.poll() is not None:
                     break
                 continue
-            if self.messages[-1].startswith(prefix):
-                return self.messages[-1]
+            if message.startswith(prefix):
+                return message
         raise AssertionError(f"expected {prefix} within {timeout_s} s; the log says:\n{self.log_text()}")
+
+    def _receive(self) -> None:
+        # Read all the time, as systemd does: what nobody reads, the daemon drops.
+        while (message := self._socket.recv(4096)) != b"END":
+            self._messages.put(message.decode())
 
     def stop(self, timeout_s: float = 60.0) -> int:
         """Send SIGTERM and return the exit code."""

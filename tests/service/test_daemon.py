@@ -209,7 +209,7 @@ def test_full_disk_pauses_claiming_before_it_is_full(house: Path, drop: Callable
         daemon.wait_ready()
         wait_until(lambda: "bytes free" in daemon.log_text(), "word of the lack of space")
         said = house / "processing/main/.status.json"
-        wait_until(lambda: said.exists() and "bytes free" in (json.loads(said.read_text())["paused"] or ""), "its status")
+        wait_until(lambda: said.exists() and "bytes free" in str(json.loads(said.read_text())["paused"]), "its status")
         assert path.exists()
         assert daemon.stop() == 0
 
