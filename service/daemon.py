@@ -29,6 +29,7 @@ from service.claim import INCOMING, PROCESSING, Claims, InstanceLock, instances
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
+from service.intake import Intake
 from service.logs import configure, fields
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
@@ -36,6 +37,7 @@ from service.record import Recorder
 from service.recover import recover
 from service.score import Scorers
 from service.settings import Settings
+from service.settle import Settling
 from service.storage.engine import is_locked, open_database
 from service.storage.versions import VersionRow, champions, versions
 from service.watch import NameFilter, Watcher
@@ -139,15 +141,9 @@ class Daemon:
             settings.models_loaded_max,
         )
         self._recorder = Recorder(root, self._engine, self._claims, anomaly_maps=settings.anomaly_maps)
-        self._pipeline = Pipeline(
-            root,
-            _limits(settings),
-            NameFilter(settings.ignored_names),
-            self._claims,
-            self._scorers,
-            self._recorder,
-            self._wake.set,
-        )
+        settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
+        self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling)
+        self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
         stack.callback(self._close_meter)
         stack.callback(self._pipeline.close)
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
@@ -170,7 +166,7 @@ class Daemon:
             self._wake.clear()
             now = time.monotonic()
             self._take_events(now)
-            if now >= self._due.scan or self._pipeline.scan_needed:
+            if now >= self._due.scan or self._intake.scan_needed:
                 self._rescan(now)
             self._check_space(now)
             next_at = self._pipeline.step(now, claiming=self._state.paused is None)
@@ -256,7 +252,7 @@ class Daemon:
 
     def _take_events(self, now: float) -> None:
         hints, scan_needed = self._watcher.take()
-        self._pipeline.take_hints(hints, now)
+        self._intake.take_hints(hints, now)
         if scan_needed:
             self._due.scan = now
 
@@ -268,7 +264,7 @@ class Daemon:
             self._watcher.stop()
             self._watch()
         try:
-            self._pipeline.scan(now)
+            self._intake.scan(now)
         except OSError as error:
             self._pause(f"incoming/ cannot be read: {error}")
             self._due.scan = now + PAUSED_INTERVAL_S
@@ -286,7 +282,7 @@ class Daemon:
                     self._recorder,
                     in_flight=self._pipeline.in_flight,
                     attempts_max=self._settings.attempts_max,
-                    has_model=self._pipeline.has_model,
+                    has_model=self._scorers.has,
                 )
             except OperationalError as error:
                 if not is_locked(error):
@@ -359,8 +355,8 @@ class Daemon:
             "paused": self._state.paused,
             "stopping": self._stopping.is_set(),
             "products": self._scorers.products,
-            "waiting_for_model": pipeline.waiting,
-            "backlog": pipeline.backlog,
+            "waiting_for_model": self._intake.waiting,
+            "backlog": len(self._intake),
             "in_flight": len(pipeline.in_flight),
             "placed": pipeline.counts.placed,
             "quarantined": pipeline.counts.quarantined,
@@ -380,14 +376,14 @@ class Daemon:
         self._notifier.status(
             f"{'paused: ' + self._state.paused if self._state.paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
-            f"{pipeline.counts.quarantined} quarantined, {pipeline.backlog} waiting"
+            f"{pipeline.counts.quarantined} quarantined, {len(self._intake)} waiting"
         )
 
     def _sleep(self, next_at: float | None) -> None:
         due = [next_at, self._due.scan, self._due.idle_row]
         if self._notifier.watchdog_interval_s is not None:
             due.append(self._due.ping)
-        if self._state.paused or self._pipeline.backlog:
+        if self._state.paused or len(self._intake):
             due.append(self._due.space)
         if not self._status_is_written():
             due.append(self._due.status)

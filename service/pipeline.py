@@ -7,32 +7,30 @@ recording run beside it and hand their results back. Every queue is bounded by `
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from models.detector import Float32Array
 from service.batch import Batcher
-from service.claim import INCOMING, Claim, Claims
-from service.decide import ScoreNotFinite
-from service.decode import DecodeError, Picture, StillChanging, decode, read_file
+from service.claim import Claim, Claims
+from service.decode import DecodeError, StillChanging
 from service.energy import EnergyMeter
-from service.errors import ConfigurationError
+from service.inspection import Decoded, Undecodable, judge, read_claim
+from service.intake import Intake
 from service.logs import RateLimit, fields
-from service.names import product_of, shown_name
+from service.names import shown_name
 from service.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
-from service.score import Scorer, Scorers, score_pictures
-from service.settle import Settling
-from service.watch import Hint, NameFilter, being_written, look, scan
+from service.score import Scorer
+from service.watch import look
+from service.workers import Workers
 
 log = logging.getLogger(__name__)
 
-CHAMPIONS_AGE_MAX_S = 1.0
 CLAIMS_A_STEP = 16
 REJECTED_LINES_A_MINUTE = 20
 
@@ -47,7 +45,6 @@ class Limits:
     decode_threads: int
     decode_timeout_s: float
     settle_time_s: float
-    empty_file_timeout_s: float
     file_bytes_max: int
     pixels_max: int
 
@@ -63,26 +60,8 @@ class Counts:
     last_placed_at: float | None = None
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    claim: Claim
-    scorer: Scorer
-    file: FileFacts
-    picture: Picture
-
-
 class StageStuck(Exception):
     """A picture has been decoding for longer than allowed. Its thread cannot be ended; the process must."""
-
-
-@dataclass
-class _Work:
-    """What the stages beside the loop are doing: since when (monotonic s), by id or stage name."""
-
-    since: dict[str, float] = field(default_factory=dict)
-
-    def oldest(self) -> tuple[str, float] | None:
-        return min(list(self.since.items()), key=lambda entry: entry[1], default=None)
 
 
 class Pipeline:
@@ -92,25 +71,18 @@ class Pipeline:
         self,
         root: Path,
         limits: Limits,
-        names: NameFilter,
+        intake: Intake,
         claims: Claims,
-        scorers: Scorers,
         recorder: Recorder,
         wake: Callable[[], None],
     ) -> None:
         self._root = root
         self._limits = limits
-        self._names = names
+        self._intake = intake
         self._claims = claims
-        self._scorers = scorers
         self._recorder = recorder
-        self._wake = wake
-        self._settling = Settling(limits.settle_time_s, limits.empty_file_timeout_s)
-        self._batcher: Batcher[int, _Decoded] = Batcher(limits.batch_size_max, limits.batch_wait_ms / 1000)
-        self._decoders = ThreadPoolExecutor(limits.decode_threads, "decode")
-        self._scoring = ThreadPoolExecutor(1, "score")
-        self._recording = ThreadPoolExecutor(1, "record")
-        self._done: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
+        self._batcher: Batcher[int, Decoded] = Batcher(limits.batch_size_max, limits.batch_wait_ms / 1000)
+        self._workers = Workers(limits.decode_threads, wake)
         self._in_flight: dict[str, Claim] = {}
         self._decoding: set[str] = set()
         self._rejected: list[Judged] = []
@@ -118,14 +90,9 @@ class Pipeline:
         self._later: list[tuple[float, Claim]] = []
         self._batches_scoring = 0
         self._batches_recording = 0
-        self._work = _Work()
-        self._champions_asked_at = float("-inf")
-        self._said_waiting: set[str] = set()
         self._rejected_lines = RateLimit(REJECTED_LINES_A_MINUTE, 60.0)
         self.meter: EnergyMeter | None = None
         self.counts = Counts()
-        self.waiting: dict[str, int] = {}
-        """Files in `incoming/` by product that wait for a model, as of the last scan."""
 
     # What is going on
 
@@ -133,11 +100,6 @@ class Pipeline:
     def in_flight(self) -> frozenset[str]:
         """The ids that are claimed and not yet finished."""
         return frozenset(self._in_flight) | {claim.id for claim in self._again}
-
-    @property
-    def backlog(self) -> int:
-        """Files known in `incoming/` and not yet claimed."""
-        return len(self._settling)
 
     @property
     def idle(self) -> bool:
@@ -149,39 +111,11 @@ class Pipeline:
         """Whether all that was begun has come to its end; claims that were only found again wait for the next run."""
         return not self._in_flight and not self._batches_recording
 
-    @property
-    def scan_needed(self) -> bool:
-        """Whether files were left out for want of room, which is there again."""
-        return self._settling.left_out and self._settling.half_empty
-
     def stuck_for_s(self, now: float) -> float:
         """For how long the slowest piece of work beside the loop has been going on, s."""
-        oldest = self._work.oldest()
-        return now - oldest[1] if oldest else 0.0
+        return max((now - since for _, since in self._workers.at_work()), default=0.0)
 
     # What comes in
-
-    def take_hints(self, hints: list[Hint], now: float) -> None:
-        """Look at the files that events spoke of."""
-        for hint in hints:
-            if self._names.ignores_path(hint.path):
-                continue
-            state = look(self._root / INCOMING / hint.path)
-            if state is not None:
-                self._settling.observe(hint.path, state, now, closed=hint.closed)
-
-    def scan(self, now: float) -> None:
-        """Look at every file in `incoming/`. Raises OSError when the folder cannot be read."""
-        self._refresh_champions(now)
-        self._settling.begin_scan()
-        self.waiting = {}
-        for path, state in scan(self._root / INCOMING, self._names):
-            if self._can_score(path):
-                self._settling.observe(path, state, now)
-
-    def has_model(self, product: str) -> bool:
-        """Return whether pictures of `product` can be scored now."""
-        return self._scorers.has(product)
 
     def score_again(self, claims: list[Claim]) -> None:
         """Take on claims that an earlier run left; each goes alone, since one of them may have ended that run."""
@@ -201,11 +135,7 @@ class Pipeline:
         With `claiming` false nothing new is begun; what is in flight is brought to its end. Raises what a
         stage raised, and StageStuck.
         """
-        while True:
-            try:
-                self._done.get_nowait()(now)
-            except queue.Empty:
-                break
+        self._workers.hand_over(now)
         self._check_decoding(now)
         self._decode_later(now, claiming)
         if claiming:
@@ -222,8 +152,7 @@ class Pipeline:
 
     def close(self) -> None:
         """End the threads beside the loop; what is in flight stays in `processing/` for the next run."""
-        for pool in (self._decoders, self._scoring, self._recording):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._workers.close()
 
     # Begin: claim and decode
 
@@ -235,106 +164,40 @@ class Pipeline:
         room = min(self._limits.in_flight_max - len(self._in_flight), CLAIMS_A_STEP)
         if room <= 0:
             return
-        ripe = self._settling.ripe(now, room)
-        if not ripe:
+        if not self._intake.any_ripe(now):
             return
         if not self._in_flight:
             self.idle_row()
-        self._refresh_champions(now)
-        for path in ripe:
-            settled_at = self._settled_since(path, now)
-            if settled_at is None:
-                continue
-            # The scorer first: a model that cannot be loaded must not leave a claim behind.
-            scorer = self._scorer(product_of(path.rpartition("/")[0]))
-            if scorer is None:
-                continue
-            claim = self._claims.claim(path, settled_at)
+        for ready in self._intake.take_ready(now, room):
+            claim = self._claims.claim(ready.path, ready.settled_at)
             if claim is not None:
                 self._in_flight[claim.id] = claim
-                self._decode(claim, scorer)
+                self._decode(claim, ready.scorer)
 
     def _begin_again(self, claim: Claim, now: float) -> None:
-        self._refresh_champions(now)
-        scorer = self._scorer(claim.product)
+        self._intake.refresh_champions(now)
+        scorer = self._intake.scorer(claim.product)
         if scorer is not None:
             self._in_flight[claim.id] = claim
             self._decode(claim, scorer)
 
-    def _scorer(self, product: str) -> Scorer | None:
-        try:
-            return self._scorers.get(product)
-        except ConfigurationError:
-            # Said by whoever raised it; the files wait in incoming, or where they were claimed, until it is mended.
-            self.waiting[product] = self.waiting.get(product, 0) + 1
-            return None
-
-    def _settled_since(self, path: str, now: float) -> float | None:
-        full = self._root / INCOMING / path
-        state = look(full)
-        if state is None:
-            self._settling.forget(path)
-            return None
-        settled_at = self._settling.confirm(path, state, now)
-        if settled_at is None:
-            return None
-        if not self._can_score(path):
-            self._settling.forget(path)
-            return None
-        if being_written(full):
-            self._settling.put_off(path, now)
-            return None
-        self._settling.forget(path)
-        return settled_at
-
-    def _can_score(self, path: str) -> bool:
-        product = product_of(path.rpartition("/")[0])
-        if self._scorers.has(product):
-            return True
-        self.waiting[product] = self.waiting.get(product, 0) + 1
-        self._say_waiting(product)
-        return False
-
-    def _say_waiting(self, product: str) -> None:
-        if product not in self._said_waiting:
-            self._said_waiting.add(product)
-            log.warning("no model; files wait", extra=fields(product=product, advice="tamis train --product"))
-
-    def _refresh_champions(self, now: float) -> None:
-        if now - self._champions_asked_at < CHAMPIONS_AGE_MAX_S:
-            return
-        self._champions_asked_at = now
-        if self._scorers.refresh():
-            self._said_waiting = {product for product in self._said_waiting if not self._scorers.has(product)}
-            log.info("champions", extra=fields(products=",".join(self._scorers.products) or "none"))
-
     def _decode(self, claim: Claim, scorer: Scorer) -> None:
         self._decoding.add(claim.id)
+        limits = self._limits
+        self._workers.run(
+            self._workers.decoding,
+            claim.id,
+            lambda: read_claim(
+                self._root, claim, scorer, file_bytes_max=limits.file_bytes_max, pixels_max=limits.pixels_max
+            ),
+            lambda future, now: self._decoded(claim, scorer, future, now),
+        )
 
-        def job() -> _Decoded:
-            self._work.since[claim.id] = time.monotonic()
-            try:
-                return self._read(claim, scorer)
-            finally:
-                del self._work.since[claim.id]
-
-        self._submit(self._decoders, job, lambda future, now: self._decoded(claim, scorer, future, now))
-
-    def _read(self, claim: Claim, scorer: Scorer) -> _Decoded:
-        path = self._root / claim.path
-        file = read_file(path, file_bytes_max=self._limits.file_bytes_max, durable=True)
-        facts = FileFacts(file.state, file.sha256, len(file.data))
-        try:
-            picture = decode(file.data, scorer.detector.input_size, pixels_max=self._limits.pixels_max)
-        except DecodeError as error:
-            raise _Undecodable(error, facts) from None
-        return _Decoded(claim, scorer, facts, picture)
-
-    def _decoded(self, claim: Claim, scorer: Scorer, future: Future[_Decoded], now: float) -> None:
+    def _decoded(self, claim: Claim, scorer: Scorer, future: Future[Decoded], now: float) -> None:
         self._decoding.discard(claim.id)
         try:
             decoded = future.result()
-        except _Undecodable as error:
+        except Undecodable as error:
             self._reject(claim, error.facts, error.cause.code, str(error.cause))
         except DecodeError as error:
             self._reject(claim, self._unread(claim), error.code, str(error))
@@ -362,14 +225,14 @@ class Pipeline:
             return
         self._later = [(at, claim) for at, claim in self._later if at > now]
         for claim in due:
-            scorer = self._scorer(claim.product)
+            scorer = self._intake.scorer(claim.product)
             if scorer is not None:
                 self._decode(claim, scorer)
             else:
                 self._in_flight.pop(claim.id, None)
 
     def _check_decoding(self, now: float) -> None:
-        for id, since in list(self._work.since.items()):
+        for id, since in self._workers.at_work():
             if id in self._decoding and now - since > self._limits.decode_timeout_s:
                 name = shown_name(self._in_flight[id].path)
                 raise StageStuck(f"{name}: expected it to decode within {self._limits.decode_timeout_s} s; it has not")
@@ -384,16 +247,16 @@ class Pipeline:
                 return
             self._batches_scoring += 1
             batch = taken[1]
-            self._timed(
-                self._scoring,
+            self._workers.run(
+                self._workers.scoring,
                 f"score:{batch[0].claim.id}",
-                lambda batch=batch: _judge(batch),  # type: ignore[misc]
+                partial(judge, batch),
                 self._scored,
             )
 
-    def _scored(self, judged: list[Judged], now: float) -> None:
+    def _scored(self, future: Future[list[Judged]], now: float) -> None:
         self._batches_scoring -= 1
-        self._commit(judged)
+        self._commit(future.result())
 
     # Record, deliver, finish
 
@@ -444,95 +307,26 @@ class Pipeline:
                 latency_ms_max=round(report.latency_ms_max, 1) if report.latency_ms_max is not None else None,
                 wh=report.wh,
                 in_flight=len(self._in_flight),
-                backlog=len(self._settling),
+                backlog=len(self._intake),
                 lines_left_out=self._rejected_lines.take_left_out() or None,
             ),
         )
 
-    # Stages beside the loop
-
     def _record(self, job: Callable[[], Any], then: Callable[[Any, float], None]) -> None:
         self._batches_recording += 1
 
-        def finished(result: Any, now: float) -> None:
+        def finished(future: Future[Any], now: float) -> None:
             self._batches_recording -= 1
-            then(result, now)
+            then(future.result(), now)
 
-        self._timed(self._recording, f"record:{time.monotonic_ns()}", job, finished)
-
-    def _timed(
-        self, pool: ThreadPoolExecutor, name: str, job: Callable[[], Any], then: Callable[[Any, float], None]
-    ) -> None:
-        def timed() -> Any:
-            self._work.since[name] = time.monotonic()
-            try:
-                return job()
-            finally:
-                del self._work.since[name]
-
-        self._submit(pool, timed, lambda future, now: then(future.result(), now))
-
-    def _submit(
-        self, pool: ThreadPoolExecutor, job: Callable[[], Any], then: Callable[[Future[Any], float], None]
-    ) -> None:
-        future = pool.submit(job)
-
-        def hand_back(done: Future[Any]) -> None:
-            if not done.cancelled():
-                self._done.put(lambda now: then(done, now))
-                self._wake()
-
-        future.add_done_callback(hand_back)
+        self._workers.run(self._workers.recording, f"record:{time.monotonic_ns()}", job, finished)
 
     def _next_at(self, claiming: bool) -> float | None:
         times = [self._batcher.next_due_at() if self._batches_scoring < 2 else None]
-        if self._decoding:
-            oldest = self._work.oldest()
-            times.append(oldest[1] + self._limits.decode_timeout_s + 0.1 if oldest else None)
+        at_work = self._workers.at_work() if self._decoding else []
+        times += [since + self._limits.decode_timeout_s + 0.1 for _, since in at_work[:1]]
         if claiming:
             times.append(min((at for at, _ in self._later), default=None))
             if not self._again and len(self._in_flight) < self._limits.in_flight_max:
-                times.append(self._settling.next_ripe_at())
+                times.append(self._intake.next_ripe_at())
         return min((at for at in times if at is not None), default=None)
-
-
-class _Undecodable(Exception):
-    """A DecodeError of a file that was read, with what is known of it."""
-
-    def __init__(self, cause: DecodeError, facts: FileFacts) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.facts = facts
-
-
-def _judge(batch: list[_Decoded]) -> list[Judged]:
-    scorer = batch[0].scorer
-    scores, maps = score_pictures(scorer, [decoded.picture.pixels for decoded in batch])
-    return [
-        _judge_one(decoded, float(score), anomaly_map)
-        for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
-    ]
-
-
-def _judge_one(decoded: _Decoded, score: float, anomaly_map: Float32Array) -> Judged:
-    scorer = decoded.scorer
-    try:
-        decision = scorer.judge.decide(score)
-    except ScoreNotFinite as error:
-        return Judged(
-            decoded.claim,
-            decoded.file,
-            decoded.picture,
-            model_version=scorer.version,
-            error_code="score_not_finite",
-            error=str(error),
-        )
-    return Judged(
-        decoded.claim,
-        decoded.file,
-        decoded.picture,
-        decision,
-        scorer.version,
-        anomaly_map,
-        scorer.pixel_threshold,
-    )

@@ -95,13 +95,13 @@ class DaemonProcess:
         return self.log.read_text(errors="replace")
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0, poll_s: float = POLL_S) -> None:
     """Poll until `condition` holds; AssertionError naming `what` when it does not in time."""
     until = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > until:
             raise AssertionError(f"expected {what} within {timeout_s} s")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 def finished(root: Path) -> int:

@@ -44,8 +44,10 @@ def layer_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "service" or len(parts) < 2:
         return None
-    if parts[1] in ("storage", "commands", "pipeline", "daemon", "cli"):
+    if parts[1] in ("storage", "commands", "daemon", "cli"):
         return parts[1]
+    if parts[1] in ("pipeline", "intake", "inspection", "workers"):
+        return "pipeline"
     return "steps" if parts[1] in STEPS else None
 
 

@@ -16,9 +16,11 @@ from sqlalchemy import Engine
 
 from models.detector import Scored
 from service.claim import Claims
+from service.intake import Intake
 from service.pipeline import Limits, Pipeline, StageStuck
 from service.record import Recorder
 from service.settings import IGNORED_NAMES
+from service.settle import Settling
 from service.storage import images
 from service.storage.energy import EnergySample
 from service.storage.engine import open_database
@@ -32,7 +34,6 @@ LIMITS = Limits(
     decode_threads=2,
     decode_timeout_s=30.0,
     settle_time_s=1.0,
-    empty_file_timeout_s=60.0,
     file_bytes_max=1_000_000,
     pixels_max=1_000_000,
 )
@@ -47,12 +48,12 @@ class House:
         self.woken = threading.Event()
         self.claims = Claims(root, "main")
         self.recorder = Recorder(root, engine, self.claims, anomaly_maps=True)
-        self.pipeline = Pipeline(
-            root, limits, NameFilter(IGNORED_NAMES), self.claims, scorers, self.recorder, self.woken.set  # type: ignore[arg-type]
-        )  # fmt: skip
+        settling = Settling(limits.settle_time_s, empty_file_timeout_s=60.0)
+        self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling)  # type: ignore[arg-type]
+        self.pipeline = Pipeline(root, limits, self.intake, self.claims, self.recorder, self.woken.set)
 
     def scan(self) -> None:
-        self.pipeline.scan(self.now)
+        self.intake.scan(self.now)
 
     def run(self, *, claiming: bool = True) -> None:
         """Step until nothing is in flight."""
@@ -142,7 +143,7 @@ def test_product_without_a_model_waits_in_incoming(build: Callable[..., House], 
     drop("screws/a.png")
     drop("gears/b.png")
     house.settle_and_run()
-    assert house.pipeline.waiting == {"screws": 1}
+    assert house.intake.waiting == {"screws": 1}
     assert house.files("incoming") == ["incoming/screws/a.png"] and len(house.rows()) == 1
 
 
@@ -219,9 +220,9 @@ def test_ignored_names_links_and_fifos_stay_where_they_are(house: House, drop: C
         drop(name)
     (house.root / "incoming/link.png").symlink_to(house.root / "tamis.toml")
     os.mkfifo(house.root / "incoming/fifo.png")
-    house.pipeline.take_hints([Hint("a.png.part", True), Hint("link.png", True), Hint("fifo.png", True)], house.now)
+    house.intake.take_hints([Hint("a.png.part", True), Hint("link.png", True), Hint("fifo.png", True)], house.now)
     house.settle_and_run()
-    assert house.rows() == [] and house.pipeline.backlog == 0
+    assert house.rows() == [] and len(house.intake) == 0
 
 
 def test_file_that_somebody_has_open_for_writing_is_not_claimed(house: House, drop: Callable[..., Path]) -> None:
@@ -239,7 +240,7 @@ def test_file_removed_while_it_waits_leaves_no_row(house: House, drop: Callable[
     path.unlink()
     house.now += 2.0
     house.run()
-    assert house.rows() == [] and house.pipeline.backlog == 0
+    assert house.rows() == [] and len(house.intake) == 0
 
 
 def test_file_changed_after_it_was_read_is_read_again(build: Callable[..., House], drop: Callable[..., Path]) -> None:
@@ -310,7 +311,7 @@ def test_picture_that_decodes_for_too_long_stops_the_daemon(
         entered.set()
         release.wait(PATIENCE_S)
 
-    monkeypatch.setattr("service.pipeline.read_file", hang)
+    monkeypatch.setattr("service.inspection.read_file", hang)
     drop("a.png")
     house.scan()
     house.now = time.monotonic() + 2.0
@@ -379,7 +380,7 @@ def test_unreadable_file_is_quarantined(
     def denied(*_args: object, **_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("service.pipeline.read_file", denied)
+    monkeypatch.setattr("service.inspection.read_file", denied)
     drop("a.png")
     house.settle_and_run()
     assert [row["error_code"] for row in house.rows()] == ["not_readable"]

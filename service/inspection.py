@@ -1,0 +1,69 @@
+"""Inspection: what the threads beside the loop do with a claimed file, from its bytes to a verdict.
+
+Reads and decodes one file, scores and decides a micro-batch. Knows nothing of the loop or of what follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.detector import Float32Array
+from service.claim import Claim
+from service.decide import ScoreNotFinite
+from service.decode import DecodeError, Picture, decode, read_file
+from service.record import FileFacts, Judged
+from service.score import Scorer, score_pictures
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A claimed file as a picture of the size that `scorer` takes."""
+
+    claim: Claim
+    scorer: Scorer
+    file: FileFacts
+    picture: Picture
+
+
+class Undecodable(Exception):
+    """A DecodeError of a file that was read, with what is known of it."""
+
+    def __init__(self, cause: DecodeError, facts: FileFacts) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.facts = facts
+
+
+def read_claim(root: Path, claim: Claim, scorer: Scorer, *, file_bytes_max: int, pixels_max: int) -> Decoded:
+    """Read the file of `claim` once, make it last through a power cut, and decode it.
+
+    Raises Undecodable for what was read and is no picture, and what `read_file` raises for what was not.
+    """
+    file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
+    facts = FileFacts(file.state, file.sha256, len(file.data))
+    try:
+        picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max)
+    except DecodeError as error:
+        raise Undecodable(error, facts) from None
+    return Decoded(claim, scorer, facts, picture)
+
+
+def judge(batch: list[Decoded]) -> list[Judged]:
+    """Score and decide `batch`, all of one scorer."""
+    scorer = batch[0].scorer
+    scores, maps = score_pictures(scorer, [decoded.picture.pixels for decoded in batch])
+    return [
+        _judge_one(decoded, float(score), anomaly_map)
+        for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
+    ]
+
+
+def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Judged:
+    claim, file, picture, scorer = decoded.claim, decoded.file, decoded.picture, decoded.scorer
+    try:
+        decision = scorer.judge.decide(score)
+    except ScoreNotFinite as error:
+        code = "score_not_finite"
+        return Judged(claim, file, picture, model_version=scorer.version, error_code=code, error=str(error))
+    return Judged(claim, file, picture, decision, scorer.version, anomaly_map, scorer.pixel_threshold)

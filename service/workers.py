@@ -1,0 +1,67 @@
+"""Workers: the thread pools beside the loop, and the one queue through which they hand results back.
+
+Whatever runs here is begun by the loop and ends in it: the loop calls `hand_over` to go on with what is done.
+Also knows for how long each piece of work has been going on, so that the loop can tell a stage that is stuck.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
+from typing import Any
+
+
+class Workers:
+    """A pool of `decode_threads` for decoding, one thread for scoring and one for recording."""
+
+    def __init__(self, decode_threads: int, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self.decoding = ThreadPoolExecutor(decode_threads, "decode")
+        self.scoring = ThreadPoolExecutor(1, "score")
+        self.recording = ThreadPoolExecutor(1, "record")
+        self._done: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
+        self._since: dict[str, float] = {}
+
+    def run(
+        self,
+        pool: ThreadPoolExecutor,
+        name: str,
+        job: Callable[[], Any],
+        then: Callable[[Future[Any], float], None],
+    ) -> None:
+        """Run `job` in `pool` under a `name` of its own; `then` gets its future and the time, in the loop's thread."""
+
+        def timed() -> Any:
+            self._since[name] = time.monotonic()
+            try:
+                return job()
+            finally:
+                del self._since[name]
+
+        def hand_back(done: Future[Any]) -> None:
+            if not done.cancelled():
+                self._done.put(lambda now: then(done, now))
+                self._wake()
+
+        pool.submit(timed).add_done_callback(hand_back)
+
+    def hand_over(self, now: float) -> None:
+        """Go on with everything that is done. Raises what a `then` raises."""
+        while True:
+            try:
+                then = self._done.get_nowait()
+            except queue.Empty:
+                return
+            then(now)
+
+    def at_work(self) -> list[tuple[str, float]]:
+        """What is running, by name, and since when, monotonic s; the longest first."""
+        return sorted(self._since.items(), key=itemgetter(1))
+
+    def close(self) -> None:
+        """End the threads once what they have begun is done; what has not begun is dropped."""
+        for pool in (self.decoding, self.scoring, self.recording):
+            pool.shutdown(wait=True, cancel_futures=True)
