@@ -16,8 +16,9 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/tamis demo
 
+# Two workers on two cores: threads of torch that spin for a core would keep it from the other worker.
 test: setup
-	$(BIN)/python -m pytest -m "not long"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m "not long"
 
 check: setup
 	$(BIN)/ruff check .

@@ -96,11 +96,12 @@ class Recorder:
         if not kept:
             return report
         self._claims.sync(judged.claim for judged in kept)
+        # Before the commit: what a crash interrupts here is scored again with the same id, and drawn again.
+        if self._anomaly_maps:
+            self._draw_maps(kept)
         records = {judged.claim.id: _record_of(judged, datetime.now(UTC)) for judged in kept}
         self._record(records, kept, meter, report)
         ended = deliver(self._root, (_move_of(record) for record in records.values()))
-        if self._anomaly_maps:
-            self._draw_maps(kept)
         self._finish(kept, records, ended, report)
         return report
 

@@ -32,5 +32,5 @@ def trained(normals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Mo
         minutes_max=5,
         report=lambda progress: None,
         steps=15,
-        side=64,
+        side=96,
     )
