@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from service.names import ClaimedName, new_id, parse_claimed_name, product_of, s
 INCOMING = "incoming"
 PROCESSING = "processing"
 LOCK_NAME = ".lock"
+STATUS_NAME = ".status.json"
+LOOKS = 5
+LOOK_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,29 @@ class InstanceLock:
         owner = {"instance": self._path.parent.name, "pid": os.getpid(), "host": socket.gethostname()}
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         return None
+
+    def acquire_patiently(self) -> str | None:
+        """As `acquire`, but outlast whoever only looks whether the lock is held."""
+        for _ in range(LOOKS):
+            holder = self.acquire()
+            if holder is None:
+                return None
+            time.sleep(LOOK_INTERVAL_S)
+        return holder
+
+    def held(self) -> bool:
+        """Return whether a running process holds the lock; changes nothing."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def release(self) -> None:
         """Let go of the lock."""

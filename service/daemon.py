@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError
 from models.detector import Detector
 from models.registry import ModelVersion
 from service import __version__
-from service.claim import INCOMING, PROCESSING, Claims, InstanceLock, instances
+from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
@@ -44,7 +44,6 @@ from service.watch import NameFilter, Watcher
 
 log = logging.getLogger(__name__)
 
-STATUS_NAME = ".status.json"
 STATUS_INTERVAL_S = 1.0
 LOOK_TIMEOUT_S = 0.2
 SPACE_INTERVAL_S = 1.0
@@ -191,7 +190,7 @@ class Daemon:
 
     def _lock(self, stack: ExitStack) -> None:
         lock = InstanceLock(self._root, self._settings.instance)
-        holder = lock.acquire()
+        holder = lock.acquire_patiently()
         if holder is not None:
             raise ConfigurationError(
                 f"root {self._root}: instance {self._settings.instance!r} is already running: {holder}"

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from service import settings as settings_module
-from service.claim import INCOMING, PROCESSING, InstanceLock, instances
+from service.claim import INCOMING, PROCESSING, STATUS_NAME, InstanceLock, instances
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.names import product_of
 from service.storage import energy as energy_rows
@@ -21,7 +21,6 @@ from service.storage.versions import champions
 from service.watch import NameFilter, scan
 
 DAY = timedelta(days=1)
-STATUS_NAME = ".status.json"
 
 
 def status(root: Root, as_json: AsJson = False) -> None:
@@ -64,15 +63,14 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[st
 
 
 def _daemon(root: Path, name: str) -> dict[str, Any]:
-    lock = InstanceLock(root, name)
-    running = lock.acquire() is not None
-    lock.release()
     path = root / PROCESSING / name / STATUS_NAME
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         said = {}
-    return {"instance": name, "running": running} | {key: value for key, value in said.items() if key != "instance"}
+    return {"instance": name, "running": InstanceLock(root, name).held()} | {
+        key: value for key, value in said.items() if key != "instance"
+    }
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -114,3 +114,12 @@ def test_empty_folders_are_pruned_and_files_kept(root: Path) -> None:
     claims.prune()
     assert claim is not None and (root / claim.path).exists()
     assert not (root / "processing/main/gears/yesterday").exists() and (root / "processing/main").is_dir()
+
+
+def test_looking_at_a_lock_neither_takes_nor_makes_it(root: Path) -> None:
+    lock = InstanceLock(root, "main")
+    assert not lock.held() and instances(root) == []
+    assert lock.acquire_patiently() is None
+    assert InstanceLock(root, "main").held() and InstanceLock(root, "main").acquire_patiently() is not None
+    lock.release()
+    assert not lock.held()

@@ -1,0 +1,43 @@
+"""The program as a process: exit codes, messages, one JSON document on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def tamis(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *map(str, arguments)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [("results",), ("status",), ("energy",), ("models", "list")])
+def test_every_report_is_one_json_document_on_stdout(root: Path, command: tuple[str, ...]) -> None:
+    ended = tamis(*command, "--root", root, "--json")
+    assert ended.returncode == 0, ended.stderr
+    json.loads(ended.stdout)
+
+
+def test_wrong_usage_exits_with_2_and_names_it(root: Path) -> None:
+    ended = tamis("results", "--root", root, "--colour", "red")
+    assert ended.returncode == 2 and "--colour" in ended.stderr
+
+
+def test_folder_that_is_no_root_exits_with_78_and_says_what_to_do(tmp_path: Path) -> None:
+    ended = tamis("status", "--root", tmp_path)
+    assert ended.returncode == 78
+    assert f"tamis init {tmp_path}" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_unknown_product_is_a_failure_that_names_it(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    ended = tamis("score", tmp_path / "a.png", "--root", root, "--product", "gears")
+    assert ended.returncode == 1 and "gears" in ended.stderr and "Traceback" not in ended.stderr
