@@ -57,7 +57,6 @@ class Counts:
     quarantined: int = 0
     anomalies: int = 0
     interfered: int = 0
-    last_placed_at: float | None = None
 
 
 class StageStuck(Exception):
@@ -289,7 +288,6 @@ class Pipeline:
         self.counts.quarantined += report.states.get("quarantined", 0)
         self.counts.anomalies += report.verdicts.get("anomaly", 0)
         self.counts.interfered += len(report.interfered)
-        self.counts.last_placed_at = time.time()
         for judged in report.rejected:
             if self._rejected_lines.allows(now):
                 name, reason = shown_name(judged.claim.file_name), judged.error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -13,8 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -108,10 +105,3 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def resized(content: bytes, width: int, height: int) -> bytes:
-    """The JPEG `content` at another size."""
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(content)).resize((width, height)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
