@@ -64,7 +64,10 @@ class StageStuck(Exception):
 
 
 class Pipeline:
-    """Moves pictures along for one instance. `wake` is called from other threads when `step` has something to do."""
+    """Moves pictures along for one instance.
+
+    `wake` is called from other threads when `step` has something to do; `clock` gives the `now` of its caller.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Pipeline:
         claims: Claims,
         recorder: Recorder,
         wake: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
         self._limits = limits
@@ -81,7 +85,7 @@ class Pipeline:
         self._claims = claims
         self._recorder = recorder
         self._batcher: Batcher[int, Decoded] = Batcher(limits.batch_size_max, limits.batch_wait_ms / 1000)
-        self._workers = Workers(limits.decode_threads, wake)
+        self._workers = Workers(limits.decode_threads, wake, clock)
         self._in_flight: dict[str, Claim] = {}
         self._decoding: set[str] = set()
         self._rejected: list[Judged] = []
@@ -109,6 +113,15 @@ class Pipeline:
     def drained(self) -> bool:
         """Whether all that was begun has come to its end; claims that were only found again wait for the next run."""
         return not self._in_flight and not self._batches_recording
+
+    @property
+    def batch_size_max(self) -> int:
+        """Pictures in a micro-batch, at most; it may be set while the loop runs."""
+        return self._batcher.batch_size_max
+
+    @batch_size_max.setter
+    def batch_size_max(self, pictures: int) -> None:
+        self._batcher.batch_size_max = pictures
 
     def stuck_for_s(self, now: float) -> float:
         """For how long the slowest piece of work beside the loop has been going on, s."""
@@ -262,8 +275,8 @@ class Pipeline:
     def _record_rejected(self) -> None:
         if self._rejected and not self._batches_recording:
             batch, self._rejected = (
-                self._rejected[: self._limits.batch_size_max],
-                self._rejected[self._limits.batch_size_max :],
+                self._rejected[: self.batch_size_max],
+                self._rejected[self.batch_size_max :],
             )
             self._commit(batch)
 

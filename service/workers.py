@@ -7,7 +7,6 @@ Also knows for how long each piece of work has been going on, so that the loop c
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
@@ -15,10 +14,11 @@ from typing import Any
 
 
 class Workers:
-    """A pool of `decode_threads` for decoding, one thread for scoring and one for recording."""
+    """A pool of `decode_threads` for decoding, one thread for scoring and one for recording; `clock` is the loop's."""
 
-    def __init__(self, decode_threads: int, wake: Callable[[], None]) -> None:
+    def __init__(self, decode_threads: int, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._wake = wake
+        self._clock = clock
         self.decoding = ThreadPoolExecutor(decode_threads, "decode")
         self.scoring = ThreadPoolExecutor(1, "score")
         self.recording = ThreadPoolExecutor(1, "record")
@@ -35,7 +35,7 @@ class Workers:
         """Run `job` in `pool` under a `name` of its own; `then` gets its future and the time, in the loop's thread."""
 
         def timed() -> Any:
-            self._since[name] = time.monotonic()
+            self._since[name] = self._clock()
             try:
                 return job()
             finally:
@@ -58,7 +58,7 @@ class Workers:
             then(now)
 
     def at_work(self) -> list[tuple[str, float]]:
-        """What is running, by name, and since when, monotonic s; the longest first."""
+        """What is running, by name, and since when, s on the loop's clock; the longest first."""
         return sorted(self._since.items(), key=itemgetter(1))
 
     def close(self) -> None:
