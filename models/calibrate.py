@@ -1,19 +1,85 @@
-"""Turns the scores of held-out normal pictures into a threshold and into p-values.
+"""Turns the scores of held-out normal pictures, and of known anomalies, into a threshold and into p-values.
 
-Pure arithmetic of split conformal prediction; who the held-out pictures are is decided in training, and what
-follows from a verdict in the service. A rate is taken as the decimal number that it prints as, so that 0.05
-of 20 is 1 and float error moves no verdict.
+Pure arithmetic, of split conformal prediction where normals alone decide; who the held-out pictures are is
+decided in training, and what follows from a verdict in the service. A rate is taken as the decimal number that
+it prints as, so that 0.05 of 20 is 1 and float error moves no verdict. By every policy a picture is an anomaly
+if and only if its score is above the threshold; p-values are of the normals, whatever the policy.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import TooFewImages
+from models.errors import NoAnomalyScores, TooFewImages
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class AtFalseAlarmRate:
+    """At most this share of normal pictures is called an anomaly: `threshold_at`."""
+
+    false_alarm_rate: float
+    name: Literal["false_alarm_rate"] = "false_alarm_rate"
+
+
+@dataclass(frozen=True, slots=True)
+class AtBestF1:
+    """The highest F1 on known scores: `threshold_for_f1`."""
+
+    prevalence: float | None = None
+    name: Literal["f1"] = "f1"
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeastCost:
+    """The least expected cost: `threshold_for_cost`."""
+
+    cost_of_miss: float
+    cost_of_false_alarm: float
+    prevalence: float
+    name: Literal["cost"] = "cost"
+
+
+@dataclass(frozen=True, slots=True)
+class AtFixedScore:
+    """This score, whatever the calibration says."""
+
+    threshold: float
+    name: Literal["fixed"] = "fixed"
+
+
+Policy = AtFalseAlarmRate | AtBestF1 | AtLeastCost | AtFixedScore
+
+
+def threshold_by(policy: Policy, normal_scores: npt.ArrayLike, anomaly_scores: npt.ArrayLike = ()) -> float:
+    """Return the score above which a picture is an anomaly by `policy`.
+
+    Raises TooFewImages if the normals are too few for a false-alarm rate, NoAnomalyScores if `policy` needs
+    known anomalies and there are none, ValueError for what is no number.
+    """
+    if isinstance(policy, AtFalseAlarmRate):
+        return threshold_at(normal_scores, policy.false_alarm_rate)
+    if isinstance(policy, AtBestF1):
+        return threshold_for_f1(normal_scores, anomaly_scores, policy.prevalence)
+    if isinstance(policy, AtLeastCost):
+        return threshold_for_cost(
+            normal_scores,
+            anomaly_scores,
+            cost_of_miss=policy.cost_of_miss,
+            cost_of_false_alarm=policy.cost_of_false_alarm,
+            prevalence=policy.prevalence,
+        )
+    if not math.isfinite(policy.threshold):
+        raise ValueError(f"fixed threshold: expected a finite number; found {policy.threshold!r}")
+    return float(policy.threshold)
 
 
 def threshold_at(calibration_scores: npt.ArrayLike, false_alarm_rate: float) -> float:
@@ -25,7 +91,7 @@ def threshold_at(calibration_scores: npt.ArrayLike, false_alarm_rate: float) -> 
     """
     scores = _sorted_finite(calibration_scores)
     n = len(scores)
-    false_alarms = math.floor((n + 1) * _decimal(false_alarm_rate))  # n + 1 - k
+    false_alarms = math.floor((n + 1) * decimal(false_alarm_rate))  # n + 1 - k
     if false_alarms < 1:
         needed = calibration_images_needed(false_alarm_rate)
         raise TooFewImages(
@@ -33,6 +99,63 @@ def threshold_at(calibration_scores: npt.ArrayLike, false_alarm_rate: float) -> 
             f"pictures, found {n}; with {n}, the lowest rate is {lowest_rate(n):g}"
         )
     return float(scores[n - false_alarms])
+
+
+def threshold_for_f1(
+    normal_scores: npt.ArrayLike, anomaly_scores: npt.ArrayLike, prevalence: float | None = None
+) -> float:
+    """Return the threshold with the highest F1, from scores `(n,)` of normals and `(m,)` of known anomalies.
+
+    With R(t) the share of the anomalies above t, F(t) that of the normals and q the prevalence, the share of
+    anomalies among the pictures to come, F1(t) = 2 q R / (q R + (1 - q) F + q), which is 2 TP / (2 TP + FP + FN)
+    (van Rijsbergen 1979) per picture. `prevalence` None takes q = m / (n + m), so that F1 is that of the scores
+    given. Thresholds between the same two neighbouring scores do the same; the middle is taken. Of several
+    equally good the lowest is, which misses the fewest. Raises NoAnomalyScores if m is 0.
+    """
+
+    def f1(false_alarms: Float64Array, recall: Float64Array, share: float) -> Float64Array:
+        return 2 * share * recall / (share * recall + (1 - share) * false_alarms + share)
+
+    return _best(normal_scores, anomaly_scores, prevalence, f1, "f1")
+
+
+def threshold_for_cost(
+    normal_scores: npt.ArrayLike,
+    anomaly_scores: npt.ArrayLike,
+    *,
+    cost_of_miss: float,
+    cost_of_false_alarm: float,
+    prevalence: float,
+) -> float:
+    """Return the threshold of least expected cost, from scores `(n,)` of normals and `(m,)` of known anomalies.
+
+    With R(t) the share of the anomalies above t, F(t) that of the normals and q the prevalence, the expected
+    cost per picture is q (1 - R) cost_of_miss + (1 - q) F cost_of_false_alarm (Elkan, The Foundations of
+    Cost-Sensitive Learning, IJCAI 2001). Costs are in any unit, the same for both. Ties as in
+    `threshold_for_f1`. Where to call everything an anomaly, or nothing, costs least, that is what comes of it.
+    Raises NoAnomalyScores if m is 0, ValueError for a cost that is not positive.
+    """
+    for name, cost in (("cost of a miss", cost_of_miss), ("cost of a false alarm", cost_of_false_alarm)):
+        if not (math.isfinite(cost) and cost > 0):
+            raise ValueError(f"{name}: expected a finite number above 0; found {cost!r}")
+
+    def saved(false_alarms: Float64Array, recall: Float64Array, share: float) -> Float64Array:
+        return -(share * (1 - recall) * cost_of_miss + (1 - share) * false_alarms * cost_of_false_alarm)
+
+    return _best(normal_scores, anomaly_scores, prevalence, saved, "cost")
+
+
+def wider_threshold(calibration_scores: npt.ArrayLike, threshold: float, factor: float) -> float:
+    """Return the threshold at `factor` (≥ 1) times the false-alarm rate that `threshold` keeps; at most `threshold`.
+
+    `threshold` keeps the rate r = (1 + #{calibration scores > threshold}) / (n + 1), the highest p-value above it.
+    A score is above what is returned if and only if its p-value is at most factor * r, or it is above `threshold`.
+    Where factor * r reaches 1 it is the lowest calibration score.
+    """
+    scores = _sorted_finite(calibration_scores)
+    above = len(scores) - int(np.searchsorted(scores, threshold, side="right"))
+    false_alarms = math.floor(Fraction(repr(float(factor))) * (1 + above))
+    return min(float(threshold), float(scores[max(0, len(scores) - false_alarms)]))
 
 
 def p_values(calibration_scores: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -50,7 +173,7 @@ def p_values(calibration_scores: npt.ArrayLike, scores: npt.ArrayLike) -> npt.ND
 
 def calibration_images_needed(false_alarm_rate: float) -> int:
     """Return the least n with ceil((n + 1)(1 - rate)) ≤ n: 99 at a rate of 0.01, 19 at 0.05."""
-    return math.ceil(1 / _decimal(false_alarm_rate)) - 1
+    return math.ceil(1 / decimal(false_alarm_rate)) - 1
 
 
 def lowest_rate(calibration_images: int) -> float:
@@ -58,15 +181,47 @@ def lowest_rate(calibration_images: int) -> float:
     return min(math.ceil(Fraction(10_000, calibration_images + 1)) / 10_000, 0.9999)
 
 
-def _decimal(rate: float) -> Fraction:
+def _best(
+    normal_scores: npt.ArrayLike,
+    anomaly_scores: npt.ArrayLike,
+    prevalence: float | None,
+    gain: Callable[[Float64Array, Float64Array, float], Float64Array],
+    policy: str,
+) -> float:
+    """Return the threshold at which `gain(false alarms, recall, prevalence)` is highest; of equal ones the lowest."""
+    normals, anomalies = _sorted_finite(normal_scores), _sorted_finite(anomaly_scores, "scores of known anomalies")
+    if not len(anomalies):
+        raise NoAnomalyScores(
+            f"threshold policy {policy!r}: needs scores of known anomalies; the model's calibration has none"
+        )
+    if not len(normals):
+        raise TooFewImages(f"threshold policy {policy!r}: needs scores of held-out normal pictures, found 0")
+    share = len(anomalies) / (len(normals) + len(anomalies)) if prevalence is None else float(prevalence)
+    if not 0 < share < 1:
+        raise ValueError(f"prevalence of anomalies: expected more than 0 and less than 1; found {prevalence!r}")
+    # From each distinct score up to the next the verdicts are the same; below the lowest all are anomalies.
+    known = np.unique(np.concatenate([normals, anomalies]))
+    lower = np.concatenate([[np.nextafter(known[0], -np.inf)], known])
+    false_alarms = 1 - np.searchsorted(normals, lower, side="right") / len(normals)
+    recall = 1 - np.searchsorted(anomalies, lower, side="right") / len(anomalies)
+    gains = gain(false_alarms, recall, share)
+    # Gains that differ by rounding alone are equal.
+    best = int(np.flatnonzero(gains >= gains.max() - 1e-12 * max(1.0, float(np.abs(gains).max())))[0])
+    if best in (0, len(lower) - 1):
+        return float(lower[best])
+    middle = float(lower[best] + (lower[best + 1] - lower[best]) / 2)
+    return middle if middle < lower[best + 1] else float(lower[best])
+
+
+def decimal(rate: float) -> Fraction:
     value = float(rate)
     if not 0 < value < 1:
         raise ValueError(f"false-alarm rate: expected more than 0 and less than 1; found {rate!r}")
     return Fraction(repr(value))
 
 
-def _sorted_finite(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def _sorted_finite(scores: npt.ArrayLike, what: str = "calibration scores") -> Float64Array:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"calibration scores: expected finite numbers of shape (n,); found shape {values.shape}")
+        raise ValueError(f"{what}: expected finite numbers of shape (n,); found shape {values.shape}")
     return np.sort(values)

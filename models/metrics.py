@@ -99,7 +99,7 @@ class Area:
 
 def at_threshold(scores: Scores, labels: Labels, threshold: float) -> AtThreshold:
     """Return the counts at `threshold`; `scores` `(N,)` finite, `labels` `(N,)` of 0 and 1."""
-    scores, labels = _checked(scores, labels)
+    scores, labels = checked(scores, labels)
     called, anomaly = scores > threshold, labels == 1
     return AtThreshold(
         true_positives=int(np.sum(called & anomaly)),
@@ -115,7 +115,7 @@ def image_auroc(scores: Scores, labels: Labels) -> float | None:
     It is the share of pairs (anomaly, normal) in which the anomaly scores higher, ties counting half: the
     Mann-Whitney U over n₀ n₁ (Hanley and McNeil 1982, Radiology 143:29-36).
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = checked(scores, labels)
     normal, anomaly = np.sort(scores[labels == 0]), scores[labels == 1]
     if not len(normal) or not len(anomaly):
         return None
@@ -129,11 +129,11 @@ def average_precision(scores: Scores, labels: Labels) -> float | None:
 
     Davis and Goadrich 2006, as scikit-learn's `average_precision_score`; equal scores are one threshold.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = checked(scores, labels)
     anomalies = int(labels.sum())
     if anomalies in (0, len(labels)):
         return None
-    true, called, _ = _steps(scores, labels)
+    true, called, _ = falling_steps(scores, labels)
     return float(np.sum(np.diff(true, prepend=0) / anomalies * true / called))
 
 
@@ -143,11 +143,11 @@ def best_f1(scores: Scores, labels: Labels) -> BestF1 | None:
     It looks at the labels to choose the threshold, so it is what a perfect calibration could reach, not what
     a running service does.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = checked(scores, labels)
     anomalies = int(labels.sum())
     if anomalies in (0, len(labels)):
         return None
-    true, called, lowest = _steps(scores, labels)
+    true, called, lowest = falling_steps(scores, labels)
     f1 = 2 * true / (called + anomalies)
     best = int(np.argmax(f1))
     # Above the next lower score, that is, so that exactly the scores from lowest[best] upwards are called.
@@ -182,7 +182,7 @@ class PixelHistograms:
         """
         if not np.isfinite(anomaly_map).all():
             raise ValueError("anomaly map: expected finite values; found NaN or infinity")
-        keys = _keys(anomaly_map)
+        keys = value_bins(anomaly_map)
         if mask is None:
             _count(self._normal, keys.ravel())
             return
@@ -190,7 +190,7 @@ class PixelHistograms:
             raise ValueError(f"mask: expected the shape of its map, {anomaly_map.shape}; found {mask.shape}")
         _count(self._normal, keys[~mask])
         if mask.any():
-            labels, regions = _regions(mask)
+            labels, regions = defect_regions(mask)
             _count(self._defect, keys[mask])
             of_pixel = labels[mask]
             _count(self._overlap, keys[mask], 1.0 / np.bincount(of_pixel)[of_pixel])
@@ -233,7 +233,8 @@ def shrunk_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
     return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, axis=0), columns, axis=1)
 
 
-def _checked(scores: Scores, labels: Labels) -> tuple[Float64Array, Counts]:
+def checked(scores: Scores, labels: Labels) -> tuple[Float64Array, Counts]:
+    """Return both as float64 and int64 `(N,)`. Raises ValueError unless scores are finite and labels 0 or 1."""
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or scores.ndim != 1:
         raise ValueError(f"scores and labels: expected (N,) both; found {scores.shape} and {labels.shape}")
@@ -244,7 +245,7 @@ def _checked(scores: Scores, labels: Labels) -> tuple[Float64Array, Counts]:
     return scores.astype(np.float64), labels.astype(np.int64)
 
 
-def _steps(scores: Float64Array, labels: Counts) -> tuple[Counts, Counts, Float64Array]:
+def falling_steps(scores: Float64Array, labels: Counts) -> tuple[Counts, Counts, Float64Array]:
     """Return, from the highest distinct score down: anomalies and pictures from it upwards, and the score."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
@@ -252,7 +253,7 @@ def _steps(scores: Float64Array, labels: Counts) -> tuple[Counts, Counts, Float6
     return np.cumsum(labels[order])[last], last.astype(np.int64) + 1, ordered[last]
 
 
-def _keys(values: Float32Array) -> npt.NDArray[np.uint32]:
+def value_bins(values: Float32Array) -> npt.NDArray[np.uint32]:
     """Return the bin of each value; IEEE 754 floats of a sign order as integers, so bins rise with values."""
     bits = (values.astype(np.float32) + np.float32(0.0)).view(np.uint32)  # adding 0 makes -0 into 0
     sign = np.uint32(0x8000_0000)
@@ -266,7 +267,8 @@ def _count(histogram: npt.NDArray[Any], keys: npt.NDArray[np.uint32], weights: F
         histogram[low : low + len(counts)] += counts
 
 
-def _regions(mask: BoolArray) -> tuple[npt.NDArray[np.int32], int]:
+def defect_regions(mask: BoolArray) -> tuple[npt.NDArray[np.int32], int]:
+    """Return the 8-connected regions of `mask`, numbered from 1 in int32 `(H, W)`, and how many there are."""
     from scipy import ndimage
 
     labels, regions = ndimage.label(mask, structure=np.ones((3, 3), np.int8))

@@ -1,4 +1,8 @@
-"""Decide: from an anomaly score to a verdict, against scores of normal pictures. Pure."""
+"""Decide: from an anomaly score to a verdict, against scores of normal pictures. Pure.
+
+Owns what is uncertain: a picture whose score lies in the band around the threshold keeps its verdict and its
+folder, and goes to review first.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from models.calibrate import p_values, threshold_at
+from models.calibrate import Policy, p_values, threshold_by, wider_threshold
 from models.detector import Float32Array
 
 NORMAL = "normal"
@@ -16,12 +21,18 @@ ANOMALY = "anomaly"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict and what it rests on; `p_value` is the conformal one, see `models.calibrate`."""
+    """A verdict and what it rests on; `p_value` is the conformal one, see `models.calibrate`.
+
+    `uncertainty` is 1 / (1 + d), where d is the distance of the score from the threshold in half-widths of the
+    uncertain band: 1 at the threshold, 0.5 at the band's edges, towards 0 far off; None where there is no band.
+    """
 
     verdict: str
     score: float
     threshold: float
     p_value: float
+    uncertain: bool = False
+    uncertainty: float | None = None
 
 
 class ScoreNotFinite(Exception):
@@ -29,14 +40,24 @@ class ScoreNotFinite(Exception):
 
 
 class Judge:
-    """Decides at one false-alarm rate, for one detector.
+    """Decides by one threshold policy, for one detector.
 
-    Raises TooFewImages when the calibration scores are too few for the rate.
+    `uncertain_band` is a factor on the false-alarm rate; 1 is no band. Raises TooFewImages when the calibration
+    scores are too few for the policy, NoAnomalyScores when it needs known anomalies and there are none.
     """
 
-    def __init__(self, calibration_scores: Float32Array, false_alarm_rate: float) -> None:
+    def __init__(
+        self,
+        calibration_scores: Float32Array,
+        policy: Policy,
+        anomaly_scores: npt.ArrayLike = (),
+        *,
+        uncertain_band: float = 1.0,
+    ) -> None:
         self._calibration_scores = calibration_scores
-        self.threshold = threshold_at(calibration_scores, false_alarm_rate)
+        self.policy = policy
+        self.threshold = threshold_by(policy, calibration_scores, anomaly_scores)
+        self.band_half_width = _band_half_width(calibration_scores, self.threshold, uncertain_band)
 
     def decide(self, score: float) -> Decision:
         """Return the verdict for `score`; higher is more anomalous. Raises ScoreNotFinite."""
@@ -44,4 +65,20 @@ class Judge:
             raise ScoreNotFinite(f"expected a finite anomaly score; found {score}")
         p_value = float(p_values(self._calibration_scores, np.asarray([score], dtype=np.float32))[0])
         verdict = ANOMALY if score > self.threshold else NORMAL
-        return Decision(verdict, score, self.threshold, p_value)
+        if not self.band_half_width:
+            return Decision(verdict, score, self.threshold, p_value)
+        distance = abs(score - self.threshold) / self.band_half_width
+        return Decision(verdict, score, self.threshold, p_value, distance < 1, 1 / (1 + distance))
+
+
+def _band_half_width(calibration_scores: Float32Array, threshold: float, factor: float) -> float:
+    """Return how far from `threshold` a score is uncertain, in units of the score; 0 is not at all.
+
+    With r the false-alarm rate that `threshold` keeps, the band's lower edge is the threshold at `factor` times r:
+    a normal verdict is uncertain if its p-value is at most factor * r. The upper edge is as far above the
+    threshold. It cannot be read off the calibration scores, since no p-value is below 1 / (n + 1), the p-value of
+    most anomalies; where the scores' tail is exponential, it is the threshold at r / factor.
+    """
+    if factor <= 1:
+        return 0.0
+    return threshold - wider_threshold(calibration_scores, threshold, factor)

@@ -43,7 +43,7 @@ def read_claim(root: Path, claim: Claim, scorer: Scorer, *, file_bytes_max: int,
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
     facts = FileFacts(file.state, file.sha256, len(file.data))
     try:
-        picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max)
+        picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
         raise Undecodable(error, facts) from None
     return Decoded(claim, scorer, facts, picture)

@@ -12,18 +12,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from sqlalchemy import Engine
 
-from models.detector import Float32Array
+from models.detector import Float32Array, UInt8Array
+from models.regions import Region
 from service.claim import Claim, Claims
 from service.decide import ANOMALY, Decision
-from service.decode import FileState, Picture
+from service.decode import DecodeError, FileState, Picture, StillChanging, decode, read_file
 from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
-from service.maps import overlay, save_overlay
+from service.maps import drawn_size, overlay, regions_of, save_overlay
 from service.names import destination, shown_name
 from service.storage import energy as energy_rows
-from service.storage import images
+from service.storage import images, regions
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.watch import look
@@ -76,13 +79,22 @@ class BatchReport:
 
 
 class Recorder:
-    """Writes micro-batches of one instance. Used by one thread at a time."""
+    """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by."""
 
-    def __init__(self, root: Path, engine: Engine, claims: Claims, *, anomaly_maps: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        claims: Claims,
+        *,
+        anomaly_maps: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._root = root
         self._engine = engine
         self._claims = claims
         self._anomaly_maps = anomaly_maps
+        self._clock = clock
 
     def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
         """Record, deliver and finish `batch`; energy since the last sample is charged to it."""
@@ -96,11 +108,12 @@ class Recorder:
         if not kept:
             return report
         self._claims.sync(judged.claim for judged in kept)
+        found = {judged.claim.id: _regions(judged) for judged in kept if _is_shown(judged)}
         # Before the commit: what a crash interrupts here is scored again with the same id, and drawn again.
         if self._anomaly_maps:
-            self._draw_maps(kept)
+            self._draw_maps(kept, found)
         records = {judged.claim.id: _record_of(judged, datetime.now(UTC)) for judged in kept}
-        self._record(records, kept, meter, report)
+        self._record(records, found, kept, meter, report)
         ended = deliver(self._root, (_move_of(record) for record in records.values()))
         self._finish(kept, records, ended, report)
         return report
@@ -130,6 +143,7 @@ class Recorder:
     def _record(
         self,
         records: dict[str, ImageRecord],
+        found: dict[str, tuple[Region, ...]],
         kept: Sequence[Judged],
         meter: EnergyMeter | None,
         report: BatchReport,
@@ -143,12 +157,14 @@ class Recorder:
                 report.verdicts[verdict] = report.verdicts.get(verdict, 0) + 1
                 if judged.decision is None:
                     report.rejected.append(judged)
+            new = regions.without_row(connection, found)
             with_energy = [r for r in records.values() if r.error_code is None]
             without = [r for r in records.values() if r.error_code is not None]
             if with_energy:
                 images.record(connection, with_energy, energy_id)
             if without:
                 images.record(connection, without, None)
+            regions.record(connection, new)
         report.wh = sample.total_wh if sample is not None else None
 
     def _finish(
@@ -158,7 +174,7 @@ class Recorder:
         ended: dict[str, Delivery],
         report: BatchReport,
     ) -> None:
-        now, clock = datetime.now(UTC), time.monotonic()
+        now, clock = datetime.now(UTC), self._clock()
         finished = []
         for judged in kept:
             record = records[judged.claim.id]
@@ -175,14 +191,42 @@ class Recorder:
         with self._engine.begin() as connection:
             images.finish(connection, finished)
 
-    def _draw_maps(self, kept: Sequence[Judged]) -> None:
+    def _draw_maps(self, kept: Sequence[Judged], found: dict[str, tuple[Region, ...]]) -> None:
         for judged in kept:
-            if judged.decision is None or judged.decision.verdict != ANOMALY:
+            id, picture = judged.claim.id, judged.picture
+            if id not in found or picture is None or judged.anomaly_map is None:
                 continue
-            if judged.picture is None or judged.anomaly_map is None:
-                continue
-            drawn = overlay(judged.picture.pixels, judged.anomaly_map, judged.pixel_threshold)
-            save_overlay(self._root / MAPS / f"{judged.claim.id}.png", drawn)
+            size = (picture.height, picture.width)
+            image = self._image(judged.claim, picture)
+            drawn = overlay(image, judged.anomaly_map, judged.pixel_threshold, found[id], size)
+            save_overlay(self._root / MAPS / f"{id}.png", drawn)
+
+    def _image(self, claim: Claim, picture: Picture) -> UInt8Array:
+        """Return the picture at the size at which it is drawn, uint8 `(H, W, 3)`.
+
+        Read again, because in memory there is only what the model takes, in which a person cannot see a scratch;
+        and few pictures are drawn. What can no longer be read is drawn from memory: a map is no reason to stop.
+        """
+        size = drawn_size(picture.height, picture.width)
+        try:
+            data = read_file(self._root / claim.path).data
+            return decode(data, size).pixels
+        except (DecodeError, StillChanging, OSError):
+            enlarged = Image.fromarray(picture.pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            return np.asarray(enlarged)
+
+
+def _is_shown(judged: Judged) -> bool:
+    """Return whether people look at the map of `judged`: that of an anomaly, or of a picture that is uncertain."""
+    decision = judged.decision
+    return decision is not None and (decision.verdict == ANOMALY or decision.uncertain)
+
+
+def _regions(judged: Judged) -> tuple[Region, ...]:
+    picture = judged.picture
+    if picture is None or judged.anomaly_map is None:
+        return ()
+    return regions_of(judged.anomaly_map, judged.pixel_threshold, picture.height, picture.width)
 
 
 def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
@@ -210,6 +254,8 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
         attempts=claim.attempt,
         error_code=judged.error_code,
         error=judged.error,
+        uncertain=decision.uncertain if decision else None,
+        uncertainty=decision.uncertainty if decision else None,
     )
 
 

@@ -27,8 +27,18 @@ SETTINGS_FILE = "tamis.toml"
 ENVIRONMENT_PREFIX = "TAMIS_"
 DEFAULT_PRODUCT = "default"
 TRAINING_FALSE_ALARM_RATE = 0.01
+DECODE_THREADS_MAX = 16
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Cost = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FiniteScore = Annotated[float, Field(allow_inf_nan=False)]
+Band = Annotated[float, Field(ge=1, le=1000)]
+PolicyName = Literal["false_alarm_rate", "f1", "cost", "fixed"]
+# What each policy cannot do without; `f1` and `cost` also need a model with scores of known anomalies.
+POLICY_NEEDS: dict[str, tuple[str, ...]] = {
+    "fixed": ("threshold_fixed",),
+    "cost": ("cost_of_miss", "cost_of_false_alarm", "anomaly_prevalence"),
+}
 
 IGNORED_NAMES = (
     ".*",
@@ -54,6 +64,12 @@ class ProductSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     false_alarm_rate: Rate | None = Field(None, description="as the setting of that name, for this product")
+    threshold_policy: PolicyName | None = Field(None, description="as the setting of that name, for this product")
+    threshold_fixed: FiniteScore | None = Field(None, description="as the setting of that name, for this product")
+    cost_of_miss: Cost | None = Field(None, description="as the setting of that name, for this product")
+    cost_of_false_alarm: Cost | None = Field(None, description="as the setting of that name, for this product")
+    anomaly_prevalence: Rate | None = Field(None, description="as the setting of that name, for this product")
+    uncertain_band: Band | None = Field(None, description="as the setting of that name, for this product")
 
 
 class Settings(BaseSettings):
@@ -89,7 +105,9 @@ class Settings(BaseSettings):
     # Decoding
     file_bytes_max: int = Field(200_000_000, gt=0, description="bytes; a larger file is quarantined unread")
     pixels_max: int = Field(60_000_000, gt=0, description="pixels; a larger picture is quarantined before decoding")
-    decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode pictures")
+    decode_threads: int = Field(
+        0, ge=0, le=64, description="threads that read and decode pictures; 0 is one a core, from 2 to 16"
+    )
     decode_timeout_s: float = Field(
         30.0,
         gt=0,
@@ -99,19 +117,55 @@ class Settings(BaseSettings):
     attempts_max: int = Field(3, ge=1, le=20, description="tries at a picture that ends the daemon, then quarantine")
 
     # Scoring
-    batch_size_max: int = Field(8, ge=1, le=256, description="pictures in a micro-batch, at most")
+    batch_size_max: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="pictures in a micro-batch, at most; 0 is what 0.2 s score, measured at the start",
+    )
     batch_wait_ms: float = Field(
         20.0, ge=0, le=60_000, description="ms that a decoded picture waits for others to join its batch"
     )
-    in_flight_max: int = Field(32, ge=1, le=4096, description="pictures claimed and not yet placed, at most")
-    scoring_threads: int = Field(0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core")
+    in_flight_max: int = Field(64, ge=1, le=4096, description="pictures claimed and not yet placed, at most")
+    scoring_threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="threads of the scoring graph; 0 is one a core, or fewer where that measures faster at the start",
+    )
     models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
     false_alarm_rate: Rate | None = Field(
         None,
         description="share of normal pictures that may be called anomalies; sets the threshold; if not set, the rate "
         "that the model was trained for, 0.01 unless `tamis train` was asked for another",
     )
-    anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly")
+    threshold_policy: PolicyName = Field(
+        "false_alarm_rate",
+        description="what sets the threshold: the false-alarm rate, the best F1 or the least cost on known anomalies, "
+        "or a fixed score",
+    )
+    threshold_fixed: FiniteScore | None = Field(
+        None, description="anomaly score above which a picture is an anomaly, by the policy `fixed`"
+    )
+    cost_of_miss: Cost | None = Field(
+        None,
+        description="cost of an anomaly called normal, in the unit of `cost_of_false_alarm`, for the policy `cost`",
+    )
+    cost_of_false_alarm: Cost | None = Field(
+        None,
+        description="cost of a normal picture called an anomaly, in the unit of `cost_of_miss`, for the policy `cost`",
+    )
+    anomaly_prevalence: Rate | None = Field(
+        None,
+        description="share of anomalies among the pictures to come, for the policies `cost` and `f1`; `f1` without it "
+        "takes their share among the known scores",
+    )
+    uncertain_band: Band = Field(
+        3.0,
+        description="factor on the false-alarm rate: how near to the threshold a picture is uncertain and goes to "
+        "review first; 1 is no band",
+    )
+    anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly and each uncertain picture")
 
     # Keeping safe
     free_bytes_min: int = Field(
@@ -164,12 +218,22 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
 
+    @property
+    def decoders(self) -> int:
+        """The number of threads that decode: as set, else one for each core that this process may use, from 2 to 16."""
+        # Two at the least, so that one picture on a slow disk holds up no other.
+        return self.decode_threads or min(max(2, len(os.sched_getaffinity(0))), DECODE_THREADS_MAX)
+
+    def of(self, product: str, name: str) -> Any:
+        """Return the setting `name` for `product`: its own, else that of all."""
+        own = self.products.get(product)
+        value = getattr(own, name) if own else None
+        return getattr(self, name) if value is None else value
+
     def false_alarm_rate_of(self, product: str, trained: float = TRAINING_FALSE_ALARM_RATE) -> float:
         """Return the false-alarm rate for `product`: its own, else that of all, else the one it was `trained` for."""
-        own = self.products.get(product)
-        if own and own.false_alarm_rate is not None:
-            return own.false_alarm_rate
-        return trained if self.false_alarm_rate is None else self.false_alarm_rate
+        rate = self.of(product, "false_alarm_rate")
+        return trained if rate is None else float(rate)
 
 
 def load(root: Path, **options: Any) -> Settings:
@@ -192,6 +256,7 @@ def load(root: Path, **options: Any) -> Settings:
         loaded = OfThisRoot(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError(_describe(error, path)) from None
+    _refuse_unmet_policies(loaded, path)
     return loaded
 
 
@@ -228,6 +293,19 @@ def _refuse_unknown(table: dict[str, Any], path: Path) -> None:
         name = variable[len(ENVIRONMENT_PREFIX) :].lower().split("__")[0]
         if name not in known | {"root"}:
             raise ConfigurationError(f"environment: unknown setting {variable}{_suggestion(name, known)}")
+
+
+def _refuse_unmet_policies(settings: Settings, path: Path) -> None:
+    for product in (None, *sorted(settings.products)):
+        # No product has the empty name, so this asks for what holds for all.
+        policy = settings.of(product or "", "threshold_policy")
+        missing = [name for name in POLICY_NEEDS.get(policy, ()) if settings.of(product or "", name) is None]
+        if missing:
+            whose = "" if product is None else f" of product {product}"
+            raise ConfigurationError(
+                f"{path} and TAMIS_* variables: threshold_policy {policy!r}{whose}: expected"
+                f" {', '.join(POLICY_NEEDS[policy])}; found no {', no '.join(missing)}"
+            )
 
 
 def _suggestion(name: str, known: set[str]) -> str:

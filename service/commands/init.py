@@ -32,7 +32,15 @@ GROUPS = {
     "products": "Products",
 }
 # Settings that are not set by default have no value to show, so the file shows these.
-EXAMPLES: dict[str, Any] = {"false_alarm_rate": 0.01, "energy_country": "FRA", "energy_cpu_max_w": 65.0}
+EXAMPLES: dict[str, Any] = {
+    "false_alarm_rate": 0.01,
+    "threshold_fixed": 0.5,
+    "cost_of_miss": 100.0,
+    "cost_of_false_alarm": 1.0,
+    "anomaly_prevalence": 0.01,
+    "energy_country": "FRA",
+    "energy_cpu_max_w": 65.0,
+}
 
 _PREAMBLE = """\
 # Settings of this root. Every setting is listed with its default; take away the '#' before a name to change it.
@@ -110,11 +118,15 @@ def settings_text() -> str:
         lines.append(f"# {about.description}{' (not set by default)' if unset else ''}")
         if name == "products":
             lines.append("#[products.NAME]")
-            lines += [f"#{own} = {toml_value(EXAMPLES[own])}" for own in ProductSettings.model_fields]
+            lines += [f"#{own} = {toml_value(_example_of(own))}" for own in ProductSettings.model_fields]
         else:
             lines.append(f"#{name} = {toml_value(EXAMPLES[name] if unset else about.default)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _example_of(name: str) -> Any:
+    return EXAMPLES[name] if name in EXAMPLES else Settings.model_fields[name].default
 
 
 def toml_value(value: Any) -> str:

@@ -23,7 +23,7 @@ from sqlalchemy import Engine
 
 from service.commands.options import AsJson, Root, print_table
 from service.errors import TamisError, UsageError
-from service.storage import images
+from service.storage import images, regions
 from service.storage.engine import open_database
 from service.storage.tables import ImageState, Verdict, results_view
 
@@ -63,10 +63,14 @@ def results(
     product: Annotated[str | None, typer.Option(help="Of this product.")] = None,
     verdict: Annotated[str | None, typer.Option(help="normal or anomaly.")] = None,
     state: Annotated[str | None, typer.Option(help="scored, placed, quarantined, missing or conflict.")] = None,
+    uncertain: Annotated[bool, typer.Option("--uncertain", help="Only those near the threshold.")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Rows at most, the newest; 0 is all.")] = 100,
     format: Annotated[Format, typer.Option(help="How to write them.")] = Format.table,
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to stdout.")] = None,
     as_json: AsJson = False,
+    with_regions: Annotated[
+        bool, typer.Option("--regions", help="With --json: where in each picture the map was above the threshold.")
+    ] = False,
 ) -> None:
     """Show what was decided, newest first."""
     now = datetime.now(UTC)
@@ -76,8 +80,11 @@ def results(
         "product": product,
         "verdict": _one_of("--verdict", verdict, get_args(Verdict)),
         "state": _one_of("--state", state, get_args(ImageState)),
+        "uncertain": uncertain,
     }
     format = Format.json if as_json else format
+    if with_regions and format is not Format.json:
+        raise UsageError(f"--regions: expected --json, since a picture has any number of them; found {format.value}")
     if format is Format.parquet:
         _require_pyarrow()
         if output is None and sys.stdout.isatty():
@@ -89,7 +96,8 @@ def results(
         with engine.connect() as connection:
             total = images.count(connection, **filters)
         shown = min(total, limit) if limit else total
-        _write(_rows(engine, filters, shown), format, output, total)
+        pages = _rows(engine, filters, shown)
+        _write(_with_regions(engine, pages) if with_regions else pages, format, output, total)
     finally:
         engine.dispose()
     everything = "" if shown == total else "; --limit 0 shows all"
@@ -139,6 +147,14 @@ def _rows(engine: Engine, filters: dict[str, Any], shown: int) -> Iterator[list[
         yield page
         shown -= len(page)
         before = (page[-1]["received_at"], page[-1]["id"])
+
+
+def _with_regions(engine: Engine, pages: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield `pages`, each row with its list `regions`."""
+    for page in pages:
+        with engine.connect() as connection:
+            found = regions.of_pictures(connection, [row["id"] for row in page])
+        yield [row | {"regions": found[row["id"]]} for row in page]
 
 
 def _write(pages: Iterable[list[dict[str, Any]]], format: Format, output: Path | None, total: int) -> None:

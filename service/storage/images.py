@@ -11,9 +11,23 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, Table, Text, bindparam, func, literal, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Table,
+    Text,
+    UnaryExpression,
+    bindparam,
+    func,
+    literal,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
+from sqlalchemy.sql import operators
 
 from service.errors import TamisError
 from service.storage.tables import Image, results_view, time_text
@@ -22,11 +36,16 @@ from service.storage.tables import Image, results_view, time_text
 CHUNK = 10_000
 
 _images = cast(Table, Image.__table__)
+_marked = _images.alias("marked")
+_plus: operators.custom_op[str] = operators.custom_op("+")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """A picture as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown."""
+    """A picture as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown.
+
+    `uncertainty` is that of `service.decide.Decision`.
+    """
 
     id: str
     product: str
@@ -49,6 +68,8 @@ class ImageRecord:
     attempts: int
     error_code: str | None
     error: str | None
+    uncertain: bool | None = None
+    uncertainty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +111,11 @@ _finish = (
         error_code=func.coalesce(bindparam("code"), _images.c.error_code),
         error=func.coalesce(bindparam("text"), _images.c.error),
     )
+)
+# Of the pictures with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
+# SQLAlchemy takes longer to know a statement again than SQLite to answer it.
+_first_of = select(_images.c.sha256, _images.c.id).where(
+    _images.c.sha256.in_(bindparam("hashes", expanding=True)), _images.c.duplicate_of.is_(None)
 )
 _stored = select(*(_images.c[name] for name in StoredImage.__dataclass_fields__))
 
@@ -166,21 +192,27 @@ def search(
     product: str | None = None,
     verdict: str | None = None,
     state: str | None = None,
+    uncertain: bool = False,
     limit: int | None = 100,
     before: tuple[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows of the view `results`, newest first by (received_at, id); `limit` None is all of them.
 
-    `since` is inclusive, `until` exclusive. Times in the rows are text, as in the view. `before` is the
-    (received_at, id) of the last row of the page before this one.
+    `since` is inclusive, `until` exclusive; `uncertain` asks for those alone whose score was near the threshold.
+    Times in the rows are text, as in the view. `before` is the (received_at, id) of the last row of the page
+    before this one.
     """
-    conditions = _conditions(results_view, since, until, product, verdict, state)
-    columns = results_view.c
+    # The view does not say what is uncertain; the table does, in an index of those alone.
+    source: FromClause = _marked if uncertain else results_view
+    conditions = _conditions(source, since, until, product, verdict, state, uncertain=uncertain)
+    columns = source.c
+    statement = select(results_view)
+    if uncertain:
+        statement = statement.select_from(_marked).join(results_view, results_view.c.id == columns.id)
     if before is not None:
-        conditions.append(tuple_(columns.received_at, columns.id) < before)
-    statement = (
-        select(results_view).where(*conditions).order_by(columns.received_at.desc(), columns.id.desc()).limit(limit)
-    )
+        last = tuple_(*(literal(value, Text) for value in before))
+        conditions.append(tuple_(columns.received_at, columns.id) < last)
+    statement = statement.where(*conditions).order_by(columns.received_at.desc(), columns.id.desc()).limit(limit)
     result = connection.execute(statement)
     names = list(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result]
@@ -194,11 +226,12 @@ def count(
     product: str | None = None,
     verdict: str | None = None,
     state: str | None = None,
+    uncertain: bool = False,
 ) -> int:
     """Return how many rows `search` with these filters has without a limit."""
     # Of the table: SQLite would look up every review and energy row of the view for nothing.
     statement = select(func.count()).select_from(_images)
-    conditions = _conditions(_images, since, until, product, verdict, state)
+    conditions = _conditions(_images, since, until, product, verdict, state, uncertain=uncertain)
     return connection.execute(statement.where(*conditions)).scalar_one()
 
 
@@ -214,21 +247,19 @@ def _earliest(connection: Connection | Session, hashes: Collection[str]) -> dict
     """Return the id of the earliest picture for each of `hashes` that is known."""
     found: dict[str, str] = {}
     for chunk in _chunks(hashes):
-        # Of the pictures with the same bytes, the earliest is the one that duplicates none.
-        statement = select(_images.c.sha256, _images.c.id).where(
-            _images.c.sha256.in_(chunk), _images.c.duplicate_of.is_(None)
-        )
-        found.update((row.sha256, row.id) for row in connection.execute(statement))
+        found.update((row.sha256, row.id) for row in connection.execute(_first_of, {"hashes": chunk}))
     return found
 
 
 def _conditions(
-    table: Table,
+    table: FromClause,
     since: datetime | None,
     until: datetime | None,
     product: str | None,
     verdict: str | None,
     state: str | None,
+    *,
+    uncertain: bool,
 ) -> list[ColumnElement[bool]]:
     columns = table.c
     conditions: list[ColumnElement[bool]] = []
@@ -238,7 +269,11 @@ def _conditions(
         conditions.append(columns.received_at < literal(time_text(until), Text))
     for name, value in (("product", product), ("verdict", verdict), ("state", state)):
         if value is not None:
-            conditions.append(columns[name] == value)
+            # SQLite takes the index of the uncertain, which are few, only where no other seems to serve.
+            column = UnaryExpression(columns[name], operator=_plus, type_=Text()) if uncertain else columns[name]
+            conditions.append(column == value)
+    if uncertain:
+        conditions.append(columns.uncertain == 1)
     return conditions
 
 

@@ -143,6 +143,14 @@ class Image(Base):
         Index(None, "product", "verdict", "received_at", "id"),
         Index(None, "verdict", "received_at", "id"),
         Index(None, "state", "received_at", "id"),
+        # The uncertain ones alone, newest first: few, so that other filters may be looked at one by one.
+        Index("images_uncertain_by_received_at", "received_at", "id", sqlite_where=text("uncertain = 1")),
+        # The review queue in its order, backwards; `product` lets the rows of others be passed over unread.
+        Index(
+            "images_by_uncertainty",
+            *("uncertainty", "received_at", "id", "product"),
+            sqlite_where=text("uncertainty IS NOT NULL"),
+        ),
         # The earliest picture with given bytes is the one that is no duplicate.
         Index("images_by_sha256", "sha256", sqlite_where=text("duplicate_of IS NULL")),
     )
@@ -172,6 +180,42 @@ class Image(Base):
     error_code: Mapped[str | None]
     error: Mapped[str | None]
     energy_id: Mapped[int | None] = mapped_column(ForeignKey("energy_rows.id"))
+    uncertain: Mapped[int | None] = mapped_column(CheckConstraint("uncertain IN (0, 1)", "uncertain"))
+    uncertainty: Mapped[float | None] = mapped_column(
+        CheckConstraint("uncertainty >= 0 AND uncertainty <= 1", "uncertainty")
+    )
+
+
+class RegionRow(Base):
+    """A part of a picture above the pixel threshold, in pixels of the upright picture; `number` 1 has the highest peak.
+
+    Written with its picture and never changed.
+    """
+
+    __tablename__ = "region_rows"
+    __table_args__ = (
+        CheckConstraint(whole("number", 1), "number"),
+        CheckConstraint(whole("x", 0), "x"),
+        CheckConstraint(whole("y", 0), "y"),
+        CheckConstraint(whole("width", 1), "width"),
+        CheckConstraint(whole("height", 1), "height"),
+        CheckConstraint(whole("area", 1), "area"),
+        CheckConstraint("area_share > 0 AND area_share <= 1", "area_share"),
+        CheckConstraint(finite("peak"), "peak"),
+        CheckConstraint(finite("mean"), "mean"),
+        {"sqlite_with_rowid": False},
+    )
+
+    image_id: Mapped[str] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    x: Mapped[int]
+    y: Mapped[int]
+    width: Mapped[int]
+    height: Mapped[int]
+    area: Mapped[int]
+    area_share: Mapped[float]
+    peak: Mapped[float]
+    mean: Mapped[float]
 
 
 class Review(Base):
@@ -260,4 +304,9 @@ model_versions_view = _view(
     "model_versions",
     "product version kind created_at state reason threshold image_auroc f1 false_alarm_rate training_wh images sha256",
 )
-VIEWS = (results_view, energy_view, model_versions_view)
+regions_view = _view("regions", "image_id number x y width height area area_share peak mean")
+review_queue_view = _view(
+    "review_queue",
+    "id product file_name path verdict score threshold p_value uncertain uncertainty received_at label",
+)
+VIEWS = (results_view, energy_view, model_versions_view, regions_view, review_queue_view)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -30,6 +31,86 @@ def objects(path: Path) -> dict[str, str]:
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     connection.close()
     return {name: re.sub(r"\s+", " ", sql) for name, sql in rows}
+
+
+def older(root: Path, revision: str) -> Path:
+    """Make the database of `root` as a program of `revision` left it, without rows; return its path."""
+    path = root / DATABASE_FILE
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+    return path
+
+
+def test_rows_of_the_first_schema_stay_as_they_were_and_what_it_did_not_know_is_null(tmp_path: Path):
+    path = older(tmp_path, "0001")
+    connection = sqlite3.connect(path)
+    connection.execute(
+        "INSERT INTO energy_rows (id, kind, started_at, duration_s, images, total_wh, source)"
+        " VALUES (7, 'scoring', '2026-01-31T12:00:00.000000Z', 0.4, 2, 0.5, 'estimated')"
+    )
+    connection.executemany(
+        "INSERT INTO images (id, product, file_name, path, destination, state, verdict, score, threshold, p_value,"
+        " sha256, width, height, bytes, received_at, decided_at, attempts, error_code, energy_id)"
+        " VALUES (?, 'lid', ?, ?, ?, ?, ?, ?, 0.5, 0.25, ?, 640, 480, 1234, ?, '2026-01-31T12:00:01.000000Z', 1, ?, 7)",
+        [
+            (
+                id,
+                f"{id}.png",
+                f"x/{id}.png",
+                f"x/{id}.png",
+                state,
+                verdict,
+                score,
+                id * 64,
+                f"2026-01-31T12:00:0{id}Z",
+                code,
+            )
+            for id, state, verdict, score, code in [
+                ("1", "placed", "normal", 0.25, None),
+                ("2", "placed", "anomaly", 0.75, None),
+                ("3", "quarantined", None, None, "damaged"),
+            ]
+        ],
+    )
+    connection.execute(
+        "INSERT INTO reviews (image_id, label, labelled_at, source)"
+        " VALUES ('2', 'anomaly', '2026-01-31T13:00:00.000000Z', 'page')"
+    )
+    connection.commit()
+    before = [
+        connection.execute(f"SELECT * FROM {view}").fetchall() for view in ("results", "energy", "model_versions")
+    ]
+    connection.close()
+    assert len(before[0]) == 3
+
+    engine = open_database(tmp_path)
+    with engine.connect() as reader:
+        assert schema.revision_of(reader) == "0002"
+    engine.dispose()
+
+    connection = sqlite3.connect(path)
+    after = [connection.execute(f"SELECT * FROM {view}").fetchall() for view in ("results", "energy", "model_versions")]
+    assert after == before
+    assert set(connection.execute("SELECT uncertain, uncertainty FROM images")) == {(None, None)}
+    assert connection.execute("SELECT count(*) FROM regions").fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM review_queue").fetchone() == (0,)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    connection.close()
+
+
+def test_an_upgraded_database_has_the_same_statements_as_a_new_one(tmp_path: Path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    open_database(tmp_path / "new", create=True).dispose()
+    upgraded = older(tmp_path / "old", "0001")
+    open_database(tmp_path / "old").dispose()
+    assert objects(upgraded) == objects(tmp_path / "new" / DATABASE_FILE)
 
 
 def test_an_empty_file_gets_all_tables_and_views(tmp_path: Path):
@@ -139,10 +220,8 @@ def test_migrations_are_found_from_any_working_directory(tmp_path: Path):
     assert "results" in objects(tmp_path / DATABASE_FILE)
 
 
-def test_an_older_schema_is_refused_to_a_reader_with_the_command_that_helps(tmp_path: Path, monkeypatch):
-    open_database(tmp_path, create=True).dispose()
-    monkeypatch.setattr(migrations, "REVISIONS", ("0001", "0002"))
-    monkeypatch.setattr(migrations, "HEAD", "0002")
+def test_an_older_schema_is_refused_to_a_reader_with_the_command_that_helps(tmp_path: Path):
+    older(tmp_path, "0001")
     with pytest.raises(Exception, match=r"expected schema revision 0002; found 0001.*tamis db upgrade") as caught:
         open_database(tmp_path, read_only=True)
     assert caught.value.exit_code == 78

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import Engine
 
 from models.detector import Scored
@@ -21,7 +22,7 @@ from service.pipeline import Limits, Pipeline, StageStuck
 from service.record import Recorder
 from service.settings import IGNORED_NAMES
 from service.settle import Settling
-from service.storage import images
+from service.storage import images, regions
 from service.storage.energy import EnergySample
 from service.storage.engine import open_database
 from service.watch import Hint, NameFilter
@@ -47,10 +48,12 @@ class House:
         self.root, self.engine, self.now = root, engine, 1000.0
         self.woken = threading.Event()
         self.claims = Claims(root, "main")
-        self.recorder = Recorder(root, engine, self.claims, anomaly_maps=True)
+        self.recorder = Recorder(root, engine, self.claims, anomaly_maps=True, clock=lambda: self.now)
         settling = Settling(limits.settle_time_s, empty_file_timeout_s=60.0)
         self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling)  # type: ignore[arg-type]
-        self.pipeline = Pipeline(root, limits, self.intake, self.claims, self.recorder, self.woken.set)
+        self.pipeline = Pipeline(
+            root, limits, self.intake, self.claims, self.recorder, self.woken.set, lambda: self.now
+        )
 
     def scan(self) -> None:
         self.intake.scan(self.now)
@@ -125,6 +128,92 @@ def test_anomaly_gets_a_map_and_a_normal_picture_none(house: House, drop: Callab
     house.settle_and_run()
     [bad] = [row["id"] for row in house.rows() if row["verdict"] == "anomaly"]
     assert house.files("maps") == [f"maps/{bad}.png"]
+
+
+def test_regions_are_on_record_with_their_anomaly_in_pixels_of_the_picture(
+    house: House, drop: Callable[..., Path]
+) -> None:
+    drop("good.png", brightness=10)
+    drop("bad.png", brightness=200)
+    house.settle_and_run()
+    ids = {row["file_name"]: row["id"] for row in house.rows()}
+    with house.engine.connect() as connection:
+        found = regions.of_pictures(connection, ids.values())
+    # The stand-in's map is the brightness all over; its pixel threshold is 100.
+    [region] = found[ids["bad.png"]]
+    assert (region["x"], region["y"], region["width"], region["height"]) == (0, 0, 30, 20)
+    assert (region["area"], region["area_share"]) == (600, 1.0)
+    assert region["peak"] == pytest.approx(2.0, rel=0.01) and region["mean"] == pytest.approx(2.0, rel=0.01)
+    assert found[ids["good.png"]] == []
+
+
+def test_picture_near_the_threshold_keeps_its_verdict_and_goes_to_review_first(
+    house: House, drop: Callable[..., Path]
+) -> None:
+    # Held-out normals are 1 to 100 bright, so at a rate of 0.01 the band of 3 is 98 to 102.
+    for brightness in (10, 99, 101, 200):
+        drop(f"{brightness}.png", brightness=brightness)
+    house.settle_and_run()
+    verdicts = {row["file_name"]: row["verdict"] for row in house.rows()}
+    assert verdicts == {"10.png": "normal", "99.png": "normal", "101.png": "anomaly", "200.png": "anomaly"}
+    with house.engine.connect() as connection:
+        queue = connection.exec_driver_sql("SELECT file_name, uncertain, path FROM review_queue").all()
+    assert sorted(row[0] for row in queue[:2]) == ["101.png", "99.png"]
+    assert [(row[0], row[1]) for row in queue[2:]] == [("10.png", 0), ("200.png", 0)]
+    assert all(row[1] == 1 for row in queue[:2])
+    assert {row[0]: row[2].split("/")[0] for row in queue}["99.png"] == "normal"
+    # People look at the maps of what they review.
+    assert len(house.files("maps")) == 3
+
+
+def test_map_is_drawn_at_the_size_of_the_picture_as_dropped_and_upright(house: House) -> None:
+    pixels = np.full((400, 900, 3), 200, np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(house.root / "incoming" / "a.jpg", exif=exif)
+    Image.fromarray(np.full((40, 3200, 3), 200, np.uint8)).save(house.root / "incoming" / "wide.png")
+    house.settle_and_run()
+    sizes = {}
+    for row in house.rows():
+        with Image.open(house.root / "maps" / f"{row['id']}.png") as drawn:
+            sizes[row["file_name"]] = drawn.size
+    assert sizes == {"a.jpg": (400, 900), "wide.png": (1600, 20)}
+
+
+def test_map_of_a_picture_that_cannot_be_read_again_is_drawn_from_what_is_in_memory(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_args: object, **_kwargs: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("service.record.read_file", gone)
+    drop("bad.png", brightness=200)
+    house.settle_and_run()
+    [row] = house.rows()
+    with Image.open(house.root / "maps" / f"{row['id']}.png") as drawn:
+        assert drawn.size == (30, 20)
+
+
+def test_what_is_recorded_again_after_a_crash_has_its_regions_once(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power goes after the commit, and the same claim is judged and recorded a second time."""
+    drop("bad.png", brightness=200)
+    commit, batches = house.recorder.commit, []
+
+    def remember(batch: list[Any], meter: Any) -> Any:
+        batches.append(batch)
+        return commit(batch, meter)
+
+    monkeypatch.setattr(house.recorder, "commit", remember)
+    house.settle_and_run()
+    [[judged]] = batches
+    [row] = house.rows()
+    (house.root / row["path"]).rename(house.root / judged.claim.path)
+    commit([judged], None)
+    with house.engine.connect() as connection:
+        assert len(regions.of_pictures(connection, [row["id"]])[row["id"]]) == 1
+    assert len(house.rows()) == 1
 
 
 def test_sub_folder_is_the_product(build: Callable[..., House], drop: Callable[..., Path]) -> None:
@@ -314,7 +403,7 @@ def test_picture_that_decodes_for_too_long_stops_the_daemon(
     monkeypatch.setattr("service.inspection.read_file", hang)
     drop("a.png")
     house.scan()
-    house.now = time.monotonic() + 2.0
+    house.now += 2.0
     house.pipeline.step(house.now)
     assert entered.wait(PATIENCE_S)
     with pytest.raises(StageStuck, match=r"a\.png"):

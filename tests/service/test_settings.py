@@ -23,7 +23,8 @@ UNITS = (
     (r"pixels_", "pixels"),
     (r"inodes_", "inodes"),
     (r"_threads$", "threads"),
-    (r"_rate$", "share, between 0 and 1"),
+    (r"_rate$|_prevalence$", "share, between 0 and 1"),
+    (r"_band$", "times the false-alarm rate"),
 )
 
 
@@ -111,7 +112,7 @@ def test_settings_of_two_roots_do_not_mix(tmp_path: Path) -> None:
     for folder, text in ((first, "batch_size_max = 3\n"), (second, "")):
         folder.mkdir()
         root_with(folder, text)
-    assert (load(first).batch_size_max, load(second).batch_size_max, load(first).batch_size_max) == (3, 8, 3)
+    assert (load(first).batch_size_max, load(second).batch_size_max, load(first).batch_size_max) == (3, 0, 3)
 
 
 # --- products -----------------------------------------------------------------------------------------------
@@ -148,6 +149,40 @@ def test_product_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_mistake_in_a_product_is_named_with_the_product(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(named)):
         load(root_with(tmp_path, text))
+
+
+# --- what sets the threshold --------------------------------------------------------------------------------
+
+
+def test_product_overrides_its_policy_and_takes_the_rest_from_the_general_settings(tmp_path: Path) -> None:
+    text = 'cost_of_miss = 50\ncost_of_false_alarm = 2\n[products.flange]\nthreshold_policy = "cost"\n'
+    settings = load(root_with(tmp_path, text + "anomaly_prevalence = 0.01\nuncertain_band = 1\n"))
+    assert (settings.of("flange", "threshold_policy"), settings.of("gasket", "threshold_policy")) == (
+        "cost",
+        "false_alarm_rate",
+    )
+    assert (settings.of("flange", "cost_of_miss"), settings.of("flange", "anomaly_prevalence")) == (50, 0.01)
+    assert (settings.of("flange", "uncertain_band"), settings.of("gasket", "uncertain_band")) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('threshold_policy = "fixed"', r"threshold_policy 'fixed': expected threshold_fixed; found no threshold_fixed"),
+        (
+            'threshold_policy = "cost"\ncost_of_miss = 3',
+            r"expected cost_of_miss, .*; found no cost_of_false_alarm, no anomaly_prevalence",
+        ),
+        ('[products.lid]\nthreshold_policy = "fixed"', r"'fixed' of product lid: expected threshold_fixed"),
+        ('threshold_policy = "best"', r"setting threshold_policy: .* found 'best'"),
+        ("threshold_fixed = inf", r"setting threshold_fixed: .* found inf"),
+        ("cost_of_miss = 0", r"setting cost_of_miss: .* found 0"),
+        ("uncertain_band = 0.5", r"setting uncertain_band: .* found 0\.5"),
+    ],
+)
+def test_policy_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load(root_with(tmp_path, text + "\n"))
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -193,7 +228,7 @@ def test_value_that_does_not_fit_is_named_with_what_was_found(tmp_path: Path, te
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        load(root_with(tmp_path, "settle_time_s = -1\nbatch_size_max = 0\n"))
+        load(root_with(tmp_path, "settle_time_s = -1\nbatch_size_max = -1\n"))
     assert "settle_time_s" in str(caught.value)
     assert "batch_size_max" in str(caught.value)
 

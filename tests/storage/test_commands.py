@@ -14,13 +14,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import migrations
 from models import registry
 from models.errors import ModelCorrupt
+from models.regions import Region
 from service.commands import database, energy, results, versions
 from service.commands.results import COLUMNS, moment, safe_cell
 from service.errors import TamisError, UsageError
 from service.storage import energy as stored_energy
-from service.storage import images
+from service.storage import images, regions
 from service.storage import versions as stored_versions
 from service.storage.engine import DATABASE_FILE, open_database
 from service.storage.images import Finished
@@ -77,6 +79,25 @@ def test_filters_reach_the_query(root):
     assert [row["file_name"] for row in json.loads(found.stdout)["results"]] == ["120.png", "80.png"]
 
 
+def test_uncertain_ones_alone_can_be_asked_for(root, engine, record_of):
+    with engine.begin() as connection:
+        near = [record_of(n, uncertain=n % 2 == 0, uncertainty=0.7, product="cap") for n in range(200, 206)]
+        images.record(connection, near, None)
+    found = json.loads(call("results", "--root", root, "--json", "--uncertain", "--limit", 2).stdout)
+    assert found["total"] == 3 and [row["file_name"] for row in found["results"]] == ["204.png", "202.png"]
+    assert json.loads(call("results", "--root", root, "--json", "--uncertain", "--product", "lid").stdout)["total"] == 0
+
+
+def test_regions_come_with_their_pictures_when_asked_for(root, engine):
+    with engine.begin() as connection:
+        regions.record(connection, {f"{120:026d}": [Region(1, 2, 3, 4, 10, 0.5, 2.5, 1.5)]})
+    found = json.loads(call("results", "--root", root, "--json", "--regions", "--limit", 2).stdout)["results"]
+    [region] = found[0]["regions"]
+    box = {"x": 1, "y": 2, "width": 3, "height": 4}
+    assert region == {"number": 1} | box | {"area": 10, "area_share": 0.5, "peak": 2.5, "mean": 1.5}
+    assert found[1]["regions"] == [] and tuple(found[1]) == (*COLUMNS, "regions")
+
+
 def test_the_table_names_the_pictures(root):
     assert "120.png" in call("results", "--root", root, "--limit", 1).stdout
 
@@ -116,6 +137,7 @@ def test_parquet_without_pyarrow_says_how_to_install_it(root, monkeypatch):
         (["--state", "lost"], "scored, placed"),
         (["--since", "yesterday"], "yesterday"),
         (["--output", "x.txt"], "csv, json or parquet"),
+        (["--regions"], "expected --json"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error_that_names_what_is_expected(root, words, named):
@@ -287,7 +309,7 @@ def test_check_of_a_corrupt_file_fails_and_says_so(tmp_path):
 
 
 def test_upgrade_says_that_there_was_nothing_to_do(root):
-    assert "at revision 0001 already" in call("db", "upgrade", "--root", root).stdout
+    assert f"at revision {migrations.HEAD} already" in call("db", "upgrade", "--root", root).stdout
 
 
 def test_backup_writes_a_file_that_opens(root, tmp_path):

@@ -50,7 +50,7 @@ def test_the_views_are_all_documented(engine):
 
 def test_the_queries_of_the_page_run(engine):
     queries = re.findall(r"^```sql\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(queries) == 3
+    assert len(queries) == 5
     with engine.connect() as connection:
         for query in queries:
             connection.exec_driver_sql(query).all()

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+import migrations
 from service import filesystem
 from service.errors import ConfigurationError, TamisError
 from service.storage import engine as engine_module
@@ -195,7 +196,7 @@ def test_a_database_newer_than_the_program_is_refused_and_both_revisions_are_nam
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     for read_only in (False, True):
-        with pytest.raises(ConfigurationError, match="0001 or older; found 9999"):
+        with pytest.raises(ConfigurationError, match=f"{migrations.HEAD} or older; found 9999"):
             open_database(tmp_path, read_only=read_only)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import event
 
-from service.storage import images
+from service.storage import images, regions
 
 SINCE = datetime(2026, 1, 30, tzinfo=UTC)
 
@@ -53,6 +53,43 @@ def test_a_search_walks_one_index_and_neither_scans_nor_sorts(engine, filters, i
     # Without a filter the newest are read off the end of the index; the limit ends that.
     assert scans == ([f"SCAN i USING INDEX {index}"] if not filters else [])
     assert "SEARCH latest USING COVERING INDEX reviews_by_image_id" in found
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"since": SINCE}, {"product": "lid"}, {"before": ("2026-01-30T00:00:00.000000Z", "x"), "verdict": "normal"}],
+    ids=str,
+)
+def test_a_search_of_the_uncertain_walks_the_index_of_those_alone_and_does_not_sort(engine, filters):
+    found = plan(engine, lambda connection: images.search(connection, uncertain=True, **filters))
+    assert "marked USING INDEX images_uncertain_by_received_at" in found.splitlines()[0]
+    assert "SEARCH i USING INDEX sqlite_autoindex_images_1 (id=?)" in found
+    assert "TEMP B-TREE" not in found
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        "",
+        "WHERE product = 'lid'",
+        "WHERE verdict = 'anomaly' AND received_at > '2026-01-30'",
+        "WHERE uncertainty > 0.5",
+        "ORDER BY uncertainty DESC, received_at DESC",
+    ],
+)
+def test_the_review_queue_walks_one_index_in_its_order_and_does_not_sort(engine, filters):
+    def read(connection):
+        connection.exec_driver_sql(f"SELECT * FROM review_queue {filters} LIMIT 50").all()
+
+    found = plan(engine, read).splitlines()
+    assert found[0].startswith(("SCAN i USING INDEX images_by_unc", "SEARCH i USING INDEX images_by_uncertainty (unc"))
+    assert not [line for line in found if "TEMP B-TREE" in line]
+    assert "SEARCH r USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN" in found
+
+
+def test_regions_of_a_picture_are_found_by_its_id(engine):
+    found = plan(engine, lambda connection: regions.of_pictures(connection, ["a", "b"]))
+    assert found == "SEARCH region_rows USING PRIMARY KEY (image_id=?)"
 
 
 @pytest.mark.parametrize("filters", [{}, {"since": SINCE}, {"product": "lid", "verdict": "anomaly"}], ids=str)

@@ -1,0 +1,95 @@
+"""Regions of pictures, the uncertain band, and the public views `regions` and `review_queue`.
+
+Columns are added in place, so a database of a million pictures is not written anew; rows from before have NULL
+in them, since what a band would have said of them is not known.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+FINITE = "1.7976931348623157e308"
+
+REGIONS = """
+CREATE VIEW regions AS
+SELECT image_id, number, x, y, width, height, area, area_share, peak, mean
+FROM region_rows
+"""
+# Ordered as it is to be read, and always from the index in that order: SQLite would rather sort all pictures of a
+# product than pass over those of others. The latest review is found as in `results`.
+REVIEW_QUEUE = """
+CREATE VIEW review_queue AS
+SELECT
+    i.id, i.product, i.file_name, i.path, i.verdict, i.score, i.threshold, i.p_value,
+    i.uncertain, i.uncertainty, i.received_at, r.label
+FROM images AS i INDEXED BY images_by_uncertainty
+LEFT JOIN reviews AS r ON r.id = (SELECT max(latest.id) FROM reviews AS latest WHERE latest.image_id = i.id)
+WHERE i.uncertainty IS NOT NULL AND i.state IN ('scored', 'placed') AND r.label IS NULL
+ORDER BY i.uncertainty DESC, i.received_at DESC, i.id DESC
+"""
+
+
+def upgrade() -> None:
+    for column, kind, condition in (
+        ("uncertain", "INTEGER", "uncertain IN (0, 1)"),
+        ("uncertainty", "FLOAT", "uncertainty >= 0 AND uncertainty <= 1"),
+    ):
+        op.execute(f"ALTER TABLE images ADD COLUMN {column} {kind} CONSTRAINT images_{column} CHECK ({condition})")
+    op.create_index(
+        "images_uncertain_by_received_at", "images", ["received_at", "id"], sqlite_where=sa.text("uncertain = 1")
+    )
+    op.create_index(
+        "images_by_uncertainty",
+        "images",
+        ["uncertainty", "received_at", "id", "product"],
+        sqlite_where=sa.text("uncertainty IS NOT NULL"),
+    )
+
+    op.create_table(
+        "region_rows",
+        sa.Column("image_id", sa.Text, nullable=False),
+        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("x", sa.Integer, nullable=False),
+        sa.Column("y", sa.Integer, nullable=False),
+        sa.Column("width", sa.Integer, nullable=False),
+        sa.Column("height", sa.Integer, nullable=False),
+        sa.Column("area", sa.Integer, nullable=False),
+        sa.Column("area_share", sa.Float, nullable=False),
+        sa.Column("peak", sa.Float, nullable=False),
+        sa.Column("mean", sa.Float, nullable=False),
+        sa.PrimaryKeyConstraint("image_id", "number"),
+        _check("region_rows_number", _whole("number", 1)),
+        _check("region_rows_x", _whole("x", 0)),
+        _check("region_rows_y", _whole("y", 0)),
+        _check("region_rows_width", _whole("width", 1)),
+        _check("region_rows_height", _whole("height", 1)),
+        _check("region_rows_area", _whole("area", 1)),
+        _check("region_rows_area_share", "area_share > 0 AND area_share <= 1"),
+        _check("region_rows_peak", _finite("peak")),
+        _check("region_rows_mean", _finite("mean")),
+        sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="region_rows_image_id"),
+        sqlite_with_rowid=False,
+    )
+
+    for view in (REGIONS, REVIEW_QUEUE):
+        op.execute(view)
+
+
+def downgrade() -> None:
+    raise NotImplementedError("there is no way back but a backup")
+
+
+def _check(name: str, condition: str) -> sa.CheckConstraint:
+    return sa.CheckConstraint(condition, name=op.f(name))
+
+
+def _whole(column: str, least: int) -> str:
+    return f"{column} IS NULL OR (typeof({column}) = 'integer' AND {column} >= {least})"
+
+
+def _finite(column: str) -> str:
+    return f"{column} IS NULL OR (typeof({column}) = 'real' AND abs({column}) <= {FINITE})"

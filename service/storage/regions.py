@@ -1,0 +1,67 @@
+"""Statements on regions: where in a picture its map was above the pixel threshold.
+
+The caller owns the transaction, which is that of the picture's own row: a region never lies without its picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, bindparam, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import Session
+
+from models.regions import Region
+from service.storage.tables import Image, RegionRow, regions_view
+
+# SQLite takes at most 32,766 parameters in a statement.
+CHUNK = 10_000
+
+_images = cast(Table, Image.__table__)
+_insert = insert(cast(Table, RegionRow.__table__)).on_conflict_do_nothing(index_elements=["image_id", "number"])
+_known = select(_images.c.id).where(_images.c.id.in_(bindparam("ids", expanding=True)))
+_of = (
+    select(regions_view)
+    .where(regions_view.c.image_id.in_(bindparam("ids", expanding=True)))
+    .order_by(regions_view.c.image_id, regions_view.c.number)
+)
+
+
+def without_row(connection: Connection | Session, found: Mapping[str, Sequence[Region]]) -> dict[str, Sequence[Region]]:
+    """Return those of `found`, regions by picture, that are of pictures without a row yet, and are not empty.
+
+    To be asked before the pictures are recorded: a picture that is on record keeps the regions that it has, as
+    it keeps its score.
+    """
+    some = {id: regions for id, regions in found.items() if regions}
+    if not some:
+        return {}
+    known = set(connection.execute(_known, {"ids": list(some)}).scalars())
+    return {id: regions for id, regions in some.items() if id not in known}
+
+
+def record(connection: Connection | Session, found: Mapping[str, Sequence[Region]]) -> None:
+    """Insert `found`, the regions of recorded pictures by id, numbered from 1 in their order."""
+    rows = [
+        {"image_id": id, "number": number, **asdict(region)}
+        for id, regions in found.items()
+        for number, region in enumerate(regions, 1)
+    ]
+    if rows:
+        connection.execute(_insert, rows)
+
+
+def of_pictures(connection: Connection | Session, ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the view `regions` of each of `ids`, highest peak first; a picture without any has [].
+
+    The rows are without `image_id`, which is the key.
+    """
+    found: dict[str, list[dict[str, Any]]] = {id: [] for id in ids}
+    ordered = list(ids)
+    for start in range(0, len(ordered), CHUNK):
+        for row in connection.execute(_of, {"ids": ordered[start : start + CHUNK]}).mappings():
+            values = dict(row)
+            found[values.pop("image_id")].append(values)
+    return found

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.detector import Scored, UInt8Array
+from service.claim import Claim
+from service.decide import Judge
+from service.inspection import Undecodable, read_claim
+from service.score import Scorer
+
+
+class Anything:
+    input_size = (40, 60)
+
+    def score(self, images: UInt8Array) -> Scored:
+        raise AssertionError("nothing is scored here")
+
+
+def claimed(root: Path, content: bytes) -> Claim:
+    (root / "a.jpg").write_bytes(content)
+    return Claim("id", 1, "default", "a.jpg", "a.jpg", datetime.now(UTC), 0.0)
+
+
+def jpeg() -> bytes:
+    ramp = np.linspace(0, 255, 600).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.broadcast_to(ramp[None, :, None], (400, 600, 3)).copy()).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_claimed_file_is_decoded_as_its_version_was_calibrated(tmp_path: Path, draft: bool) -> None:
+    scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0, draft)
+    decoded = read_claim(tmp_path, claimed(tmp_path, jpeg()), scorer, file_bytes_max=10**6, pixels_max=10**6)
+    assert decoded.picture.drafted is draft
+    assert (decoded.picture.height, decoded.picture.width) == (400, 600)
+
+
+def test_cut_jpeg_is_undecodable_as_a_draft_too(tmp_path: Path) -> None:
+    scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0, draft=True)
+    with pytest.raises(Undecodable) as caught:
+        read_claim(tmp_path, claimed(tmp_path, jpeg()[:-2000]), scorer, file_bytes_max=10**6, pixels_max=10**6)
+    assert caught.value.cause.code == "damaged" and caught.value.facts.sha256
