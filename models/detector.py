@@ -44,3 +44,12 @@ class Detector(Protocol):
         shape or dtype.
         """
         ...
+
+
+def check_images(images: UInt8Array, input_size: tuple[int, int]) -> None:
+    """Raise ValueError where `images` are not what a detector of `input_size` takes."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        raise ValueError(f"images: expected dtype uint8; found {getattr(images, 'dtype', type(images).__name__)}")
+    height, width = input_size
+    if images.ndim != 4 or images.shape[1:] != (height, width, 3) or len(images) < 1:
+        raise ValueError(f"images: expected shape (N, {height}, {width}, 3) with N ≥ 1; found {images.shape}")

@@ -11,6 +11,10 @@ class TooFewImages(ModelError):
     """There are not enough normal pictures to train, or to calibrate at the asked false-alarm rate."""
 
 
+class NoAnomalyScores(ModelError):
+    """A threshold policy weighs known anomalies, and the model's calibration has none."""
+
+
 class ModelCorrupt(ModelError):
     """A version's folder is not what was registered: a file is missing, or its hash differs."""
 
@@ -21,3 +25,11 @@ class ParityFailed(ModelError):
 
 class DatasetError(ModelError):
     """A folder of pictures does not have a layout that can be read, or lacks what was asked of it."""
+
+
+class MemoryExceeded(ModelError):
+    """A training needs more memory than it is allowed."""
+
+
+class BackboneUnavailable(ModelError):
+    """The weights of a pretrained network are neither here nor within reach, or are not those of that network."""

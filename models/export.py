@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from models.registry import (
     IMAGES,
     MANIFEST,
     ROLE_CALIBRATE,
+    ROLE_CALIBRATE_ANOMALY,
     ROLE_TRAIN,
+    ROLE_TRAIN_AND_CALIBRATE,
+    ROLE_TRAIN_ANOMALY,
     WEIGHTS,
     file_sha256,
 )
-from models.training_pictures import Chosen
+from models.training_pictures import Chosen, TrainingPicture
 
 PARITY_TOLERANCE = 1e-3
 
@@ -80,11 +83,17 @@ def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str
 
 
 def write_images(chosen: Chosen, build: Path) -> None:
-    """Write `images.csv`: sha256, role (train or calibrate) and path as given, of each picture used."""
+    """Write `images.csv`: sha256, role (see docs/models.md) and path as given, of each picture used."""
+    roles: list[tuple[str, Sequence[TrainingPicture]]]
+    if chosen.method == "cross":
+        roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
+    else:
+        roles = [(ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)]
+    roles += [(ROLE_TRAIN_ANOMALY, chosen.train_anomalies), (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies)]
     with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("sha256", "role", "path"))
-        for role, pictures in ((ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)):
+        for role, pictures in roles:
             writer.writerows((picture.sha256, role, picture.path) for picture in pictures)
 
 

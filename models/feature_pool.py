@@ -1,48 +1,171 @@
-"""Runs the frozen backbone once over the training pictures and keeps a bounded sample of what it says.
+"""Runs the frozen part of the detector over pictures, on OpenVINO, which is faster here than torch.
 
-On OpenVINO, which is faster here than torch; the network that learns then draws its positions from memory.
+Keeps what the networks that learn draw from: a bounded sample of positions for the autoencoder, crops around drawn
+defects for the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.backbone import FEATURES, STRIDE, FeatureExtractor
+from models.backbone import FEATURES, OVERVIEW, STRIDE
+from models.detector import Float32Array, UInt8Array
 from models.export import converted
 from models.openvino_runtime import compile_queue
 from models.progress import Progress
-from models.training_pictures import Read
 
 POOL_BYTES = 600_000_000
+CROP_SIDE = 24  # positions
+
+Take = Callable[[int, Float32Array, Float32Array], None]
+"""Gets a picture's number, what the network said of its places `(channels, h, w)` and of all of it `(472,)`."""
 
 
-def feature_pool(
-    extractor: FeatureExtractor,
-    paths: Sequence[Path],
+class FrozenNetwork:
+    """A network that gives features of places and an overview of pictures of one size."""
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        """Compile `network`, in eval mode, for pictures of `size`, height and width in pixels."""
+        self._queue = compile_queue(converted(network, size))
+
+    def run(self, pictures: Iterable[UInt8Array], take: Take) -> None:
+        """Give `take` what the network says of each picture, in any order; what it gets is used again afterwards."""
+
+        def keep(request: Any, index: int) -> None:
+            take(index, request.get_output_tensor(0).data[0], request.get_output_tensor(1).data[0])
+
+        self._queue.set_callback(keep)
+        for index, picture in enumerate(pictures):
+            self._queue.start_async({0: picture[np.newaxis]}, index)
+        self._queue.wait_all()
+
+
+def position_pool(
+    network: FrozenNetwork,
+    pictures: Iterable[UInt8Array],
+    count: int,
     size: tuple[int, int],
     seed: int,
-    read: Read,
     report: Callable[[Progress], None],
-) -> Tensor:
-    """Return features of positions drawn from every picture alike, float16 `(n, 176)`, at most 600 MB."""
-    queue = compile_queue(converted(extractor, size))
+    pool_bytes: int = POOL_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Return features of positions drawn from each of `count` pictures alike, and their overviews.
+
+    Float16 `(n, 176)` of at most `pool_bytes`, and float32 `(count, 472)`.
+    """
     positions = size[0] * size[1] // STRIDE**2
-    each = min(positions, POOL_BYTES // (len(paths) * FEATURES * 2))
-    pool = np.empty((len(paths), each, FEATURES), dtype=np.float16)
+    each = max(1, min(positions, pool_bytes // (count * FEATURES * 2)))
+    pool = np.empty((count, each, FEATURES), dtype=np.float16)
+    overviews = np.empty((count, OVERVIEW), dtype=np.float32)
 
-    def keep(request: Any, index: int) -> None:
+    def take(index: int, places: Float32Array, overview: Float32Array) -> None:
         drawn = np.random.default_rng([seed, index]).permutation(positions)[:each]
-        pool[index] = request.get_output_tensor(0).data.reshape(FEATURES, positions)[:, drawn].T
+        pool[index] = places.reshape(FEATURES, positions)[:, drawn].T
+        overviews[index] = overview
 
-    queue.set_callback(keep)
-    for index, path in enumerate(paths):
-        queue.start_async({0: read(path, size)[np.newaxis]}, index)
-        report(Progress("features", index + 1, len(paths)))
-    queue.wait_all()
-    return torch.from_numpy(pool.reshape(-1, FEATURES))
+    network.run(_told(pictures, count, "features", report), take)
+    return torch.from_numpy(pool.reshape(-1, FEATURES)), torch.from_numpy(overviews)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of what the head sees, float16 `(n, 352, h, w)`, and how much of each position is defect, `(n, h, w)`."""
+
+    seen: Tensor
+    defect_share: Tensor
+
+
+def crop_pool(
+    network: FrozenNetwork,
+    pictures: Iterable[tuple[UInt8Array, Float32Array]],
+    count: int,
+    crops_each: int,
+    size: tuple[int, int],
+    seed: int,
+    report: Callable[[Progress], None],
+) -> Crops:
+    """Return `crops_each` crops of up to 24x24 positions of each of `count` pictures.
+
+    `pictures` come with the share of each position that is defect; three in four crops hold a defect where there is
+    one, at any place in the crop.
+    """
+    rows, columns = size[0] // STRIDE, size[1] // STRIDE
+    height, width = min(CROP_SIDE, rows), min(CROP_SIDE, columns)
+    seen = np.empty((count * crops_each, 2 * FEATURES, height, width), dtype=np.float16)
+    shares = np.empty((count * crops_each, height, width), dtype=np.float32)
+    defects: dict[int, Float32Array] = {}
+
+    def only_pictures() -> Iterable[UInt8Array]:
+        for index, (picture, share) in enumerate(pictures):
+            defects[index] = share
+            yield picture
+
+    def take(index: int, places: Float32Array, overview: Float32Array) -> None:
+        share, chance = defects.pop(index), np.random.default_rng([seed, index])
+        where = np.argwhere(share > 0)
+        for number in range(index * crops_each, (index + 1) * crops_each):
+            top, left = _crop(where, (rows - height, columns - width), (height, width), chance)
+            seen[number] = places[:, top : top + height, left : left + width]
+            shares[number] = share[top : top + height, left : left + width]
+
+    network.run(_told(only_pictures(), count, "drawing defects", report), take)
+    return Crops(torch.from_numpy(seen), torch.from_numpy(shares))
+
+
+def hardest_crops(
+    network: FrozenNetwork,
+    head: Callable[[Tensor], Tensor],
+    pictures: Sequence[UInt8Array],
+    most: int,
+    report: Callable[[Progress], None],
+) -> Crops:
+    """Return, of the normal `pictures` that `head` finds most of a defect in, the crops where it does; at most `most`.
+
+    `head` takes float32 `(1, 352, h, w)` and returns `(1, 1, h, w)`.
+    """
+    height, width = (min(CROP_SIDE, side // STRIDE) for side in pictures[0].shape[:2])
+    kept: list[tuple[float, int, Tensor]] = []
+
+    def take(index: int, places: Float32Array, overview: Float32Array) -> None:
+        seen = torch.from_numpy(places)[None]
+        with torch.inference_mode():
+            logits = head(seen)[0, 0]
+        row, column = divmod(int(logits.argmax()), logits.shape[1])
+        top = min(max(row - height // 2, 0), logits.shape[0] - height)
+        left = min(max(column - width // 2, 0), logits.shape[1] - width)
+        crop = seen[0, :, top : top + height, left : left + width].half()
+        # Ordered by picture where two are alike, as results come in any order.
+        heapq.heappush(kept, (float(logits.max()), -index, crop))
+        if len(kept) > most:
+            heapq.heappop(kept)
+
+    network.run(_told(pictures, len(pictures), "looking for false alarms", report), take)
+    crops = torch.stack([crop for _, _, crop in sorted(kept, key=lambda entry: entry[:2])])
+    return Crops(crops, torch.zeros(len(crops), height, width))
+
+
+def _crop(
+    where: npt.NDArray[np.int64], last: tuple[int, int], size: tuple[int, int], chance: np.random.Generator
+) -> tuple[int, int]:
+    """Return top and left of a crop of `size` that begins at `last` at the latest."""
+    if len(where) and chance.random() < 0.75:
+        middle = where[int(chance.integers(len(where)))]
+        starts = [int(at - chance.integers(0, side)) for at, side in zip(middle, size, strict=True)]
+        return min(max(starts[0], 0), last[0]), min(max(starts[1], 0), last[1])
+    return int(chance.integers(0, last[0] + 1)), int(chance.integers(0, last[1] + 1))
+
+
+def _told(
+    pictures: Iterable[UInt8Array], count: int, stage: str, report: Callable[[Progress], None]
+) -> Iterable[UInt8Array]:
+    for done, picture in enumerate(pictures, start=1):
+        yield picture
+        report(Progress(stage, done, count))

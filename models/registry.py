@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,9 @@ from models.errors import ModelCorrupt, ModelError
 
 ROLE_TRAIN = "train"
 ROLE_CALIBRATE = "calibrate"
+ROLE_TRAIN_AND_CALIBRATE = "train+calibrate"  # in folds: no network calibrated with a picture that it had seen
+ROLE_TRAIN_ANOMALY = "train-anomaly"
+ROLE_CALIBRATE_ANOMALY = "calibrate-anomaly"
 
 FORMAT = 1
 MANIFEST = "model.json"
@@ -56,7 +60,7 @@ class ModelVersion:
 
     @property
     def kind(self) -> str:
-        """The kind of detector, `feature` or `pixel`."""
+        """The kind of detector: `feature`, `pixel` or `classifier`."""
         return str(self.manifest["kind"])
 
     @property
@@ -74,6 +78,11 @@ class ModelVersion:
     def trained_false_alarm_rate(self) -> float:
         """The false-alarm rate asked for in training; another may be applied to `calibration_scores`."""
         return float(self.manifest["calibration"]["false_alarm_rate"])
+
+    @property
+    def draft(self) -> bool:
+        """Whether its pictures are read as drafts; versions from before there were any say nothing of it."""
+        return bool(self.manifest.get("decode", {}).get("draft", False))
 
     @property
     def created_at(self) -> datetime:
@@ -122,6 +131,29 @@ def publish(build: Path, destination_root: Path) -> ModelVersion:
     _fsync(target.parent)
     _fsync(destination_root)
     return ModelVersion(folder=target, manifest=built.manifest, sha256=built.sha256)
+
+
+def publish_all(builds: Sequence[Path], destination_root: Path) -> list[ModelVersion]:
+    """Publish each of `builds`, or none: what was published before one that fails is removed again."""
+    published: list[ModelVersion] = []
+    try:
+        for build in builds:
+            published.append(publish(build, destination_root))
+    except BaseException:
+        for version in published:
+            shutil.rmtree(version.folder, ignore_errors=True)
+        raise
+    return published
+
+
+def share_files(shared: Path, build: Path) -> None:
+    """Make the folder `build` and put every file of `shared` there, as the same file on the disk where it can be."""
+    build.mkdir(parents=True)
+    for path in sorted(shared.iterdir()):
+        try:
+            (build / path.name).hardlink_to(path)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, build / path.name)
 
 
 def list_versions(models_root: Path, product: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Chooses the pictures of a training: which can be read, which train, which calibrate, at what size.
 
 Names do not matter: pictures are told apart by their bytes and divided by a seeded hash of them. Knows no
-network; reading is done by the functions that it is given.
+network; reading is done by the functions that it is given, how many go where is `models.division`'s.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.calibrate import calibration_images_needed, lowest_rate
+from models.calibrate import calibration_images_needed
 from models.detector import UInt8Array
-from models.errors import DatasetError, TooFewImages
+from models.division import (
+    ANOMALIES_MAX,
+    CALIBRATION_IMAGES_MAX,
+    TRAINING_IMAGES_MAX,
+    Method,
+    anomalies_held_out,
+    divide,
+)
+from models.errors import DatasetError
 from models.progress import Progress
 from models.registry import file_sha256
 
@@ -25,12 +33,17 @@ ImageSize = Callable[[Path], tuple[int, int]]
 
 SIDE_MULTIPLE = 32
 SIDE_MIN = 64
-TRAINING_IMAGES_MIN = 16
-CALIBRATION_SHARE = 0.2
-# More pictures than these change little and cost time; a larger calibration set only if the rate asks for it.
-TRAINING_IMAGES_MAX = 4000
-CALIBRATION_IMAGES_MAX = 1000
 UNREADABLE_SHARE_MAX = 0.1
+
+
+@dataclass(frozen=True)
+class ProductPictures:
+    """What one product brings to a training: its normal pictures, its anomalies if any, its false-alarm rate."""
+
+    product: str
+    normals: Sequence[Path]
+    false_alarm_rate: float
+    anomalies: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -43,99 +56,146 @@ class TrainingPicture:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pictures of a training, in the order of their seeded hashes; `skipped` are path and reason."""
+    """The pictures of one product in a training, in the order of their seeded hashes.
 
+    With the method `split` no picture is in both `train` and `calibrate`, with `cross` the two are the same. The
+    network never sees `held_out_anomalies`. `skipped` are path and reason.
+    """
+
+    product: str
+    false_alarm_rate: float
+    method: Method
     train: tuple[TrainingPicture, ...]
     calibrate: tuple[TrainingPicture, ...]
+    train_anomalies: tuple[TrainingPicture, ...]
+    held_out_anomalies: tuple[TrainingPicture, ...]
     input_size: tuple[int, int]
     skipped: tuple[tuple[Path, str], ...]
 
 
 def choose_pictures(
-    paths: Sequence[Path],
+    products: Sequence[ProductPictures],
     *,
+    kind: str,
     side: int,
     seed: int,
-    false_alarm_rate: float,
     read: Read,
     image_size: ImageSize,
     unreadable: tuple[type[Exception], ...],
     report: Callable[[Progress], None],
-) -> Chosen:
-    """Return which of `paths` train and which calibrate, each read once to know that it can be.
+    method: Method | None = None,
+) -> list[Chosen]:
+    """Return for each product which of its pictures train and which calibrate, each read once to know that it can be.
 
-    `unreadable` are the exceptions by which `read` and `image_size` say that a picture is to blame; it is then
-    skipped. Raises DatasetError without paths or if more than 10 % are unreadable, TooFewImages if what is left
-    does not do for the rate.
+    All have one input size. `unreadable` are the exceptions by which `read` and `image_size` say that a picture is
+    to blame; it is then skipped. Raises DatasetError for a product without normal pictures, with more than 10 %
+    unreadable ones or with one that is normal and anomaly at once, TooFewImages if what is left does not do.
     """
-    if not paths:
-        raise DatasetError("training: expected pictures; found none")
-    skipped: list[tuple[Path, str]] = []
-    ordered = _in_seeded_order(_distinct(paths, unreadable, skipped), seed)
-    most = TRAINING_IMAGES_MAX + max(CALIBRATION_IMAGES_MAX, calibration_images_needed(false_alarm_rate))
-    sizes = {p: size for p in ordered[:most] if (size := _size_of(p, image_size, unreadable, skipped))}
-    if not sizes:
-        raise DatasetError(f"training: expected pictures; none of {len(paths)} can be read, {_first(skipped)}")
-    input_size = fitting_size(list(sizes.values()), side)
-    readable = list(_readable(list(sizes), input_size, read, unreadable, skipped, report))
-    looked_at = len(readable) + len(skipped)
-    if len(skipped) > UNREADABLE_SHARE_MAX * looked_at:
-        raise DatasetError(
-            f"training: expected at most {UNREADABLE_SHARE_MAX:.0%} unreadable pictures; "
-            f"found {len(skipped)} of {looked_at}, {_first(skipped)}"
+    found = [_Found(each, seed, image_size, unreadable) for each in products]
+    input_size = fitting_size([size for each in found for size in each.sizes_alike(found)], side)
+    return [each.choose(kind, input_size, read, report, method) for each in found]
+
+
+class _Found:
+    """The different pictures of one product, of which those that cannot be read are weeded out step by step."""
+
+    def __init__(
+        self, given: ProductPictures, seed: int, image_size: ImageSize, unreadable: tuple[type[Exception], ...]
+    ) -> None:
+        if not given.normals:
+            raise DatasetError(f"training of product {given.product}: expected pictures; found none")
+        self.given = given
+        self.unreadable = unreadable
+        self.skipped: list[tuple[Path, str]] = []
+        normals = self._distinct(given.normals)
+        anomalies = self._distinct(given.anomalies)
+        if both := sorted(set(normals) & set(anomalies)):
+            raise DatasetError(
+                f"training of product {given.product}: expected each picture to be normal or an anomaly; found the "
+                f"same bytes as both in {normals[both[0]]} and {anomalies[both[0]]}"
+                + (f" and {len(both) - 1} more" if len(both) > 1 else "")
+            )
+        most = TRAINING_IMAGES_MAX + max(CALIBRATION_IMAGES_MAX, calibration_images_needed(given.false_alarm_rate))
+        self.sizes = self._sizes(_in_seeded_order(normals, seed)[:most], image_size)
+        if not self.sizes:
+            raise DatasetError(
+                f"training of product {given.product}: expected pictures; none of {len(given.normals)} can be read, "
+                f"{_first(self.skipped)}"
+            )
+        self.anomalies = list(self._sizes(_in_seeded_order(anomalies, seed)[:ANOMALIES_MAX], image_size))
+
+    def sizes_alike(self, others: Sequence[_Found]) -> list[tuple[int, int]]:
+        """Return this product's sizes; only the one of median aspect where there are others, as all count alike."""
+        sizes = sorted(self.sizes.values(), key=lambda size: size[1] / size[0])
+        return sizes if len(others) == 1 else [sizes[len(sizes) // 2]]
+
+    def choose(
+        self,
+        kind: str,
+        input_size: tuple[int, int],
+        read: Read,
+        report: Callable[[Progress], None],
+        method: Method | None,
+    ) -> Chosen:
+        """Return how the pictures that can be read at `input_size` are divided."""
+        candidates = [*self.sizes, *self.anomalies]
+        readable = set(_readable(candidates, input_size, read, self.unreadable, self.skipped, report))
+        if len(self.skipped) > UNREADABLE_SHARE_MAX * (len(readable) + len(self.skipped)):
+            raise DatasetError(
+                f"training of product {self.given.product}: expected at most {UNREADABLE_SHARE_MAX:.0%} unreadable "
+                f"pictures; found {len(self.skipped)} of {len(readable) + len(self.skipped)}, {_first(self.skipped)}"
+            )
+        normals = [picture for picture in self.sizes if picture in readable]
+        anomalies = [picture for picture in self.anomalies if picture in readable]
+        used, calibration = divide(len(normals), self.given.false_alarm_rate, method)
+        # With folds every picture is fitted and scored again for each, so no more than train are of use.
+        train = normals[:TRAINING_IMAGES_MAX] if used == "cross" else normals[calibration:][:TRAINING_IMAGES_MAX]
+        held_out = anomalies_held_out(len(anomalies), kind)
+        return Chosen(
+            product=self.given.product,
+            false_alarm_rate=self.given.false_alarm_rate,
+            method=used,
+            train=tuple(train),
+            calibrate=tuple(train if used == "cross" else normals[:calibration]),
+            train_anomalies=tuple(anomalies[held_out:]),
+            held_out_anomalies=tuple(anomalies[:held_out]),
+            input_size=input_size,
+            skipped=tuple(self.skipped),
         )
-    calibration = calibration_count(len(readable), false_alarm_rate)
-    return Chosen(
-        train=tuple(readable[calibration : calibration + TRAINING_IMAGES_MAX]),
-        calibrate=tuple(readable[:calibration]),
-        input_size=input_size,
-        skipped=tuple(skipped),
-    )
+
+    def _distinct(self, paths: Sequence[Path]) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in sorted(paths):
+            try:
+                found.setdefault(file_sha256(path), path)
+            except self.unreadable as error:
+                self.skipped.append((path, str(error)))
+        return found
+
+    def _sizes(
+        self, pictures: Sequence[TrainingPicture], image_size: ImageSize
+    ) -> dict[TrainingPicture, tuple[int, int]]:
+        sizes = {}
+        for picture in pictures:
+            try:
+                sizes[picture] = image_size(picture.path)
+            except self.unreadable as error:
+                self.skipped.append((picture.path, str(error)))
+        return sizes
 
 
-def fitting_size(sizes: Sequence[tuple[int, int]], side: int) -> tuple[int, int]:
+def fitting_size(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int, int]:
     """Return height and width for pictures of `sizes` (height, width): area about side², their median aspect.
 
-    Both are multiples of 32 and at least 64: 3:2 landscape at a side of 384 gives (320, 480). Strips longer than
-    the area allows are squeezed.
+    Both are multiples of 32 and at least 64: 3:2 landscape at a side of 384 gives (320, 480). Pictures smaller than
+    that are not enlarged: what a lens has not resolved costs time and accuracy. Strips longer than the area allows
+    are squeezed.
     """
+    side = min(side, max(SIDE_MIN, math.sqrt(statistics.median(height * width for height, width in sizes))))
     aspect = statistics.median(width / height for height, width in sizes)
     longest = (side / SIDE_MIN) ** 2  # beyond it the short side could not shrink any more, and the area would grow
     aspect = min(max(aspect, 1 / longest), longest)
     return _rounded(side / math.sqrt(aspect)), _rounded(side * math.sqrt(aspect))
-
-
-def calibration_count(found: int, false_alarm_rate: float) -> int:
-    """Return how many of `found` pictures calibrate: what the rate needs, and a fifth where that is more.
-
-    Raises TooFewImages if fewer than 16 were left to train, naming the rate that `found` would do for.
-    """
-    needed = calibration_images_needed(false_alarm_rate)
-    if found < needed + TRAINING_IMAGES_MIN:
-        left = found - TRAINING_IMAGES_MIN
-        advice = (
-            f"{found} do for a rate of {lowest_rate(left):g} or more"
-            if left >= 1
-            else f"at least {TRAINING_IMAGES_MIN + 1} are needed at any rate"
-        )
-        raise TooFewImages(
-            f"training at a false-alarm rate of {false_alarm_rate:g}: needs {needed + TRAINING_IMAGES_MIN} different "
-            f"normal pictures ({needed} to calibrate, {TRAINING_IMAGES_MIN} to train); found {found}; {advice}"
-        )
-    fifth = min(math.ceil(CALIBRATION_SHARE * found), CALIBRATION_IMAGES_MAX, found - TRAINING_IMAGES_MIN)
-    return max(needed, fifth)
-
-
-def _distinct(
-    paths: Sequence[Path], unreadable: tuple[type[Exception], ...], skipped: list[tuple[Path, str]]
-) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(paths):
-        try:
-            found.setdefault(file_sha256(path), path)
-        except unreadable as error:
-            skipped.append((path, str(error)))
-    return found
 
 
 def _in_seeded_order(found: dict[str, Path], seed: int) -> list[TrainingPicture]:
@@ -143,19 +203,6 @@ def _in_seeded_order(found: dict[str, Path], seed: int) -> list[TrainingPicture]
         return hashlib.sha256(f"{seed}|{sha256}".encode()).digest()
 
     return [TrainingPicture(found[sha256], sha256) for sha256 in sorted(found, key=key)]
-
-
-def _size_of(
-    picture: TrainingPicture,
-    image_size: ImageSize,
-    unreadable: tuple[type[Exception], ...],
-    skipped: list[tuple[Path, str]],
-) -> tuple[int, int] | None:
-    try:
-        return image_size(picture.path)
-    except unreadable as error:
-        skipped.append((picture.path, str(error)))
-        return None
 
 
 def _readable(

@@ -1,7 +1,7 @@
 """Training, in a process of its own: the job goes in as JSON, progress and result come out as lines of JSON.
 
 A process of its own, because training brings torch, wants memory and may be killed, and scoring must not feel
-it. The parent owns what is registered; the child (`python -m service.training`) owns nothing but its folder.
+it. The parent, this module, owns what is registered; the child is `service.training_process`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -28,15 +27,13 @@ from models import errors as model_errors
 from models.errors import ModelError
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, remove_build, verify
-from service import __version__
-from service.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, StillChanging, decode, image_size, read_file
+from service.decode import DecodeError
 from service.errors import TamisError
 from service.products import check_product
 from service.storage import energy, versions
 from service.storage.energy import EnergySample
+from service.training_job import TrainingJob
 
-MINUTES_MAX = 30.0
-CHILD_NICENESS = 5
 ABANDONED_AFTER_S = 2 * 86400
 _END_WAIT_S = 10.0
 # torch's threads spin at each barrier. Beside a daemon that scores, they spin for a core that somebody else has:
@@ -45,33 +42,16 @@ WAITING_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(frozen=True)
-class TrainingJob:
-    """What is to be trained: the child gets all of it, as JSON."""
-
-    pictures: tuple[str, ...]
-    models_root: str
-    product: str
-    kind: str
-    profile: str
-    false_alarm_rate: float
-    seed: int = 0
-    minutes_max: float = MINUTES_MAX
-    steps: int | None = None
-    side: int | None = None
-    file_bytes_max: int = FILE_BYTES_MAX
-    pixels_max: int = PIXELS_MAX
-    energy_tracking: str = "process"
-    energy_country: str | None = None
-    energy_cpu_max_w: float | None = None
-    build: str = field(default_factory=lambda: f"{BUILD_PREFIX}{uuid.uuid4().hex}")
-
-
-@dataclass(frozen=True)
 class Trained:
-    """A published version that no database knows yet, and the energy it took (None: not metered)."""
+    """A version for each product, published and known to no database; the energy they all took (None: unmetered)."""
 
-    version: ModelVersion
+    versions: tuple[ModelVersion, ...]
     energy: EnergySample | None
+
+    @property
+    def version(self) -> ModelVersion:
+        """The only version, or the first of several."""
+        return self.versions[0]
 
 
 def run_training(
@@ -82,34 +62,48 @@ def run_training(
     report: Callable[[Progress], None] = lambda progress: None,
     on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
 ) -> ModelVersion:
-    """Train in a child process and register the version, with its energy, in one transaction; return it.
+    """Train one product in a child process, register the version as `run_joint_training` does, and return it."""
+    return run_joint_training(engine, job, promote=promote, report=report, on_start=on_start)[0]
 
-    It becomes champion with `promote` or if the product has none, else challenger. Raises what
-    `train_in_child` raises.
+
+def run_joint_training(
+    engine: Engine,
+    job: TrainingJob,
+    *,
+    promote: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+    on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
+) -> tuple[ModelVersion, ...]:
+    """Train in a child process and register a version for each product, with the energy, in one transaction.
+
+    A version becomes champion with `promote` or if its product has none, else challenger. The energy is one row;
+    its Wh are shared among the versions alike. Raises what `train_in_child` raises.
     """
     trained = train_in_child(job, report=report, on_start=on_start)
-    manifest = trained.version.manifest
+    total_wh = trained.energy.total_wh if trained.energy else None
     with engine.begin() as connection:
-        first = versions.champion(connection, job.product) is None
         if trained.energy is not None:
             energy.add(connection, trained.energy)
-        versions.register(
-            connection,
-            product=job.product,
-            version=trained.version.version,
-            kind=trained.version.kind,
-            created_at=trained.version.created_at,
-            state="champion" if first or promote else "challenger",
-            reason="first version of its product" if first else "promoted when trained" if promote else "trained",
-            threshold=manifest["calibration"]["threshold"],
-            false_alarm_rate=trained.version.trained_false_alarm_rate,
-            image_auroc=None,
-            f1=None,
-            training_wh=trained.energy.total_wh if trained.energy else None,
-            images=manifest["training"]["images"],
-            sha256=trained.version.sha256,
-        )
-    return trained.version
+        for version in trained.versions:
+            manifest = version.manifest
+            first = versions.champion(connection, version.product) is None
+            versions.register(
+                connection,
+                product=version.product,
+                version=version.version,
+                kind=version.kind,
+                created_at=version.created_at,
+                state="champion" if first or promote else "challenger",
+                reason="first version of its product" if first else "promoted when trained" if promote else "trained",
+                threshold=manifest["calibration"]["threshold"],
+                false_alarm_rate=version.trained_false_alarm_rate,
+                image_auroc=manifest["calibration"]["image_auroc"],
+                f1=None,
+                training_wh=None if total_wh is None else total_wh / len(trained.versions),
+                images=manifest["training"]["images"],
+                sha256=version.sha256,
+            )
+    return trained.versions
 
 
 def train_in_child(
@@ -118,12 +112,13 @@ def train_in_child(
     report: Callable[[Progress], None] = lambda progress: None,
     on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
 ) -> Trained:
-    """Train in a child process; return the published version, registered nowhere.
+    """Train in a child process; return the published versions, registered nowhere.
 
     `on_start` gets the child, which another thread may terminate. However this ends, the child has ended and
     no partial version is left. Raises the child's ModelError or DecodeError, TamisError if it was killed.
     """
-    check_product(job.product)
+    for each in job.products:
+        check_product(each.product)
     models_root = Path(job.models_root)
     _remove_abandoned(models_root)
     build = models_root / job.build
@@ -135,7 +130,7 @@ def train_in_child(
         remove_build(build)
     sample = result["energy"]
     return Trained(
-        version=verify(Path(result["folder"]), result["sha256"]),
+        versions=tuple(verify(Path(one["folder"]), one["sha256"]) for one in result["versions"]),
         energy=EnergySample(**{**sample, "started_at": datetime.fromisoformat(sample["started_at"])})
         if sample
         else None,
@@ -149,7 +144,7 @@ def _child() -> Iterator[subprocess.Popen[bytes]]:
     # -P and not the working folder: what lies where the command is called is no business of the child's.
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.training"],
+        [sys.executable, "-P", "-m", "service.training_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**WAITING_ASLEEP, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -176,14 +171,15 @@ def _terminating_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, end_on_signal)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def end_on_signal(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by leaving the program as if it had ended by it."""
     raise SystemExit(128 + number)
 
 
@@ -209,7 +205,7 @@ def _converse(
     if result is None or code != 0:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = "; the system may have been out of memory" if code == -signal.SIGKILL else ""
-        raise TamisError(f"training of product {job.product}: expected a version; its process ended {how}{hint}")
+        raise TamisError(f"training of {job.subject}: expected a version; its process ended {how}{hint}")
     return dict(result)
 
 
@@ -227,85 +223,3 @@ def _remove_abandoned(models_root: Path) -> None:
     for build in models_root.glob(f"{BUILD_PREFIX}*"):
         if time.time() - build.stat().st_mtime > ABANDONED_AFTER_S:
             remove_build(build)
-
-
-# What follows runs in the child.
-
-
-def main() -> None:
-    """Train the job on stdin; write events to stdout, a line of JSON each."""
-    # Lines that libraries print go to stderr: stdout belongs to the events.
-    events = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)
-    os.nice(CHILD_NICENESS)
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which then ends this process
-    job = TrainingJob(**json.load(sys.stdin))
-    try:
-        version, sample = _train(job, events)
-    except (ModelError, DecodeError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        kind, code = type(error).__name__, getattr(error, "code", None)
-        _send(events, event="error", type=kind, message=str(error), code=code)
-        return
-    _send(
-        events,
-        event="result",
-        folder=str(version.folder),
-        sha256=version.sha256,
-        energy=None if sample is None else {**asdict(sample), "started_at": sample.started_at.isoformat()},
-    )
-
-
-def _train(job: TrainingJob, events: IO[str]) -> tuple[ModelVersion, EnergySample | None]:
-    from models.train import train
-    from service.energy import EnergyMeter
-
-    meter = EnergyMeter(tracking=job.energy_tracking, country=job.energy_country, cpu_max_w=job.energy_cpu_max_w)
-    samples: list[EnergySample] = []
-
-    def take(images: int) -> Mapping[str, Any] | None:
-        sample = meter.take("training", images)
-        if sample is None:
-            return None
-        samples.append(sample)
-        shown = ("cpu_wh", "gpu_wh", "ram_wh", "total_wh", "emissions_g", "duration_s", "source")
-        return {name: getattr(sample, name) for name in shown}
-
-    def read(path: Path, size: tuple[int, int]) -> Any:
-        file = read_file(path.resolve(), file_bytes_max=job.file_bytes_max)
-        return decode(file.data, size, pixels_max=job.pixels_max).pixels
-
-    try:
-        version = train(
-            [Path(path) for path in job.pictures],
-            kind=job.kind,
-            profile=job.profile,
-            product=job.product,
-            seed=job.seed,
-            false_alarm_rate=job.false_alarm_rate,
-            read=read,
-            image_size=lambda path: image_size(path.resolve()),
-            unreadable=(DecodeError, StillChanging, OSError),
-            destination=Path(job.models_root),
-            minutes_max=job.minutes_max,
-            report=lambda progress: _send(events, event="progress", **asdict(progress)),
-            steps=job.steps,
-            side=job.side,
-            meter=take,
-            build=Path(job.models_root) / job.build,
-            tamis_version=__version__,
-        )
-    finally:
-        meter.close()
-    return version, samples[0] if samples else None
-
-
-def _send(events: IO[str], **event: Any) -> None:
-    events.write(json.dumps(event) + "\n")
-    events.flush()
-
-
-if __name__ == "__main__":
-    main()

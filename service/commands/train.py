@@ -1,14 +1,11 @@
 """`tamis train`: a detector from a folder of normal pictures, in a process of its own, registered when it is good.
 
-Shows how far it is: a bar on a terminal, plain lines elsewhere, both on stderr.
+With `--product all` one network for every sub-folder's product. How far it is, is shown by `training_progress`.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,19 +13,22 @@ from typing import Annotated, Any
 import typer
 
 from models.datasets import SUFFIXES, pictures_under
+from models.division import Method
 from models.errors import DatasetError
-from models.progress import Progress
+from models.limits import MEMORY_GB
 from models.registry import ModelVersion
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
+from service.commands.training_progress import training_progress
 from service.errors import TamisError, UsageError
 from service.names import shown_name
-from service.products import check_product
+from service.products import ALL_PRODUCTS, check_product
 from service.settings import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.engine import open_database
 from service.storage.versions import VersionRow
-from service.training import MINUTES_MAX, TrainingJob, run_training
+from service.training import run_joint_training
+from service.training_job import MINUTES_MAX, JobProduct, TrainingJob
 
 UNKNOWN = "unknown"
 
@@ -38,6 +38,7 @@ class KindName(StrEnum):
 
     feature = "feature"
     pixel = "pixel"
+    classifier = "classifier"
 
 
 class ProfileName(StrEnum):
@@ -48,46 +49,96 @@ class ProfileName(StrEnum):
     accurate = "accurate"
 
 
+class CalibrationName(StrEnum):
+    """Where the pictures that set the threshold come from."""
+
+    auto = "auto"
+    held_out = "split"
+    folds = "cross"
+
+
+METHODS: dict[CalibrationName, Method | None] = {
+    CalibrationName.auto: None,
+    CalibrationName.held_out: "split",
+    CalibrationName.folds: "cross",
+}
+
+
 def train(
     root: Root,
     folder: Annotated[
         Path,
         typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal pictures, at any depth."),
     ],
-    product: Annotated[str, typer.Option(help="What the pictures show.")] = DEFAULT_PRODUCT,
-    kind: Annotated[KindName, typer.Option(help="Features of a pretrained network, or plain pixels.")] = (
-        KindName.feature
-    ),
+    product: Annotated[
+        str, typer.Option(help="What the pictures show; `all`: one network for all sub-folders' products.")
+    ] = DEFAULT_PRODUCT,
+    kind: Annotated[
+        KindName, typer.Option(help="Features of a pretrained network, plain pixels, or normal against anomaly.")
+    ] = KindName.feature,
     profile: Annotated[ProfileName, typer.Option(help="Size at which pictures are scored.")] = ProfileName.balanced,
+    anomalies: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", exists=True, file_okay=False, help="Pictures of defects: a classifier's, others score them."
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="The classifier's pretrained network, by timm's name.")] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its weights, a safetensors file.")
+    ] = None,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")
     ] = None,
+    calibration: Annotated[
+        CalibrationName, typer.Option(help="Hold normals out, or fit again without each fold of them.")
+    ] = CalibrationName.auto,
     seed: Annotated[int, typer.Option(min=0, help="Divides the pictures and starts the network.")] = 0,
     promote: Annotated[bool, typer.Option("--promote", help="Make it champion, even if the product has one.")] = False,
     minutes_max: Annotated[
         float, typer.Option("--minutes", min=0.1, help="Minutes after which the training loop stops.")
     ] = MINUTES_MAX,
+    memory_gb: Annotated[
+        float, typer.Option(min=0.1, help="Memory in GB that the training may hold; beyond it, it ends.")
+    ] = MEMORY_GB,
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a detector from normal pictures; a product's first one becomes its champion."""
     settings = settings_module.load(root)
-    check_product(product)
-    rate = settings.false_alarm_rate_of(product) if false_alarm_rate is None else false_alarm_rate
-    if not 0 < rate < 1:
-        raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {rate:g}")
-    pictures = pictures_under(folder)
-    if not pictures:
-        raise DatasetError(f"{shown_name(str(folder))}: expected pictures ({SUFFIXES}) at any depth; found none")
+    if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
+        raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {false_alarm_rate:g}")
+    if kind is KindName.classifier and anomalies is None:
+        raise UsageError("--kind classifier: expected pictures of defects, --anomalies DIR; found none")
+    if backbone is not None and kind is not KindName.classifier:
+        raise UsageError(f"--backbone: expected --kind classifier; found {kind.value}, which has its own")
+    if backbone_weights is not None and backbone is None:
+        raise UsageError("--backbone-weights: expected --backbone NAME, the network that they are of; found none")
+    pictures = _by_product(folder, product)
+    defects = _by_product(anomalies, product) if anomalies is not None else {}
+    if strange := sorted(set(defects) - set(pictures)):
+        raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
+    rates = {
+        name: settings.false_alarm_rate_of(name) if false_alarm_rate is None else false_alarm_rate for name in pictures
+    }
+    first, *beside = (
+        JobProduct(name, normals, rates[name], defects.get(name, ())) for name, normals in pictures.items()
+    )
     job = TrainingJob(
-        pictures=tuple(os.path.abspath(path) for path in pictures),  # noqa: PTH100  (links stay as they are given)
+        pictures=first.pictures,
+        anomalies=first.anomalies,
         models_root=str((root / "models").absolute()),
-        product=product,
+        product=first.product,
+        beside=tuple(beside),
         kind=kind.value,
         profile=profile.value,
-        false_alarm_rate=rate,
+        false_alarm_rate=first.false_alarm_rate,
+        method=METHODS[calibration],
         seed=seed,
         minutes_max=minutes_max,
+        memory_gb=memory_gb,
+        backbone=backbone,
+        backbone_weights=str(backbone_weights.absolute()) if backbone_weights else None,
         steps=steps,
         file_bytes_max=settings.file_bytes_max,
         pixels_max=settings.pixels_max,
@@ -97,18 +148,44 @@ def train(
     )
     engine = open_database(root)
     try:
-        with _progress() as report:
-            version = run_training(engine, job, promote=promote, report=report)
+        with training_progress() as report:
+            trained = run_joint_training(engine, job, promote=promote, report=report)
         with engine.connect() as connection:
-            row = versions.get(connection, product, version.version)
+            rows = [versions.get(connection, version.product, version.version) for version in trained]
     finally:
         engine.dispose()
-    if row is None:
-        raise TamisError(f"model {product}/{version.version}: expected it in the database; found it gone")
+    documents = []
+    for version, row in zip(trained, rows, strict=True):
+        if row is None:
+            raise TamisError(f"model {version.product}/{version.version}: expected it in the database; found it gone")
+        documents.append(_document(version, row))
+        if not as_json:
+            _print(version, row)
     if as_json:
-        print_json(_document(version, row))
-    else:
-        _print(version, row)
+        print_json(documents[0] if product != ALL_PRODUCTS else {"versions": documents})
+
+
+def _by_product(folder: Path, product: str) -> dict[str, tuple[str, ...]]:
+    """Return the pictures of `product` in `folder`, or with `all` of each product, by the name of its sub-folder."""
+    if product != ALL_PRODUCTS:
+        return {check_product(product): _pictures(folder)}
+    loose = [entry for entry in pictures_under(folder) if entry.parent == folder]
+    if loose:
+        raise DatasetError(
+            f"{shown_name(str(folder))}: expected pictures in sub-folders alone, one for each product; "
+            f"found {shown_name(loose[0].name)} beside them"
+        )
+    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise DatasetError(f"{shown_name(str(folder))}: expected a sub-folder for each product; found none")
+    return {check_product(entry.name): _pictures(entry) for entry in folders}
+
+
+def _pictures(folder: Path) -> tuple[str, ...]:
+    pictures = pictures_under(folder)
+    if not pictures:
+        raise DatasetError(f"{shown_name(str(folder))}: expected pictures ({SUFFIXES}) at any depth; found none")
+    return tuple(os.path.abspath(path) for path in pictures)  # noqa: PTH100  (links stay as they are given)
 
 
 def _document(version: ModelVersion, row: VersionRow) -> dict[str, Any]:
@@ -125,9 +202,15 @@ def _document(version: ModelVersion, row: VersionRow) -> dict[str, Any]:
         "false_alarm_rate": row.false_alarm_rate,
         "training_images": manifest["training"]["images"],
         "calibration_images": manifest["calibration"]["images"],
+        "calibration_method": manifest["calibration"]["method"],
+        "training_anomalies": manifest["training"]["anomalies"],
+        "calibration_anomalies": len(manifest["calibration"]["anomaly_scores"]),
+        "image_auroc": row.image_auroc,
+        "joint": manifest["joint"],
         "skipped": len(manifest["training"]["skipped"]),
         "steps": manifest["training"]["steps"],
         "seconds": manifest["training"]["seconds"],
+        "memory_peak_mb": manifest["training"]["memory_peak_mb"],
         "training_wh": row.training_wh,
         "energy": manifest["energy"],
         "sha256": row.sha256,
@@ -138,55 +221,21 @@ def _print(version: ModelVersion, row: VersionRow) -> None:
     training, calibration = version.manifest["training"], version.manifest["calibration"]
     height, width = version.input_size
     skipped = f", {len(training['skipped'])} skipped" if training["skipped"] else ""
+    if calibration["method"] == "cross":
+        pictures = f"{training['images']} to train and, in folds, to calibrate{skipped}"
+    else:
+        pictures = f"{training['images']} to train, {calibration['images']} to calibrate{skipped}"
+    known = f"{training['anomalies']} to train, {len(calibration['anomaly_scores'])} to calibrate"
+    auroc = "" if row.image_auroc is None else f", image AUROC {row.image_auroc:.3f}"
     facts = {
         "version": f"{row.product}/{row.version}",
         "state": f"{row.state} ({row.reason})",
-        "pictures": f"{training['images']} to train, {calibration['images']} to calibrate{skipped}",
+        "pictures": pictures,
+        **({"anomalies": known + auroc} if training["anomalies"] or calibration["anomaly_scores"] else {}),
         "input size": f"{width} x {height} pixels",
         "threshold": f"{row.threshold:.6g} at a false-alarm rate of {row.false_alarm_rate:g}",
         "energy": UNKNOWN if row.training_wh is None else f"{row.training_wh:.3g} Wh",
-        "time": f"{training['seconds']:.0f} s",
+        "time": f"{training['seconds']:.0f} s, at most {training['memory_peak_mb'] / 1000:.2f} GB of memory",
     }
     for name, value in facts.items():
         typer.echo(f"{name:<12} {value}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """Give a function that shows progress on stderr: a bar on a terminal, a line each fifth elsewhere."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True, markup=False, highlight=False), transient=True) as bar:
-        task, stage = bar.add_task("starting", total=None), ""
-
-        def show(progress: Progress) -> None:
-            nonlocal stage
-            if progress.stage != stage:
-                stage = progress.stage
-                bar.reset(task, description=stage, total=progress.total)
-            bar.update(task, completed=progress.done)
-            if progress.note:
-                bar.console.print(shown_name(progress.note))
-
-        yield show
-
-
-class _Lines:
-    """Writes a line for each fifth of each stage, and each note."""
-
-    def __init__(self) -> None:
-        self._told: tuple[str, int] = ("", -1)
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.note:
-            typer.echo(shown_name(progress.note), err=True)
-        told = (progress.stage, 5 * progress.done // max(progress.total, 1))
-        if progress.done and told != self._told and told[1] > 0:
-            self._told = told
-            typer.echo(f"{progress.stage}: {progress.done} of {progress.total}", err=True)

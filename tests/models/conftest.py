@@ -33,4 +33,5 @@ def trained(normals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Mo
         report=lambda progress: None,
         steps=15,
         side=96,
+        method="split",
     )

@@ -9,9 +9,9 @@ import timm
 import torch
 
 from models import backbone
-from models.backbone import FEATURES, FeatureExtractor, load_extractor
+from models.backbone import FEATURES, OVERVIEW, FeatureExtractor, load_extractor
 from models.errors import ModelCorrupt
-from models.feature_autoencoder import FeatureAutoencoder, FeatureScoringGraph, Whitening
+from models.feature_autoencoder import Whitening
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def extractor() -> FeatureExtractor:
 
 def test_features_have_176_channels_at_an_eighth_of_each_side(extractor: FeatureExtractor) -> None:
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
-    assert extractor(images).shape == (2, FEATURES, 8, 12)
+    features, overview = extractor(images)
+    assert features.shape == (2, FEATURES, 8, 12)
+    assert overview.shape == (2, OVERVIEW)
 
 
 def test_weights_are_pretrained_and_none_is_trained_on(extractor: FeatureExtractor) -> None:
@@ -34,14 +36,24 @@ def test_weights_are_pretrained_and_none_is_trained_on(extractor: FeatureExtract
     assert all(not torch.equal(fresh[name], loaded[name]) for name in convolutions)
 
 
-def test_truncated_backbone_gives_the_features_of_the_whole_one(extractor: FeatureExtractor) -> None:
+def test_levels_are_those_of_the_whole_backbone(extractor: FeatureExtractor) -> None:
     whole = timm.create_model(backbone.BACKBONE, features_only=True, out_indices=backbone.LEVELS).eval()
-    state = whole.state_dict()
-    whole.load_state_dict(state | extractor.backbone.state_dict())
+    whole.load_state_dict(whole.state_dict() | extractor.backbone.state_dict())
     pixels = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
-        for ours, theirs in zip(extractor.backbone(pixels), whole(pixels), strict=True):
-            torch.testing.assert_close(ours, theirs)
+        for count in (3, 4):
+            for ours, theirs in zip(extractor._levels(pixels, count), whole(pixels)[:count], strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+
+def test_overview_is_of_the_picture_at_half_its_sides(extractor: FeatureExtractor) -> None:
+    small = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    twice = small.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    pixels = (small.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        _, overview = extractor(twice)
+        levels = extractor._levels(pixels, 4)[1:]
+    torch.testing.assert_close(overview, torch.cat([level.mean((2, 3)) for level in levels], dim=1))
 
 
 def test_file_with_another_hash_is_never_read_as_weights(tmp_path: Path) -> None:
@@ -80,11 +92,14 @@ def test_whitening_does_not_blow_up_a_dead_channel() -> None:
     assert whitening.matrix.isfinite().all() and whitening.matrix.abs().max() < 100
 
 
-def test_score_is_the_mean_of_the_highest_hundredth_of_the_map(extractor: FeatureExtractor) -> None:
-    graph = FeatureScoringGraph(extractor, Whitening(), FeatureAutoencoder()).eval()
-    images = torch.randint(0, 256, (2, 128, 160, 3), dtype=torch.uint8)
-    with torch.inference_mode():
-        score, anomaly_map = graph(images)
-    assert anomaly_map.shape == (2, 16, 20)
-    highest = anomaly_map.flatten(1).sort(dim=1, descending=True).values[:, :3]  # 1 % of 320 positions
-    torch.testing.assert_close(score, highest.mean(dim=1))
+def test_standardised_whitening_does_not_depend_on_units() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(500, 6) @ torch.randn(6, 6)
+    units = torch.tensor([1.0, 10.0, 100.0, 0.1, 0.01, 1.0])
+    lengths = []
+    for scaled in (values, values * units):
+        whitening = Whitening(6)
+        whitening.fit_standardised(scaled, 1e-2)
+        lengths.append(whitening(scaled.reshape(500, 6, 1, 1)).square().sum(dim=1))
+    torch.testing.assert_close(lengths[0], lengths[1], rtol=1e-3, atol=1e-4)
+    assert lengths[0].mean().item() == pytest.approx(6, rel=0.2)

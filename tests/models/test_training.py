@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 
 from models import train as training
 from models.calibrate import threshold_at
-from models.errors import DatasetError, ParityFailed, TooFewImages
+from models.division import divide
+from models.errors import DatasetError, ParityFailed
 from models.export import check_parity
 from models.openvino_detector import OpenVinoDetector
 from models.progress import Progress
 from models.registry import ModelVersion, list_versions, verify
-from models.training_pictures import Chosen, calibration_count, choose_pictures, fitting_size
+from models.training_pictures import Chosen, ProductPictures, choose_pictures, fitting_size
 from tests.models.made_pictures import NORMALS, image_size, make_normals, read
 
 REPORTED: list[Progress] = []
@@ -40,21 +41,23 @@ def train(pictures: list[Path], destination: Path, **changes: Any) -> ModelVersi
         "report": REPORTED.append,
         "steps": 8,
         "side": 64,
+        "method": "split",
     }
     return training.train(pictures, destination=destination, **given | changes)
 
 
-def choose(pictures: list[Path], **changes: Any) -> Chosen:
+def choose(pictures: list[Path], anomalies: Sequence[Path] = (), rate: float = 0.1, **changes: Any) -> Chosen:
     given: dict[str, Any] = {
+        "kind": "pixel",
         "side": 64,
         "seed": 0,
-        "false_alarm_rate": 0.1,
+        "method": "split",
         "read": read,
         "image_size": image_size,
         "unreadable": (OSError,),
         "report": lambda progress: None,
     }
-    return choose_pictures(pictures, **given | changes)
+    return choose_pictures([ProductPictures("bar", pictures, rate, anomalies)], **given | changes)[0]
 
 
 @pytest.mark.parametrize(
@@ -65,9 +68,10 @@ def choose(pictures: list[Path], **changes: Any) -> Chosen:
         ([(380, 550)], 384, (320, 448)),
         ([(300, 300)], 256, (256, 256)),
         ([(1080, 1920)], 512, (384, 672)),
-        ([(100, 1000)], 384, (128, 1216)),
+        ([(100, 1000)], 384, (96, 992)),
         ([(10_000, 10)], 128, (256, 64)),
-        ([(100, 150), (100, 150), (900, 100)], 384, (320, 480)),
+        ([(100, 150), (100, 150), (900, 100)], 384, (96, 160)),
+        ([(20, 30)], 384, (64, 64)),
     ],
 )
 def test_input_keeps_area_and_median_aspect_in_multiples_of_32(
@@ -80,7 +84,7 @@ def test_each_picture_has_one_role_and_names_do_not_matter(normals: list[Path], 
     chosen = choose(normals)
     roles = [{picture.sha256 for picture in part} for part in (chosen.train, chosen.calibrate)]
     assert len(roles[0] | roles[1]) == NORMALS and not roles[0] & roles[1]
-    assert len(roles[1]) == calibration_count(NORMALS, 0.1) == 9
+    assert len(roles[1]) == divide(NORMALS, 0.1, "split")[1] == 9
     renamed = [Path(shutil.copy(path, tmp_path / f"{-number % 31:03}x.png")) for number, path in enumerate(normals)]
     again = choose(renamed)
     assert [picture.sha256 for picture in again.train] == [picture.sha256 for picture in chosen.train]
@@ -123,23 +127,6 @@ def test_no_pictures_at_all_are_an_error() -> None:
         choose([])
 
 
-def test_too_few_pictures_say_what_is_needed_and_what_rate_they_would_do_for() -> None:
-    message = (
-        r"rate of 0\.01: needs 115 .*\(99 to calibrate, 16 to train\); found 40; 40 do for a rate of 0\.04 or more"
-    )
-    with pytest.raises(TooFewImages, match=message):
-        calibration_count(40, 0.01)
-    assert calibration_count(40, 0.04) == 24
-    with pytest.raises(TooFewImages, match="at least 17 are needed at any rate"):
-        calibration_count(16, 0.5)
-
-
-@pytest.mark.parametrize(("found", "rate", "count"), [(900, 0.05, 180), (900, 0.01, 180), (46, 0.05, 19), (17, 0.5, 1)])
-def test_a_fifth_calibrates_unless_the_rate_needs_more(found: int, rate: float, count: int) -> None:
-    assert calibration_count(found, rate) == count
-    assert found - count >= 16
-
-
 def test_folder_holds_all_that_is_needed_to_use_and_judge_it(normals: list[Path], tmp_path: Path) -> None:
     energy = {"total_wh": 0.5, "source": "estimated"}
     asked: list[int] = []
@@ -161,7 +148,7 @@ def test_folder_holds_all_that_is_needed_to_use_and_judge_it(normals: list[Path]
     assert manifest["energy"] == energy and asked == [NORMALS - 9]
     assert manifest["training"]["steps"] == 8 and manifest["training"]["seed"] == 3
     assert math.isfinite(manifest["training"]["final_loss"])
-    assert set(manifest["training"]["libraries"]) == {"torch", "timm", "openvino", "numpy"}
+    assert set(manifest["training"]["libraries"]) == {"torch", "timm", "openvino", "numpy", "scikit-learn"}
     assert manifest["parity"]["images"] == 16 and manifest["parity"]["max_relative_difference"] < 1e-3
     with (version.folder / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -240,7 +227,9 @@ def test_progress_runs_through_every_stage_to_its_end(normals: list[Path], tmp_p
     REPORTED.clear()
     train(normals, tmp_path, kind="feature")
     ended = [progress.stage for progress in REPORTED if progress.done == progress.total]
-    assert ended == ["reading", "features", "training", "exporting", "calibrating"]
+    rounds = ["training the head, round 1 of 2", "looking for false alarms", "training the head, round 2 of 2"]
+    drawing = ["drawing defects", "drawing defects"]
+    assert ended == ["reading", "features", "training", *drawing, *rounds, "exporting", "calibrating"]
 
 
 def test_failure_leaves_nothing_behind(normals: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,24 +244,47 @@ def test_failure_leaves_nothing_behind(normals: list[Path], tmp_path: Path, monk
 
 def test_unknown_kind_or_profile_is_refused(normals: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a kind"):
-        train(normals, tmp_path, kind="classifier")
+        train(normals, tmp_path, kind="forest")
     with pytest.raises(ValueError, match="a profile"):
         train(normals, tmp_path, profile="best")
 
 
-def test_pool_holds_positions_of_every_picture_within_its_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from models import feature_pool
-    from models.backbone import FEATURES, load_extractor
+def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) -> None:
+    from models.backbone import FEATURES, OVERVIEW, load_extractor
+    from models.feature_pool import FrozenNetwork, position_pool
 
-    monkeypatch.setattr(feature_pool, "POOL_BYTES", 5 * 7 * FEATURES * 2)
-    paths = make_normals(tmp_path, 5)
-    pool = feature_pool.feature_pool(load_extractor(), paths, (64, 96), 0, read, lambda progress: None)
+    pictures = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
+    network = FrozenNetwork(load_extractor(), (64, 96))
+    bound = 5 * 7 * FEATURES * 2
+    pool, overviews = position_pool(network, pictures, 5, (64, 96), 0, lambda progress: None, bound)
     assert pool.dtype == torch.float16 and pool.shape == (5 * 7, FEATURES)
+    assert overviews.shape == (5, OVERVIEW)
     with torch.inference_mode():
-        wanted = load_extractor()(torch.from_numpy(read(paths[2], (64, 96))[np.newaxis].copy()))
-    positions = wanted[0].flatten(1).T
-    nearest = torch.cdist(pool[2 * 7 : 3 * 7].float(), positions).min(dim=1)
+        wanted, overview = load_extractor()(torch.from_numpy(pictures[2][np.newaxis].copy()))
+    nearest = torch.cdist(pool[2 * 7 : 3 * 7].float(), wanted[0].flatten(1).T).min(dim=1)
     assert nearest.values.max() < 0.05
     assert len(set(nearest.indices.tolist())) == 7
+    torch.testing.assert_close(overviews[2], overview[0], rtol=1e-3, atol=1e-3)
+
+
+def test_crops_of_drawn_defects_hold_their_defects(tmp_path: Path) -> None:
+    from models.backbone import FEATURES, load_extractor
+    from models.feature_autoencoder import FeatureAutoencoder, Whitening
+    from models.feature_graph import FeaturesAndResiduals
+    from models.feature_pool import FrozenNetwork, crop_pool
+
+    [picture] = [read(path, (224, 256)) for path in make_normals(tmp_path, 1)]
+    share = np.zeros((28, 32), dtype=np.float32)
+    share[27, 31] = 0.5
+    seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder()).eval()
+    crops = crop_pool(
+        FrozenNetwork(seen, (224, 256)), [(picture, share)] * 4, 4, 3, (224, 256), 0, lambda progress: None
+    )
+    assert crops.seen.shape == (12, 2 * FEATURES, 24, 24) and crops.seen.dtype == torch.float16
+    with_defect = crops.defect_share.flatten(1).amax(1)
+    assert set(with_defect.tolist()) <= {0.0, 0.5} and (with_defect > 0).sum() >= 6
+    with torch.inference_mode():
+        places, _ = seen(torch.from_numpy(picture[np.newaxis].copy()))
+    # The defect is in the last row and column, so a crop that holds it is the last one.
+    last = crops.seen[int(with_defect.argmax())].float()
+    torch.testing.assert_close(last, places[0, :, 4:28, 8:32], rtol=1e-2, atol=5e-2)

@@ -1,0 +1,28 @@
+"""What fitting a network to training pictures gives: the value that each kind's fitting returns to `models.train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network as trained, and how that went.
+
+    `graph` takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`; it is exported.
+    `map_meaning` and `score_meaning` say in words what those two are. `comparable` says that scores and maps of two
+    networks fitted to parts of the same pictures are in the same unit, as probabilities are.
+    """
+
+    graph: nn.Module
+    stride: int
+    steps: int
+    loss: float
+    architecture: dict[str, Any]
+    backbone: dict[str, str] | None
+    map_meaning: str
+    score_meaning: str
+    comparable: bool = False

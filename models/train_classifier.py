@@ -1,0 +1,115 @@
+"""Fits the detector `classifier`: pooled features of labelled pictures, then a linear head on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from models.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
+from models.export import converted
+from models.fitted import Fitted
+from models.limits import Limits
+from models.linear_head import Float64Array, fit_head
+from models.openvino_runtime import compile_queue
+from models.pretrained import BackboneSource, load_pretrained
+from models.progress import Progress
+from models.training_pictures import Read
+
+STEPS = 500  # iterations of the solver, at most
+
+
+def fit_classifier(
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    seed: int,
+    steps: int,
+    limits: Limits,
+    read: Read,
+    report: Callable[[Progress], None],
+    *,
+    anomalies: Sequence[Path],
+    source: BackboneSource,
+) -> Fitted:
+    """Return the classifier of the normal `paths` against `anomalies`, at least two; nothing else is looked at.
+
+    Raises BackboneUnavailable if there are no weights for `source`.
+    """
+    backbone, channels, about = load_pretrained(source)
+    columns = dict(zip(PARTS, _columns(channels), strict=True))
+    pools = {name: np.concatenate([columns[part] for part in parts]) for name, parts in POOLS.items()}
+    # A picture that comes again, to balance products, would be left out and learnt from at once.
+    normals = list(dict.fromkeys(paths))
+    features = _features(PooledFeatures(backbone), [*normals, *anomalies], size, read, report)
+    labels = np.arange(len(features)) >= len(normals)
+    report(Progress("training", 0, 1))
+    with warnings.catch_warnings():
+        # A solver that is cut off at `steps` is judged by cross-validation like any other.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        head = fit_head(features, labels, pools, seed, steps, limits.deadline)
+    uncertain = "cross-validation tells anomalies from normals no better than chance" if head.auroc <= 0.5 else None
+    report(Progress("training", 1, 1, uncertain))
+    parts: tuple[Part, ...] = POOLS[head.pool]
+    graph = ClassifierScoringGraph(
+        backbone,
+        channels,
+        parts,
+        torch.tensor(head.weight, dtype=torch.float32),
+        torch.tensor(head.centre, dtype=torch.float32),
+        head.offset,
+    )
+    return Fitted(
+        graph=graph.eval(),
+        stride=graph.stride,
+        steps=head.iterations,
+        loss=head.log_loss,
+        architecture={
+            "pool": head.pool,
+            "features": len(head.weight),
+            "inverse_penalty": head.inverse_penalty,
+            "probability": {
+                "method": "platt",
+                "slope": head.slope,
+                "intercept": head.intercept,
+                "anomaly_share": head.anomaly_share,
+            },
+            "cross_validation": {"folds": head.folds, "balanced_log_loss": head.log_loss, "auroc": head.auroc},
+        },
+        backbone=about,
+        map_meaning="class activation map: what each position adds to the log-odds of an anomaly, where above 0",
+        score_meaning="calibrated probability of an anomaly, at the share of anomalies in training",
+        comparable=True,
+    )
+
+
+def _columns(channels: Sequence[int]) -> list[Any]:
+    """Return for each of `PARTS` the columns of the pooled features that are its own."""
+    ends = np.cumsum([channels[level] for _, level in PARTS])
+    return list(np.split(np.arange(ends[-1]), ends[:-1]))
+
+
+def _features(
+    network: PooledFeatures,
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    read: Read,
+    report: Callable[[Progress], None],
+) -> Float64Array:
+    """Return float64 `(len(paths), features)`; the network runs once over each picture, on OpenVINO."""
+    queue = compile_queue(converted(network, size))
+    found: list[Any] = [None] * len(paths)
+
+    def keep(request: Any, index: int) -> None:
+        found[index] = request.get_output_tensor(0).data[0].astype(np.float64)
+
+    queue.set_callback(keep)
+    for index, path in enumerate(paths):
+        queue.start_async({0: read(path, size)[np.newaxis]}, index)
+        report(Progress("features", index + 1, len(paths)))
+    queue.wait_all()
+    return np.stack(found)

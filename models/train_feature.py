@@ -1,0 +1,201 @@
+"""Fits the detector `feature`; reads from top to bottom.
+
+Whitening and autoencoder to features of normal pictures, the head to defects drawn on them, and the scale of each
+kind of evidence to normal pictures that neither was fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.backbone import BACKBONE, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
+from models.descent import descend
+from models.detector import Float32Array, UInt8Array
+from models.drawn_defects import draw_defects, share_by_position
+from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Whitening
+from models.feature_graph import EVIDENCE, OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+from models.feature_pool import POOL_BYTES, FrozenNetwork, crop_pool, position_pool
+from models.fitted import Fitted
+from models.limits import Limits
+from models.progress import Progress
+from models.segmentation_head import WIDTH as HEAD_WIDTH
+from models.tails import Evidence, shares_of_false_alarms
+from models.train_head import fit_head
+from models.training_pictures import Read
+from models.variations import harmless, vary
+
+STEPS = 800
+HEAD_STEPS_SHARE = 0.4  # of each of its two rounds
+POSITIONS = 4096  # in a step of the autoencoder
+LEARNING_RATE = 1e-2
+
+# Pictures kept from both networks, by which their evidence is measured.
+TUNE_SHARE = 0.12
+TUNE_MIN, TUNE_MAX = 4, 100
+# With fewer, each is used several times, in slightly other light.
+PICTURES_FEW = 160
+DRAWN, PLAIN = 900, 300
+CROPS_EACH = 2
+PICTURES_HELD = 1000
+
+
+def fit_feature(
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    seed: int,
+    steps: int,
+    limits: Limits,
+    read: Read,
+    report: Callable[[Progress], None],
+) -> Fitted:
+    """Return the detector fitted to the normal pictures `paths`, in the order of their seeded hashes."""
+    distinct = list(dict.fromkeys(paths))
+    tuning = distinct[: min(max(round(TUNE_SHARE * len(distinct)), TUNE_MIN), TUNE_MAX)]
+    held_out = frozenset(tuning)
+    fitting = [path for path in paths if path not in held_out]
+    tune = [read(path, size) for path in tuning]
+
+    # Whitening, autoencoder, overview
+    extractor = load_extractor()
+    copies = math.ceil(PICTURES_FEW / len(fitting))
+    pool, overviews = position_pool(
+        FrozenNetwork(extractor, size),
+        _lit(fitting, size, copies, seed, read),
+        copies * len(fitting),
+        size,
+        seed,
+        report,
+        min(POOL_BYTES, limits.pool_bytes // 2),
+    )
+    whitening, overview = Whitening(), Whitening(overviews.shape[1])
+    whitening.fit(pool)
+    overview.fit_standardised(overviews, OVERVIEW_FLOOR)
+    autoencoder, done, loss = _fit_autoencoder(pool, whitening, seed, steps, _half_way_to(limits.deadline), report)
+    del pool
+
+    # Head, on what the autoencoder leaves
+    seen = FeaturesAndResiduals(extractor, whitening, autoencoder).eval()
+    network = FrozenNetwork(seen, size)
+    changes = harmless(tune, lambda pictures: _errors(network, pictures), seed)
+    normal = _spread(fitting, limits.pool_bytes // (4 * size[0] * size[1] * 3), size, read)
+    share = limits.pool_bytes / (4 * (DRAWN + PLAIN) * CROPS_EACH * 2 * FEATURES * 24 * 24)
+    # A training cut short on purpose sees fewer pictures, too.
+    share = min(1.0, share, steps / STEPS)
+    drawn_count, plain_count = (max(16, round(share * count)) for count in (DRAWN, PLAIN))
+    drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
+    plain = crop_pool(network, _plain(normal, plain_count, changes, seed), plain_count, CROPS_EACH, size, seed, report)
+    head_steps = max(2, round(HEAD_STEPS_SHARE * steps))
+    head, head_steps = fit_head(network, normal, drawn, plain, seed, head_steps, limits.deadline, report)
+    del drawn, plain
+
+    # Scale of the evidence
+    graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
+    evidence = Evidence(graph.evidence, size)
+    weights = shares_of_false_alarms(evidence, tune, normal, seed)
+    graph.fit_tails(evidence.of(_several(tune, seed)), weights)
+    return Fitted(
+        graph=graph,
+        stride=STRIDE,
+        steps=done,
+        loss=loss,
+        architecture={
+            "features": FEATURES,
+            "autoencoder_widths": list(WIDTHS),
+            "head_width": HEAD_WIDTH,
+            "head_steps": head_steps,
+            "tuning_images": len(tune),
+            "harmless_changes": changes,
+            "false_alarm_shares": dict(zip(EVIDENCE, graph.weight.tolist(), strict=True)),
+        },
+        backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
+        map_meaning="softplus of the log of the sum of weight over tail probability, of head and autoencoder",
+        score_meaning="log of the sum of weight over tail probability, of head, autoencoder and overview",
+    )
+
+
+def _fit_autoencoder(
+    pool: Tensor, whitening: Whitening, seed: int, steps: int, deadline: float, report: Callable[[Progress], None]
+) -> tuple[FeatureAutoencoder, int, float]:
+    autoencoder = FeatureAutoencoder()
+    chance = torch.Generator().manual_seed(seed)
+
+    def loss() -> Tensor:
+        # Positions from everywhere, not crops: those of one crop are alike, and a step learns less from them.
+        drawn = torch.randint(len(pool), (POSITIONS,), generator=chance)
+        with torch.no_grad():
+            wanted: Tensor = whitening(pool[drawn].float().T.reshape(1, FEATURES, 1, POSITIONS))
+        return functional.mse_loss(autoencoder(wanted), wanted)
+
+    done, last = descend(autoencoder, loss, LEARNING_RATE, steps, deadline, report)
+    return autoencoder, done, last
+
+
+def _half_way_to(deadline: float) -> float:
+    now = time.monotonic()
+    return now + (deadline - now) / 2
+
+
+def _lit(paths: Sequence[Path], size: tuple[int, int], copies: int, seed: int, read: Read) -> Iterator[UInt8Array]:
+    """Yield each picture as it is, and `copies` - 1 times in slightly other light."""
+    chance = np.random.default_rng([seed, 0])
+    for path in paths:
+        picture = read(path, size)
+        yield picture
+        for _ in range(copies - 1):
+            yield vary(picture, (), chance)
+
+
+def _spread(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -> list[UInt8Array]:
+    """Return at most `most` of the pictures, and at most 1,000, to be held in memory."""
+    return [read(path, size) for path in list(dict.fromkeys(paths))[: max(1, min(most, PICTURES_HELD))]]
+
+
+def _drawn(
+    normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int
+) -> Iterator[tuple[UInt8Array, Float32Array]]:
+    """Yield pictures with drawn defects, and the share of each position that is defect; drawn on two threads."""
+
+    def one(number: int) -> tuple[UInt8Array, Float32Array]:
+        chance = np.random.default_rng([seed, 1, number])
+        picture, mask = draw_defects(vary(normal[number % len(normal)], changes, chance), normal, chance)
+        return picture, share_by_position(mask, STRIDE)
+
+    with ThreadPoolExecutor(2) as threads:
+        yield from threads.map(one, range(count))
+
+
+def _plain(
+    normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int
+) -> Iterator[tuple[UInt8Array, Float32Array]]:
+    chance = np.random.default_rng([seed, 2])
+    height, width = normal[0].shape[:2]
+    nothing = np.zeros((height // STRIDE, width // STRIDE), dtype=np.float32)
+    for number in range(count):
+        yield vary(normal[number % len(normal)], changes, chance), nothing
+
+
+def _several(tune: Sequence[UInt8Array], seed: int) -> list[UInt8Array]:
+    """Return the pictures, and where they are few, each several times in slightly other light."""
+    chance = np.random.default_rng([seed, 4])
+    copies = math.ceil(TUNE_MAX / 2 / len(tune))
+    return [picture if copy == 0 else vary(picture, (), chance) for copy in range(copies) for picture in tune]
+
+
+def _errors(network: FrozenNetwork, pictures: Sequence[UInt8Array]) -> Float32Array:
+    """Return what the autoencoder leaves of each picture: the mean square of its residuals, float32 `(n,)`."""
+    found = np.empty(len(pictures), dtype=np.float32)
+
+    def take(index: int, places: Float32Array, overview: Float32Array) -> None:
+        found[index] = np.square(places[FEATURES:]).mean()
+
+    network.run(pictures, take)
+    return found

@@ -1,0 +1,69 @@
+"""Fits the segmentation head: to crops of drawn defects and of normal pictures, then to its own false alarms as well.
+
+The second round is what makes the threshold low: few places of few normal pictures look most like a defect, and
+crops drawn evenly seldom show them (hard negative mining; Shrivastava et al., CVPR 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.descent import descend
+from models.detector import UInt8Array
+from models.feature_pool import Crops, FrozenNetwork, hardest_crops
+from models.progress import Progress
+from models.segmentation_head import SegmentationHead, defect_loss
+
+LEARNING_RATES = (3e-3, 2e-3)
+# Crops in a step of each round: with drawn defects, of normal pictures, of false alarms.
+ROUNDS = ((12, 4, 0), (10, 2, 4))
+FALSE_ALARMS = 300
+
+
+def fit_head(
+    network: FrozenNetwork,
+    normal: Sequence[UInt8Array],
+    drawn: Crops,
+    plain: Crops,
+    seed: int,
+    steps: int,
+    deadline: float,
+    report: Callable[[Progress], None],
+) -> tuple[SegmentationHead, int]:
+    """Return the head and the steps done, at most twice `steps`; `normal` are searched for its false alarms."""
+    head = SegmentationHead().to(memory_format=torch.channels_last)
+    done = _round(head, (drawn, plain), 0, seed, steps, deadline, report)
+    hard = hardest_crops(network, _contiguous(head), normal, FALSE_ALARMS, report)
+    done += _round(head, (drawn, plain, hard), 1, seed, steps, deadline, report)
+    return head.to(memory_format=torch.contiguous_format), done
+
+
+def _round(
+    head: SegmentationHead,
+    pools: Sequence[Crops],
+    number: int,
+    seed: int,
+    steps: int,
+    deadline: float,
+    report: Callable[[Progress], None],
+) -> int:
+    chance = torch.Generator().manual_seed(2 * seed + number)
+
+    def loss() -> Tensor:
+        seen, shares = [], []
+        for pool, count in zip(pools, ROUNDS[number], strict=False):
+            picked = torch.randint(len(pool.seen), (count,), generator=chance)
+            seen.append(pool.seen[picked])
+            shares.append(pool.defect_share[picked])
+        crops = torch.cat(seen).float().contiguous(memory_format=torch.channels_last)
+        return defect_loss(head(crops)[:, 0], torch.cat(shares))
+
+    stage = f"training the head, round {number + 1} of {len(ROUNDS)}"
+    return descend(head, loss, LEARNING_RATES[number], steps, deadline, report, stage)[0]
+
+
+def _contiguous(head: SegmentationHead) -> Callable[[Tensor], Tensor]:
+    return lambda seen: head(seen.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,114 @@
+"""Changes of a picture that leave a normal part normal: other light, another pose.
+
+Small changes of light are always among them: no lamp is constant. The others are only where held-out normal pictures
+so changed look as normal to the detector as they did before, so that a part mounted the wrong way stays a defect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from models.detector import Float32Array, UInt8Array
+
+Change = Callable[[UInt8Array, np.random.Generator], UInt8Array]
+
+# Changed normals count as normal when half of them score below this quantile of the unchanged ones.
+AS_NORMAL_AS = 0.75
+SHIFT_SHARE = 0.04
+TURN_DEGREES = 10.0
+
+
+def light(picture: UInt8Array, chance: np.random.Generator, amount: float = 0.04) -> UInt8Array:
+    """Another brightness, contrast and, where there is colour, colour of the light, each by up to about `amount`."""
+    gain, gamma = math.exp(chance.uniform(-amount, amount)), math.exp(chance.uniform(-amount, amount))
+    grey = bool((picture[..., 0] == picture[..., 1]).all())
+    hue = np.ones(3) if grey else np.exp(chance.uniform(-amount / 2, amount / 2, 3))
+    levels = 255 * np.linspace(0, 1, 256)[:, None] ** gamma * gain * hue
+    table = np.clip(levels, 0, 255).round().astype(np.uint8)
+    changed = np.empty_like(picture)
+    for colour in range(3):
+        changed[..., colour] = table[picture[..., colour], colour]
+    return changed
+
+
+def other_light(picture: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+    """Light as different as from one hour to another."""
+    return light(picture, chance, 0.2)
+
+
+def shifted(picture: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+    """Moved by up to 4 % of its sides; what comes in is the mirror image of the edge."""
+    height, width = picture.shape[:2]
+    down, right = (round(chance.uniform(-SHIFT_SHARE, SHIFT_SHARE) * side) for side in (height, width))
+    rows = _mirrored(np.arange(height) + down, height)
+    columns = _mirrored(np.arange(width) + right, width)
+    return picture[rows][:, columns]
+
+
+def mirrored(picture: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+    """Left and right exchanged, in one of two pictures."""
+    return np.ascontiguousarray(picture[:, ::-1]) if chance.random() < 0.5 else picture
+
+
+def upside_down(picture: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+    """Turned by 180 degrees, in one of two pictures."""
+    return np.ascontiguousarray(picture[::-1, ::-1]) if chance.random() < 0.5 else picture
+
+
+def turned(picture: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+    """Turned by up to 10 degrees about its middle; what comes in is the mirror image of the edge."""
+    height, width = picture.shape[:2]
+    margin = math.ceil(math.hypot(height, width) * math.sin(math.radians(TURN_DEGREES)) / 2) + 1
+    margin = min(margin, height - 1, width - 1)
+    padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    angle = chance.uniform(-TURN_DEGREES, TURN_DEGREES)
+    whole = Image.fromarray(padded).rotate(angle, Image.Resampling.BILINEAR)
+    return np.asarray(whole.crop((margin, margin, margin + width, margin + height)))
+
+
+OPTIONAL: Mapping[str, Change] = {
+    "other light": other_light,
+    "shifted": shifted,
+    "mirrored": mirrored,
+    "upside down": upside_down,
+    "turned": turned,
+}
+
+
+def harmless(
+    pictures: Sequence[UInt8Array], score: Callable[[Sequence[UInt8Array]], Float32Array], seed: int
+) -> list[str]:
+    """Return the names of the `OPTIONAL` changes after which held-out normal `pictures` look as normal as before.
+
+    `score` gives `(n,)` of n pictures, higher being more unusual.
+    """
+    limit = float(np.quantile(score(pictures), AS_NORMAL_AS))
+    chance = np.random.default_rng([seed, 3])
+    found = []
+    for name, change in OPTIONAL.items():
+        # A change that is made in one of two pictures is judged by those in which it was made.
+        changed = [(change(picture, chance), picture) for picture in pictures]
+        made = [after for after, before in changed if after is not before]
+        if made and float(np.median(score(made))) <= limit:
+            found.append(name)
+    return found
+
+
+def vary(picture: UInt8Array, names: Sequence[str], chance: np.random.Generator) -> UInt8Array:
+    """Return `picture` in slightly other light and, each in one of two cases, with the changes `names`."""
+    for name in names:
+        if chance.random() < 0.5:
+            picture = OPTIONAL[name](picture, chance)
+    return light(picture, chance)
+
+
+def _mirrored(
+    positions: np.ndarray[tuple[int], np.dtype[np.int64]], count: int
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return `positions` brought back into 0 to `count` - 1 by reflection at the ends."""
+    beyond = np.abs(positions)
+    return np.where(beyond >= count, 2 * (count - 1) - beyond, beyond)

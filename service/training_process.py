@@ -1,0 +1,160 @@
+"""The training process itself (`python -m service.training_process`): a job comes in as JSON, lines of JSON go out.
+
+Owns nothing but the folder that it builds in and the bounds on itself: it is nice, ends on SIGTERM, and ends before
+it takes more memory than it may. Registering what it made is the parent's, `service.training`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from models.errors import MemoryExceeded, ModelError
+from models.limits import BYTES_PER_GB, resident_bytes
+from models.registry import ModelVersion
+from service import __version__
+from service.decode import DecodeError, StillChanging, decode, image_size, read_file
+from service.storage.energy import EnergySample
+from service.training import end_on_signal
+from service.training_job import JobProduct, TrainingJob
+
+CHILD_NICENESS = 5
+_MEMORY_LOOK_S = 0.1
+# Of the memory that is free at the start; the kernel ends processes before the last byte is gone.
+_AVAILABLE_SHARE = 0.95
+_sending = threading.Lock()
+
+
+def main() -> None:
+    """Train the job on stdin; write events to stdout, a line of JSON each."""
+    # Lines that libraries print go to stderr: stdout belongs to the events.
+    events = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)
+    os.nice(CHILD_NICENESS)
+    signal.signal(signal.SIGTERM, end_on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which then ends this process
+    job = _job(json.load(sys.stdin))
+    threading.Thread(target=_end_beyond_memory, args=(job, events), daemon=True).start()
+    try:
+        trained, sample = _train(job, events)
+    except MemoryError:
+        _send(events, event="error", type=MemoryExceeded.__name__, message=_too_much(job, "more"), code=None)
+        return
+    except (ModelError, DecodeError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        kind, code = type(error).__name__, getattr(error, "code", None)
+        _send(events, event="error", type=kind, message=str(error), code=code)
+        return
+    _send(
+        events,
+        event="result",
+        versions=[{"folder": str(version.folder), "sha256": version.sha256} for version in trained],
+        energy=None if sample is None else {**asdict(sample), "started_at": sample.started_at.isoformat()},
+    )
+
+
+def _job(given: dict[str, Any]) -> TrainingJob:
+    beside = tuple(JobProduct(**each) for each in given.pop("beside"))
+    return TrainingJob(**given, beside=beside)
+
+
+def _end_beyond_memory(job: TrainingJob, events: IO[str]) -> None:
+    """End this process, with an error that says why, as soon as it holds more memory than it may."""
+    import psutil
+
+    free = _AVAILABLE_SHARE * psutil.virtual_memory().available
+    most = int(min(job.memory_gb * BYTES_PER_GB, free))
+    while (held := resident_bytes()) <= most:
+        time.sleep(_MEMORY_LOOK_S)
+    why = _too_much(job, f"{held / BYTES_PER_GB:.2f} GB, where {free / BYTES_PER_GB:.2f} GB were free when it began")
+    _send(events, event="error", type=MemoryExceeded.__name__, message=why, code=None)
+    # Not an exception: the main thread may be deep in a library, and each moment it takes more.
+    os._exit(1)
+
+
+def _too_much(job: TrainingJob, found: str) -> str:
+    return (
+        f"training of {job.subject}: expected to need at most {job.memory_gb:g} GB of memory; found {found}; allow "
+        f"more with --memory-gb, or train with a smaller profile"
+    )
+
+
+def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], EnergySample | None]:
+    from models.pretrained import BackboneSource
+    from models.train import train_jointly
+    from models.training_pictures import ProductPictures
+    from service.energy import EnergyMeter
+
+    meter = EnergyMeter(tracking=job.energy_tracking, country=job.energy_country, cpu_max_w=job.energy_cpu_max_w)
+    samples: list[EnergySample] = []
+
+    def take(images: int) -> Mapping[str, Any] | None:
+        sample = meter.take("training", images)
+        if sample is None:
+            return None
+        samples.append(sample)
+        shown = ("cpu_wh", "gpu_wh", "ram_wh", "total_wh", "emissions_g", "duration_s", "source")
+        return {name: getattr(sample, name) for name in shown}
+
+    def read(path: Path, size: tuple[int, int]) -> Any:
+        file = read_file(path.resolve(), file_bytes_max=job.file_bytes_max)
+        return decode(file.data, size, pixels_max=job.pixels_max).pixels
+
+    def read_draft(path: Path, size: tuple[int, int]) -> Any:
+        file = read_file(path.resolve(), file_bytes_max=job.file_bytes_max)
+        picture = decode(file.data, size, pixels_max=job.pixels_max, draft=True)
+        return picture.pixels if picture.drafted else None
+
+    weights = Path(job.backbone_weights) if job.backbone_weights else None
+    try:
+        trained = train_jointly(
+            [
+                ProductPictures(
+                    product=each.product,
+                    normals=[Path(path) for path in each.pictures],
+                    false_alarm_rate=each.false_alarm_rate,
+                    anomalies=[Path(path) for path in each.anomalies],
+                )
+                for each in job.products
+            ],
+            kind=job.kind,
+            profile=job.profile,
+            seed=job.seed,
+            read=read,
+            read_draft=read_draft,
+            image_size=lambda path: image_size(path.resolve()),
+            unreadable=(DecodeError, StillChanging, OSError),
+            destination=Path(job.models_root),
+            minutes_max=job.minutes_max,
+            memory_bytes=int(job.memory_gb * BYTES_PER_GB),
+            method=job.method,
+            backbone=BackboneSource(job.backbone, weights) if job.backbone else None,
+            report=lambda progress: _send(events, event="progress", **asdict(progress)),
+            steps=job.steps,
+            side=job.side,
+            meter=take,
+            build=Path(job.models_root) / job.build,
+            tamis_version=__version__,
+        )
+    finally:
+        meter.close()
+    return trained, samples[0] if samples else None
+
+
+def _send(events: IO[str], **event: Any) -> None:
+    with _sending:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+
+if __name__ == "__main__":
+    main()
