@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from models.detector import Detector, Float32Array, Scored, UInt8Array
+from models.detector import Detector, Float32Array, Scored, UInt8Array, check_images
 from models.errors import ModelCorrupt
-from models.openvino_runtime import compile_queue, openvino
+from models.openvino_runtime import allowed_cores, compile_for_cpu, openvino, queue_of
 from models.registry import GRAPH, ModelVersion
+from models.self_measurement import Measured, measure_streams
 
 
 class OpenVinoDetector(Detector):
@@ -25,20 +26,36 @@ class OpenVinoDetector(Detector):
         Raises ModelCorrupt if the graph cannot be read or does not take pictures of the version's input size.
         """
         self._input_size = version.input_size
-        self._queue = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
-        self._queue.set_callback(_keep)
+        self._compiled = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
+        self.use_streams(threads or allowed_cores())
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the pictures that `score` takes."""
         return self._input_size
 
+    def use_streams(self, streams: int) -> None:
+        """Score at most `streams` pictures side by side from now on, of the cores that the graph was compiled for."""
+        self._queue = queue_of(self._compiled, streams)
+        self._queue.set_callback(_keep)
+        self._streams = streams
+
+    def measure(self) -> Measured:
+        """Return how many streams do best here, and how fast each number was; takes less than half a second."""
+        black = np.zeros((self._streams, *self._input_size, 3), dtype=np.uint8)
+
+        def run(count: int) -> None:
+            # Of so many pictures at once the queue uses no more streams than that.
+            self.score(black[:count])
+
+        return measure_streams(run, self._streams)
+
     def score(self, images: UInt8Array) -> Scored:
         """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.
 
         Raises ValueError for another shape or dtype.
         """
-        _check(images, self._input_size)
+        check_images(images, self._input_size)
         results: list[tuple[Float32Array, Float32Array] | None] = [None] * len(images)
         for index in range(len(images)):
             self._queue.start_async({0: images[index : index + 1]}, (results, index))
@@ -54,7 +71,7 @@ def _compile(graph: str, shape: tuple[int, int, int, int], threads: int) -> Any:
     try:
         model = openvino().Core().read_model(graph)
         model.reshape(list(shape))
-        return compile_queue(model, threads)
+        return compile_for_cpu(model, threads)
     except RuntimeError as error:
         raise ModelCorrupt(f"{graph}: expected a graph that takes uint8 {shape}; found {error}") from None
 
@@ -63,11 +80,3 @@ def _keep(request: Any, place: tuple[list[Any], int]) -> None:
     results, index = place
     # Copies, because the request's buffers are used again for the next picture.
     results[index] = (request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy())
-
-
-def _check(images: UInt8Array, input_size: tuple[int, int]) -> None:
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        raise ValueError(f"images: expected dtype uint8; found {getattr(images, 'dtype', type(images).__name__)}")
-    height, width = input_size
-    if images.ndim != 4 or images.shape[1:] != (height, width, 3) or len(images) < 1:
-        raise ValueError(f"images: expected shape (N, {height}, {width}, 3) with N ≥ 1; found {images.shape}")

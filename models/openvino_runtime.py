@@ -28,22 +28,34 @@ def allowed_cores() -> int:
 
 
 def compile_queue(model: Any, threads: int = 0) -> Any:
-    """Return an AsyncInferQueue of `model`, an ov.Model of static shape, in float32 on `threads` cores (0: all).
+    """Return an AsyncInferQueue of `model`, compiled as by `compile_for_cpu`, with a request for each thread."""
+    return queue_of(compile_for_cpu(model, threads), threads or allowed_cores())
+
+
+def compile_for_cpu(model: Any, threads: int = 0) -> Any:
+    """Return `model`, an ov.Model of static shape, compiled in float32 for `threads` cores (0: all).
 
     Each stream has one thread, so what one input gives does not depend on what runs beside it.
     """
-    ov = openvino()
     threads = threads or allowed_cores()
-    compiled = ov.Core().compile_model(
-        model,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": str(threads),
-            "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": "f32",
-            # Training runs beside scoring; two processes pinned to the same cores would starve.
-            "ENABLE_CPU_PINNING": "NO",
-        },
+    return (
+        openvino()
+        .Core()
+        .compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "THROUGHPUT",
+                "NUM_STREAMS": str(threads),
+                "INFERENCE_NUM_THREADS": str(threads),
+                "INFERENCE_PRECISION_HINT": "f32",
+                # Training runs beside scoring; two processes pinned to the same cores would starve.
+                "ENABLE_CPU_PINNING": "NO",
+            },
+        )
     )
-    return ov.AsyncInferQueue(compiled, threads)
+
+
+def queue_of(compiled: Any, requests: int) -> Any:
+    """Return an AsyncInferQueue that runs at most `requests` inputs of the `compiled` model side by side."""
+    return openvino().AsyncInferQueue(compiled, requests)

@@ -23,7 +23,7 @@ class Batcher(Generic[Key, Item]):
     """Holds items until their batch is full or its oldest has waited long enough."""
 
     def __init__(self, batch_size_max: int, batch_wait_s: float) -> None:
-        self._batch_size_max = batch_size_max
+        self.batch_size_max = batch_size_max
         self._batch_wait_s = batch_wait_s
         self._waiting: dict[Key, _Waiting[Item]] = {}
 
@@ -37,9 +37,9 @@ class Batcher(Generic[Key, Item]):
     def take(self, now: float, *, nothing_to_come: bool = False) -> tuple[Key, list[Item]] | None:
         """Return the batch that is due first, or None; with `nothing_to_come` waiting has no use and any is due."""
         for key, waiting in sorted(self._waiting.items(), key=lambda entry: entry[1].since):
-            full = len(waiting.items) >= self._batch_size_max
+            full = len(waiting.items) >= self.batch_size_max
             if full or nothing_to_come or now - waiting.since >= self._batch_wait_s:
-                batch, rest = waiting.items[: self._batch_size_max], waiting.items[self._batch_size_max :]
+                batch, rest = waiting.items[: self.batch_size_max], waiting.items[self.batch_size_max :]
                 del self._waiting[key]
                 if rest:
                     self._waiting[key] = _Waiting(waiting.since, rest)

@@ -18,18 +18,19 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
-from models.detector import Detector
-from models.registry import ModelVersion
+from models.self_measurement import BATCH_MIN, Measured, batch_size
 from service import __version__
 from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
 from service.intake import Intake
+from service.loading import DetectorLoader
 from service.logs import configure, fields
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
@@ -40,6 +41,7 @@ from service.settings import Settings
 from service.settle import Settling
 from service.storage.engine import is_locked, open_database
 from service.storage.versions import VersionRow, champions, versions
+from service.thresholds import judge_of
 from service.watch import NameFilter, Watcher
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,17 @@ class Daemon:
         self._watcher = Watcher(root / INCOMING, self._wake.set)
         stack.callback(self._watcher.stop)
         self._watch()
+        self._scorers = Scorers(
+            root,
+            self._champions,
+            partial(judge_of, settings),
+            DetectorLoader(settings.scoring_threads, self._take_batch_size),
+            settings.models_loaded_max,
+        )
+        settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
+        self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling)
+        # What lies there settles while the rest opens, which takes about as long.
+        self._intake.look_ahead(time.monotonic())
         self._engine = open_database(root)
         stack.callback(self._engine.dispose)
         # The loop itself never waits for a lock: what it cannot read now it reads with the next round.
@@ -132,21 +145,13 @@ class Daemon:
         stack.callback(self._looking.dispose)
         self._claims = Claims(root, settings.instance)
         self._claims.prune()
-        self._scorers = Scorers(
-            root,
-            self._champions,
-            settings.false_alarm_rate_of,
-            lambda version: _load(version, settings.scoring_threads),
-            settings.models_loaded_max,
-        )
         self._recorder = Recorder(root, self._engine, self._claims, anomaly_maps=settings.anomaly_maps)
-        settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
-        self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling)
         self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
         stack.callback(self._close_meter)
         stack.callback(self._pipeline.close)
-        threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
         self._load_models()
+        # Last, since it takes seconds of a core to look at the hardware; what has settled by then waits for nobody.
+        threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
 
     def loop(self) -> None:
         """Move pictures along until told to stop, then bring what is in flight to its end."""
@@ -187,6 +192,10 @@ class Daemon:
                 refusals.append(str(error))
         if refusals and len(refusals) == len(products):
             raise ConfigurationError("; ".join(refusals))
+
+    def _take_batch_size(self, measured: Measured) -> None:
+        if not self._settings.batch_size_max:
+            self._pipeline.batch_size_max = batch_size(measured.chosen_images_per_s, self._settings.in_flight_max)
 
     def _lock(self, stack: ExitStack) -> None:
         lock = InstanceLock(self._root, self._settings.instance)
@@ -384,7 +393,8 @@ class Daemon:
             due.append(self._due.ping)
         if self._state.paused or len(self._intake):
             due.append(self._due.space)
-        if not self._status_is_written():
+        # While pictures are on their way the status changes all the time, and to ask costs more than to write it.
+        if not self._pipeline.idle or not self._status_is_written():
             due.append(self._due.status)
         timeout = min(at for at in due if at is not None) - time.monotonic()
         if timeout > 0:
@@ -426,14 +436,15 @@ class Daemon:
         }
 
 
-def _load(version: ModelVersion, threads: int) -> Detector:
-    from models.openvino_detector import OpenVinoDetector
-
-    return OpenVinoDetector(version, threads)
-
-
 def _limits(settings: Settings) -> Limits:
-    return Limits(**{name: getattr(settings, name) for name in Limits.__dataclass_fields__})
+    as_set = {name: getattr(settings, name) for name in Limits.__dataclass_fields__}
+    return Limits(
+        **{
+            **as_set,
+            "decode_threads": settings.decoders,
+            "batch_size_max": settings.batch_size_max or min(BATCH_MIN, settings.in_flight_max),
+        }
+    )
 
 
 def _lack_of_space(root: Path, bytes_min: int, inodes_min: int) -> str | None:

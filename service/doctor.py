@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from models.calibrate import AtFalseAlarmRate, Policy
 from service.filesystem import Mount, is_network, sends_events
 from service.settings import DEFAULT_PRODUCT
 from service.storage.journal import JournalChoice
@@ -206,12 +207,17 @@ def judge_champion(product: str, version: str, failure: str | None) -> Finding:
     return Finding(f"model of {product}", "error", failure, advice)
 
 
-def judge_rate(product: str, rate: float, refused: str | None) -> Finding:
-    """Judge whether the champion's calibration can give a threshold at `rate`; `refused` says why it cannot."""
+def judge_threshold(product: str, policy: Policy, refused: str | None) -> Finding:
+    """Judge whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot."""
     check = f"threshold of {product}"
+    if isinstance(policy, AtFalseAlarmRate):
+        told = f"at a false-alarm rate of {policy.false_alarm_rate:g}"
+        advice = f"raise the rate (false_alarm_rate under [products.{product}]), or train on more good pictures"
+    else:
+        told = f"by the policy {policy.name}"
+        advice = f"train with --anomalies DIR, or set another threshold_policy under [products.{product}]"
     if refused is None:
-        return Finding(check, "ok", f"at a false-alarm rate of {rate:g}")
-    advice = f"raise the rate (false_alarm_rate under [products.{product}]), or train on more good pictures"
+        return Finding(check, "ok", told)
     return Finding(check, "error", refused, advice)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,15 @@ class Intake:
             state = look(self._root / INCOMING / hint.path)
             if state is not None:
                 self._settling.observe(hint.path, state, now, closed=hint.closed)
+
+    def look_ahead(self, now: float) -> None:
+        """Take note of every file before it is known which models there are, so that their settle time begins.
+
+        The scans that follow ask for models; what cannot be read here they tell.
+        """
+        with suppress(OSError):
+            for path, state in scan(self._root / INCOMING, self._names):
+                self._settling.observe(path, state, now)
 
     def scan(self, now: float) -> None:
         """Look at every file. Raises OSError when the folder cannot be read."""

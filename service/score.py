@@ -16,7 +16,7 @@ import numpy as np
 
 from models.detector import Detector, Float32Array, UInt8Array
 from models.errors import ModelCorrupt, TooFewImages
-from models.registry import ModelVersion, verify
+from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
 from service.decide import Judge
 from service.errors import ConfigurationError
 from service.logs import fields
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 MODELS = "models"
 
+GraphKey = tuple[str, str, tuple[int, int]]
+"""The sha256 of a graph's two files, and the height and width that it takes."""
+
 
 @dataclass(frozen=True)
 class Scorer:
@@ -36,30 +39,33 @@ class Scorer:
     judge: Judge
     version: str
     pixel_threshold: float
+    draft: bool = False
+    """Whether its pictures are decoded as drafts, as the version's training found harmless."""
 
 
 class Scorers:
     """Gives each product its scorer.
 
-    `champions` looks up, per product, its champion and then those before it, latest first; `rate_of` says a
-    product's false-alarm rate, given the one its model was trained for; `load` makes a detector.
+    `champions` looks up, per product, its champion and then those before it, latest first; `judge_of` makes the
+    judge of a product's pictures by a version, see `service.thresholds`; `load` makes a detector.
     """
 
     def __init__(
         self,
         root: Path,
         champions: Callable[[], Mapping[str, list[VersionRow]]],
-        rate_of: Callable[[str, float], float],
+        judge_of: Callable[[str, ModelVersion], Judge],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
     ) -> None:
         self._root = root
         self._champions = champions
-        self._rate_of = rate_of
+        self._judge_of = judge_of
         self._load = load
         self._loaded_max = loaded_max
         self._known: Mapping[str, list[VersionRow]] = {}
-        self._detectors: OrderedDict[tuple[str, str], tuple[Detector, ModelVersion]] = OrderedDict()
+        self._versions: dict[tuple[str, str], ModelVersion] = {}
+        self._detectors: OrderedDict[GraphKey, Detector] = OrderedDict()
         self._scorers: dict[str, Scorer] = {}
         self._unusable: dict[str, str] = {}
         self._said: set[str] = set()
@@ -111,15 +117,15 @@ class Scorers:
         for row in self._known[owner]:
             try:
                 detector, version = self._detector(owner, row)
-                rate = self._rate_of(product, version.trained_false_alarm_rate)
-                judge = Judge(version.calibration_scores, rate)
+                judge = self._judge_of(product, version)
             except TooFewImages as error:
                 raise ConfigurationError(f"product {product}, version {row.version}: {error}") from None
             except ModelCorrupt as error:
                 failures.append(str(error))
                 self._say(row.version, "model passed over", product=owner, version=row.version, reason=error)
                 continue
-            return Scorer(detector, judge, row.version, float(version.manifest["calibration"]["pixel_threshold"]))
+            pixel_threshold = float(version.manifest["calibration"]["pixel_threshold"])
+            return Scorer(detector, judge, row.version, pixel_threshold, version.draft)
         raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
 
     def _say(self, once: str, event: str, **values: object) -> None:
@@ -128,16 +134,25 @@ class Scorers:
             log.error(event, extra=fields(**values))
 
     def _detector(self, product: str, row: VersionRow) -> tuple[Detector, ModelVersion]:
-        key = (product, row.version)
-        held = self._detectors.get(key)
-        if held is None:
-            version = verify(self._root / MODELS / product / row.version, row.sha256)
-            held = self._detectors[key] = (self._load(version), version)
+        version = self._versions.get((product, row.version))
+        if version is None or _graph_key(version) not in self._detectors:
+            version = self._versions[product, row.version] = verify(
+                self._root / MODELS / product / row.version, row.sha256
+            )
+        key = _graph_key(version)
+        if key not in self._detectors:
+            self._detectors[key] = self._load(version)
             while len(self._detectors) > self._loaded_max:
-                _, (gone, _) = self._detectors.popitem(last=False)
+                _, gone = self._detectors.popitem(last=False)
                 self._scorers = {p: s for p, s in self._scorers.items() if s.detector is not gone}
         self._detectors.move_to_end(key)
-        return held
+        return self._detectors[key], version
+
+
+def _graph_key(version: ModelVersion) -> GraphKey:
+    """Return what two versions have in common that need only one detector, as products trained jointly do."""
+    files = version.manifest["files"]
+    return (str(files[GRAPH]), str(files[GRAPH_WEIGHTS]), version.input_size)
 
 
 def score_pictures(scorer: Scorer, pixels: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:

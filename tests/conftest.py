@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.calibrate import AtFalseAlarmRate
 from models.detector import Scored
 from service.commands.init import FOLDERS
 from service.decide import Judge
@@ -84,7 +85,7 @@ class BrightnessScorers:
 
     def __init__(self, *known: str, detector: object | None = None) -> None:
         self.known = set(known)
-        judge = Judge(np.linspace(1, 100, 100, dtype=np.float32), 0.01)
+        judge = Judge(np.linspace(1, 100, 100, dtype=np.float32), AtFalseAlarmRate(0.01), uncertain_band=3.0)
         self.scorer = Scorer(detector or BrightnessDetector(), judge, "brightness-1", 100.0)  # type: ignore[arg-type]
 
     @property

@@ -22,7 +22,6 @@ import typer
 
 import migrations
 from models import registry
-from models.calibrate import threshold_at
 from models.errors import ModelError
 from service import doctor as judge
 from service import filesystem
@@ -32,8 +31,9 @@ from service.commands.options import AsJson, Root, print_json
 from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError, TamisError
 from service.names import parse_claimed_name, product_of
-from service.settings import Settings, load, origins
+from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage.journal import journal_choice
+from service.thresholds import policy_of, threshold_of
 
 INOTIFY = Path("/proc/sys/fs/inotify")
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
@@ -209,18 +209,19 @@ def _models(root: Path, settings: Settings, products: set[str], champions: dict[
     findings = []
     for product, row in sorted(champions.items()):
         failure = refused = None
-        rate = settings.false_alarm_rate_of(product)
+        rate = TRAINING_FALSE_ALARM_RATE
         try:
             version = registry.verify(root / "models" / product / row.version, row.sha256)
         except ModelError as error:
             failure = str(error)
         else:
+            rate = version.trained_false_alarm_rate
             try:
-                threshold_at(version.calibration_scores, rate)
-            except ModelError as error:
+                threshold_of(settings, product, version)
+            except (ModelError, ConfigurationError) as error:
                 refused = str(error)
         findings.append(judge.judge_champion(product, row.version, failure))
-        findings.append(judge.judge_rate(product, rate, refused))
+        findings.append(judge.judge_threshold(product, policy_of(settings, product, rate), refused))
     return findings + judge.judge_products(products, set(champions))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,18 +12,17 @@ import typer
 from models.datasets import SUFFIXES, pictures_under
 from models.detector import Detector, UInt8Array
 from models.evaluate import Failure, Read, ScoredFile, score_files
-from models.metrics import common_size
-from models.registry import ModelVersion
 from service import settings as settings_module
 from service.champions import load_version
 from service.commands.options import AsJson, Root, print_json
 from service.decide import Judge
 from service.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.errors import TamisError, UsageError
-from service.maps import overlay, save_overlay
+from service.maps import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage.engine import open_database
+from service.thresholds import judge_of
 
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 """What reading one picture raises where only that picture is to blame."""
@@ -43,10 +43,10 @@ def score(
     ] = None,
     as_json: AsJson = False,
     maps: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder for the anomaly maps, drawn over the pictures.")
+        Path | None, typer.Option(file_okay=False, help="Folder for pictures, maps and overlays side by side.")
     ] = None,
 ) -> None:
-    """Score pictures where they lie: verdict, score, threshold and p-value of each."""
+    """Score pictures where they lie: verdict, score, threshold and p-value of each; with --json regions too."""
     settings = settings_module.load(root)
     check_rate(false_alarm_rate)
     files = list(_files(paths))
@@ -57,22 +57,27 @@ def score(
         model, row = load_version(root, engine, product, version)
     finally:
         engine.dispose()
-    rate = rate_of(settings, product, false_alarm_rate, model)
-    judge = Judge(model.calibration_scores, rate)
+    judge = judge_of(settings, product, model, false_alarm_rate)
 
-    from models.openvino_detector import OpenVinoDetector
+    from models.detectors import load_detector
 
-    detector = OpenVinoDetector(model, settings.scoring_threads)
-    read = picture_reader(settings)
-    draw = _drawer(maps, read, float(model.manifest["calibration"]["pixel_threshold"])) if maps else None
+    detector = load_detector(model, settings.scoring_threads)
+    read = picture_reader(settings, draft=model.draft)
+    pixel_threshold = float(model.manifest["calibration"]["pixel_threshold"])
     if not as_json:
         typer.echo(_line({column: column for column in COLUMNS}))
     rows, failed = [], 0
-    for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decode_threads):
+    for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decoders):
         result = _row(outcome, judge)
         failed += isinstance(outcome, Failure)
-        if draw is not None and isinstance(outcome, ScoredFile):
-            draw(outcome, files[outcome.index][1])
+        if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
+            size = upright_size(outcome.path)
+            regions = regions_of(outcome.map, pixel_threshold, *size)
+            result["regions"] = [asdict(region) for region in regions]
+            if maps is not None:
+                picture = read(outcome.path, drawn_size(*size, PANEL_SIDE_MAX))
+                drawn = side_by_side(picture, outcome.map, pixel_threshold, regions, size)
+                _save(maps / files[outcome.index][1], drawn)
         if as_json:
             rows.append(result)
         else:
@@ -82,7 +87,8 @@ def score(
             {
                 "product": row.product,
                 "version": row.version,
-                "false_alarm_rate": rate,
+                "threshold_policy": judge.policy.name,
+                "false_alarm_rate": getattr(judge.policy, "false_alarm_rate", None),
                 "threshold": judge.threshold,
                 "images": rows,
                 "failed": failed,
@@ -93,12 +99,15 @@ def score(
         raise typer.Exit(1)
 
 
-def picture_reader(settings: Settings) -> Read:
-    """Return how pictures are read under the limits of `settings`; links are followed, unlike in `incoming/`."""
+def picture_reader(settings: Settings, *, draft: bool = False) -> Read:
+    """Return how pictures are read under the limits of `settings`; links are followed, unlike in `incoming/`.
+
+    `draft` is the version's: its pictures are read as those were by which it was calibrated.
+    """
 
     def read(path: Path, size: tuple[int, int]) -> UInt8Array:
         file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
-        return decode(file.data, size, pixels_max=settings.pixels_max).pixels
+        return decode(file.data, size, pixels_max=settings.pixels_max, draft=draft).pixels
 
     return read
 
@@ -112,11 +121,6 @@ def check_rate(asked: float | None) -> None:
     """Raise UsageError for a false-alarm rate outside (0, 1)."""
     if asked is not None and not 0 < asked < 1:
         raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {asked:g}")
-
-
-def rate_of(settings: Settings, product: str, asked: float | None, model: ModelVersion) -> float:
-    """Return the false-alarm rate asked for, else that of the settings, else the one `model` was trained for."""
-    return settings.false_alarm_rate_of(product, model.trained_false_alarm_rate) if asked is None else asked
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
@@ -148,7 +152,7 @@ def _outcomes(
 
 def _row(outcome: ScoredFile | Failure, judge: Judge) -> dict[str, Any]:
     if isinstance(outcome, Failure):
-        nothing = dict.fromkeys(("verdict", "score", "threshold", "p_value"))
+        nothing = dict.fromkeys(("verdict", "score", "threshold", "p_value", "uncertain", "uncertainty", "regions"))
         return {"file": _shown(outcome.path), **nothing, "error": shown_name(outcome.error)}
     decision = judge.decide(outcome.score)
     return {
@@ -157,21 +161,18 @@ def _row(outcome: ScoredFile | Failure, judge: Judge) -> dict[str, Any]:
         "score": decision.score,
         "threshold": decision.threshold,
         "p_value": decision.p_value,
+        "uncertain": decision.uncertain,
+        "uncertainty": decision.uncertainty,
         "error": None,
     }
 
 
-def _drawer(folder: Path, read: Read, pixel_threshold: float) -> Callable[[ScoredFile, Path], None]:
-    def draw(scored: ScoredFile, place: Path) -> None:
-        picture = read(scored.path, common_size(*upright_size(scored.path)))
-        path = folder / place
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_overlay(path, overlay(picture, scored.map, pixel_threshold))
-        except OSError as error:
-            raise TamisError(f"map {_shown(path)}: cannot be written: {error.strerror or error}") from None
-
-    return draw
+def _save(path: Path, drawn: UInt8Array) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_overlay(path, drawn)
+    except OSError as error:
+        raise TamisError(f"map {_shown(path)}: cannot be written: {error.strerror or error}") from None
 
 
 def _line(row: dict[str, Any]) -> str:

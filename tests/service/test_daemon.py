@@ -55,7 +55,7 @@ def test_the_whole_journey_from_drop_to_sigterm(house: Path, drop: Callable[...,
         assert (house / row["path"]).is_file() and row["received_at"] <= row["decided_at"]
     assert found["good.png"]["product"] == "gears" and found["good.png"]["model_version"] == "v1"
     assert nothing_left(house) and len(list((house / "maps").iterdir())) == 1
-    assert [line["event"] for line in log][:1] == ["ready"] and log[-1]["event"] == "stopped"
+    assert [line["event"] for line in log][:2] == ["measured", "ready"] and log[-1]["event"] == "stopped"
     assert sum(line.get("images", 0) for line in log if line["event"] == "batch") == 4
 
 

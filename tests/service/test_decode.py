@@ -92,6 +92,71 @@ def test_truncated_picture_is_refused(image_format: str) -> None:
     assert caught.value.code == "damaged"
 
 
+def noise(width: int, height: int) -> Image.Image:
+    return Image.effect_noise((width, height), 60).resize((width, height)).convert("RGB")
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    across = np.linspace(0, 255, width, dtype=np.float32)[None, :]
+    down = np.linspace(0, 255, height, dtype=np.float32)[:, None]
+    return Image.fromarray(np.stack(np.broadcast_arrays(across, down, (across + down) / 2), -1).astype(np.uint8))
+
+
+def test_draft_of_a_jpeg_tells_its_whole_size_and_nearly_the_same_pixels() -> None:
+    content = encoded(smooth(603, 402), "JPEG", quality=95)
+    whole, draft = decode(content, (40, 60)), decode(content, (40, 60), draft=True)
+    assert draft.drafted and not whole.drafted
+    assert (draft.height, draft.width, draft.mode) == (whole.height, whole.width, whole.mode) == (402, 603, "RGB")
+    assert np.abs(draft.pixels.astype(int) - whole.pixels).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_draft_comes_out_upright_whatever_its_exif_says(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(smooth(603, 402), "JPEG", quality=95, exif=exif)
+    size = (60, 40) if orientation >= 5 else (40, 60)
+    whole, draft = decode(content, size), decode(content, size, draft=True)
+    assert draft.drafted and (draft.height, draft.width) == (whole.height, whole.width)
+    assert np.abs(draft.pixels.astype(int) - whole.pixels).max() <= 2
+
+
+@pytest.mark.parametrize(("size", "drafted"), [((100, 150), True), ((101, 150), False), ((100, 151), False)])
+def test_draft_never_decodes_to_less_than_twice_the_wanted_size(size: tuple[int, int], drafted: bool) -> None:
+    assert decode(encoded(smooth(600, 400), "JPEG"), size, draft=True).drafted is drafted
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_draft_changes_nothing_for_other_formats(image_format: str) -> None:
+    content = encoded(noise(400, 300), image_format)
+    draft = decode(content, (30, 40), draft=True)
+    assert not draft.drafted
+    np.testing.assert_array_equal(draft.pixels, decode(content, (30, 40)).pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_draft_reads_every_kind_of_jpeg(mode: str, progressive: bool) -> None:
+    content = encoded(smooth(600, 400).convert(mode), "JPEG", quality=95, progressive=progressive)
+    draft = decode(content, (40, 60), draft=True)
+    assert draft.drafted and draft.mode == mode
+    assert np.abs(draft.pixels.astype(int) - decode(content, (40, 60)).pixels).max() <= 4
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_truncated_picture_is_refused_as_a_draft_too(share: float) -> None:
+    content = encoded(noise(640, 480), "JPEG")
+    with pytest.raises(DecodeError) as caught:
+        decode(content[: int(len(content) * share)], (30, 40), draft=True)
+    assert caught.value.code == "damaged"
+
+
+def test_draft_does_not_go_round_the_limit_on_pixels() -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(encoded(noise(640, 480), "JPEG"), (30, 40), pixels_max=640 * 480 - 1, draft=True)
+    assert caught.value.code == "too_many_pixels"
+
+
 @pytest.mark.parametrize("content", [b"GIF89a" + bytes(40), b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"hello"])
 def test_other_formats_are_refused_whatever_their_name(content: bytes) -> None:
     with pytest.raises(DecodeError) as caught:

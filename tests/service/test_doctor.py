@@ -16,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from models.calibrate import AtBestF1, AtFalseAlarmRate
 from models.registry import ModelVersion
 from service import doctor as judge
 from service.commands import doctor as command
@@ -193,12 +194,21 @@ def test_champion_with_a_changed_file_is_an_error() -> None:
 
 
 def test_rate_that_the_calibration_cannot_give_is_an_error_with_both_ways_out() -> None:
-    assert judge.judge_rate("flange", 0.02, None).level == "ok"
-    found = judge.judge_rate("flange", 0.01, "needs 99 held-out normal pictures, found 49")
+    assert judge.judge_threshold("flange", AtFalseAlarmRate(0.02), None).level == "ok"
+    found = judge.judge_threshold("flange", AtFalseAlarmRate(0.01), "needs 99 held-out normal pictures, found 49")
     assert found.level == "error"
     assert found.advice is not None
     assert "[products.flange]" in found.advice
     assert "train on more" in found.advice
+
+
+def test_policy_without_known_anomalies_is_an_error_with_both_ways_out() -> None:
+    assert judge.judge_threshold("flange", AtBestF1(), None).found == "by the policy f1"
+    found = judge.judge_threshold("flange", AtBestF1(), "needs scores of known anomalies")
+    assert found.level == "error"
+    assert found.advice is not None
+    assert "--anomalies" in found.advice
+    assert "[products.flange]" in found.advice
 
 
 @pytest.mark.parametrize(
@@ -380,7 +390,7 @@ def test_champion_whose_folder_is_gone_is_an_error(root: Path) -> None:
 def test_champion_with_too_few_calibration_scores_for_the_rate_is_an_error(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = {"calibration": {"scores": [float(n) for n in range(49)]}}
+    manifest = {"calibration": {"scores": [float(n) for n in range(49)], "false_alarm_rate": 0.05}}
     monkeypatch.setattr(command.registry, "verify", lambda folder, sha256: ModelVersion(folder, manifest, "0" * 64))
     row = SimpleNamespace(version="v1", sha256="0" * 64)
     for rate, level in ((0.01, "error"), (0.02, "ok")):

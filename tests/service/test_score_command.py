@@ -117,17 +117,48 @@ def test_names_with_strange_bytes_are_printed_safely(ready, tmp_path):
     assert len(printed.splitlines()) == 5
 
 
-def test_maps_are_drawn_over_the_pictures_at_their_size(ready, pictures, tmp_path):
+def test_picture_map_and_overlay_are_drawn_side_by_side(ready, pictures, tmp_path):
     maps = tmp_path / "maps"
     run(ready, pictures, pictures / "dark.png", "--maps", maps)
     written = sorted(str(path.relative_to(maps)) for path in maps.rglob("*") if path.is_file())
     assert written == ["dark.png.png", "pictures/dark.png.png", "pictures/inner/bright.JPG.png"]
     with Image.open(maps / "pictures/inner/bright.JPG.png") as image:
         drawn = np.asarray(image.convert("RGB")).astype(int)
-    assert drawn.shape == (32, 48, 3)
-    coloured = np.abs(drawn[..., 0] - drawn[..., 2]) > 20
-    assert coloured[2, 45]
-    assert not coloured[25:, :20].any()
+    assert drawn.shape == (32, 3 * 48 + 2 * 8, 3)
+    original, heat, over = drawn[:, :48], drawn[:, 56:104], drawn[:, 112:]
+    np.testing.assert_array_equal(original[20:], over[20:])
+    assert not (np.abs(original[..., 0] - original[..., 2]) > 20).any()
+    # On dark, what is below the threshold can be seen as well, but it is faint.
+    for panel, faint in ((heat, 100), (over, 20)):
+        coloured = np.abs(panel[..., 0] - panel[..., 2]) > faint
+        assert coloured[2, 45]
+        assert not coloured[25:, :20].any()
+
+
+def test_json_has_the_regions_of_each_picture_in_its_own_pixels_and_how_certain_it_is(ready, pictures):
+    dark, bright = document(ready, pictures)["images"]
+    [region] = bright["regions"]
+    assert dark["regions"] == [] and 1.9 < region["peak"] < 2.1
+    # The spot is in the upper right corner, 16 wide and 8 high.
+    assert 28 <= region["x"] <= 34 and region["y"] == 0
+    assert region["x"] + region["width"] == 48 and 7 <= region["height"] <= 12
+    assert (dark["uncertain"], bright["uncertain"]) == (False, False)
+    assert 0 < dark["uncertainty"] < 0.5 and 0 < bright["uncertainty"] < 0.5
+
+
+def test_policy_of_the_settings_sets_the_threshold_and_is_told(ready, pictures):
+    (ready / "tamis.toml").write_text('threshold_policy = "fixed"\nthreshold_fixed = 250\n')
+    found = document(ready, pictures)
+    assert (found["threshold_policy"], found["threshold"], found["false_alarm_rate"]) == ("fixed", 250.0, None)
+    assert {row["verdict"] for row in found["images"]} == {"normal"}
+    found = document(ready, pictures, "--false-alarm-rate", "0.1")
+    assert (found["threshold_policy"], found["false_alarm_rate"]) == ("false_alarm_rate", 0.1)
+
+
+def test_policy_that_needs_known_anomalies_ends_the_command_with_what_is_missing(ready, pictures):
+    (ready / "tamis.toml").write_text('threshold_policy = "f1"\n')
+    with pytest.raises(ConfigurationError, match=r"product default, version v1.*calibration\.anomaly_scores"):
+        run(ready, pictures)
 
 
 def test_maps_of_files_of_one_name_do_not_overwrite_each_other(ready, tmp_path):

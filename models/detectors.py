@@ -1,0 +1,46 @@
+"""Loads the detector of a version for the machine that it is on: its OpenVINO graph, or its network on a GPU.
+
+The graph on the CPU is the reference by which the version was calibrated; a GPU stands in for it where one is found
+and says the same. Without one neither torch nor CUDA is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from models.detector import Detector
+from models.openvino_detector import OpenVinoDetector
+from models.registry import ModelVersion
+
+log = logging.getLogger(__name__)
+
+_DEVICES = Path("/dev")
+
+
+def load_detector(version: ModelVersion, threads: int = 0) -> Detector:
+    """Return the detector of `version`, whose graph gets `threads` cores; 0 is every core this process may use.
+
+    Raises ModelCorrupt if the graph cannot be read or does not take pictures of the version's input size.
+    """
+    reference = OpenVinoDetector(version, threads)
+    if not gpu_found():
+        return reference
+    from models.torch_detector import GpuUnusable, on_gpu
+
+    try:
+        detector = on_gpu(version, reference)
+    except GpuUnusable as error:
+        log.warning("GPU found and not used for %s: %s", version.version, error)
+        return reference
+    log.info("scoring %s on the GPU", version.version)
+    return detector
+
+
+def gpu_found(devices: Path = _DEVICES) -> bool:
+    """Return whether an NVIDIA GPU may be used: its device is there and CUDA_VISIBLE_DEVICES does not hide it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return False
+    return any(devices.glob("nvidia[0-9]*"))

@@ -1,0 +1,59 @@
+"""Rebuilds the torch network of a version from its `model.json` and `model.safetensors`.
+
+What trained and exported it need not be there any more: kind and weights say all. A kind is added by naming how
+its empty network is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from models.registry import WEIGHTS, ModelVersion
+
+
+class CannotRebuild(Exception):
+    """There is no network for a version: of its kind none is known here, or its weights do not fit."""
+
+
+def network_of(version: ModelVersion) -> nn.Module:
+    """Return the scoring network of `version`, in eval mode, on the CPU: what was exported as its graph.
+
+    It takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map. Raises CannotRebuild.
+    """
+    make = _NETWORKS.get(version.kind)
+    if make is None:
+        raise CannotRebuild(
+            f"version {version.version}: expected a kind of {', '.join(sorted(_NETWORKS))}; found {version.kind}"
+        )
+    network = make(version.manifest)
+    try:
+        network.load_state_dict(load_file(version.folder / WEIGHTS), strict=True)
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise CannotRebuild(
+            f"{version.folder / WEIGHTS}: expected the tensors of {version.kind}; found: {error}"
+        ) from None
+    return network.eval().requires_grad_(False)
+
+
+def _feature(manifest: Mapping[str, Any]) -> nn.Module:
+    from models.backbone import OVERVIEW, FeatureExtractor
+    from models.feature_autoencoder import FeatureAutoencoder, Whitening
+    from models.feature_graph import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+    from models.segmentation_head import SegmentationHead
+
+    seen = FeaturesAndResiduals(FeatureExtractor(), Whitening(), FeatureAutoencoder())
+    return FeatureScoringGraph(FeatureEvidence(seen, Whitening(OVERVIEW), SegmentationHead()))
+
+
+def _pixel(manifest: Mapping[str, Any]) -> nn.Module:
+    from models.pixel_autoencoder import PixelAutoencoder, PixelScoringGraph
+
+    return PixelScoringGraph(PixelAutoencoder())
+
+
+_NETWORKS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"feature": _feature, "pixel": _pixel}
