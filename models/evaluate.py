@@ -20,6 +20,7 @@ from models import datasets, metrics
 from models.datasets import Sample
 from models.detector import Detector, Float32Array, UInt8Array
 from models.errors import DatasetError
+from models.picture_histograms import PictureHistograms
 
 BATCH_SIZE = 8
 DECODE_THREADS = 2
@@ -133,14 +134,17 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     decode_threads: int = DECODE_THREADS,
     report: Callable[[int, int], None] | None = None,
+    resampling: PictureHistograms | None = None,
+    watch: Callable[[Sample, ScoredFile], None] | None = None,
 ) -> Evaluation:
     """Score `samples` and return the metrics; a picture is called an anomaly iff it scores above `threshold`.
 
     `read` and `image_size` raise one of `unreadable` for a file that is no picture; it is then listed and
     left out, and so is a picture whose score or map is not finite. An anomaly without a mask counts for the
     picture metrics and is left out of the pixel metrics, as its defects are somewhere unknown.
-    `report(done, total)` is called after each batch. At most two batches of pictures and one map at common
-    size are held.
+    `report(done, total)` is called after each batch, `watch` with each scored picture and its map, which it should
+    not keep for all of them. `resampling` gets the maps that pixel metrics count, for confidence intervals. At most
+    two batches of pictures and one map at common size are held.
     """
     began = time.perf_counter()
     scores: list[PictureScore] = []
@@ -159,10 +163,15 @@ def evaluate(
         for scored in batch.scored:
             sample = samples[scored.index]
             scores.append(PictureScore(sample, scored.score))
+            if watch is not None:
+                watch(sample, scored)
             if pixels is None or (sample.label == 1 and sample.mask is None):
                 continue
             try:
-                pixels.add(*at_common_size(scored.map, sample, image_size))
+                common_map, mask = at_common_size(scored.map, sample, image_size)
+                pixels.add(common_map, mask)
+                if resampling is not None:
+                    resampling.add(sample.path, common_map, mask)
                 masked += sample.mask is not None
             except unusable as error:
                 failures.append(Failure(scored.index, sample.mask or sample.path, str(error)))
@@ -170,7 +179,7 @@ def evaluate(
         if report is not None:
             report(done, len(samples))
     return Evaluation(
-        metrics=_metrics(scores, threshold, pixels),
+        metrics=metrics_of(scores, threshold, pixels),
         threshold=threshold,
         normals=sum(picture.sample.label == 0 for picture in scores),
         anomalies=sum(picture.sample.label == 1 for picture in scores),
@@ -251,6 +260,33 @@ def mean(evaluations: Sequence[Metrics]) -> Metrics:
     return Metrics(**values)
 
 
+def metrics_of(
+    scores: Sequence[PictureScore], threshold: float, pixels: metrics.PixelHistograms | None = None
+) -> Metrics:
+    """Return the metrics of `scores` at `threshold`; without `pixels` those of pixels are None."""
+    values = np.asarray([picture.score for picture in scores], dtype=np.float64)
+    labels = np.asarray([picture.sample.label for picture in scores], dtype=np.int64)
+    verdicts = metrics.at_threshold(values, labels, threshold)
+    best = metrics.best_f1(values, labels)
+    pixel_auroc = pixels.auroc() if pixels is not None else None
+    aupro = pixels.aupro() if pixels is not None else None
+    return Metrics(
+        precision=verdicts.precision,
+        recall=verdicts.recall,
+        f1=verdicts.f1,
+        accuracy=verdicts.accuracy,
+        false_alarm_rate=verdicts.false_alarm_rate,
+        image_auroc=metrics.image_auroc(values, labels),
+        average_precision=metrics.average_precision(values, labels),
+        best_f1=best.f1 if best else None,
+        best_f1_threshold=best.threshold if best else None,
+        pixel_auroc=pixel_auroc.value if pixel_auroc else None,
+        pixel_auroc_error=pixel_auroc.error if pixel_auroc else None,
+        aupro=aupro.value if aupro else None,
+        aupro_error=aupro.error if aupro else None,
+    )
+
+
 def _score_batch(
     detector: Detector,
     decoded: list[tuple[int, Path, Future[UInt8Array]]],
@@ -274,27 +310,3 @@ def _score_batch(
             message = f"expected a finite score and anomaly map; found score {score}"
             failures.append(Failure(index, path, message))
     return scored, failures
-
-
-def _metrics(scores: Sequence[PictureScore], threshold: float, pixels: metrics.PixelHistograms | None) -> Metrics:
-    values = np.asarray([picture.score for picture in scores], dtype=np.float64)
-    labels = np.asarray([picture.sample.label for picture in scores], dtype=np.int64)
-    verdicts = metrics.at_threshold(values, labels, threshold)
-    best = metrics.best_f1(values, labels)
-    pixel_auroc = pixels.auroc() if pixels is not None else None
-    aupro = pixels.aupro() if pixels is not None else None
-    return Metrics(
-        precision=verdicts.precision,
-        recall=verdicts.recall,
-        f1=verdicts.f1,
-        accuracy=verdicts.accuracy,
-        false_alarm_rate=verdicts.false_alarm_rate,
-        image_auroc=metrics.image_auroc(values, labels),
-        average_precision=metrics.average_precision(values, labels),
-        best_f1=best.f1 if best else None,
-        best_f1_threshold=best.threshold if best else None,
-        pixel_auroc=pixel_auroc.value if pixel_auroc else None,
-        pixel_auroc_error=pixel_auroc.error if pixel_auroc else None,
-        aupro=aupro.value if aupro else None,
-        aupro_error=aupro.error if aupro else None,
-    )

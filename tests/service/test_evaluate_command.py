@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from models.errors import DatasetError
 from service.commands import evaluate as command
+from service.commands.evaluation_output import SCORE_COLUMNS
 from service.errors import TamisError, UsageError
 from service.storage.energy import EnergySample
 from service.storage.engine import open_database
@@ -121,7 +122,7 @@ def test_with_masks_the_maps_are_judged_too(ready, tmp_path):
 def test_unknown_metrics_are_null_and_shown_as_a_dash(ready, plain):
     lines = dict(line.split(maxsplit=1) for line in run(ready, plain).stdout.splitlines() if "AUROC" not in line)
     assert lines["AUPRO"] == "–"
-    assert lines["F1"] == "0.5000"
+    assert lines["F1"] == "0.5000   0.000 to 1.000 (95 %)"
     assert lines["Wh"] == "0.5"
     assert lines["g"] == "CO2e             –"
     assert lines["threshold"] == "100 at a false-alarm rate of 0.01"
@@ -193,7 +194,7 @@ def test_scores_are_written_for_each_picture(ready, tmp_path):
     run(ready, sets, "--scores", out)
     with out.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == command.SCORE_COLUMNS
+    assert tuple(rows[0]) == SCORE_COLUMNS
     assert {row["path"] for row in rows} == {str(p) for p in (sets / "bottle/test").rglob("*.png")}
     (anomaly,) = [row for row in rows if row["label"] == "anomaly"]
     assert (anomaly["verdict"], anomaly["threshold"], anomaly["split"]) == ("anomaly", "100.0", "test")

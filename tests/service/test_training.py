@@ -16,16 +16,17 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models import errors as model_errors
-from models.errors import TooFewImages
+from models.errors import MemoryExceeded, TooFewImages
 from models.progress import Progress
 from models.registry import list_versions, verify
-from service import training
+from service import training, training_process
 from service.decode import DecodeError
 from service.errors import TamisError, UsageError
 from service.products import check_product
 from service.storage import versions
 from service.storage.engine import open_database
-from service.training import TrainingJob, run_training, train_in_child
+from service.training import run_joint_training, run_training, train_in_child
+from service.training_job import JobProduct, TrainingJob
 from tests.models.made_pictures import NORMALS, make_normals
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def job(root: Path, tmp_path: Path) -> TrainingJob:
         false_alarm_rate=0.1,
         steps=5,
         side=64,
+        method="split",
         energy_cpu_max_w=20.0,
     )
 
@@ -103,7 +105,7 @@ def test_killed_child_is_a_clear_error_and_leaves_nothing(job: TrainingJob, engi
 
     def kill_in_the_loop(progress: Progress) -> None:
         if progress.stage == "training":
-            assert os.getpriority(os.PRIO_PROCESS, children[0].pid) >= training.CHILD_NICENESS
+            assert os.getpriority(os.PRIO_PROCESS, children[0].pid) >= training_process.CHILD_NICENESS
             children[0].kill()
 
     with pytest.raises(TamisError, match=r"product bar: .* ended by signal SIGKILL; .*out of memory"):
@@ -141,7 +143,8 @@ def test_interrupt_of_the_parent_ends_the_child(job: TrainingJob) -> None:
 
 SIGTERM_TO_ITSELF = """
 import json, os, signal, sys
-from service.training import TrainingJob, train_in_child
+from service.training import train_in_child
+from service.training_job import TrainingJob
 
 children = []
 
@@ -205,13 +208,13 @@ def test_what_a_dead_training_left_is_removed_and_a_running_one_is_left_alone(jo
 
 def test_stray_output_of_libraries_does_not_mix_with_events(job: TrainingJob) -> None:
     script = (
-        "import os, service.training as t\n"
+        "import os, service.training_process as t\n"
         "def noisy(job, events):\n"
         "    print('stray'); os.write(1, b'raw\\n'); raise t.DecodeError('damaged', 'cut short')\n"
         "t._train = noisy\n"
         "t.main()\n"
     )
-    given = json.dumps({**job.__dict__}).encode()
+    given = json.dumps(asdict(job)).encode()
     ended = subprocess.run(
         [sys.executable, "-c", script], input=given, cwd=REPOSITORY, capture_output=True, check=False
     )
@@ -249,23 +252,24 @@ def test_command_trains_and_says_what_it_made(
 ) -> None:
     make_normals(tmp_path / "good" / "monday", NORMALS)
     arguments = ("train", "--root", root, "--from", tmp_path / "good", "--kind", "pixel", "--steps", 5)
+    arguments += ("--calibration", "split")
     ended = tamis(*arguments, "--product", "bar", "--false-alarm-rate", 0.1, "--json")
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     assert (document["product"], document["state"], document["kind"]) == ("bar", "champion", "pixel")
-    assert document["input_size"] == [96, 160]
+    assert document["input_size"] == [64, 96]
     assert document["training_images"] + document["calibration_images"] == NORMALS
     assert list_versions(root / "models", "bar") == [document["version"]]
     assert f"training: {5} of {5}" in ended.stderr
 
     plain = tamis(*arguments, "--product", "bar", "--false-alarm-rate", 0.1, "--seed", 1)
     assert plain.returncode == 0, plain.stderr
-    for word in ("challenger", "160 x 96 pixels", "false-alarm rate of 0.1", " Wh", " s"):
+    for word in ("challenger", "96 x 64 pixels", "false-alarm rate of 0.1", " Wh", " s"):
         assert word in plain.stdout
 
 
 def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -> None:
-    from service.commands.train import train
+    from service.commands.train import KindName, train
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no picture")
@@ -275,3 +279,64 @@ def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -
         train(root, tmp_path / "empty", false_alarm_rate=1.5)
     with pytest.raises(UsageError, match="product"):
         train(root, tmp_path / "empty", product="../elsewhere")
+    with pytest.raises(UsageError, match="--kind classifier: expected pictures of defects"):
+        train(root, tmp_path / "empty", kind=KindName.classifier)
+    with pytest.raises(UsageError, match="--backbone: expected --kind classifier; found feature"):
+        train(root, tmp_path / "empty", backbone="resnet18")
+
+
+def test_products_trained_jointly_are_registered_together_and_share_the_energy(
+    job: TrainingJob, engine: Engine, tmp_path: Path
+) -> None:
+    bolts = make_normals(tmp_path / "bolts", 26)
+    anomalies = tuple(map(str, make_normals(tmp_path / "bad", 32)[30:]))
+    beside = JobProduct("bolt", tuple(map(str, bolts)), 0.1, anomalies)
+    trained = run_joint_training(engine, replace(job, beside=(beside,)))
+    with engine.connect() as connection:
+        rows = versions.versions(connection)
+        energy = connection.execute(text("SELECT images, total_wh FROM energy")).all()
+    assert [(row.product, row.state) for row in rows] == [("bar", "champion"), ("bolt", "champion")]
+    assert {row.version for row in rows} == {trained[0].version}
+    assert [one.images for one in energy] == [21 + 17]
+    assert sum(row.training_wh or 0 for row in rows) == pytest.approx(energy[0].total_wh) and energy[0].total_wh > 0
+    assert rows[0].image_auroc is None
+    assert rows[1].image_auroc == trained[1].manifest["calibration"]["image_auroc"] is not None
+
+
+def test_training_ends_before_it_takes_more_memory_than_it_may(job: TrainingJob, engine: Engine) -> None:
+    message = r"product bar: expected to need at most 0\.1 GB of memory; found \d\.\d\d GB, .*--memory-gb"
+    with pytest.raises(MemoryExceeded, match=message):
+        run_training(engine, replace(job, memory_gb=0.1))
+    with pytest.raises(MemoryExceeded, match=r"expected at least 1\.6 GB of memory; found a limit of 1\.2 GB"):
+        run_training(engine, replace(job, memory_gb=1.2))
+    assert list(Path(job.models_root).iterdir()) == []
+
+
+def test_memory_that_was_needed_is_on_record(job: TrainingJob, engine: Engine) -> None:
+    training = run_training(engine, job).manifest["training"]
+    assert 100 < training["memory_peak_mb"] < training["memory_max_mb"] == 6000
+
+
+@pytest.mark.parametrize("name", ["all", "All"])
+def test_no_model_is_trained_for_a_product_named_all(name: str, job: TrainingJob, engine: Engine) -> None:
+    with pytest.raises(UsageError, match="stands for all of them"):
+        run_training(engine, replace(job, product=name))
+
+
+def test_command_trains_one_network_for_every_sub_folder(
+    root: Path, tmp_path: Path, tamis: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    for product, count in (("bar", 26), ("bolt", 28)):
+        make_normals(tmp_path / "good" / product, count)
+    arguments = ("train", "--root", root, "--from", tmp_path / "good", "--product", "all", "--kind", "pixel")
+    arguments += ("--steps", 5, "--calibration", "split", "--false-alarm-rate", 0.1, "--json")
+    ended = tamis(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    documents = json.loads(ended.stdout)["versions"]
+    assert [(each["product"], each["joint"]) for each in documents] == [
+        ("bar", ["bar", "bolt"]),
+        ("bolt", ["bar", "bolt"]),
+    ]
+    (tmp_path / "good" / "loose.png").write_bytes((tmp_path / "good" / "bar" / "000.png").read_bytes())
+    ended = tamis(*arguments)
+    assert ended.returncode == 1 and "found loose.png beside them" in ended.stderr

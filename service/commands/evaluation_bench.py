@@ -1,0 +1,178 @@
+"""The bench of `tamis evaluate`: judges versions one after the other, meters each, puts its energy on record.
+
+Owns what is checked before anything is scored: that each object has its version, and each version a threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from models import evaluate as evaluation
+from models.calibrate import AtFalseAlarmRate, Policy
+from models.datasets import Sample
+from models.evaluate import Evaluation
+from models.picture_histograms import PictureHistograms
+from models.registry import ModelVersion
+from service.champions import has_champion, load_version
+from service.commands.evaluation_progress import TrainingLines, scoring_progress
+from service.commands.score import UNREADABLE, picture_reader, upright_size
+from service.energy import EnergyMeter
+from service.errors import TamisError, UsageError
+from service.names import shown_name
+from service.report.learning_curve import job_like, learning_curve
+from service.report.mistakes import WorstMistakes
+from service.report.outcome import Evaluated, Judgement, LearningPoint, compare
+from service.settings import Settings
+from service.storage import energy
+from service.storage.energy import EnergySample
+from service.storage.versions import VersionRow
+from service.thresholds import policy_of, threshold_of
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version, its row and the threshold that it is judged at."""
+
+    version: ModelVersion
+    row: VersionRow
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done for one object, known to be possible; both versions keep the same promise."""
+
+    object: str
+    samples: Sequence[Sample]
+    product: str
+    policy: Policy
+    first: Candidate
+    other: Candidate | None
+
+    @property
+    def rate(self) -> float:
+        """The false-alarm rate of the policy, or that of training where the policy has none."""
+        if isinstance(self.policy, AtFalseAlarmRate):
+            return self.policy.false_alarm_rate
+        return self.first.version.trained_false_alarm_rate
+
+
+def plan(
+    root: Path,
+    engine: Engine,
+    settings: Settings,
+    samples: Mapping[str, Sequence[Sample]],
+    *,
+    product: str,
+    version: str | None,
+    compare_with: str | None,
+    asked_rate: float | None,
+) -> list[Work]:
+    """Return the work for each object of `samples`.
+
+    Raises TamisError where a version is not there, UsageError where a version is to be compared with itself,
+    TooFewImages where one's calibration does not do for the promise.
+    """
+    works = []
+    for name, of_object in samples.items():
+        owner = name if len(samples) > 1 and version is None and has_champion(engine, name) else product
+        model, row = load_version(root, engine, owner, version)
+        policy = policy_of(settings, owner, model.trained_false_alarm_rate, asked_rate)
+        first = Candidate(model, row, threshold_of(settings, owner, model, asked_rate))
+        other = None
+        if compare_with is not None:
+            other_model, other_row = load_version(root, engine, row.product, compare_with)
+            if other_row.version == row.version:
+                raise UsageError(
+                    f"--compare {compare_with}: expected another version than the one evaluated; found the same"
+                )
+            same_rate = policy.false_alarm_rate if isinstance(policy, AtFalseAlarmRate) else asked_rate
+            other = Candidate(other_model, other_row, threshold_of(settings, owner, other_model, same_rate))
+        works.append(Work(name, of_object, owner, policy, first, other))
+    return works
+
+
+class Bench:
+    """Judges by one meter; every evaluation and every training is a row of energy."""
+
+    def __init__(self, engine: Engine, settings: Settings, meter: EnergyMeter) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._meter = meter
+
+    def evaluate(self, work: Work) -> Evaluated:
+        """Judge one object by its version, and by the other where one is asked for."""
+        first = self._judge(work.first, work, work.object)
+        if work.other is None:
+            return Evaluated(work.object, first)
+        second = self._judge(work.other, work, f"{work.object}, {work.other.version.version}")
+        return Evaluated(work.object, first, compare(first, second))
+
+    def learn(self, work: Work, pool: Sequence[Path], sizes: Sequence[int], steps: int | None) -> list[LearningPoint]:
+        """Train versions like that of `work` on subsets of `pool`, and judge them on the same pictures.
+
+        Their thresholds are those of the false-alarm rate, as a fixed score means another thing to each of them.
+        """
+
+        def judge(version: ModelVersion) -> Evaluation:
+            # What the training took, which the child has metered, is none of this evaluation's.
+            self._meter.take("idle")
+            threshold = threshold_of(self._settings, work.product, version, work.rate)
+            shown = f"{work.object}, trained on {version.manifest['training']['images']}"
+            result = self._scored(version, threshold, work, shown)
+            self._record(self._meter.take("evaluation", images=result.images))
+            return result
+
+        def progress(pictures: int) -> TrainingLines:
+            return TrainingLines(f"learning curve, {pictures} pictures")
+
+        job = job_like(work.first.version, work.rate, self._settings, steps)
+        return list(learning_curve(job, pool, sizes, judge, progress=progress, record=self._record))
+
+    def _judge(self, candidate: Candidate, work: Work, shown: str) -> Judgement:
+        histograms, mistakes = PictureHistograms(), WorstMistakes(candidate.threshold)
+        result = self._scored(candidate.version, candidate.threshold, work, shown, histograms, mistakes)
+        sample = self._meter.take("evaluation", images=result.images)
+        self._record(sample)
+        return Judgement(candidate.version, candidate.row, work.policy, result, sample, histograms, mistakes)
+
+    def _scored(
+        self,
+        version: ModelVersion,
+        threshold: float,
+        work: Work,
+        shown: str,
+        histograms: PictureHistograms | None = None,
+        mistakes: WorstMistakes | None = None,
+    ) -> Evaluation:
+        from models.detectors import load_detector
+
+        with scoring_progress(shown) as report:
+            result = evaluation.evaluate(
+                load_detector(version, self._settings.scoring_threads),
+                work.samples,
+                threshold,
+                picture_reader(self._settings, draft=version.draft),
+                upright_size,
+                unreadable=UNREADABLE,
+                decode_threads=self._settings.decoders,
+                report=report,
+                resampling=histograms,
+                watch=mistakes.offer if mistakes is not None else None,
+            )
+        if not result.images:
+            first = result.failures[0]
+            raise TamisError(
+                f"object {work.object}: expected pictures; none of {len(work.samples)} could be scored, "
+                f"the first being {shown_name(str(first.path))}: {shown_name(first.error)}"
+            )
+        return result
+
+    def _record(self, sample: EnergySample | None) -> None:
+        if sample is not None:
+            with self._engine.begin() as connection:
+                energy.add(connection, sample)

@@ -1,0 +1,143 @@
+"""Learning curve: what more pictures would bring. Trains on seeded subsets, each in a process of its own.
+
+The versions are registered nowhere and gone afterwards; what they are judged by, and their energy, is handed back.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from models.datasets import SUFFIXES, Sample, pictures_under
+from models.errors import DatasetError, TooFewImages
+from models.evaluate import Evaluation
+from models.progress import Progress
+from models.registry import BUILD_PREFIX, ModelVersion, file_sha256
+from service.errors import UsageError
+from service.names import shown_name
+from service.report.outcome import LearningPoint
+from service.settings import Settings
+from service.storage.energy import EnergySample
+from service.training import train_in_child
+from service.training_job import MINUTES_MAX, TrainingJob
+
+LEARNS_FROM_NORMALS = ("feature", "pixel")
+
+
+def learning_curve(
+    job: TrainingJob,
+    pool: Sequence[Path],
+    sizes: Sequence[int],
+    judge: Callable[[ModelVersion], Evaluation],
+    *,
+    progress: Callable[[int], Callable[[Progress], None]] = lambda pictures: lambda progress: None,
+    record: Callable[[EnergySample], None] = lambda sample: None,
+) -> Iterator[LearningPoint]:
+    """Yield a point for each of `sizes`, rising: `job` trained on so many pictures of `pool`, judged by `judge`.
+
+    A smaller subset is a part of every larger one, so that the curve shows number and not luck; which pictures
+    they are follows from `job.seed`. A size for which the pictures are too few has a point that says so. `record`
+    gets the energy of each training. Raises what `train_in_child` raises but TooFewImages.
+    """
+    order = sorted(pool)
+    random.Random(job.seed).shuffle(order)
+    for number, size in enumerate(sorted(set(sizes))):
+        if size > len(order):
+            yield LearningPoint(size, error=f"expected {size} normal pictures to train on; found {len(order)}")
+            continue
+        with tempfile.TemporaryDirectory(prefix="tamis-learning-curve-") as models_root:
+            part = replace(
+                job,
+                pictures=tuple(str(path) for path in order[:size]),
+                models_root=models_root,
+                build=f"{BUILD_PREFIX}learning-{number}",
+            )
+            try:
+                trained = train_in_child(part, report=progress(size))
+            except TooFewImages as error:
+                yield LearningPoint(size, error=str(error))
+                continue
+            if trained.energy is not None:
+                record(trained.energy)
+            (version,) = trained.versions
+            result = judge(version)
+        yield LearningPoint(
+            pictures=size,
+            trained=version.manifest["training"]["images"],
+            calibrated=len(version.calibration_scores),
+            metrics=result.metrics,
+            threshold=result.threshold,
+            seconds=version.manifest["training"]["seconds"],
+            training_wh=trained.energy.total_wh if trained.energy else None,
+            energy_source=trained.energy.source if trained.energy else None,
+        )
+
+
+def sizes_asked(asked: str | None, normals: Path | None) -> list[int]:
+    """Return the numbers in `asked`, such as `60,300`, rising; empty for None. Raises UsageError without `normals`."""
+    if (asked is None) != (normals is None):
+        given, missing = ("--learning-curve", "--from") if asked is not None else ("--from", "--learning-curve")
+        raise UsageError(f"{given}: expected {missing} with it; found none")
+    if asked is None:
+        return []
+    parts = [part.strip() for part in asked.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 and int(part) for part in parts):
+        raise UsageError(f"--learning-curve: expected numbers of pictures such as 60,300; found {asked!r}")
+    return sorted({int(part) for part in parts})
+
+
+def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path], int]:
+    """Return the pictures of `folder` that are not `evaluated`, told by their bytes, and how many of them are.
+
+    Raises DatasetError where there is none to train on.
+    """
+    shown = shown_name(str(folder))
+    found = pictures_under(folder)
+    if not found:
+        raise DatasetError(f"{shown}: expected pictures ({SUFFIXES}) at any depth; found none")
+    judged = {content for sample in evaluated if (content := _content(sample.path)) is not None}
+    # Links stay as they are given.
+    pool = [Path(os.path.abspath(path)) for path in found if _content(path) not in judged]  # noqa: PTH100
+    if not pool:
+        raise DatasetError(f"{shown}: expected pictures to train on; found only such as are evaluated")
+    return pool, len(found) - len(pool)
+
+
+def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int | None) -> TrainingJob:
+    """Return the training that made `version`, but for its pictures and where it goes; calibrated for `rate`.
+
+    Raises UsageError for a kind that does not learn from normal pictures alone.
+    """
+    if version.kind not in LEARNS_FROM_NORMALS:
+        raise UsageError(
+            f"--learning-curve: expected a version of kind {' or '.join(LEARNS_FROM_NORMALS)}, which learn from "
+            f"normal pictures alone; found {version.version} of kind {version.kind}"
+        )
+    training = version.manifest.get("training") or {}
+    return TrainingJob(
+        pictures=(),
+        models_root="",
+        product=version.product,
+        kind=version.kind,
+        profile=version.manifest.get("profile") or "balanced",
+        false_alarm_rate=rate,
+        seed=int(training.get("seed", 0)),
+        minutes_max=float(training.get("minutes_max", MINUTES_MAX)),
+        steps=steps,
+        file_bytes_max=settings.file_bytes_max,
+        pixels_max=settings.pixels_max,
+        energy_tracking=settings.energy_tracking,
+        energy_country=settings.energy_country,
+        energy_cpu_max_w=settings.energy_cpu_max_w,
+    )
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None  # training and evaluation each say what is wrong with it

@@ -1,0 +1,194 @@
+"""What an evaluation came to, as values: what the terminal, the JSON document and the page all show.
+
+Owns the comparison of two versions on the same pictures. Nothing here knows how it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from models.bootstrap import Interval, Judged, difference_intervals, intervals
+from models.calibrate import AtFalseAlarmRate, Policy
+from models.curves import SweepPoint, sweep
+from models.evaluate import Evaluation, Metrics, PictureScore, metrics_of
+from models.metrics import AtThreshold, Counts, Float64Array, at_threshold
+from models.picture_histograms import PictureHistograms
+from models.registry import ModelVersion
+from service.decide import ANOMALY, NORMAL
+from service.report.mistakes import WorstMistakes
+from service.storage.energy import EnergySample
+from service.storage.versions import VersionRow
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One version on the pictures of one object: its metrics, its energy, and what intervals need of its maps."""
+
+    version: ModelVersion
+    row: VersionRow
+    policy: Policy
+    result: Evaluation
+    energy: EnergySample | None
+    histograms: PictureHistograms
+    mistakes: WorstMistakes
+
+    @property
+    def name(self) -> str:
+        """Product and version."""
+        return f"{self.version.product}/{self.version.version}"
+
+    @property
+    def rate(self) -> float | None:
+        """The false-alarm rate that the threshold was calibrated for; None where another policy sets it."""
+        return self.policy.false_alarm_rate if isinstance(self.policy, AtFalseAlarmRate) else None
+
+    @property
+    def promise(self) -> str:
+        """What sets the threshold, in words."""
+        return f"at a false-alarm rate of {self.rate:g}" if self.rate is not None else f"by policy {self.policy.name}"
+
+    @property
+    def scores(self) -> Float64Array:
+        """The scores `(N,)`."""
+        return np.array([picture.score for picture in self.result.scores], dtype=np.float64)
+
+    @property
+    def labels(self) -> Counts:
+        """The labels `(N,)`."""
+        return labels_of(self.result.scores)
+
+    @property
+    def counts(self) -> AtThreshold:
+        """Verdicts against labels."""
+        return at_threshold(self.scores, self.labels, self.result.threshold)
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval | None]:
+        """The 95 % confidence interval of each metric; None where it is unknown."""
+        return intervals(self.judged(self.result.scores), self.labels, asdict(self.result.metrics))
+
+    @cached_property
+    def sweep(self) -> list[SweepPoint]:
+        """What other false-alarm rates would have come to."""
+        return sweep(self.version.calibration_scores, self.scores, self.labels)
+
+    def judged(self, pictures: Sequence[PictureScore]) -> Judged:
+        """Return what resampling needs of `pictures`, some or all of those scored."""
+        return Judged(
+            scores=np.array([picture.score for picture in pictures], dtype=np.float64),
+            threshold=self.result.threshold,
+            pixels=self.histograms.of([picture.sample.path for picture in pictures]),
+        )
+
+    def per_1000_images(self, total: float | None) -> float | None:
+        """Return `total` per 1,000 pictures; None where it is unknown."""
+        return None if total is None or not self.result.images else 1000 * total / self.result.images
+
+
+@dataclass(frozen=True)
+class Change:
+    """A picture whose verdict changes from one version to the other."""
+
+    path: Path
+    label: str
+    scores: tuple[float, float]
+    verdicts: tuple[str, str]
+
+    @property
+    def improves(self) -> bool:
+        """Whether the verdict of the other version is the right one."""
+        return self.verdicts[1] == self.label
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Another version beside the one evaluated, on the `images` pictures that both could score."""
+
+    other: Judgement
+    images: int
+    metrics: tuple[Metrics, Metrics]
+    differences: Mapping[str, float | None]
+    intervals: Mapping[str, Interval | None]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One object: its name, the version evaluated, and the comparison where one was asked for."""
+
+    object: str
+    judgement: Judgement
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class LearningPoint:
+    """A version trained on `pictures` normal pictures; `error` says why there is none, the rest is then None."""
+
+    pictures: int
+    trained: int | None = None
+    calibrated: int | None = None
+    metrics: Metrics | None = None
+    threshold: float | None = None
+    seconds: float | None = None
+    training_wh: float | None = None
+    energy_source: str | None = None
+    error: str | None = None
+
+
+def compare(first: Judgement, second: Judgement) -> Comparison:
+    """Return `second` beside `first`: differences are those of `second` less those of `first`.
+
+    Where a picture was scored by one alone, picture metrics are of those that both scored and pixel metrics
+    are unknown.
+    """
+    scored = {picture.sample: picture for picture in second.result.scores}
+    before = [picture for picture in first.result.scores if picture.sample in scored]
+    after = [scored[picture.sample] for picture in before]
+    if len(before) == first.result.images == second.result.images:
+        metrics = first.result.metrics, second.result.metrics
+    else:
+        metrics = metrics_of(before, first.result.threshold), metrics_of(after, second.result.threshold)
+    old, new = asdict(metrics[0]), asdict(metrics[1])
+    # Thresholds of different versions have no common unit, and the errors of binning are no metrics.
+    names = [name for name in old if name != "best_f1_threshold" and not name.endswith("_error")]
+    differences = {
+        name: None if old[name] is None or new[name] is None else float(new[name] - old[name]) for name in names
+    }
+    return Comparison(
+        other=second,
+        images=len(before),
+        metrics=metrics,
+        differences=differences,
+        intervals=difference_intervals(first.judged(before), second.judged(after), labels_of(before), differences)
+        if before
+        else dict.fromkeys(differences),
+        changes=tuple(_changes(first, second, before, after)),
+    )
+
+
+def labels_of(pictures: Sequence[PictureScore]) -> Counts:
+    """Return the labels of `pictures`, int64 `(N,)`."""
+    return np.array([picture.sample.label for picture in pictures], dtype=np.int64)
+
+
+def verdict(score: float, threshold: float) -> str:
+    """Return what a picture of that score is called."""
+    return ANOMALY if score > threshold else NORMAL
+
+
+def _changes(
+    first: Judgement, second: Judgement, before: Sequence[PictureScore], after: Sequence[PictureScore]
+) -> list[Change]:
+    found = []
+    for old, new in zip(before, after, strict=True):
+        verdicts = verdict(old.score, first.result.threshold), verdict(new.score, second.result.threshold)
+        if verdicts[0] != verdicts[1]:
+            label = ANOMALY if old.sample.label else NORMAL
+            found.append(Change(old.sample.path, label, (old.score, new.score), verdicts))
+    return found

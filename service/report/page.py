@@ -1,0 +1,287 @@
+"""The page: one HTML file, `index.html`, with everything in it. Owns where it is written and whose it is.
+
+Nothing in it asks a network for anything; a policy in its head forbids it to. What it shows was computed elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.bootstrap import RESAMPLES, Interval
+from models.curves import precision_recall, roc
+from models.datasets import Sample
+from models.evaluate import Metrics
+from service import __version__
+from service.errors import UsageError
+from service.names import shown_name
+from service.report.outcome import Evaluated, Judgement, LearningPoint
+from service.report.plots import Plots
+from service.report.thumbnails import Thumbnail
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+INDEX = "index.html"
+GENERATOR = "Tamis"
+UNKNOWN = "–"
+CHANGES_SHOWN = 200
+_HEAD_BYTES = 4096
+
+NAMES = {
+    "image_auroc": "image AUROC",
+    "average_precision": "average precision",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+    "false_alarm_rate": "false alarms",
+    "best_f1": "best F1",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+}
+FIRST_SHOWN = ("image_auroc", "f1", "recall", "precision", "false_alarm_rate")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One object with its worst mistakes drawn, and its learning curve where one was asked for."""
+
+    evaluated: Evaluated
+    missed: Sequence[Thumbnail]
+    false_alarms: Sequence[Thumbnail]
+    learning: Sequence[LearningPoint] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What one page shows."""
+
+    folder: str
+    layout: str
+    split: str
+    made_at: datetime
+    sections: Sequence[Section]
+    mean: Metrics | None
+
+
+def prepare(folder: Path) -> None:
+    """Make `folder` and see that a report can be written there, before hours of work are.
+
+    Raises UsageError where it is a file, cannot be written, or holds an `index.html` that is not a report, and
+    where the libraries that draw the page are not installed.
+    """
+    _require_libraries()
+    shown = shown_name(str(folder))
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--report {shown}: expected a folder, or nothing; found a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--report {shown}: expected a folder that can be written; found {error.strerror or error}"
+        ) from None
+    index = folder / INDEX
+    if (index.exists() or index.is_symlink()) and not is_report(index):
+        raise UsageError(
+            f"--report {shown}: expected no {INDEX}, or one of an earlier report; found one that Tamis did not make; "
+            f"choose another folder"
+        )
+
+
+def is_report(path: Path) -> bool:
+    """Return whether `path` is a page that this module wrote."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    finder = _GeneratorFinder()
+    finder.feed(head.decode("utf-8", "replace"))
+    return finder.found.split(" ")[0] == GENERATOR
+
+
+def write(folder: Path, html: str) -> Path:
+    """Write the page as `folder/index.html`, whole or not at all; return its path."""
+    path = folder / INDEX
+    try:
+        descriptor, partial = tempfile.mkstemp(prefix=".tmp.", suffix=".html", dir=folder)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(html)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(partial).chmod(0o666 & ~umask)  # mkstemp's own mode is for its owner alone
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UsageError(f"report {shown_name(str(path))}: cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML."""
+    plots = Plots()
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            page=page,
+            generator=f"{GENERATOR} {__version__}",
+            sections=[_section_values(section, plots, number) for number, section in enumerate(page.sections, start=1)],
+            mean=asdict(page.mean) if page.mean is not None else None,
+            names=NAMES,
+            first_shown=FIRST_SHOWN,
+            changes_shown=CHANGES_SHOWN,
+            resamples=f"{RESAMPLES:,}",
+        )
+    )
+
+
+def _section_values(section: Section, plots: Plots, number: int) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    evaluated, judgement = section.evaluated, section.evaluated.judgement
+    scores, labels = judgement.scores, judgement.labels
+    judgements = [judgement] + ([evaluated.comparison.other] if evaluated.comparison else [])
+    names = [one.version.version for one in judgements]
+    rocs = [(name, roc(one.scores, one.labels)) for name, one in zip(names, judgements, strict=True)]
+    recalls = [(name, precision_recall(one.scores, one.labels)) for name, one in zip(names, judgements, strict=True)]
+    drawn: dict[str, str] = {}
+    if known := [(name, curve) for name, curve in rocs if curve is not None]:
+        drawn["ROC curve"] = plots.roc(known)
+    if known := [(name, curve) for name, curve in recalls if curve is not None]:
+        drawn["Precision and recall"] = plots.precision_recall(known, float(labels.mean()))
+    drawn["Scores"] = plots.histogram(scores[labels == 0], scores[labels == 1], judgement.result.threshold)
+    if judgement.sweep:
+        drawn["False alarms, promised and realised"] = plots.realised_rates(judgement.sweep, judgement.rate)
+        drawn["What other false-alarm rates would give"] = plots.rates(judgement.sweep, judgement.rate)
+    learned: dict[str, str] = {}
+    if any(point.metrics is not None for point in section.learning):
+        learned["Accuracy"] = plots.learning(section.learning)
+        learned["Cost"] = plots.learning_cost(section.learning)
+    return {
+        "id": f"object-{number}",
+        "name": _printable(evaluated.object),
+        "judgement": judgement,
+        "metrics": asdict(judgement.result.metrics),
+        "intervals": judgement.intervals,
+        "facts": facts_of(judgement),
+        "plots": {title: Markup(svg) for title, svg in drawn.items()},
+        "learning_plots": {title: Markup(svg) for title, svg in learned.items()},
+        "learning": section.learning,
+        "mistakes": {"Missed anomalies": section.missed, "False alarms": section.false_alarms},
+        "comparison": evaluated.comparison,
+        "other_facts": facts_of(evaluated.comparison.other) if evaluated.comparison else None,
+        "compared": [asdict(metrics) for metrics in evaluated.comparison.metrics] if evaluated.comparison else None,
+    }
+
+
+def facts_of(judgement: Judgement) -> dict[str, str | None]:
+    """Return what is to be known of a version, ready to be shown; None is unknown."""
+    manifest, row = judgement.version.manifest, judgement.row
+    training, calibration = manifest.get("training") or {}, manifest["calibration"]
+    height, width = judgement.version.input_size
+    energy = manifest.get("energy") or {}
+    return {
+        "product": judgement.version.product,
+        "version": judgement.version.version,
+        "kind": judgement.version.kind,
+        "profile": manifest.get("profile"),
+        "state": row.state,
+        "made": f"{judgement.version.created_at:%Y-%m-%d %H:%M} UTC",
+        "Tamis version": manifest.get("tamis_version"),
+        "input size": f"{width} × {height} px",
+        "training pictures": _text(training.get("images")),
+        "training time": None if training.get("seconds") is None else f"{training['seconds']:.0f} s",
+        "training energy": None
+        if row.training_wh is None
+        else f"{row.training_wh:.3g} Wh" + (f" ({energy['source']})" if energy.get("source") else ""),
+        "calibration": f"{len(judgement.version.calibration_scores)} held-out pictures",
+        "threshold": f"{judgement.result.threshold:.6g}",
+        "threshold set": judgement.promise,
+        "trained for a rate of": f"{judgement.version.trained_false_alarm_rate:g}",
+        "pixel threshold": None
+        if calibration.get("pixel_threshold") is None
+        else f"{calibration['pixel_threshold']:.6g}",
+    }
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("service.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "signed": lambda value: UNKNOWN if value is None else f"{value:+z.4f}",
+        "interval": _interval,
+        "quantity": lambda value: UNKNOWN if value is None else f"{value:.4g}",
+        "fact": lambda value: UNKNOWN if value is None else _printable(str(value)),
+        "file": _file,
+        "path": lambda path: _printable(str(path)),
+        "printable": _printable,
+    }
+    return environment
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def _interval(interval: Interval | None, signed: bool = False) -> str:
+    if interval is None:
+        return UNKNOWN
+    return f"{interval.low:+z.3f} to {interval.high:+z.3f}" if signed else f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _file(sample: Sample) -> str:
+    return _printable("/".join(sample.path.parts[-2:]))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _printable(text: str) -> str:
+    """Return `text` from outside with what cannot be shown, or would turn the text around, replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_name(text))
+
+
+def _require_libraries() -> None:
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--report: expected the library {error.name}; found none; install it with pip install 'tamis[report]'"
+        ) from None
+    del jinja2
+
+
+class _GeneratorFinder(HTMLParser):
+    """Finds `<meta name="generator" content="…">`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag == "meta" and values.get("name") == "generator":
+            self.found = values.get("content") or ""
