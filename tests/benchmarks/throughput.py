@@ -1,6 +1,7 @@
 """Images per second of the daemon against the bound of the same run.
 
-The bound is decode and graph in a bare loop over the same threads, on the same files, with nothing written.
+The bound is decode and graph in a bare loop over the same threads, on the same files, with nothing written; both
+decode drafts where the version does.
 Bound and daemon are measured in turn, several times; the ratio is taken pair by pair.
 """
 
@@ -23,20 +24,26 @@ from tests.benchmarks import captures
 from tests.daemon_process import DaemonProcess, finished, wait_until
 
 PATIENCE_S = 900.0
+BATCH = 16
 
 
 def bound(root: Path, files: list[Path], threads: int, batch: int) -> float:
     """Images per second of decode and graph alone: the decoders run ahead by at most two batches."""
     [folder] = (root / "models" / "default").iterdir()
-    detector = OpenVinoDetector(verify(folder))
+    version = verify(folder)
+    detector = OpenVinoDetector(version)
     began = time.perf_counter()
+
+    def pixels_of(path: Path) -> Any:
+        return decode(path.read_bytes(), detector.input_size, draft=version.draft).pixels
+
     with ThreadPoolExecutor(threads) as pool:
         ahead: list[Any] = []
         upcoming = iter(files)
 
         def refill() -> None:
             while len(ahead) < 3 * batch and (path := next(upcoming, None)) is not None:
-                ahead.append(pool.submit(lambda p: decode(p.read_bytes(), detector.input_size).pixels, path))
+                ahead.append(pool.submit(pixels_of, path))
 
         refill()
         while ahead:
@@ -45,6 +52,12 @@ def bound(root: Path, files: list[Path], threads: int, batch: int) -> float:
             refill()
             detector.score(np.stack(pixels))
     return len(files) / (time.perf_counter() - began)
+
+
+def drafts(root: Path) -> bool:
+    """Whether the model decodes drafts."""
+    [folder] = (root / "models" / "default").iterdir()
+    return verify(folder).draft
 
 
 def daemon(root: Path, files: list[Path]) -> dict[str, float]:
@@ -73,9 +86,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--profile", default="fast")
+    parser.add_argument("--full-size", action="store_true", help="train on the captures, so that drafts are tried")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        root = captures.trained_root(Path(folder), options.profile, steps=100)
+        root = captures.trained_root(Path(folder), options.profile, steps=100, full_size=options.full_size)
         settings = settings_module.load(root)
         store = Path(folder) / "captures"
         store.mkdir()
@@ -85,7 +99,7 @@ def main() -> None:
             files[-1].write_bytes(content)
         pairs = []
         for _ in range(options.pairs):
-            bare = bound(root, files, settings.decode_threads, settings.batch_size_max)
+            bare = bound(root, files, settings.decoders, settings.batch_size_max or BATCH)
             served = daemon(root, files)
             pairs.append({"bound_images_per_s": bare, **served, "ratio": served["images_per_s"] / bare})
     captures.report(
@@ -94,6 +108,7 @@ def main() -> None:
             "images": options.images,
             "size": "1500x1000",
             "profile": options.profile,
+            "draft": drafts(root),
             "pairs": pairs,
             "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
             "median_images_per_s": statistics.median(pair["images_per_s"] for pair in pairs),

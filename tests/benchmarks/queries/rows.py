@@ -44,7 +44,10 @@ IMAGE_COLUMNS = (
     "error_code",
     "error",
     "energy_id",
+    "uncertain",
+    "uncertainty",
 )
+UNCERTAIN_SHARE = 0.03
 
 
 def fill(root: Path, rows: int, now: datetime, seed: int = 1) -> None:
@@ -84,12 +87,14 @@ def _images(rows: int, now: datetime, rng: random.Random) -> Iterator[tuple[obje
         folder = "quarantine" if quarantined else "anomaly" if anomaly else "normal"
         path = f"{folder}/{product}/{received[:10]}/camera1_{n:07d}.{id}.jpg"
         score = None if quarantined else rng.uniform(1.0, 2.0) if anomaly else rng.uniform(0.1, 1.0)
+        # A band as wide as holds so many of the normal pictures.
+        uncertainty = None if score is None else 1 / (1 + abs(score - 1.0) / (0.9 * UNCERTAIN_SHARE))
         yield (
             *(id, product, f"camera1_{n:07d}.jpg", path, path, "quarantined" if quarantined else "placed"),
             *(None if quarantined else "anomaly" if anomaly else "normal", score, 1.0, 0.5, "20260101T000000Z-abcdef"),
             *(digest, 1500, 1000, "RGB", 240_000, received, received, received, 180.0, 1, None),
             *(("truncated", "image file is truncated") if quarantined else (None, None)),
-            n // BATCH + 1,
+            *(n // BATCH + 1, None if uncertainty is None else int(uncertainty > 0.5), uncertainty),
         )
 
 

@@ -32,6 +32,10 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 DAY_AGO = NOW - timedelta(hours=24)
 
 
+def _review(connection: Connection, condition: str) -> list[object]:
+    return list(connection.exec_driver_sql(f"SELECT * FROM review_queue {condition} LIMIT 50"))
+
+
 QUERIES: dict[str, Callable[[Connection], list[object]]] = {
     "since 24h, newest 100": lambda c: images.search(c, since=DAY_AGO),
     "since 24h, all": lambda c: images.search(c, since=DAY_AGO, limit=None),
@@ -39,6 +43,11 @@ QUERIES: dict[str, Callable[[Connection], list[object]]] = {
     "last 100 quarantined": lambda c: images.search(c, state="quarantined"),
     "last 100 quarantined of a product": lambda c: images.search(c, product="default", state="quarantined"),
     "last 100 of a product": lambda c: images.search(c, product="macaroni"),
+    "last 100 uncertain": lambda c: images.search(c, uncertain=True),
+    "last 100 uncertain of a product": lambda c: images.search(c, uncertain=True, product="macaroni"),
+    "first 50 to review": lambda c: _review(c, ""),
+    "first 50 to review of a product": lambda c: _review(c, "WHERE product = 'macaroni'"),
+    "first 50 to review of no product": lambda c: _review(c, "WHERE product = 'none'"),
     "count since 24h": lambda c: [images.count(c, since=DAY_AGO)],
     "count of all": lambda c: [images.count(c)],
     "states of all": lambda c: list(images.states(c)),
