@@ -74,53 +74,68 @@ class FeatureEvidence(nn.Module):
 
 
 class FeatureScoringGraph(nn.Module):
-    """Pictures to score and map, all preprocessing inside; in eval mode this is what is exported."""
+    """Pictures to score and map, all preprocessing inside; in eval mode this is what is exported.
+
+    Autoencoder and overview speak of the same, of what was never seen, and err together; so they are added up to one
+    witness, the novelty, before it is heard beside the head.
+    """
 
     stride = STRIDE
+    middle: Tensor
+    spread: Tensor
     start: Tensor
     scale: Tensor
-    weight: Tensor
 
     def __init__(self, evidence: FeatureEvidence) -> None:
-        """Make the kinds of `evidence` count alike and unscaled; `fit_tails` makes them comparable."""
+        """Leave `evidence` in the units it comes in; `fit_tails` makes its kinds comparable."""
         super().__init__()
         self.evidence = evidence
+        self.register_buffer("middle", torch.zeros(len(EVIDENCE)))
+        self.register_buffer("spread", torch.ones(len(EVIDENCE)))
+        # Of head, autoencoder (for the map) and novelty.
         self.register_buffer("start", torch.zeros(len(EVIDENCE)))
         self.register_buffer("scale", torch.ones(len(EVIDENCE)))
-        self.register_buffer("weight", torch.full((len(EVIDENCE),), 1 / len(EVIDENCE)))
 
-    def fit_tails(self, evidence: Tensor, weight: Tensor) -> None:
-        """Take an exponential tail of each column of `evidence` `(n, 3)` of normal pictures not trained on.
+    def fit_tails(self, evidence: Tensor) -> None:
+        """Take unit and tail of each kind from `evidence` `(n, 3)` of normal pictures that nothing was fitted to.
 
-        Beyond its 75 % quantile a column's excess has the mean `scale` (the maximum-likelihood estimate of an
-        exponential tail). `weight` `(3,)`, of sum 1, is the share of false alarms that each may cause.
+        The unit is the distance from median to 84 % quantile, a standard deviation where values are Gaussian. A tail
+        is exponential: beyond the 75 % quantile the excess has the mean `scale`, its maximum-likelihood estimate.
         """
-        for column in range(len(EVIDENCE)):
-            values = evidence[:, column].double()
-            start = torch.quantile(values, 1 - TAIL)
-            beyond = values[values > start]
+        values = evidence.double()
+        middle = values.quantile(0.5, dim=0)
+        self.middle.copy_(middle)
+        self.spread.copy_((values.quantile(0.84, dim=0) - middle).clamp_min(1e-6))
+        for column, witness in enumerate((values[:, 0], values[:, 1], self._novelty(evidence).double())):
+            start = torch.quantile(witness, 1 - TAIL)
+            beyond = witness[witness > start]
             scale = (beyond - start).mean() if len(beyond) else torch.ones((), dtype=torch.float64)
             self.start[column] = start
             self.scale[column] = scale.clamp_min(1e-6)
-        self.weight.copy_(weight)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return score float32 `(N,)` and map float32 `(N, H/8, W/8)`, ≥ 0, of uint8 `(N, H, W, 3)` RGB.
 
-        The score is about -ln of the share of normal pictures that score as high: the log of the sum, over kinds, of
-        weight over tail probability, a soft form of the weighted Bonferroni correction. The map says the same of
+        The score is about -ln of the share of normal pictures that score as high: the log of the mean, over head and
+        novelty, of one over the tail probability, a soft form of Bonferroni's correction. The map says the same of
         each place, from head and autoencoder, made positive by softplus.
         """
         of_picture, of_places = self.evidence(images)
-        return self._together(of_picture), functional.softplus(self._together(of_places))
+        return self.score(of_picture), functional.softplus(self._together(of_places[:, 0], of_places[:, 1], 1))
 
-    def _together(self, evidence: Tensor) -> Tensor:
-        """Return `(N, ...)` of `evidence` `(N, kinds, ...)`."""
-        kinds = evidence.shape[1]
-        shape = [1, kinds] + [1] * (evidence.dim() - 2)
-        start, scale, weight = (part[:kinds].reshape(shape) for part in (self.start, self.scale, self.weight))
-        surprise = (evidence - start) / scale + weight.clamp_min(_SMALLEST).log()
-        return surprise.logsumexp(dim=1) - math.log(TAIL)
+    def score(self, evidence: Tensor) -> Tensor:
+        """Return the score `(N,)` of `evidence` `(N, 3)` of pictures."""
+        return self._together(evidence[:, 0], self._novelty(evidence), 2)
+
+    def _novelty(self, evidence: Tensor) -> Tensor:
+        return ((evidence[:, 1:] - self.middle[1:]) / self.spread[1:]).sum(dim=1)
+
+    def _together(self, head: Tensor, other: Tensor, column: int) -> Tensor:
+        """Return -ln of the share of normals that reach as high, of the head's and of the evidence of `column`."""
+        surprise = torch.stack(
+            [(head - self.start[0]) / self.scale[0], (other - self.start[column]) / self.scale[column]]
+        )
+        return surprise.logsumexp(dim=0) - math.log(2 * TAIL)
 
 
 def _mean_of_worst(places: Tensor, share: float) -> Tensor:

@@ -37,7 +37,7 @@ from models.train_pixel import STEPS as PIXEL_STEPS
 from models.train_pixel import fit_pixel
 from models.training_pictures import Chosen, ImageSize, ProductPictures, Read, choose_pictures
 
-PROFILES = {"fast": 256, "balanced": 384, "accurate": 512}
+PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}
 PIXEL_SIDE = 128
 STEPS = {"feature": FEATURE_STEPS, "pixel": PIXEL_STEPS, "classifier": CLASSIFIER_STEPS}
 FITS: Mapping[str, Callable[..., Fitted]] = {"feature": fit_feature, "pixel": fit_pixel, "classifier": fit_classifier}

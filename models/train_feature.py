@@ -21,20 +21,20 @@ from models.backbone import BACKBONE, FEATURES, STRIDE, WEIGHTS_SHA256, load_ext
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
 from models.drawn_defects import draw_defects, share_by_position
+from models.evidence import Evidence
 from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Whitening
-from models.feature_graph import EVIDENCE, OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+from models.feature_graph import OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
 from models.feature_pool import POOL_BYTES, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted
 from models.limits import Limits
 from models.progress import Progress
 from models.segmentation_head import WIDTH as HEAD_WIDTH
-from models.tails import Evidence, shares_of_false_alarms
 from models.train_head import fit_head
 from models.training_pictures import Read
 from models.variations import harmless, vary
 
 STEPS = 800
-HEAD_STEPS_SHARE = 0.4  # of each of its two rounds
+HEAD_STEPS_SHARE = 0.75  # of each of its two rounds
 POSITIONS = 4096  # in a step of the autoencoder
 LEARNING_RATE = 1e-2
 
@@ -99,9 +99,7 @@ def fit_feature(
 
     # Scale of the evidence
     graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
-    evidence = Evidence(graph.evidence, size)
-    weights = shares_of_false_alarms(evidence, tune, normal, seed)
-    graph.fit_tails(evidence.of(_several(tune, seed)), weights)
+    graph.fit_tails(Evidence(graph.evidence, size).of(_several(tune, seed)))
     return Fitted(
         graph=graph,
         stride=STRIDE,
@@ -114,11 +112,10 @@ def fit_feature(
             "head_steps": head_steps,
             "tuning_images": len(tune),
             "harmless_changes": changes,
-            "false_alarm_shares": dict(zip(EVIDENCE, graph.weight.tolist(), strict=True)),
         },
         backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
-        map_meaning="softplus of the log of the sum of weight over tail probability, of head and autoencoder",
-        score_meaning="log of the sum of weight over tail probability, of head, autoencoder and overview",
+        map_meaning="softplus of the log of the mean of one over tail probability, of head and autoencoder",
+        score_meaning="log of the mean of one over tail probability, of head and novelty (autoencoder and overview)",
     )
 
 

@@ -21,6 +21,8 @@ LEARNING_RATES = (3e-3, 2e-3)
 # Crops in a step of each round: with drawn defects, of normal pictures, of false alarms.
 ROUNDS = ((12, 4, 0), (10, 2, 4))
 FALSE_ALARMS = 300
+# Share of a crop's channels that are left out of a step, so that no defect is known by one of them alone.
+DROPPED = 0.1
 
 
 def fit_head(
@@ -58,7 +60,9 @@ def _round(
             picked = torch.randint(len(pool.seen), (count,), generator=chance)
             seen.append(pool.seen[picked])
             shares.append(pool.defect_share[picked])
-        crops = torch.cat(seen).float().contiguous(memory_format=torch.channels_last)
+        crops = torch.cat(seen).float()
+        kept = torch.rand((*crops.shape[:2], 1, 1), generator=chance) >= DROPPED
+        crops = (crops * kept / (1 - DROPPED)).contiguous(memory_format=torch.channels_last)
         return defect_loss(head(crops)[:, 0], torch.cat(shares))
 
     stage = f"training the head, round {number + 1} of {len(ROUNDS)}"

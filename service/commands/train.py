@@ -42,7 +42,7 @@ class KindName(StrEnum):
 
 
 class ProfileName(StrEnum):
-    """How large pictures are scored: area of 256, 384 or 512 pixels squared."""
+    """How large pictures are scored: area of 256, 384 or 768 pixels squared."""
 
     fast = "fast"
     balanced = "balanced"
