@@ -26,6 +26,7 @@ LEVELS = (1, 2, 3, 4)  # strides 4, 8, 16, 32
 CHANNELS = (24, 40, 112, 320)
 STRIDE = 8
 FEATURES = sum(CHANNELS[:3])
+DETAIL = 4 * CHANNELS[0] + CHANNELS[1]
 OVERVIEW = sum(CHANNELS[1:])
 
 
@@ -33,8 +34,9 @@ class FeatureExtractor(nn.Module):
     """Pictures to features of each place, and to an overview of each picture.
 
     Features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked. The averaging makes
-    a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1). Overview: the means over
-    the whole picture, at half its sides, of the three deepest levels.
+    a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1). Detail: the two finest
+    levels as they are, the four places at stride 4 side by side, since averages wash out what is a few pixels large.
+    Overview: the means over the whole picture, at half its sides, of the three deepest levels.
     """
 
     def __init__(self) -> None:
@@ -47,19 +49,19 @@ class FeatureExtractor(nn.Module):
         self.backbone: nn.Module = backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features float32 `(N, 176, H/8, W/8)` and overview float32 `(N, 472)`.
+        """Return features and detail, float32 `(N, 176 + 136, H/8, W/8)`, and overview float32 `(N, 472)`.
 
         `images` are uint8 `(N, H, W, 3)` RGB, H and W multiples of 32 and at least 64.
         """
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - 0.5) / 0.5
+        levels = self._levels(pixels, 3)
         fine, middle, coarse = (
-            functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
-            for level in self._levels(pixels, 3)
+            functional.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False) for level in levels
         )
         coarse = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
-        features = torch.cat([functional.avg_pool2d(fine, 2), middle, coarse], dim=1)
+        features = [functional.avg_pool2d(fine, 2), middle, coarse, functional.pixel_unshuffle(levels[0], 2), levels[1]]
         deep = self._levels(functional.avg_pool2d(pixels, 2), 4)[1:]
-        return features, torch.cat([level.mean(dim=(2, 3)) for level in deep], dim=1)
+        return torch.cat(features, dim=1), torch.cat([level.mean(dim=(2, 3)) for level in deep], dim=1)
 
     def _levels(self, pixels: Tensor, count: int) -> list[Tensor]:
         """Return the first `count` levels: the backbone's own `forward` computes all of them, whoever asks."""

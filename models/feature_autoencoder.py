@@ -59,6 +59,29 @@ class Whitening(nn.Module):
         return functional.conv2d(centred, self.matrix[:, :, None, None])
 
 
+class Standardisation(nn.Module):
+    """Brings each channel of training features to mean 0 and variance 1."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        """Make one that changes nothing; `fit` gives it its means and deviations."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("deviation", torch.ones(channels))
+
+    def fit(self, positions: Tensor) -> None:
+        """Take means and standard deviations of `positions`, `(n, channels)` of any float type, n ≥ 2."""
+        self.mean.copy_(positions.mean(0, dtype=torch.float32))
+        squares = torch.stack([(block.float() - self.mean).square().sum(0) for block in torch.split(positions, 65_536)])
+        self.deviation.copy_((squares.sum(0) / len(positions)).sqrt().clamp_min(1e-6))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return standardised features, `(N, channels, h, w)` as they came."""
+        return (features - self.mean[None, :, None, None]) / self.deviation[None, :, None, None]
+
+
 class FeatureAutoencoder(nn.Sequential):
     """1x1 convolutions 176-108-80-40-80-108-176 with batch norm and ReLU between: each position for itself."""
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbone import OVERVIEW, STRIDE, FeatureExtractor
-from models.feature_autoencoder import FeatureAutoencoder, Whitening
+from models.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE, FeatureExtractor
+from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
 from models.segmentation_head import SegmentationHead
 
 EVIDENCE = ("head", "autoencoder", "overview")
@@ -29,20 +29,29 @@ _SMALLEST = 1e-12
 
 
 class FeaturesAndResiduals(nn.Module):
-    """Pictures to what the head sees, `(N, 352, h, w)`, and the overview: run once over the training pictures."""
+    """Pictures to what the head sees, `(N, 488, h, w)`, and the overview: run once over the training pictures."""
 
-    def __init__(self, extractor: FeatureExtractor, whitening: Whitening, autoencoder: FeatureAutoencoder) -> None:
-        """Put the three parts, as trained, one behind the other."""
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        whitening: Whitening,
+        autoencoder: FeatureAutoencoder,
+        standardisation: Standardisation,
+    ) -> None:
+        """Put the parts, as trained, one behind the other."""
         super().__init__()
         self.extractor = extractor
         self.whitening = whitening
         self.autoencoder = autoencoder
+        self.standardisation = standardisation
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whitened features and what the autoencoder left of them, stacked, and the overview."""
-        features, overview = self.extractor(images)
+        """Return whitened features, what the autoencoder left of them and detail, stacked, and the overview."""
+        kept, overview = self.extractor(images)
+        features, detail = kept.split((FEATURES, DETAIL), dim=1)
         whitened = self.whitening(features)
-        return torch.cat([whitened, whitened - self.autoencoder(whitened)], dim=1), overview
+        residuals = whitened - self.autoencoder(whitened)
+        return torch.cat([whitened, residuals, self.standardisation(detail)], dim=1), overview
 
 
 class FeatureEvidence(nn.Module):
@@ -61,7 +70,7 @@ class FeatureEvidence(nn.Module):
         """
         seen, overview = self.seen(images)
         logits = self.head(seen)[:, 0]
-        residuals = seen[:, seen.shape[1] // 2 :]
+        residuals = seen[:, FEATURES : 2 * FEATURES]
         errors = residuals.square().mean(dim=1, keepdim=True)
         errors = functional.avg_pool2d(errors, 3, stride=1, padding=1, count_include_pad=False)[:, 0]
         distance = self.overview(overview.reshape(-1, OVERVIEW, 1, 1)).flatten(1).square().mean(dim=1)

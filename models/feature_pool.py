@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.backbone import FEATURES, OVERVIEW, STRIDE
+from models.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE
 from models.detector import Float32Array, UInt8Array
 from models.export import converted
 from models.openvino_runtime import compile_queue
@@ -24,6 +24,8 @@ from models.progress import Progress
 
 POOL_BYTES = 600_000_000
 CROP_SIDE = 24  # positions
+KEPT = FEATURES + DETAIL  # channels of the extractor
+SEEN = 2 * FEATURES + DETAIL  # channels that the head sees
 
 Take = Callable[[int, Float32Array, Float32Array], None]
 """Gets a picture's number, what the network said of its places `(channels, h, w)` and of all of it `(472,)`."""
@@ -59,25 +61,25 @@ def position_pool(
 ) -> tuple[Tensor, Tensor]:
     """Return features of positions drawn from each of `count` pictures alike, and their overviews.
 
-    Float16 `(n, 176)` of at most `pool_bytes`, and float32 `(count, 472)`.
+    Float16 `(n, 312)` of at most `pool_bytes`, and float32 `(count, 472)`.
     """
     positions = size[0] * size[1] // STRIDE**2
-    each = max(1, min(positions, pool_bytes // (count * FEATURES * 2)))
-    pool = np.empty((count, each, FEATURES), dtype=np.float16)
+    each = max(1, min(positions, pool_bytes // (count * KEPT * 2)))
+    pool = np.empty((count, each, KEPT), dtype=np.float16)
     overviews = np.empty((count, OVERVIEW), dtype=np.float32)
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:
         drawn = np.random.default_rng([seed, index]).permutation(positions)[:each]
-        pool[index] = places.reshape(FEATURES, positions)[:, drawn].T
+        pool[index] = places.reshape(KEPT, positions)[:, drawn].T
         overviews[index] = overview
 
     network.run(_told(pictures, count, "features", report), take)
-    return torch.from_numpy(pool.reshape(-1, FEATURES)), torch.from_numpy(overviews)
+    return torch.from_numpy(pool.reshape(-1, KEPT)), torch.from_numpy(overviews)
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of what the head sees, float16 `(n, 352, h, w)`, and how much of each position is defect, `(n, h, w)`."""
+    """Crops of what the head sees, float16 `(n, 488, h, w)`, and how much of each position is defect, `(n, h, w)`."""
 
     seen: Tensor
     defect_share: Tensor
@@ -99,7 +101,7 @@ def crop_pool(
     """
     rows, columns = size[0] // STRIDE, size[1] // STRIDE
     height, width = min(CROP_SIDE, rows), min(CROP_SIDE, columns)
-    seen = np.empty((count * crops_each, 2 * FEATURES, height, width), dtype=np.float16)
+    seen = np.empty((count * crops_each, SEEN, height, width), dtype=np.float16)
     shares = np.empty((count * crops_each, height, width), dtype=np.float32)
     defects: dict[int, Float32Array] = {}
 
@@ -129,7 +131,7 @@ def hardest_crops(
 ) -> Crops:
     """Return, of the normal `pictures` that `head` finds most of a defect in, the crops where it does; at most `most`.
 
-    `head` takes float32 `(1, 352, h, w)` and returns `(1, 1, h, w)`.
+    `head` takes float32 `(1, 488, h, w)` and returns `(1, 1, h, w)`.
     """
     height, width = (min(CROP_SIDE, side // STRIDE) for side in pictures[0].shape[:2])
     kept: list[tuple[float, int, Tensor]] = []

@@ -41,12 +41,12 @@ def network_of(version: ModelVersion) -> nn.Module:
 
 
 def _feature(manifest: Mapping[str, Any]) -> nn.Module:
-    from models.backbone import OVERVIEW, FeatureExtractor
-    from models.feature_autoencoder import FeatureAutoencoder, Whitening
+    from models.backbone import DETAIL, OVERVIEW, FeatureExtractor
+    from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
     from models.feature_graph import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
     from models.segmentation_head import SegmentationHead
 
-    seen = FeaturesAndResiduals(FeatureExtractor(), Whitening(), FeatureAutoencoder())
+    seen = FeaturesAndResiduals(FeatureExtractor(), Whitening(), FeatureAutoencoder(), Standardisation(DETAIL))
     return FeatureScoringGraph(FeatureEvidence(seen, Whitening(OVERVIEW), SegmentationHead()))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbone import FEATURES
+from models.backbone import DETAIL, FEATURES
 
 WIDTH = 64
 # Of a position's 8x8 pixels, the share that is defect from which on it is one; with less, but some, it says nothing.
@@ -21,11 +21,11 @@ FOCAL_WEIGHT = 4.0
 
 
 class SegmentationHead(nn.Sequential):
-    """Whitened features and the autoencoder's residuals of 5x5 positions to one logit: is there a defect here?"""
+    """Whitened features, the autoencoder's residuals and detail of 5x5 positions to one logit: is there a defect?"""
 
     def __init__(self, width: int = WIDTH) -> None:
         """Make it with random weights from torch's seed."""
-        layers: list[nn.Module] = [nn.Conv2d(2 * FEATURES, width, 1), nn.BatchNorm2d(width), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(2 * FEATURES + DETAIL, width, 1), nn.BatchNorm2d(width), nn.ReLU()]
         for _ in range(2):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
         super().__init__(*layers, nn.Conv2d(width, 1, 1))

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.backbone import BACKBONE, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
+from models.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
 from models.drawn_defects import draw_defects, share_by_position
 from models.evidence import Evidence
-from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Whitening
+from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
 from models.feature_graph import OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
-from models.feature_pool import POOL_BYTES, FrozenNetwork, crop_pool, position_pool
+from models.feature_pool import CROP_SIDE, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted
 from models.limits import Limits
 from models.progress import Progress
@@ -77,17 +77,19 @@ def fit_feature(
         min(POOL_BYTES, limits.pool_bytes // 2),
     )
     whitening, overview = Whitening(), Whitening(overviews.shape[1])
-    whitening.fit(pool)
+    standardisation = Standardisation(DETAIL)
+    whitening.fit(pool[:, :FEATURES])
+    standardisation.fit(pool[:, FEATURES:])
     overview.fit_standardised(overviews, OVERVIEW_FLOOR)
     autoencoder, done, loss = _fit_autoencoder(pool, whitening, seed, steps, _half_way_to(limits.deadline), report)
     del pool
 
     # Head, on what the autoencoder leaves
-    seen = FeaturesAndResiduals(extractor, whitening, autoencoder).eval()
+    seen = FeaturesAndResiduals(extractor, whitening, autoencoder, standardisation).eval()
     network = FrozenNetwork(seen, size)
     changes = harmless(tune, lambda pictures: _errors(network, pictures), seed)
     normal = _spread(fitting, limits.pool_bytes // (4 * size[0] * size[1] * 3), size, read)
-    share = limits.pool_bytes / (4 * (DRAWN + PLAIN) * CROPS_EACH * 2 * FEATURES * 24 * 24)
+    share = limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
     # A training cut short on purpose sees fewer pictures, too.
     share = min(1.0, share, steps / STEPS)
     drawn_count, plain_count = (max(16, round(share * count)) for count in (DRAWN, PLAIN))
@@ -129,7 +131,7 @@ def _fit_autoencoder(
         # Positions from everywhere, not crops: those of one crop are alike, and a step learns less from them.
         drawn = torch.randint(len(pool), (POSITIONS,), generator=chance)
         with torch.no_grad():
-            wanted: Tensor = whitening(pool[drawn].float().T.reshape(1, FEATURES, 1, POSITIONS))
+            wanted: Tensor = whitening(pool[drawn, :FEATURES].float().T.reshape(1, FEATURES, 1, POSITIONS))
         return functional.mse_loss(autoencoder(wanted), wanted)
 
     done, last = descend(autoencoder, loss, LEARNING_RATE, steps, deadline, report)
@@ -192,7 +194,7 @@ def _errors(network: FrozenNetwork, pictures: Sequence[UInt8Array]) -> Float32Ar
     found = np.empty(len(pictures), dtype=np.float32)
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:
-        found[index] = np.square(places[FEATURES:]).mean()
+        found[index] = np.square(places[FEATURES : 2 * FEATURES]).mean()
 
     network.run(pictures, take)
     return found

@@ -9,9 +9,9 @@ import timm
 import torch
 
 from models import backbone
-from models.backbone import FEATURES, OVERVIEW, FeatureExtractor, load_extractor
+from models.backbone import DETAIL, FEATURES, OVERVIEW, FeatureExtractor, load_extractor
 from models.errors import ModelCorrupt
-from models.feature_autoencoder import Whitening
+from models.feature_autoencoder import Standardisation, Whitening
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def extractor() -> FeatureExtractor:
 def test_features_have_176_channels_at_an_eighth_of_each_side(extractor: FeatureExtractor) -> None:
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
     features, overview = extractor(images)
-    assert features.shape == (2, FEATURES, 8, 12)
+    assert features.shape == (2, FEATURES + DETAIL, 8, 12)
     assert overview.shape == (2, OVERVIEW)
 
 
@@ -54,6 +54,28 @@ def test_overview_is_of_the_picture_at_half_its_sides(extractor: FeatureExtracto
         _, overview = extractor(twice)
         levels = extractor._levels(pixels, 4)[1:]
     torch.testing.assert_close(overview, torch.cat([level.mean((2, 3)) for level in levels], dim=1))
+
+
+def test_detail_holds_every_place_of_the_finest_level(extractor: FeatureExtractor) -> None:
+    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    pixels = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        features, _ = extractor(images)
+        finest, middle, _ = extractor._levels(pixels, 3)
+    detail = features[:, FEATURES:]
+    # Place (row 5, column 9) at stride 4 is the lower right one of place (2, 4) at stride 8.
+    torch.testing.assert_close(detail[0, 3 : 4 * 24 : 4, 2, 4], finest[0, :, 5, 9])
+    torch.testing.assert_close(detail[:, 4 * 24 :], middle)
+
+
+def test_standardised_channels_have_mean_zero_and_variance_one() -> None:
+    torch.manual_seed(0)
+    values = (torch.randn(100_000, 3) * torch.tensor([0.1, 1.0, 30.0]) + 5).half()
+    standardisation = Standardisation(3)
+    standardisation.fit(values)
+    out = standardisation(values.float().reshape(-1, 3, 1, 1))[:, :, 0, 0]
+    torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=0.01, rtol=0)
+    torch.testing.assert_close(out.std(0), torch.ones(3), atol=0.01, rtol=0)
 
 
 def test_file_with_another_hash_is_never_read_as_weights(tmp_path: Path) -> None:

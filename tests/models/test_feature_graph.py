@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from models.backbone import OVERVIEW, load_extractor
-from models.feature_autoencoder import FeatureAutoencoder, Whitening
+from models.backbone import DETAIL, OVERVIEW, load_extractor
+from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
 from models.feature_graph import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
 from models.segmentation_head import SegmentationHead, defect_loss
 
@@ -16,7 +16,7 @@ from models.segmentation_head import SegmentationHead, defect_loss
 @pytest.fixture(scope="module")
 def graph() -> FeatureScoringGraph:
     torch.manual_seed(0)
-    seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder())
+    seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder(), Standardisation(DETAIL))
     return FeatureScoringGraph(FeatureEvidence(seen, Whitening(OVERVIEW), SegmentationHead())).eval()
 
 

@@ -250,14 +250,14 @@ def test_unknown_kind_or_profile_is_refused(normals: list[Path], tmp_path: Path)
 
 
 def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) -> None:
-    from models.backbone import FEATURES, OVERVIEW, load_extractor
+    from models.backbone import DETAIL, FEATURES, OVERVIEW, load_extractor
     from models.feature_pool import FrozenNetwork, position_pool
 
     pictures = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
     network = FrozenNetwork(load_extractor(), (64, 96))
-    bound = 5 * 7 * FEATURES * 2
+    bound = 5 * 7 * (FEATURES + DETAIL) * 2
     pool, overviews = position_pool(network, pictures, 5, (64, 96), 0, lambda progress: None, bound)
-    assert pool.dtype == torch.float16 and pool.shape == (5 * 7, FEATURES)
+    assert pool.dtype == torch.float16 and pool.shape == (5 * 7, FEATURES + DETAIL)
     assert overviews.shape == (5, OVERVIEW)
     with torch.inference_mode():
         wanted, overview = load_extractor()(torch.from_numpy(pictures[2][np.newaxis].copy()))
@@ -268,19 +268,19 @@ def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) 
 
 
 def test_crops_of_drawn_defects_hold_their_defects(tmp_path: Path) -> None:
-    from models.backbone import FEATURES, load_extractor
-    from models.feature_autoencoder import FeatureAutoencoder, Whitening
+    from models.backbone import DETAIL, FEATURES, load_extractor
+    from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
     from models.feature_graph import FeaturesAndResiduals
     from models.feature_pool import FrozenNetwork, crop_pool
 
     [picture] = [read(path, (224, 256)) for path in make_normals(tmp_path, 1)]
     share = np.zeros((28, 32), dtype=np.float32)
     share[27, 31] = 0.5
-    seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder()).eval()
+    seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder(), Standardisation(DETAIL)).eval()
     crops = crop_pool(
         FrozenNetwork(seen, (224, 256)), [(picture, share)] * 4, 4, 3, (224, 256), 0, lambda progress: None
     )
-    assert crops.seen.shape == (12, 2 * FEATURES, 24, 24) and crops.seen.dtype == torch.float16
+    assert crops.seen.shape == (12, 2 * FEATURES + DETAIL, 24, 24) and crops.seen.dtype == torch.float16
     with_defect = crops.defect_share.flatten(1).amax(1)
     assert set(with_defect.tolist()) <= {0.0, 0.5} and (with_defect > 0).sum() >= 6
     with torch.inference_mode():
