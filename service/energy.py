@@ -7,14 +7,18 @@ tracker counts is given out once: the sum of all samples is the tracker's total.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.storage.energy import EnergySample
 
 if TYPE_CHECKING:
+    from codecarbon import OfflineEmissionsTracker
     from codecarbon.output_methods.emissions_data import EmissionsData
 
 # The tracker's own timer would measure between our samples, from a thread of its own and without a lock.
@@ -37,6 +41,20 @@ class EnergyMeter:
     def __init__(
         self, *, tracking: str = "process", country: str | None = None, cpu_max_w: float | None = None
     ) -> None:
+        self._lock = threading.Lock()
+        self._country = country
+        logging.getLogger("codecarbon").setLevel(logging.ERROR)
+        with _without_pyarrow():
+            self._tracker: OfflineEmissionsTracker | None = self._started(tracking, country, cpu_max_w)
+        modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
+        self.source: Literal["measured", "estimated"] = "measured" if modes & _MEASURING_MODES else "estimated"
+        self._total = _Total(0.0, 0.0, 0.0, 0.0, 0.0)
+        self._given = self._total
+        self._given_at = time.monotonic()
+        self._started_at = datetime.now(UTC)
+
+    def _started(self, tracking: str, country: str | None, cpu_max_w: float | None) -> OfflineEmissionsTracker:
+        """Return a tracker that counts, and tells `_total` whenever it is flushed."""
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.output_methods.base_output import BaseOutput
 
@@ -46,10 +64,7 @@ class EnergyMeter:
             def out(self, total: EmissionsData, delta: EmissionsData) -> None:
                 meter._total = _Total.of(total)
 
-        logging.getLogger("codecarbon").setLevel(logging.ERROR)
-        self._lock = threading.Lock()
-        self._country = country
-        self._tracker: OfflineEmissionsTracker | None = OfflineEmissionsTracker(
+        tracker = OfflineEmissionsTracker(
             country_iso_code=country or _ANY_COUNTRY,
             tracking_mode=tracking,
             force_cpu_power=cpu_max_w,
@@ -59,13 +74,8 @@ class EnergyMeter:
             output_handlers=[Capture()],
             log_level="error",
         )
-        self._tracker.start()
-        modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
-        self.source: Literal["measured", "estimated"] = "measured" if modes & _MEASURING_MODES else "estimated"
-        self._total = _Total(0.0, 0.0, 0.0, 0.0, 0.0)
-        self._given = self._total
-        self._given_at = time.monotonic()
-        self._started_at = datetime.now(UTC)
+        tracker.start()
+        return tracker
 
     def take(self, kind: str, images: int = 0) -> EnergySample | None:
         """Return the energy used since the last call, as a sample of `kind` (scoring, idle, training, evaluation).
@@ -131,3 +141,16 @@ class _Total:
             total.energy_consumed * _WH_PER_KWH,
             total.emissions * _G_PER_KG,
         )
+
+
+@contextmanager
+def _without_pyarrow() -> Iterator[None]:
+    """Have imports find no pyarrow: pandas, which the tracker reads tables with, takes it where it is, and 40 MB."""
+    if "pyarrow" in sys.modules:
+        yield
+        return
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["pyarrow"]

@@ -90,6 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = captures.trained_root(Path(folder), options.profile, steps=100, full_size=options.full_size)
+        drafted = drafts(root)
         settings = settings_module.load(root)
         store = Path(folder) / "captures"
         store.mkdir()
@@ -108,7 +109,7 @@ def main() -> None:
             "images": options.images,
             "size": "1500x1000",
             "profile": options.profile,
-            "draft": drafts(root),
+            "draft": drafted,
             "pairs": pairs,
             "median_ratio": statistics.median(pair["ratio"] for pair in pairs),
             "median_images_per_s": statistics.median(pair["images_per_s"] for pair in pairs),

@@ -1,5 +1,7 @@
 """The meter on the real tracker, offline."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -45,3 +47,11 @@ def test_closed_meter_gives_no_sample() -> None:
     meter = EnergyMeter()
     meter.close()
     assert meter.take("idle") is None and meter.close() is None
+
+
+def test_meter_does_not_bring_pyarrow_which_a_daemon_has_no_use_for() -> None:
+    code = (
+        "import sys; from service.energy import EnergyMeter; EnergyMeter().close(); "
+        "assert 'pyarrow' not in sys.modules; import pyarrow"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
