@@ -35,6 +35,7 @@ SIDE_MULTIPLE = 32
 SIDE_MIN = 64
 # Of a picture's own side: nearer to that, what is finest is the sensor's noise and the compression's.
 OWN_SIDE_SHARE = 0.85
+OWN_SIDE_KEPT = 128  # smaller pictures stay as they are: there is nothing to spare
 UNREADABLE_SHARE_MAX = 0.1
 
 
@@ -190,11 +191,11 @@ def fitting_size(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int, in
     """Return height and width for pictures of `sizes` (height, width): area about side², their median aspect.
 
     Both are multiples of 32 and at least 64: 3:2 landscape at a side of 384 gives (320, 480). Pictures are never
-    enlarged, and come to 85 % of their own side at most: what lens and sensor have not resolved costs time and
-    accuracy. Strips longer than the area allows are squeezed.
+    enlarged, and come to 85 % of their own side or to 128 at most: what lens and sensor have not resolved costs time
+    and accuracy. Strips longer than the area allows are squeezed.
     """
     own = math.sqrt(statistics.median(height * width for height, width in sizes))
-    side = min(side, max(SIDE_MIN, OWN_SIDE_SHARE * own))
+    side = min(side, max(SIDE_MIN, min(own, OWN_SIDE_KEPT), OWN_SIDE_SHARE * own))
     aspect = statistics.median(width / height for height, width in sizes)
     longest = (side / SIDE_MIN) ** 2  # beyond it the short side could not shrink any more, and the area would grow
     aspect = min(max(aspect, 1 / longest), longest)

@@ -43,7 +43,6 @@ class EnergyMeter:
     ) -> None:
         self._lock = threading.Lock()
         self._country = country
-        logging.getLogger("codecarbon").setLevel(logging.ERROR)
         with _without_pyarrow():
             self._tracker: OfflineEmissionsTracker | None = self._started(tracking, country, cpu_max_w)
         modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
@@ -64,6 +63,8 @@ class EnergyMeter:
             def out(self, total: EmissionsData, delta: EmissionsData) -> None:
                 meter._total = _Total.of(total)
 
+        # After the import, which sets a level of its own.
+        logging.getLogger("codecarbon").setLevel(logging.ERROR)
         tracker = OfflineEmissionsTracker(
             country_iso_code=country or _ANY_COUNTRY,
             tracking_mode=tracking,
