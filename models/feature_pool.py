@@ -28,11 +28,11 @@ KEPT = FEATURES + DETAIL  # channels of the extractor
 SEEN = 2 * FEATURES + DETAIL  # channels that the head sees
 
 Take = Callable[[int, Float32Array, Float32Array], None]
-"""Gets a picture's number, what the network said of its places `(channels, h, w)` and of all of it `(472,)`."""
+"""Gets a picture's number and the network's two outputs for it, as they come."""
 
 
 class FrozenNetwork:
-    """A network that gives features of places and an overview of pictures of one size."""
+    """A network of two outputs for pictures of one size, run picture by picture."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         """Compile `network`, in eval mode, for pictures of `size`, height and width in pixels."""

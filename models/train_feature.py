@@ -21,9 +21,8 @@ from models.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, 
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
 from models.drawn_defects import draw_defects, share_by_position
-from models.evidence import Evidence
 from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
-from models.feature_graph import OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+from models.feature_graph import EVIDENCE, OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
 from models.feature_pool import CROP_SIDE, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted
 from models.limits import Limits
@@ -101,7 +100,7 @@ def fit_feature(
 
     # Scale of the evidence
     graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
-    graph.fit_tails(Evidence(graph.evidence, size).of(_several(tune, seed)))
+    graph.fit_tails(_evidence(FrozenNetwork(graph.evidence, size), _several(tune, seed)))
     return Fitted(
         graph=graph,
         stride=STRIDE,
@@ -198,3 +197,14 @@ def _errors(network: FrozenNetwork, pictures: Sequence[UInt8Array]) -> Float32Ar
 
     network.run(pictures, take)
     return found
+
+
+def _evidence(network: FrozenNetwork, pictures: Sequence[UInt8Array]) -> Tensor:
+    """Return what each kind of evidence says of each picture, float32 `(n, 3)`."""
+    found = np.empty((len(pictures), len(EVIDENCE)), dtype=np.float32)
+
+    def take(index: int, of_picture: Float32Array, of_places: Float32Array) -> None:
+        found[index] = of_picture
+
+    network.run(pictures, take)
+    return torch.from_numpy(found)

@@ -176,13 +176,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--hold-out", type=int, default=400, help="normals kept out of training (default: 400)")
     parser.add_argument("--few", type=int, nargs="*", default=[20, 46], help="small numbers of normals to train on")
     parser.add_argument("--with-test", action="store_true", help="the test split's normals are among the normals")
-    parser.add_argument("--job", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainingJob")
-    options = parser.parse_args()
-    try:
-        judge.overrides(options.job)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    return judge.parsed(parser)
 
 
 if __name__ == "__main__":

@@ -146,13 +146,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", default="balanced")
     parser.add_argument("--images", type=int, help="normals to train on, all unless given")
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--job", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainingJob")
-    options = parser.parse_args()
-    try:
-        judge.overrides(options.job)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    return judge.parsed(parser)
 
 
 if __name__ == "__main__":

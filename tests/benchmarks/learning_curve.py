@@ -120,13 +120,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--dev", action="store_true", help="judge on development pictures, not on the test split")
-    parser.add_argument("--job", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainingJob")
-    options = parser.parse_args()
-    try:
-        judge.overrides(options.job)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    return judge.parsed(parser)
 
 
 if __name__ == "__main__":

@@ -167,14 +167,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--drawn", type=_function, metavar="MODULE:FUNCTION", help="with --dev: draws a defect into a held-out normal"
     )
-    parser.add_argument("--job", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainingJob")
-    options = parser.parse_args()
+    options = judge.parsed(parser)
     if options.drawn and not options.dev:
         parser.error("--drawn: expected --dev as well; drawn defects are for development")
-    try:
-        judge.overrides(options.job)
-    except ValueError as error:
-        parser.error(str(error))
     return options
 
 

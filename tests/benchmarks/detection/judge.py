@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import statistics
@@ -142,6 +143,17 @@ def scores(version: ModelVersion, paths: Sequence[Path]) -> np.ndarray[Any, np.d
             raise OSError(f"{batch.failures[0].path}: expected a picture; found {batch.failures[0].error}")
         found += [file.score for file in batch.scored]
     return np.array(found)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the options of `parser`, with `--job` for fields of TrainingJob added and looked at."""
+    parser.add_argument("--job", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainingJob")
+    options = parser.parse_args()
+    try:
+        overrides(options.job)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
 def overrides(given: Sequence[str]) -> Run:
