@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.calibrate import threshold_at
 from models.detector import Detector, Float32Array
-from models.division import FOLDS, Method, balanced
+from models.division import FOLDS, Method
 from models.export import export_graph
 from models.fitted import Fitted
 from models.limits import Limits
@@ -33,9 +33,9 @@ Report = Callable[[Progress], None]
 
 
 class FitNetwork(Protocol):
-    """Fits a network of the training's kind and size to normal pictures."""
+    """Fits a network of the training's kind and size to the normal pictures of each product."""
 
-    def __call__(self, normals: Sequence[Path], limits: Limits, report: Report) -> Fitted: ...
+    def __call__(self, products: Sequence[Sequence[Path]], limits: Limits, report: Report) -> Fitted: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Calibration:
 
 
 def calibrate(
-    detector: Detector,
+    detectors: Sequence[Detector],
     chosen: Sequence[Chosen],
     fit: FitNetwork,
     *,
@@ -81,13 +81,14 @@ def calibrate(
     read: Read,
     report: Report,
 ) -> list[Calibration]:
-    """Return the calibration of `detector` for each of the products `chosen`.
+    """Return the calibration of each of the products `chosen`, by its own one of `detectors`.
 
     For products with the method `cross`, 5 networks are fitted by `fit` and lie in `workspace` while they score.
     `comparable` says that the scores of two networks are in the same unit.
     """
     size = chosen[0].input_size
-    normals = [_scored(detector, each.calibrate, size, read, report) for each in chosen]
+    pairs = list(zip(detectors, chosen, strict=True))
+    normals = [_scored(detector, each.calibrate, size, read, report) for detector, each in pairs]
     fold_steps: list[int] = []
     if any(each.method == "cross" for each in chosen):
         left_out = [values.copy() for values in normals]
@@ -97,13 +98,13 @@ def calibrate(
                 report(replace(progress, stage=f"{stage}: {progress.stage}"))
 
             kept = [[p.path for p, out in zip(each.train, _out(each, fold), strict=True) if not out] for each in chosen]
-            fitted = fit(balanced(kept), limits.shared_among(FOLDS - fold), told)
+            fitted = fit(kept, limits.shared_among(FOLDS - fold), told)
             fold_steps.append(fitted.steps)
             with tempfile.TemporaryDirectory(dir=workspace, prefix="fold-") as folder:
-                export_graph(fitted.graph, size, Path(folder))
-                scorer = OpenVinoDetector(ModelVersion(Path(folder), {"input_size": size}, ""), threads)
                 for index, each in enumerate(chosen):
                     if each.method == "cross":
+                        export_graph(fitted.graphs[index], size, Path(folder))
+                        scorer = OpenVinoDetector(ModelVersion(Path(folder), {"input_size": size}, ""), threads)
                         own, out = _scored(scorer, each.calibrate, size, read, told), _out(each, fold)
                         scores = own if comparable else in_unit_of(normals[index], own, ~out)
                         left_out[index][out] = scores[out]
@@ -117,7 +118,7 @@ def calibrate(
             anomaly_scores=_scored(detector, each.held_out_anomalies, size, read, report)[:, 0],
             fold_steps=tuple(fold_steps) if each.method == "cross" else (),
         )
-        for each, values in zip(chosen, normals, strict=True)
+        for (detector, each), values in zip(pairs, normals, strict=True)
     ]
 
 

@@ -45,12 +45,12 @@ NOT_ASKED = DraftCheck(False, 0, None, "there is no way to read a draft")
 
 
 def check_drafts(
-    detector: Detector, products: Sequence[Chosen], read: Read, read_draft: ReadDraft | None
+    detectors: Sequence[Detector], products: Sequence[Chosen], read: Read, read_draft: ReadDraft | None
 ) -> tuple[list[DraftCheck], Read]:
-    """Return for each of `products` whether drafts may be used, and how its calibration is then to be read."""
+    """Return for each of `products`, scored by its own detector, whether drafts may be used, and how to read then."""
     checks = [
         check_draft(detector, [p.path for p in each.calibrate], read, read_draft, each.false_alarm_rate)
-        for each in products
+        for detector, each in zip(detectors, products, strict=True)
     ]
     as_drafts = {
         picture.path

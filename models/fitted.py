@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import nn
 class Fitted:
     """A network as trained, and how that went.
 
-    `graph` takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`; it is exported.
+    `graphs` are exported, one for each product, the same one again where nothing in it is a product's own. A graph
+    takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`.
     `map_meaning` and `score_meaning` say in words what those two are. `comparable` says that scores and maps of two
     networks fitted to parts of the same pictures are in the same unit, as probabilities are.
     """
 
-    graph: nn.Module
+    graphs: Sequence[nn.Module]
     stride: int
     steps: int
     loss: float

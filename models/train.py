@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from models.calibration_run import FitNetwork, Report, calibrate
-from models.division import FOLDS, Method, balanced
+from models.division import FOLDS, Method
 from models.draft import ReadDraft, check_drafts
 from models.export import check_parity, export_graph, save_weights, write_images, write_manifest
 from models.fitted import Fitted
@@ -28,7 +28,16 @@ from models.openvino_detector import OpenVinoDetector
 from models.openvino_runtime import allowed_cores
 from models.pretrained import BackboneSource
 from models.progress import Progress
-from models.registry import BUILD_PREFIX, FORMAT, ModelVersion, publish_all, remove_build, share_files
+from models.registry import (
+    BUILD_PREFIX,
+    FORMAT,
+    WEIGHTS,
+    ModelVersion,
+    file_sha256,
+    publish_all,
+    remove_build,
+    share_files,
+)
 from models.train_classifier import STEPS as CLASSIFIER_STEPS
 from models.train_classifier import fit_classifier
 from models.train_feature import STEPS as FEATURE_STEPS
@@ -116,7 +125,7 @@ def train_jointly(
         method=method,
     )
     size = chosen[0].input_size
-    training = balanced([[picture.path for picture in each.train] for each in chosen])
+    training = [[picture.path for picture in each.train] for each in chosen]
 
     # Model, optimiser, loop
     fit = _fitting(kind, chosen, seed, steps or STEPS[kind], read, backbone or BackboneSource())
@@ -129,18 +138,28 @@ def train_jointly(
     folders = [build / str(number) for number in range(len(chosen))]
     try:
         # Export, parity
-        report(Progress("exporting", 0, 1))
-        folders[0].mkdir()
-        export_graph(fitted.graph, size, folders[0])
-        detector = OpenVinoDetector(ModelVersion(folders[0], {"input_size": size}, ""), threads)
-        probes = np.stack([read(path, size) for path in training[:PARITY_IMAGES]])
-        difference = check_parity(fitted.graph, detector, probes)
-        report(Progress("exporting", 1, 1))
+        detectors, parities = [], []
+        for number, (graph, folder, paths) in enumerate(zip(fitted.graphs, folders, training, strict=True)):
+            report(Progress("exporting", number, len(folders)))
+            first = fitted.graphs.index(graph)
+            if first == number:
+                folder.mkdir()
+                export_graph(graph, size, folder)
+                detectors.append(OpenVinoDetector(ModelVersion(folder, {"input_size": size}, ""), threads))
+                save_weights(graph, folder, {"kind": kind, "input_size": size, "seed": seed})
+            else:
+                share_files(folders[first], folder)
+                detectors.append(detectors[first])
+            probes = np.stack([read(path, size) for path in paths[:PARITY_IMAGES]])
+            parities.append(
+                {"images": len(probes), "max_relative_difference": check_parity(graph, detectors[-1], probes)}
+            )
+        report(Progress("exporting", len(folders), len(folders)))
 
         # Calibrate with what ships, read as it will be
-        drafts, read_as_shipped = check_drafts(detector, chosen, read, read_draft)
+        drafts, read_as_shipped = check_drafts(detectors, chosen, read, read_draft)
         calibrations = calibrate(
-            detector,
+            detectors,
             chosen,
             fit,
             comparable=fitted.comparable,
@@ -152,18 +171,17 @@ def train_jointly(
         )
 
         # Save
-        weights_sha256 = save_weights(fitted.graph, folders[0], {"kind": kind, "input_size": size, "seed": seed})
-        for folder in folders[1:]:
-            share_files(folders[0], folder)
         energy = _share(meter(sum(len(each.train) for each in chosen)), len(chosen)) if meter else None
         memory_peak_mb = round(memory_peak_bytes() / 1e6, 1)
-        for each, calibration, draft, folder in zip(chosen, calibrations, drafts, folders, strict=True):
+        for each, calibration, draft, parity, folder in zip(
+            chosen, calibrations, drafts, parities, folders, strict=True
+        ):
             write_images(each, folder)
             write_manifest(
                 {
                     "format": FORMAT,
                     "product": each.product,
-                    "version": f"{created_at:%Y%m%dT%H%M%SZ}-{kind}-{weights_sha256[:6]}",
+                    "version": f"{created_at:%Y%m%dT%H%M%SZ}-{kind}-{file_sha256(folders[0] / WEIGHTS)[:6]}",
                     "kind": kind,
                     "profile": profile,
                     "created_at": created_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
@@ -194,7 +212,7 @@ def train_jointly(
                     },
                     "calibration": calibration.as_manifest(),
                     "energy": energy,
-                    "parity": {"images": len(probes), "max_relative_difference": difference},
+                    "parity": parity,
                 },
                 folder,
             )
@@ -221,8 +239,8 @@ def _fitting(
         anomalies = [picture.path for each in chosen for picture in each.train_anomalies]
         fit = functools.partial(fit, anomalies=anomalies, source=backbone)
 
-    def network(normals: Sequence[Path], limits: Limits, report: Report) -> Fitted:
-        return fit(normals, chosen[0].input_size, seed, steps, limits, read, report)
+    def network(products: Sequence[Sequence[Path]], limits: Limits, report: Report) -> Fitted:
+        return fit(products, chosen[0].input_size, seed, steps, limits, read, report)
 
     return network
 

@@ -12,6 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from models.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
+from models.division import balanced
 from models.export import converted
 from models.fitted import Fitted
 from models.limits import Limits
@@ -25,7 +26,7 @@ STEPS = 500  # iterations of the solver, at most
 
 
 def fit_classifier(
-    paths: Sequence[Path],
+    products: Sequence[Sequence[Path]],
     size: tuple[int, int],
     seed: int,
     steps: int,
@@ -36,7 +37,7 @@ def fit_classifier(
     anomalies: Sequence[Path],
     source: BackboneSource,
 ) -> Fitted:
-    """Return the classifier of the normal `paths` against `anomalies`, at least two; nothing else is looked at.
+    """Return the classifier of the normals of all `products` against `anomalies`, at least two, the same for each.
 
     Raises BackboneUnavailable if there are no weights for `source`.
     """
@@ -44,7 +45,7 @@ def fit_classifier(
     columns = dict(zip(PARTS, _columns(channels), strict=True))
     pools = {name: np.concatenate([columns[part] for part in parts]) for name, parts in POOLS.items()}
     # A picture that comes again, to balance products, would be left out and learnt from at once.
-    normals = list(dict.fromkeys(paths))
+    normals = list(dict.fromkeys(balanced(products)))
     features = _features(PooledFeatures(backbone), [*normals, *anomalies], size, read, report)
     labels = np.arange(len(features)) >= len(normals)
     report(Progress("training", 0, 1))
@@ -64,7 +65,7 @@ def fit_classifier(
         head.offset,
     )
     return Fitted(
-        graph=graph.eval(),
+        graphs=[graph.eval()] * len(products),
         stride=graph.stride,
         steps=head.iterations,
         loss=head.log_loss,

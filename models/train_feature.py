@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn import functional
 from models.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
+from models.division import balanced
 from models.drawn_defects import draw_defects, share_by_position
 from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
 from models.feature_graph import EVIDENCE, OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
@@ -48,7 +50,7 @@ PICTURES_HELD = 1000
 
 
 def fit_feature(
-    paths: Sequence[Path],
+    products: Sequence[Sequence[Path]],
     size: tuple[int, int],
     seed: int,
     steps: int,
@@ -56,14 +58,17 @@ def fit_feature(
     read: Read,
     report: Callable[[Progress], None],
 ) -> Fitted:
-    """Return the detector fitted to the normal pictures `paths`, in the order of their seeded hashes."""
-    distinct = list(dict.fromkeys(paths))
-    tuning = distinct[: min(max(round(TUNE_SHARE * len(distinct)), TUNE_MIN), TUNE_MAX)]
-    held_out = frozenset(tuning)
-    fitting = [path for path in paths if path not in held_out]
-    tune = [read(path, size) for path in tuning]
+    """Return the detectors fitted to the normal pictures of `products`, each in the order of its seeded hashes.
 
-    # Whitening, autoencoder, overview
+    Autoencoder and head are one for all. What an ordinary picture is, and by how much one differs, is each product's
+    own: the overview and the scale of all evidence.
+    """
+    kept_out = [_tuning(paths) for paths in products]
+    held_out = frozenset(path for paths in kept_out for path in paths)
+    tunes = [[read(path, size) for path in paths] for paths in kept_out]
+    fitting = balanced([[path for path in paths if path not in held_out] for paths in products])
+
+    # Whitening, autoencoder, overviews
     extractor = load_extractor()
     copies = math.ceil(PICTURES_FEW / len(fitting))
     pool, overviews = position_pool(
@@ -75,19 +80,22 @@ def fit_feature(
         report,
         min(POOL_BYTES, limits.pool_bytes // 2),
     )
-    whitening, overview = Whitening(), Whitening(overviews.shape[1])
+    whitening = Whitening()
     standardisation = Standardisation(DETAIL)
     whitening.fit(pool[:, :FEATURES])
     standardisation.fit(pool[:, FEATURES:])
-    overview.fit_standardised(overviews, OVERVIEW_FLOOR)
+    by_product = overviews.reshape(-1, len(products), copies, overviews.shape[1])
+    ordinary = [_overview(by_product[:, number].flatten(0, 1)) for number in range(len(products))]
     autoencoder, done, loss = _fit_autoencoder(pool, whitening, seed, steps, _half_way_to(limits.deadline), report)
     del pool
 
     # Head, on what the autoencoder leaves
     seen = FeaturesAndResiduals(extractor, whitening, autoencoder, standardisation).eval()
     network = FrozenNetwork(seen, size)
-    changes = harmless(tune, lambda pictures: _errors(network, pictures), seed)
-    normal = _spread(fitting, limits.pool_bytes // (4 * size[0] * size[1] * 3), size, read)
+    changes = harmless(list(chain(*tunes)), lambda pictures: _errors(network, pictures), seed)
+    held = _held(fitting, limits.pool_bytes // (4 * size[0] * size[1] * 3), size, read)
+    # Of each product as many, so that a head for several does not know best the one with the most pictures.
+    normal = [held[path] for path in fitting if path in held]
     share = limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
     # A training cut short on purpose sees fewer pictures, too.
     share = min(1.0, share, steps / STEPS)
@@ -95,14 +103,17 @@ def fit_feature(
     drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
     plain = crop_pool(network, _plain(normal, plain_count, changes, seed), plain_count, CROPS_EACH, size, seed, report)
     head_steps = max(2, round(HEAD_STEPS_SHARE * steps))
-    head, head_steps = fit_head(network, normal, drawn, plain, seed, head_steps, limits.deadline, report)
+    head, head_steps = fit_head(network, list(held.values()), drawn, plain, seed, head_steps, limits.deadline, report)
     del drawn, plain
 
     # Scale of the evidence
-    graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
-    graph.fit_tails(_evidence(FrozenNetwork(graph.evidence, size), _several(tune, seed)))
+    graphs = []
+    for overview, tune in zip(ordinary, tunes, strict=True):
+        graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
+        graph.fit_tails(_evidence(FrozenNetwork(graph.evidence, size), _several(tune, seed)))
+        graphs.append(graph)
     return Fitted(
-        graph=graph,
+        graphs=graphs,
         stride=STRIDE,
         steps=done,
         loss=loss,
@@ -111,13 +122,24 @@ def fit_feature(
             "autoencoder_widths": list(WIDTHS),
             "head_width": HEAD_WIDTH,
             "head_steps": head_steps,
-            "tuning_images": len(tune),
+            "tuning_images": len(held_out),
             "harmless_changes": changes,
         },
         backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
         map_meaning="softplus of the log of the mean of one over tail probability, of head and autoencoder",
         score_meaning="log of the mean of one over tail probability, of head and novelty (autoencoder and overview)",
     )
+
+
+def _tuning(paths: Sequence[Path]) -> list[Path]:
+    """Return the pictures, of those of one product, that are kept from both networks."""
+    return list(paths[: min(max(round(TUNE_SHARE * len(paths)), TUNE_MIN), TUNE_MAX)])
+
+
+def _overview(overviews: Tensor) -> Whitening:
+    whitening = Whitening(overviews.shape[1])
+    whitening.fit_standardised(overviews, OVERVIEW_FLOOR)
+    return whitening
 
 
 def _fit_autoencoder(
@@ -143,18 +165,19 @@ def _half_way_to(deadline: float) -> float:
 
 
 def _lit(paths: Sequence[Path], size: tuple[int, int], copies: int, seed: int, read: Read) -> Iterator[UInt8Array]:
-    """Yield each picture as it is, and `copies` - 1 times in slightly other light."""
+    """Yield each picture as it is, `copies` - 1 times in slightly other light, and where it comes again only so."""
     chance = np.random.default_rng([seed, 0])
+    seen: set[Path] = set()
     for path in paths:
         picture = read(path, size)
-        yield picture
-        for _ in range(copies - 1):
-            yield vary(picture, (), chance)
+        for copy in range(copies):
+            yield picture if copy == 0 and path not in seen else vary(picture, (), chance)
+        seen.add(path)
 
 
-def _spread(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -> list[UInt8Array]:
+def _held(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -> dict[Path, UInt8Array]:
     """Return at most `most` of the pictures, and at most 1,000, to be held in memory."""
-    return [read(path, size) for path in list(dict.fromkeys(paths))[: max(1, min(most, PICTURES_HELD))]]
+    return {path: read(path, size) for path in list(dict.fromkeys(paths))[: max(1, min(most, PICTURES_HELD))]}
 
 
 def _drawn(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.descent import descend
+from models.division import balanced
 from models.fitted import Fitted
 from models.limits import Limits
 from models.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
@@ -23,7 +24,7 @@ LEARNING_RATE = 2e-3
 
 
 def fit_pixel(
-    paths: Sequence[Path],
+    products: Sequence[Sequence[Path]],
     size: tuple[int, int],
     seed: int,
     steps: int,
@@ -31,7 +32,8 @@ def fit_pixel(
     read: Read,
     report: Callable[[Progress], None],
 ) -> Fitted:
-    held = paths[: limits.pool_bytes // (size[0] * size[1] * 3)]
+    """Return the detector fitted to the normal pictures of all `products`, the same for each."""
+    held = balanced(products)[: limits.pool_bytes // (size[0] * size[1] * 3)]
     images = torch.from_numpy(np.stack([read(path, size) for path in held]))
     autoencoder = PixelAutoencoder()
     chance = torch.Generator().manual_seed(seed)
@@ -42,7 +44,7 @@ def fit_pixel(
 
     done, last = descend(autoencoder, loss, LEARNING_RATE, steps, limits.deadline, report)
     return Fitted(
-        graph=PixelScoringGraph(autoencoder).eval(),
+        graphs=[PixelScoringGraph(autoencoder).eval()] * len(products),
         stride=PixelScoringGraph.stride,
         steps=done,
         loss=last,

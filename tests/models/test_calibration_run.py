@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from models import train as training
 from models.calibrate import threshold_at
 from models.calibration_run import in_unit_of
 from models.errors import DatasetError, ModelError
+from models.metrics import image_auroc
 from models.openvino_detector import OpenVinoDetector
-from models.registry import ModelVersion, list_versions, verify
+from models.registry import WEIGHTS, ModelVersion, list_versions, verify
 from models.training_pictures import ProductPictures
 from tests.models.made_pictures import image_size, make_normals, read
 
@@ -45,6 +48,14 @@ def make_anomalies(folder: Path, count: int) -> list[Path]:
         pixels[24:34, 20 + number : 32 + number] = [230, 20, 20]
         Image.fromarray(pixels).save(path)
     return paths
+
+
+def darker(pictures: list[Path], folder: Path) -> list[Path]:
+    """Save `pictures` with a third of their brightness: as unlike them as another product is."""
+    folder.mkdir()
+    for path in pictures:
+        Image.fromarray(np.asarray(Image.open(path)) // 3).save(folder / path.name)
+    return sorted(folder.iterdir())
 
 
 def roles(version: ModelVersion) -> list[tuple[str, Path]]:
@@ -128,6 +139,27 @@ def test_one_network_for_several_products_with_a_threshold_for_each(normals: lis
     assert bar["calibration"]["threshold"] != bolt["calibration"]["threshold"]
     assert {path for _, path in roles(trained[1])} == set(bolts)
     assert told == [51]
+
+
+def test_one_network_measures_each_product_by_its_own_ordinary_pictures(normals: list[Path], tmp_path: Path) -> None:
+    dark = darker(normals, tmp_path / "dark")
+    options = OPTIONS | {"kind": "feature", "steps": 20, "method": "split"}
+    products = [ProductPictures("light", normals, 0.2), ProductPictures("dark", dark, 0.2)]
+    light_version, dark_version = training.train_jointly(products, destination=tmp_path / "models", **options)
+
+    light_tensors, dark_tensors = (load_file(version.folder / WEIGHTS) for version in (light_version, dark_version))
+    shared = {name for name, tensor in light_tensors.items() if torch.equal(tensor, dark_tensors[name])}
+    own = set(light_tensors) - shared
+    assert {name.split(".")[1] for name in shared} >= {"seen", "head"}
+    assert own <= {"middle", "spread", "start", "scale", "evidence.overview.mean", "evidence.overview.matrix"}
+    assert {"spread", "scale", "evidence.overview.mean"} <= own
+
+    for version, mine, others in ((light_version, normals, dark), (dark_version, dark, normals)):
+        detector, size = OpenVinoDetector(version, 1), version.input_size
+        scores = detector.score(np.stack([read(path, size) for path in mine])).scores
+        strange = detector.score(np.stack([read(path, size) for path in others])).scores
+        auroc = image_auroc(np.concatenate([scores, strange]), np.repeat([0, 1], [len(mine), len(others)]))
+        assert auroc is not None and auroc > 0.9
 
 
 def test_no_product_gets_a_version_where_one_cannot_have_it(normals: list[Path], tmp_path: Path) -> None:

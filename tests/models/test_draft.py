@@ -92,7 +92,7 @@ def test_calibration_reads_as_drafts_what_will_be_read_so_and_nothing_else() -> 
         return brighter(1 if int(path.name) > 100 else 50)(path, size)
 
     products = [chosen("good", range(150, 180)), chosen("bad", range(50, 80))]
-    checks, read = check_drafts(Brightness(), products, plain, read_draft)
+    checks, read = check_drafts([Brightness()] * len(products), products, plain, read_draft)
     assert [check.draft for check in checks] == [True, False]
     assert read(Path("150"), SIZE)[0, 0, 0] == 151
     assert read(Path("50"), SIZE)[0, 0, 0] == 50
