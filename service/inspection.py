@@ -5,8 +5,10 @@ Reads and decodes one file, scores and decides a micro-batch. Knows nothing of t
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.detector import Float32Array
 from service.claim import Claim
@@ -35,15 +37,24 @@ class Undecodable(Exception):
         self.facts = facts
 
 
-def read_claim(root: Path, claim: Claim, scorer: Scorer, *, file_bytes_max: int, pixels_max: int) -> Decoded:
-    """Read the file of `claim` once, make it last through a power cut, and decode it.
+def read_claim(
+    root: Path,
+    claim: Claim,
+    scorer: Scorer,
+    *,
+    file_bytes_max: int,
+    pixels_max: int,
+    decodes: AbstractContextManager[Any] | None = None,
+) -> Decoded:
+    """Read the file of `claim` once, make it last through a power cut, and decode it, holding `decodes`.
 
     Raises Undecodable for what was read and is no picture, and what `read_file` raises for what was not.
     """
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
     facts = FileFacts(file.state, file.sha256, len(file.data))
     try:
-        picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
+        with decodes or nullcontext():
+            picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
         raise Undecodable(error, facts) from None
     return Decoded(claim, scorer, facts, picture)

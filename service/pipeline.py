@@ -200,7 +200,12 @@ class Pipeline:
             self._workers.decoding,
             claim.id,
             lambda: read_claim(
-                self._root, claim, scorer, file_bytes_max=limits.file_bytes_max, pixels_max=limits.pixels_max
+                self._root,
+                claim,
+                scorer,
+                file_bytes_max=limits.file_bytes_max,
+                pixels_max=limits.pixels_max,
+                decodes=self._workers.decodes,
             ),
             lambda future, now: self._decoded(claim, scorer, future, now),
         )

@@ -7,19 +7,27 @@ Also knows for how long each piece of work has been going on, so that the loop c
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from typing import Any
 
+READERS_MORE = 2
+
 
 class Workers:
-    """A pool of `decode_threads` for decoding, one thread for scoring and one for recording; `clock` is the loop's."""
+    """Threads for reading and decoding, one for scoring and one for recording; `clock` is the loop's.
+
+    At most `decode_threads` decode at a time, each holding `decodes`. There are some more threads, since one that waits
+    for the disk to have a file leaves its core to nobody else.
+    """
 
     def __init__(self, decode_threads: int, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._wake = wake
         self._clock = clock
-        self.decoding = ThreadPoolExecutor(decode_threads, "decode")
+        self.decodes = threading.BoundedSemaphore(decode_threads)
+        self.decoding = ThreadPoolExecutor(decode_threads + READERS_MORE, "decode")
         self.scoring = ThreadPoolExecutor(1, "score")
         self.recording = ThreadPoolExecutor(1, "record")
         self._done: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
