@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 TRAINING_IMAGES_MIN = 16
 # A split that would leave fewer to train costs more accuracy than fitting once for each fold costs time.
-TRAINING_IMAGES_COMFORTABLE = 24
+TRAINING_IMAGES_COMFORTABLE = 40
 FOLDS = 5
 CALIBRATION_SHARE = 0.2
 CALIBRATION_SHARE_MAX = 0.35
@@ -35,7 +35,7 @@ ANOMALIES_HELD_OUT_SHARE = 0.2
 def divide(found: int, false_alarm_rate: float, method: Method | None = None) -> tuple[Method, int]:
     """Return how `found` different normals calibrate, and how many of them: with `cross`, all of them.
 
-    Where `method` is None it is `split`, unless that would leave fewer than 24 to train and there are enough for
+    Where `method` is None it is `split`, unless that would leave fewer than 40 to train and there are enough for
     folds. Raises TooFewImages naming what is needed, and the rate that `found` would do for.
     """
     needed = calibration_images_needed(false_alarm_rate)
