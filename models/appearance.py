@@ -13,6 +13,8 @@ from PIL import Image
 
 from models.detector import UInt8Array
 
+FIGURES = ("brightness", "contrast", "sharpness")
+
 LEVELS = np.arange(256, dtype=np.float64)
 
 
@@ -25,6 +27,10 @@ class Appearance:
     brightness: float
     contrast: float
     sharpness: float | None
+
+    def as_row(self) -> tuple[float, float, float]:
+        """Return the three in the order of `FIGURES`; NaN is not known."""
+        return self.brightness, self.contrast, float("nan") if self.sharpness is None else self.sharpness
 
 
 def appearance_of(pixels: UInt8Array) -> Appearance:

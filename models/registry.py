@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from models.appearance import FIGURES
 from models.detector import Float32Array
 from models.errors import ModelCorrupt, ModelError
 
@@ -73,6 +74,18 @@ class ModelVersion:
     def calibration_scores(self) -> Float32Array:
         """Scores of the held-out normal pictures, float32 `(n,)`, ascending."""
         return np.sort(np.asarray(self.manifest["calibration"]["scores"], dtype=np.float32))
+
+    @property
+    def calibration_look(self) -> Float32Array | None:
+        """How those pictures look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known.
+
+        None for versions from before this was kept. In an order of its own, not that of the scores.
+        """
+        look = self.manifest["calibration"].get("look")
+        if look is None:
+            return None
+        columns = [[np.nan if value is None else value for value in look[name]] for name in FIGURES]
+        return np.asarray(columns, dtype=np.float32).T.reshape(-1, len(FIGURES))
 
     @property
     def trained_false_alarm_rate(self) -> float:

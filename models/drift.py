@@ -1,0 +1,308 @@
+"""Drift: whether the latest scores of a product are still like those it is compared with, since when, and why. Pure.
+
+Two tests of a window of scores against a reference, the calibration's scores: the two-sample Kolmogorov-Smirnov
+test, for any change, and the share beyond the threshold, for few pictures that are far out. They are made again and
+again over overlapping windows, so the level is low, and the level to leave drift is another than that to enter it.
+Written out here, as `scipy.stats` would take more memory than the rest of the scoring process has to spare.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from models.appearance import FIGURES
+
+Float64Array = npt.NDArray[np.float64]
+Cause = Literal["light", "defects", "unknown"]
+
+IMAGES_MIN = 20
+"""Pictures without which nothing is said, neither of a window nor of what it is compared with."""
+
+# Entered at 1e-6, so that of 100 products that do not drift fewer than one is ever said to in 10,000 pictures
+# (tests/models/test_drift.py simulates it); left at 1e-3, so that no product goes to and fro.
+BEGINS_BELOW = 1e-6
+ENDS_ABOVE = 1e-3
+# The cause is looked for once there is drift, so its tests are of the usual kind.
+CAUSE_LEVEL = 0.01
+# Look of the pictures: how far a median must have moved, in robust standard deviations of the reference, and the least
+# deviation that counts as one: a grey level, and for sharpness a share of its median.
+MOVED_DEVIATIONS = 1.5
+GREY_LEVELS_MIN = 1.0
+SHARPNESS_SHARE_MIN = 0.05
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+# Above so many cells the exact distribution of the Kolmogorov-Smirnov distance is as good as its limit, and slower.
+EXACT_CELLS_MAX = 250_000
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A window of `images` scores against a reference: both tests, each with its p-value.
+
+    `distance` is that of Kolmogorov and Smirnov, 0 to 1; `beyond` is how many scores are above the threshold, and with
+    its p-value None where there is no threshold.
+    """
+
+    images: int
+    distance: float
+    distance_p_value: float
+    beyond: int | None
+    beyond_p_value: float | None
+
+    @property
+    def p_value(self) -> float:
+        """The lower of the two p-values."""
+        return min(self.distance_p_value, 1.0 if self.beyond_p_value is None else self.beyond_p_value)
+
+    def drifts(self, *, already: bool) -> bool:
+        """Return whether there is drift, given whether there was `already`."""
+        return self.p_value < (ENDS_ABOVE if already else BEGINS_BELOW)
+
+
+def compare(reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: float | None) -> Comparison:
+    """Return how `scores` `(m,)` compare with those of the reference `(n,)`, both not empty and finite."""
+    known, window = _sorted(reference), np.asarray(scores, dtype=np.float64)
+    distance = ks_distance(known, window)
+    p_value = ks_p_value(distance, len(known), len(window))
+    if threshold is None:
+        return Comparison(len(window), distance, p_value, None, None)
+    beyond = int(np.count_nonzero(window > threshold))
+    return Comparison(
+        len(window), distance, p_value, beyond, share_p_value(beyond, len(window), *_promise(known, threshold))
+    )
+
+
+def change_point(reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: float | None) -> int:
+    """Return the index of the score, in order of time, from which on `scores` are least like the reference.
+
+    The index is that of the highest log likelihood ratio of all that follows against the reference, the higher of two:
+    of a share q beyond the threshold against the promised r, m KL(q, r); and of a mean rank away from that of the
+    reference, 6 (sum of (u - 1/2))^2 / m with the rank u in (0, 1), whose variance is 1/12. It is the estimate of
+    maximum likelihood of the time of a change from a known state to one that is not (Hinkley, Inference about the
+    change-point in a sequence of random variables, Biometrika 1970).
+    """
+    known, series = _sorted(reference), np.asarray(scores, dtype=np.float64)
+    following = np.arange(len(series), 0, -1)
+    middle = (np.searchsorted(known, series, "left") + np.searchsorted(known, series, "right")) / 2
+    ranks = (middle + 0.5) / (len(known) + 1)
+    gain = 6 * _sums_from(ranks - 0.5) ** 2 / following
+    if threshold is not None:
+        false_alarms, n = _promise(known, threshold)
+        promised = false_alarms / (n + 1)
+        share = _sums_from(series > threshold) / following
+        gain = np.maximum(gain, np.where(share > promised, following * _divergence(share, promised), 0.0))
+    return int(np.argmax(gain))
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How the look of pictures moved: the medians before and after, and whether that is more than they vary."""
+
+    before: float
+    after: float
+    moved: bool
+
+
+def moved(before: npt.ArrayLike, after: npt.ArrayLike, deviation_min: float) -> Moved | None:
+    """Return how one figure of the look moved between two groups of pictures; None where one has too few of them.
+
+    It moved if the medians are `MOVED_DEVIATIONS` robust standard deviations apart and the groups differ by the
+    Kolmogorov-Smirnov test. NaN is a figure that is not known.
+    """
+    old, new = (values[np.isfinite(values)] for values in (np.asarray(before, float), np.asarray(after, float)))
+    if min(len(old), len(new)) < IMAGES_MIN:
+        return None
+    centre, other = float(np.median(old)), float(np.median(new))
+    deviation = max(MAD_TO_DEVIATION * float(np.median(np.abs(old - centre))), deviation_min)
+    far = abs(other - centre) >= MOVED_DEVIATIONS * deviation
+    differ = ks_p_value(ks_distance(np.sort(old), new), len(old), len(new)) < CAUSE_LEVEL / len(FIGURES)
+    return Moved(centre, other, far and differ)
+
+
+def look_moved(before: npt.ArrayLike, after: npt.ArrayLike) -> dict[str, Moved | None]:
+    """Return for each of `FIGURES` how it moved, from arrays `(n, 3)` in their order; NaN is not known."""
+    old, new = np.asarray(before, float).reshape(-1, 3), np.asarray(after, float).reshape(-1, 3)
+    found = {}
+    for column, name in enumerate(FIGURES):
+        least = GREY_LEVELS_MIN
+        if name == "sharpness":
+            known = old[:, column][np.isfinite(old[:, column])]
+            least = SHARPNESS_SHARE_MIN * float(np.median(known)) if len(known) else 0.0
+        found[name] = moved(old[:, column], new[:, column], least)
+    return found
+
+
+def cause_of(
+    reference: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    threshold: float | None,
+    look: dict[str, Moved | None],
+) -> Cause:
+    """Return why `scores` `(m,)`, those since drift began, are not like the reference, as far as that can be told.
+
+    A defect leaves the other parts as they were, and the look of most pictures; the light changes every picture.
+
+    - `light`: brightness, contrast or sharpness moved, and so did the bulk of the scores: fewer lie at or below the
+      reference's median than if all that is beyond the threshold were defects, or more than half of them would.
+    - `defects`: none of the three moved, and the bulk is as before: no fewer lie at or below that median than if as
+      many defects again were hidden below the threshold, and no more than half of the pictures are beyond it.
+    - `unknown`: anything else, such as all pictures scoring higher in the same light.
+    """
+    known, after = _sorted(reference), np.asarray(scores, dtype=np.float64)
+    judged = [one for one in look.values() if one is not None]
+    if not len(after):
+        return "unknown"
+    share = 0.0 if threshold is None else float(np.mean(after > threshold))
+    low = int(np.count_nonzero(after <= np.median(known)))
+    if any(one.moved for one in judged):
+        shifted = _too_few(low, len(after), 0.5 * (1 - share)) or _too_many(low, len(after))
+        return "light" if shifted or share > 0.5 else "unknown"
+    if len(judged) < len(look) or threshold is None or not 0 < share <= 0.5:
+        return "unknown"
+    hidden = min(2 * share, 0.75)
+    as_before = not _too_few(low, len(after), 0.5 * (1 - hidden)) and not _too_many(low, len(after))
+    return "defects" if as_before and _raised(known, after, threshold) else "unknown"
+
+
+def ks_distance(known: Float64Array, scores: Float64Array) -> float:
+    """Return the largest distance between the two distribution functions; `known` is sorted."""
+    other = np.sort(scores)
+    at = np.concatenate([known, other])
+    gaps = np.searchsorted(known, at, "right") / len(known) - np.searchsorted(other, at, "right") / len(other)
+    return float(np.abs(gaps).max())
+
+
+def ks_p_value(distance: float, n: int, m: int) -> float:
+    """Return the probability of at least `distance` between samples of `n` and `m` of one continuous distribution.
+
+    Exact for small samples, by counting the paths of a lattice that keep within the distance (Hodges, The
+    significance probability of the Smirnov two-sample test, 1958); ties make it higher than it is. For large ones by
+    Kolmogorov's limit with Stephens' correction (Use of the Kolmogorov-Smirnov statistics, JRSS B 1970).
+    """
+    if n * m <= EXACT_CELLS_MAX:
+        exact = _ks_exact(distance, n, m)
+        if exact > 1e-9:  # below it, one less the paths within has no digit left
+            return exact
+    root = math.sqrt(n * m / (n + m))
+    x = (root + 0.12 + 0.11 / root) * distance
+    if x < 0.2:
+        return 1.0
+    total = math.fsum((-1.0) ** (k - 1) * math.exp(-2 * (k * x) ** 2) for k in range(1, 101))
+    return min(1.0, max(0.0, 2 * total))
+
+
+def share_p_value(beyond: int, images: int, false_alarms: int, n: int) -> float:
+    """Return the probability that at least `beyond` of `images` exchangeable scores are above the threshold.
+
+    The threshold is the `false_alarms`-th highest of `n` reference scores. Given the share of all normals above it
+    the number is binomial; but that share is not the promised one, it is Beta(false_alarms, n + 1 - false_alarms) over
+    the draw of the reference, and the number beta-binomial. With 99 held-out pictures at a rate of 0.01 one draw in
+    twenty has a share of 0.03: not drift, and no binomial test at 0.01 would say so.
+    """
+    if beyond <= 0:
+        return 1.0
+    a, b = float(false_alarms), float(n + 1 - false_alarms)
+    if b <= 0:
+        return 1.0
+    term = math.exp(
+        math.lgamma(images + 1)
+        - math.lgamma(beyond + 1)
+        - math.lgamma(images - beyond + 1)
+        + math.lgamma(beyond + a)
+        + math.lgamma(images - beyond + b)
+        - math.lgamma(images + a + b)
+        + math.lgamma(a + b)
+        - math.lgamma(a)
+        - math.lgamma(b)
+    )
+    total = 0.0
+    for j in range(beyond, images + 1):
+        total += term
+        term *= (images - j) / (j + 1) * (j + a) / max(images - j - 1 + b, 1e-300)
+    return min(1.0, total)
+
+
+def _promise(known: Float64Array, threshold: float) -> tuple[int, int]:
+    """Return as which highest of the reference `threshold` counts, and how many these are."""
+    n = len(known)
+    above = n - int(np.searchsorted(known, threshold, "right"))
+    at_least = n - int(np.searchsorted(known, threshold, "left"))
+    return max(above + 1, at_least), n
+
+
+def _ks_exact(distance: float, n: int, m: int) -> float:
+    # Of all paths from (0, 0) to (n, m), each as likely, the share that stays where |i / n - j / m| < distance.
+    bound = math.floor(distance * n * m + 0.5) - 0.5  # distances are whole multiples of 1 / (n m)
+    if bound < 0:
+        return 1.0
+    columns = np.arange(m + 1)
+    row = np.where(columns * n <= bound, 1.0, 0.0)
+    log_scale = 0.0
+    for i in range(1, n + 1):
+        inside = np.abs(i * m - columns * n) <= bound
+        row = np.cumsum(row * inside) * inside
+        peak = float(row.max())
+        if peak == 0:
+            return 1.0
+        if peak > 1e200:
+            row /= peak
+            log_scale += math.log(peak)
+    paths = float(row[m])
+    if paths == 0:
+        return 1.0
+    log_all = math.lgamma(n + m + 1) - math.lgamma(n + 1) - math.lgamma(m + 1)
+    return min(1.0, max(0.0, 1.0 - math.exp(math.log(paths) + log_scale - log_all)))
+
+
+def _divergence(share: Float64Array, promised: float) -> Float64Array:
+    """Return KL(share, promised) of two Bernoulli distributions, in nats."""
+    p = min(max(promised, 1e-12), 1 - 1e-12)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_ones = np.where(share > 0, share * np.log(share / p), 0.0)
+        of_zeros = np.where(share < 1, (1 - share) * np.log((1 - share) / (1 - p)), 0.0)
+    divergence: Float64Array = of_ones + of_zeros
+    return divergence
+
+
+def _sums_from(values: npt.ArrayLike) -> Float64Array:
+    """Return for each index the sum of the values from it on."""
+    sums: Float64Array = np.cumsum(np.asarray(values, dtype=np.float64)[::-1])[::-1]
+    return sums
+
+
+def _too_few(low: int, images: int, share: float) -> bool:
+    """Return whether `low` of `images` is less than a share of `share` gives."""
+    return _binomial_at_least(images - low, images, 1 - share) < CAUSE_LEVEL
+
+
+def _too_many(low: int, images: int) -> bool:
+    """Return whether `low` of `images` is more than half of them give."""
+    return _binomial_at_least(low, images, 0.5) < CAUSE_LEVEL
+
+
+def _raised(known: Float64Array, after: Float64Array, threshold: float) -> bool:
+    """Return whether more of `after` is above the threshold than the promise gives."""
+    beyond = int(np.count_nonzero(after > threshold))
+    return share_p_value(beyond, len(after), *_promise(known, threshold)) < CAUSE_LEVEL
+
+
+def _binomial_at_least(k: int, n: int, p: float) -> float:
+    """Return P(X >= k) of a binomial X."""
+    if k <= 0 or p >= 1:
+        return 1.0
+    if p <= 0:
+        return 0.0
+    log_p, log_q = math.log(p), math.log1p(-p)
+    terms = (
+        math.exp(math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) + j * log_p + (n - j) * log_q)
+        for j in range(k, n + 1)
+    )
+    return min(1.0, sum(terms))
+
+
+def _sorted(values: npt.ArrayLike) -> Float64Array:
+    return np.sort(np.asarray(values, dtype=np.float64))
