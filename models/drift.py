@@ -23,17 +23,22 @@ Cause = Literal["light", "defects", "unknown"]
 IMAGES_MIN = 20
 """Pictures without which nothing is said, neither of a window nor of what it is compared with."""
 
-# Entered at 1e-6, so that of 100 products that do not drift fewer than one is ever said to in 10,000 pictures
-# (tests/models/test_drift.py simulates it); left at 1e-3, so that no product goes to and fro.
-BEGINS_BELOW = 1e-6
+# So low that of 100 products that do not drift fewer than one is ever said to in 10,000 pictures, which
+# tests/models/test_drift.py simulates; the share can be told at a higher level, as its windows differ less. Drift is
+# left at another level than it is entered, so that no product goes to and fro.
+DISTANCE_BEGINS_BELOW = 1e-6
+SHARE_BEGINS_BELOW = 1e-5
 ENDS_ABOVE = 1e-3
 # The cause is looked for once there is drift, so its tests are of the usual kind.
 CAUSE_LEVEL = 0.01
 # Look of the pictures: how far a median must have moved, in robust standard deviations of the reference, and the least
 # deviation that counts as one: a grey level, and for sharpness a share of its median.
-MOVED_DEVIATIONS = 1.5
+MOVED_DEVIATIONS = 2.0
 GREY_LEVELS_MIN = 1.0
 SHARPNESS_SHARE_MIN = 0.05
+# A detector may miss two defects for each that it finds; but most parts are none.
+SEEN_OF_DEFECTS = 3
+DEFECTS_MAX = 0.75
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 # Above so many cells the exact distribution of the Kolmogorov-Smirnov distance is as good as its limit, and slower.
 EXACT_CELLS_MAX = 250_000
@@ -53,14 +58,15 @@ class Comparison:
     beyond: int | None
     beyond_p_value: float | None
 
-    @property
-    def p_value(self) -> float:
-        """The lower of the two p-values."""
-        return min(self.distance_p_value, 1.0 if self.beyond_p_value is None else self.beyond_p_value)
-
     def drifts(self, *, already: bool) -> bool:
         """Return whether there is drift, given whether there was `already`."""
-        return self.p_value < (ENDS_ABOVE if already else BEGINS_BELOW)
+        far = self.distance_p_value < (ENDS_ABOVE if already else DISTANCE_BEGINS_BELOW)
+        return far or self.exceeds(already=already)
+
+    def exceeds(self, *, already: bool) -> bool:
+        """Return whether there is drift by the share beyond the threshold alone."""
+        level = ENDS_ABOVE if already else SHARE_BEGINS_BELOW
+        return self.beyond_p_value is not None and self.beyond_p_value < level
 
 
 def compare(reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: float | None) -> Comparison:
@@ -147,9 +153,9 @@ def cause_of(
     A defect leaves the other parts as they were, and the look of most pictures; the light changes every picture.
 
     - `light`: brightness, contrast or sharpness moved, and so did the bulk of the scores: fewer lie at or below the
-      reference's median than if all that is beyond the threshold were defects, or more than half of them would.
-    - `defects`: none of the three moved, and the bulk is as before: no fewer lie at or below that median than if as
-      many defects again were hidden below the threshold, and no more than half of the pictures are beyond it.
+      reference's median than if all that is beyond the threshold were defects, or more than half of them are beyond.
+    - `defects`: none of the three moved, and the bulk is as before: no fewer lie at or below that median than if twice
+      as many defects again were hidden below the threshold, and no more than half of the pictures are beyond it.
     - `unknown`: anything else, such as all pictures scoring higher in the same light.
     """
     known, after = _sorted(reference), np.asarray(scores, dtype=np.float64)
@@ -163,8 +169,8 @@ def cause_of(
         return "light" if shifted or share > 0.5 else "unknown"
     if len(judged) < len(look) or threshold is None or not 0 < share <= 0.5:
         return "unknown"
-    hidden = min(2 * share, 0.75)
-    as_before = not _too_few(low, len(after), 0.5 * (1 - hidden)) and not _too_many(low, len(after))
+    defects = min(SEEN_OF_DEFECTS * share, DEFECTS_MAX)
+    as_before = not _too_few(low, len(after), 0.5 * (1 - defects)) and not _too_many(low, len(after))
     return "defects" if as_before and _raised(known, after, threshold) else "unknown"
 
 

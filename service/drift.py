@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,12 @@ log = logging.getLogger(__name__)
 
 STEADY = "steady"
 DRIFTING = "drifting"
-# Windows that are looked back over for the picture with which it began; and of which the rest may be other versions'.
+# Windows that are looked back over; and once drift is found, for the picture with which it began: a fast line may have
+# brought more than a window since the last look. Rows beyond the pictures, as some may be another version's.
 LOOK_BACK_WINDOWS = 2
+FIND_WINDOWS = 10
 ROWS_PER_PICTURE = 1.5
+ROWS_MAX = 30_000
 # A cause that was said is taken back for another one only after so many windows' worth of new pictures.
 NEW_CAUSE_WINDOWS = 0.25
 
@@ -82,7 +85,7 @@ def assess(
     of_normals = compare(subject.reference, _scores(normals), subject.threshold) if len(normals) >= IMAGES_MIN else None
     normals_drift = of_normals is not None and of_normals.drifts(already=already)
     # What people confirmed counts as defects: by their number, and not as normals that score otherwise.
-    confirmed = replace(of_all, distance_p_value=1.0).drifts(already=already)
+    confirmed = of_all.exceeds(already=already)
     figures = _figures(subject, of_normals or of_all, len(window) - len(normals), window[-1])
     if not normals_drift and not confirmed:
         return None if known is not None and not already else _steady(subject, figures, at)
@@ -126,15 +129,14 @@ class DriftWatch:
         for product in products:
             try:
                 row = self._look_at(product, at)
+                if row is not None and self._write(row):
+                    changed.append(row)
             except OperationalError as error:
                 if not is_locked(error):
                     raise
                 continue
             except ModelCorrupt as error:
                 self._say_once(product, error)
-                continue
-            if row is not None and self._write(row):
-                changed.append(row)
         return changed
 
     def _look_at(self, product: str, at: datetime) -> DriftRow | None:
@@ -147,20 +149,24 @@ class DriftWatch:
             rate = chosen(connection).get(product)
             size = self._settings.drift_window
             first = rows.oldest(connection, product, reign.since, size)
-            limit = int(size * LOOK_BACK_WINDOWS * ROWS_PER_PICTURE)
-            recent = rows.newest(connection, product, reign.since, limit)
-        version = self._version(reign)
-        own = version.product == product
-        judged_first, judged = _of(first, version.version), _of(recent, version.version)
-        if not own:
-            # Another's calibration says nothing of this product's normals: they are compared with its own first ones.
-            if len(first) < size:
+            version = self._version(reign)
+            if version.product != product and len(first) < size:
+                # Another's calibration says nothing of this product's normals: its own first pictures are to.
                 return None
-            judged = [picture for picture in judged if _order(picture) > _order(first[-1])]
-        subject = self._subject(product, version, judged_first, rate)
-        if len(subject.reference) < IMAGES_MIN:
-            return None
-        return assess(subject, judged_first, judged[-LOOK_BACK_WINDOWS * size :], before, at)
+            first_judged = _of(first, version.version)
+            subject = self._subject(product, version, first_judged, rate)
+            if len(subject.reference) < IMAGES_MIN:
+                return None
+
+            def assess_last(windows: int) -> DriftRow | None:
+                limit = min(int(windows * size * ROWS_PER_PICTURE), ROWS_MAX)
+                recent = _of(rows.newest(connection, product, reign.since, limit), version.version)
+                if not subject.of_calibration:
+                    recent = [picture for picture in recent if _order(picture) > _order(first[-1])]
+                return assess(subject, first_judged, recent[-windows * size :], before, at)
+
+            row = assess_last(LOOK_BACK_WINDOWS)
+            return assess_last(FIND_WINDOWS) if row is not None and row.state == DRIFTING else row
 
     def _subject(self, product: str, version: ModelVersion, first: Sequence[Seen], rate: float | None) -> Subject:
         own = version.product == product

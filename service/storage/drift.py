@@ -6,7 +6,7 @@ Rows of `drift_events` are only ever added. Pictures are read off one end of an 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -91,6 +91,7 @@ _seen = select(
     _images.c.product == bindparam("of_product"),
     _images.c.received_at >= bindparam("since", type_=_images.c.received_at.type),
 )
+_times = select(_images.c.id, _images.c.received_at).where(_images.c.id.in_(bindparam("ids", expanding=True)))
 _newest = _seen.order_by(_images.c.received_at.desc(), _images.c.id.desc()).limit(bindparam("rows"))
 _oldest = _seen.order_by(_images.c.received_at, _images.c.id).limit(bindparam("rows"))
 
@@ -137,6 +138,11 @@ def newest(connection: Connection | Session, product: str, since: datetime, limi
 def oldest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
     """Return the first `limit` pictures of `product` received from `since` on, oldest first."""
     return _pictures(connection, _oldest, product, since, limit)
+
+
+def received_at(connection: Connection | Session, ids: Collection[str]) -> dict[str, datetime]:
+    """Return when each of the pictures `ids` was received; an unknown one is left out."""
+    return {row.id: row.received_at for row in connection.execute(_times, {"ids": list(ids)})}
 
 
 def _pictures(

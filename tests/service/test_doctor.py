@@ -395,7 +395,7 @@ def test_champion_with_too_few_calibration_scores_for_the_rate_is_an_error(
     row = SimpleNamespace(version="v1", sha256="0" * 64)
     for rate, level in ((0.01, "error"), (0.02, "ok")):
         (root / "tamis.toml").write_text(f"[products.flange]\nfalse_alarm_rate = {rate}\n")
-        found = command._models(root, load(root), set(), {"flange": row})
+        found = command._models(root, load(root), set(), {"flange": row}, {})
         assert only(found, "threshold of flange").level == level
         assert only(found, "model of flange").level == "ok"
 
