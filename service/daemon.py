@@ -27,7 +27,7 @@ from models.self_measurement import BATCH_MIN, Measured, batch_size
 from service import __version__
 from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances
 from service.decide import Judge
-from service.drift import DriftWatch
+from service.drift_watch import DriftWatch
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events

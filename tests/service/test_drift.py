@@ -17,7 +17,8 @@ from sqlalchemy import Engine, insert, text
 from models.calibrate import threshold_at
 from models.drift import IMAGES_MIN
 from service.commands.status import report
-from service.drift import DRIFTING, STEADY, DriftWatch, Subject, assess
+from service.drift import DRIFTING, STEADY, Subject, assess
+from service.drift_watch import DriftWatch
 from service.settings import IGNORED_NAMES, load
 from service.storage import drift, versions
 from service.storage.drift import DriftRow, Seen
