@@ -81,6 +81,9 @@ class Scorers:
         rates = self._chosen()
         if known == self._known and rates == self._rates:
             return False
+        if rates != self._rates:
+            told = ",".join(f"{product}:{rate:g}" for product, rate in sorted(rates.items()))
+            log.info("rates chosen", extra=fields(rates=told or "none"))
         self._known, self._rates = known, rates
         self._scorers.clear()
         self._unusable.clear()
@@ -94,11 +97,6 @@ class Scorers:
     def known(self) -> Mapping[str, list[VersionRow]]:
         """The versions of each product, its champion first, as last asked."""
         return self._known
-
-    @property
-    def rates(self) -> Mapping[str, float]:
-        """The false-alarm rate of each product for which a person chose one, as last asked."""
-        return self._rates
 
     @property
     def products(self) -> list[str]:

@@ -31,6 +31,7 @@ SAME = {name: Moved(100.0, 100.0, moved=False) for name in ("brightness", "contr
 DARKER = SAME | {"brightness": Moved(100.0, 60.0, moved=True)}
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @given(values, values)
 def test_distance_is_that_of_scipy(a: list[float], b: list[float]) -> None:
     found = ks_distance(np.sort(np.asarray(a, float)), np.asarray(b, float))

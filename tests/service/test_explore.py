@@ -207,7 +207,7 @@ def test_choice_takes_effect_in_the_running_daemon_and_each_row_has_its_threshol
             if rows(root)[-1]["threshold"] == 96:
                 break
         assert daemon.stop() == 0
-        assert "rates_chosen=default:0.05" in daemon.log_text()
+        assert "rates chosen rates=default:0.05" in daemon.log_text()
     engine.dispose()
     found = rows(root)
     assert {(row["threshold"], row["verdict"]) for row in found} == {(100.0, "normal"), (96.0, "anomaly")}
