@@ -4,5 +4,5 @@ Lists the revisions so that the program knows its own without importing Alembic;
 files together.
 """
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 HEAD = REVISIONS[-1]

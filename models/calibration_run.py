@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from models.appearance import FIGURES, appearance_of
 from models.calibrate import threshold_at
 from models.detector import Detector, Float32Array
 from models.division import FOLDS, Method
@@ -42,6 +43,7 @@ class FitNetwork(Protocol):
 class Calibration:
     """What a product's unseen pictures scored: `scores` and `map_maxima` of normals `(n,)`, of anomalies `(m,)`.
 
+    `look` is how the normals look, float32 `(n, 3)` of `models.appearance.FIGURES`; NaN is not known.
     `fold_steps` are those that the networks of the folds were trained for; none with the method `split`.
     """
 
@@ -50,6 +52,7 @@ class Calibration:
     scores: Float32Array
     map_maxima: Float32Array
     anomaly_scores: Float32Array
+    look: Float32Array
     fold_steps: tuple[int, ...]
 
     def as_manifest(self) -> dict[str, Any]:
@@ -65,6 +68,10 @@ class Calibration:
             "scores": sorted(float(score) for score in self.scores),
             "anomaly_scores": sorted(float(score) for score in self.anomaly_scores),
             "image_auroc": image_auroc(both, labels),
+            "look": {
+                name: [None if np.isnan(value) else round(float(value), 3) for value in self.look[:, column]]
+                for column, name in enumerate(FIGURES)
+            },
             "fold_steps": list(self.fold_steps),
         }
 
@@ -88,7 +95,11 @@ def calibrate(
     """
     size = chosen[0].input_size
     pairs = list(zip(detectors, chosen, strict=True))
-    normals = [_scored(detector, each.calibrate, size, read, report) for detector, each in pairs]
+    looks = [np.full((len(each.calibrate), len(FIGURES)), np.nan, dtype=np.float32) for each in chosen]
+    normals = [
+        _scored(detector, each.calibrate, size, read, report, look)
+        for (detector, each), look in zip(pairs, looks, strict=True)
+    ]
     fold_steps: list[int] = []
     if any(each.method == "cross" for each in chosen):
         left_out = [values.copy() for values in normals]
@@ -116,9 +127,10 @@ def calibrate(
             scores=values[:, 0],
             map_maxima=values[:, 1],
             anomaly_scores=_scored(detector, each.held_out_anomalies, size, read, report)[:, 0],
+            look=look,
             fold_steps=tuple(fold_steps) if each.method == "cross" else (),
         )
-        for (detector, each), values in zip(pairs, normals, strict=True)
+        for (detector, each), values, look in zip(pairs, normals, looks, strict=True)
     ]
 
 
@@ -144,13 +156,21 @@ def _out(chosen: Chosen, fold: int) -> npt.NDArray[np.bool_]:
 
 
 def _scored(
-    detector: Detector, pictures: Sequence[TrainingPicture], size: tuple[int, int], read: Read, report: Report
+    detector: Detector,
+    pictures: Sequence[TrainingPicture],
+    size: tuple[int, int],
+    read: Read,
+    report: Report,
+    look: Float32Array | None = None,
 ) -> Float32Array:
-    """Return score and highest map value of each picture, float32 `(n, 2)`."""
+    """Return score and highest map value of each picture, float32 `(n, 2)`; put how each looks into `look` `(n, 3)`."""
     values = np.empty((len(pictures), 2), dtype=np.float32)
     for start in range(0, len(pictures), BATCH_SIZE):
         batch = pictures[start : start + BATCH_SIZE]
-        scored = detector.score(np.stack([read(picture.path, size) for picture in batch]))
+        read_pictures = [read(picture.path, size) for picture in batch]
+        if look is not None:
+            look[start : start + len(batch)] = [appearance_of(pixels).as_row() for pixels in read_pictures]
+        scored = detector.score(np.stack(read_pictures))
         values[start : start + len(batch), 0] = scored.scores
         values[start : start + len(batch), 1] = scored.maps.max(axis=(1, 2))
         report(Progress("calibrating", start + len(batch), len(pictures)))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from models.appearance import FIGURES
 from models.detector import Float32Array
 from models.errors import ModelCorrupt, ModelError
 
@@ -75,6 +76,18 @@ class ModelVersion:
         return np.sort(np.asarray(self.manifest["calibration"]["scores"], dtype=np.float32))
 
     @property
+    def calibration_look(self) -> Float32Array | None:
+        """How those pictures look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known.
+
+        None for versions from before this was kept. In an order of its own, not that of the scores.
+        """
+        look = self.manifest["calibration"].get("look")
+        if look is None:
+            return None
+        columns = [[np.nan if value is None else value for value in look[name]] for name in FIGURES]
+        return np.asarray(columns, dtype=np.float32).T.reshape(-1, len(FIGURES))
+
+    @property
     def trained_false_alarm_rate(self) -> float:
         """The false-alarm rate asked for in training; another may be applied to `calibration_scores`."""
         return float(self.manifest["calibration"]["false_alarm_rate"])
@@ -96,6 +109,18 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
     `sha256` is the one that `model.json` itself must have, where it is known. Raises ModelCorrupt naming the
     file, what was expected and what was found.
     """
+    version = read_manifest(folder, sha256)
+    files = version.manifest["files"]
+    for name in sorted(set(files) | set(REQUIRED)):
+        _check_file(folder, name, files.get(name))
+    return version
+
+
+def read_manifest(folder: Path, sha256: str | None = None) -> ModelVersion:
+    """Return the version in `folder`, of whose files only `model.json` was read: for who asks for its figures alone.
+
+    Arguments and errors are those of `verify`.
+    """
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
@@ -104,10 +129,7 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise ModelCorrupt(f"{path}: expected sha256 {sha256}; found {found}")
-    manifest = _parse(path, content)
-    for name in sorted(set(manifest["files"]) | set(REQUIRED)):
-        _check_file(folder, name, manifest["files"].get(name))
-    return ModelVersion(folder=folder, manifest=manifest, sha256=found)
+    return ModelVersion(folder=folder, manifest=_parse(path, content), sha256=found)
 
 
 def publish(build: Path, destination_root: Path) -> ModelVersion:

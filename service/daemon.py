@@ -18,14 +18,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
+from models.registry import ModelVersion
 from models.self_measurement import BATCH_MIN, Measured, batch_size
 from service import __version__
 from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances
+from service.decide import Judge
+from service.drift_watch import DriftWatch
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
@@ -40,6 +42,7 @@ from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
 from service.storage.engine import is_locked, open_database
+from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
 from service.thresholds import judge_of
 from service.watch import NameFilter, Watcher
@@ -51,6 +54,9 @@ LOOK_TIMEOUT_S = 0.2
 SPACE_INTERVAL_S = 1.0
 PAUSED_INTERVAL_S = 5.0
 STUCK_AFTER_S = 30.0
+DRIFT_INTERVAL_S = 5.0
+# Looked at in one go, so that the thread that records is never kept for long.
+DRIFT_PRODUCTS_MAX = 4
 EXIT_FAILED = 1
 
 
@@ -88,6 +94,7 @@ class _Schedule:
     ping: float = float("-inf")
     status: float = float("-inf")
     idle_row: float = float("inf")
+    drift: float = float("-inf")
 
 
 @dataclass
@@ -111,6 +118,8 @@ class Daemon:
         self._due = _Schedule()
         self._state = _State()
         self._status_written: dict[str, object] = {}
+        self._rates: Mapping[str, float] = {}
+        self._drift: DriftWatch | None = None
         self._started_at = datetime.now(UTC)
 
     def on_signal(self, number: int, _frame: object) -> None:
@@ -130,9 +139,10 @@ class Daemon:
         self._scorers = Scorers(
             root,
             self._champions,
-            partial(judge_of, settings),
+            self._judge_of,
             DetectorLoader(settings.scoring_threads, self._take_batch_size),
             settings.models_loaded_max,
+            lambda: self._rates,
         )
         settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
         self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling)
@@ -147,6 +157,7 @@ class Daemon:
         self._claims.prune()
         self._recorder = Recorder(root, self._engine, self._claims, anomaly_maps=settings.anomaly_maps)
         self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
+        self._drift = DriftWatch(root, settings, self._looking, self._engine)
         stack.callback(self._close_meter)
         stack.callback(self._pipeline.close)
         self._load_models()
@@ -175,6 +186,7 @@ class Daemon:
             self._check_space(now)
             next_at = self._pipeline.step(now, claiming=self._state.paused is None)
             self._write_idle_row(now)
+            self._look_for_drift(now)
             self._tell(now)
             self._sleep(next_at)
         self._drain()
@@ -343,6 +355,24 @@ class Daemon:
             self._due.idle_row = now + self._settings.energy_idle_row_s
             self._pipeline.idle_row()
 
+    def _look_for_drift(self, now: float) -> None:
+        recorded = self._pipeline.recorded
+        if now < self._due.drift or not recorded:
+            return
+        self._due.drift = now + DRIFT_INTERVAL_S
+        products = [recorded.pop() for _ in range(min(len(recorded), DRIFT_PRODUCTS_MAX))]
+        self._pipeline.beside_recording(lambda: self._check_drift(products))
+
+    def _check_drift(self, products: list[str]) -> None:
+        if self._drift is None:
+            return
+        try:
+            self._drift.check(products)
+        # Whatever this look at the scores trips over, pictures are sorted; whether they drift is not known.
+        except Exception:
+            log.exception("drift is no longer watched")
+            self._drift = None
+
     def _tell(self, now: float) -> None:
         interval = self._notifier.watchdog_interval_s
         if interval is not None and now >= self._due.ping and self._pipeline.stuck_for_s(now) < STUCK_AFTER_S:
@@ -389,6 +419,8 @@ class Daemon:
 
     def _sleep(self, next_at: float | None) -> None:
         due = [next_at, self._due.scan, self._due.idle_row]
+        if self._pipeline.recorded:
+            due.append(self._due.drift)
         if self._notifier.watchdog_interval_s is not None:
             due.append(self._due.ping)
         if self._state.paused or len(self._intake):
@@ -421,11 +453,15 @@ class Daemon:
         self._write_status()
         log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
 
+    def _judge_of(self, product: str, version: ModelVersion) -> Judge:
+        return judge_of(self._settings, product, version, chosen_rate=self._rates.get(product))
+
     def _champions(self) -> Mapping[str, list[VersionRow]]:
         try:
             with self._looking.connect() as connection:
                 all_versions = versions(connection)
                 champion_of = champions(connection)
+                self._rates = chosen(connection)
         except OperationalError as error:
             if not is_locked(error):
                 raise

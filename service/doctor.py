@@ -15,7 +15,9 @@ from typing import Any, Literal
 from models.calibrate import AtFalseAlarmRate, Policy
 from service.filesystem import Mount, is_network, sends_events
 from service.settings import DEFAULT_PRODUCT
+from service.storage.drift import DriftRow
 from service.storage.journal import JournalChoice
+from service.storage.thresholds import Choice
 
 Level = Literal["ok", "warning", "error"]
 
@@ -24,6 +26,11 @@ EVENTS_FEW = 4096
 CLOCK_OFF_MAX = timedelta(seconds=5)
 # Nobody runs this before it was written: an earlier clock is a machine that lost its battery.
 CLOCK_EARLIEST = datetime.fromisoformat("2025-01-01T00:00:00+00:00")
+DRIFT_ADVICE = {
+    "light": "look at lamp and lens first; if the new light is to stay, confirm pictures and retrain",
+    "defects": "look at the line: parts are not as they were, the light is; review the latest anomalies",
+    "unknown": "review the latest pictures: new material, a moved camera, or a fault on every part",
+}
 # The instruction sets that the scoring graph gains most from, best first.
 FAST_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
 
@@ -207,18 +214,36 @@ def judge_champion(product: str, version: str, failure: str | None) -> Finding:
     return Finding(f"model of {product}", "error", failure, advice)
 
 
-def judge_threshold(product: str, policy: Policy, refused: str | None) -> Finding:
-    """Judge whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot."""
+def judge_threshold(product: str, policy: Policy, refused: str | None, choice: Choice | None = None) -> Finding:
+    """Judge whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot.
+
+    `choice` is what a person chose for the product, if anybody did.
+    """
     check = f"threshold of {product}"
     if isinstance(policy, AtFalseAlarmRate):
         told = f"at a false-alarm rate of {policy.false_alarm_rate:g}"
         advice = f"raise the rate (false_alarm_rate under [products.{product}]), or train on more good pictures"
+        if choice is not None and choice.false_alarm_rate is not None:
+            told += f", chosen{f' by {choice.chosen_by}' if choice.chosen_by else ''} over the settings'"
+            advice = f"choose another: tamis models threshold --product {product} --rate R, or --reset"
     else:
         told = f"by the policy {policy.name}"
         advice = f"train with --anomalies DIR, or set another threshold_policy under [products.{product}]"
-    if refused is None:
-        return Finding(check, "ok", told)
-    return Finding(check, "error", refused, advice)
+    if refused is not None:
+        return Finding(check, "error", refused, advice)
+    if choice is not None and choice.false_alarm_rate is not None and not isinstance(policy, AtFalseAlarmRate):
+        found = f"{told}; the chosen rate of {choice.false_alarm_rate:g} is without effect"
+        return Finding(check, "warning", found, f"take it back: tamis models threshold --product {product} --reset")
+    return Finding(check, "ok", told)
+
+
+def judge_drift(product: str, row: DriftRow) -> Finding:
+    """Judge the drift state of a product."""
+    check = f"drift of {product}"
+    if row.state == "steady":
+        return Finding(check, "ok", f"steady by version {row.version}")
+    found = f"drifting since picture {row.first_image_id}, cause {row.cause}"
+    return Finding(check, "warning", found, DRIFT_ADVICE[row.cause or "unknown"])
 
 
 def judge_scoring(

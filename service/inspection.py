@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
 from service.claim import Claim
 from service.decide import ScoreNotFinite
@@ -26,6 +27,7 @@ class Decoded:
     scorer: Scorer
     file: FileFacts
     picture: Picture
+    appearance: Appearance | None = None
 
 
 class Undecodable(Exception):
@@ -57,7 +59,7 @@ def read_claim(
             picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
         raise Undecodable(error, facts) from None
-    return Decoded(claim, scorer, facts, picture)
+    return Decoded(claim, scorer, facts, picture, appearance_of(picture.pixels))
 
 
 def judge(batch: list[Decoded]) -> list[Judged]:
@@ -76,5 +78,22 @@ def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Jud
         decision = scorer.judge.decide(score)
     except ScoreNotFinite as error:
         code = "score_not_finite"
-        return Judged(claim, file, picture, model_version=scorer.version, error_code=code, error=str(error))
-    return Judged(claim, file, picture, decision, scorer.version, anomaly_map, scorer.pixel_threshold)
+        return Judged(
+            claim,
+            file,
+            picture,
+            model_version=scorer.version,
+            error_code=code,
+            error=str(error),
+            appearance=decoded.appearance,
+        )
+    return Judged(
+        claim,
+        file,
+        picture,
+        decision,
+        scorer.version,
+        anomaly_map,
+        scorer.pixel_threshold,
+        appearance=decoded.appearance,
+    )

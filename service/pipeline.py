@@ -96,6 +96,8 @@ class Pipeline:
         self._rejected_lines = RateLimit(REJECTED_LINES_A_MINUTE, 60.0)
         self.meter: EnergyMeter | None = None
         self.counts = Counts()
+        self.recorded: set[str] = set()
+        """Products of which pictures were recorded; whoever looks at these takes them out."""
 
     # What is going on
 
@@ -161,6 +163,10 @@ class Pipeline:
         meter = self.meter
         if meter is not None and self.idle:
             self._record(lambda: self._recorder.add_idle_row(meter), lambda _result, _now: None)
+
+    def beside_recording(self, job: Callable[[], object]) -> None:
+        """Have `job` run in the thread that records, after what waits there; it is to take a few milliseconds."""
+        self._record(job, lambda _result, _now: None)
 
     def close(self) -> None:
         """End the threads beside the loop; what is in flight stays in `processing/` for the next run."""
@@ -302,6 +308,7 @@ class Pipeline:
                 self._later.append((now + self._limits.settle_time_s, judged.claim))
             else:
                 self._in_flight.pop(judged.claim.id, None)
+                self.recorded.add(judged.claim.product)
         self.counts.placed += report.states.get("placed", 0)
         self.counts.quarantined += report.states.get("quarantined", 0)
         self.counts.anomalies += report.verdicts.get("anomaly", 0)

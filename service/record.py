@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from sqlalchemy import Engine
 
+from models.appearance import Appearance
 from models.detector import Float32Array, UInt8Array
 from models.regions import Region
 from service.claim import Claim, Claims
@@ -63,6 +64,7 @@ class Judged:
     pixel_threshold: float = 1.0
     error_code: str | None = None
     error: str | None = None
+    appearance: Appearance | None = None
 
 
 @dataclass(slots=True)
@@ -230,7 +232,7 @@ def _regions(judged: Judged) -> tuple[Region, ...]:
 
 
 def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
-    claim, decision, picture = judged.claim, judged.decision, judged.picture
+    claim, decision, picture, seen = judged.claim, judged.decision, judged.picture, judged.appearance
     kind = decision.verdict if decision else QUARANTINE
     return ImageRecord(
         id=claim.id,
@@ -256,6 +258,9 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
         error=judged.error,
         uncertain=decision.uncertain if decision else None,
         uncertainty=decision.uncertainty if decision else None,
+        brightness=seen.brightness if seen else None,
+        contrast=seen.contrast if seen else None,
+        sharpness=seen.sharpness if seen else None,
     )
 
 

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -166,6 +166,84 @@ class Settings(BaseSettings):
         "review first; 1 is no band",
     )
     anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly and each uncertain picture")
+
+    # Retraining
+    burst_gap_s: float = Field(
+        1.0,
+        ge=0,
+        le=86_400,
+        description="s; pictures of a product taken nearer than this to each other are near-copies and share a role",
+    )
+    retrain_cron: str | None = Field(
+        "0 2 * * 0",
+        description="when to retrain, minute hour day month weekday in local time; products without new labels are "
+        "passed over; empty is never",
+    )
+    retrain_after_labels: int = Field(
+        0, ge=0, description="new labels of a product after which it is retrained at once; 0 is never"
+    )
+    retrain_minutes_max: float = Field(60.0, gt=0, le=10_080, description="minutes that a retraining may take")
+    retrain_memory_gb: float = Field(6.0, gt=0, description="GB of memory that a retraining may take")
+    retrain_energy_max_wh: float | None = Field(
+        None, gt=0, description="Wh after which a retraining is ended; without it there is no such limit"
+    )
+    retrain_fresh: bool = Field(False, description="retrain from zero and not from the champion's weights")
+    trim_fraction: float = Field(
+        0.02,
+        ge=0,
+        lt=0.5,
+        description="share of the pictures, those rebuilt worst, that a retraining leaves out, since their labels may "
+        "be wrong",
+    )
+    retrain_carbon_file: Path | None = Field(
+        None, description="CSV of grid intensity by hour; a scheduled retraining waits for the greenest hours"
+    )
+    retrain_deadline_h: float = Field(
+        24.0, gt=0, le=720, description="hours that a scheduled retraining may wait for greener power"
+    )
+    promote_automatically: bool = Field(
+        True, description="promote a challenger that passed the gate; else it waits for a person"
+    )
+    promotion_margin: float = Field(
+        0.01, ge=0, lt=1, description="how much worse, in any figure of the gate, still counts as not worse"
+    )
+    shadow_hours: float = Field(
+        0.0, ge=0, le=8760, description="hours that a challenger scores beside the champion before it may be promoted"
+    )
+    shadow_share: float = Field(
+        0.25, gt=0, le=1, description="share of the pictures that a challenger in the shadow scores, at most"
+    )
+
+    # Drift
+    drift_window: int = Field(200, ge=20, le=10_000, description="latest pictures of a product that drift is told by")
+    drift_retrain: bool = Field(False, description="retrain a product that begins to drift, if it has new labels")
+
+    # Web page
+    web_host: str = Field("127.0.0.1", description="address that `tamis web` listens on")
+    web_port: int = Field(8080, ge=1, le=65_535, description="port that `tamis web` listens on")
+    web_hosts: tuple[str, ...] = Field(
+        (), description="names, beside localhost and web_host, that browsers may call the page by"
+    )
+    web_password: SecretStr | None = Field(
+        None, description="password for the page and its API; better as TAMIS_WEB_PASSWORD than in the file"
+    )
+    web_user_header: str | None = Field(
+        None, description="header in which a reverse proxy says who is asking; trusted as it comes"
+    )
+
+    # Retention
+    keep_normal_days: float | None = Field(
+        None, gt=0, description="days after which files of normal verdict without a label are removed; rows stay"
+    )
+    keep_anomaly_days: float | None = Field(
+        None, gt=0, description="days after which files of anomaly verdict without a label are removed; rows stay"
+    )
+    keep_normal_gb: float | None = Field(
+        None, gt=0, description="GB of files of normal verdict, beyond which the oldest without a label are removed"
+    )
+    keep_anomaly_gb: float | None = Field(
+        None, gt=0, description="GB of files of anomaly verdict, beyond which the oldest without a label are removed"
+    )
 
     # Keeping safe
     free_bytes_min: int = Field(

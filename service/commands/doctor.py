@@ -13,7 +13,7 @@ import platform
 import sqlite3
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,10 @@ from service.commands.options import AsJson, Root, print_json
 from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError, TamisError
 from service.names import parse_claimed_name, product_of
-from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins
+from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins
+from service.storage.drift import DriftRow
 from service.storage.journal import journal_choice
+from service.storage.thresholds import Choice
 from service.thresholds import policy_of, threshold_of
 
 INOTIFY = Path("/proc/sys/fs/inotify")
@@ -75,7 +77,8 @@ def examine(root: Path) -> list[Finding]:
     known = _database(root)
     findings += known.findings
     findings += judge.judge_space(read_space(root), settings.free_bytes_min, settings.free_inodes_min)
-    findings += _models(root, settings, products, known.champions)
+    findings += _models(root, settings, products, known.champions, known.choices)
+    findings += [judge.judge_drift(product, row) for product, row in sorted(known.drift.items())]
     findings += judge.judge_scoring(*_openvino(), judge.cpu_flags(_text(CPUINFO)), platform.machine())
     findings += judge.judge_energy(read_rapl(), settings.energy_country)
     there = root.stat()
@@ -148,6 +151,8 @@ class _Database:
     findings: list[Finding]
     champions: dict[str, Any]
     newest: datetime | None
+    choices: dict[str, Choice] = field(default_factory=dict)
+    drift: dict[str, DriftRow] = field(default_factory=dict)
 
 
 def _settings(root: Path) -> tuple[Settings, list[Finding]]:
@@ -180,7 +185,7 @@ def _incoming(incoming: Path) -> tuple[set[str], int]:
 
 
 def _database(root: Path) -> _Database:
-    from service.storage import schema, versions
+    from service.storage import drift, schema, thresholds, versions
     from service.storage.engine import DATABASE_FILE, open_database
 
     try:
@@ -197,31 +202,44 @@ def _database(root: Path) -> _Database:
                 return _Database(findings, {}, None)
             newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
             champions = dict(versions.champions(connection))
+            choices, drifts = thresholds.latest(connection), drift.latest(connection)
     except ConfigurationError as error:  # the engine's word for damage that a statement met
         advice = f"stop the service, keep a copy of {DATABASE_FILE}, put back a backup"
         return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
     finally:
         engine.dispose()
-    return _Database(findings, champions, datetime.fromisoformat(newest) if newest else None)
+    return _Database(findings, champions, datetime.fromisoformat(newest) if newest else None, choices, drifts)
 
 
-def _models(root: Path, settings: Settings, products: set[str], champions: dict[str, Any]) -> list[Finding]:
+def _models(
+    root: Path, settings: Settings, products: set[str], champions: dict[str, Any], choices: dict[str, Choice]
+) -> list[Finding]:
     findings = []
-    for product, row in sorted(champions.items()):
+    judged = {product: (product, row) for product, row in champions.items()}
+    if DEFAULT_PRODUCT in champions:
+        # A product without a model of its own may have a rate of its own.
+        chosen = {product for product, choice in choices.items() if choice.false_alarm_rate is not None}
+        for product in chosen - champions.keys():
+            judged[product] = (DEFAULT_PRODUCT, champions[DEFAULT_PRODUCT])
+    for product, (owner, row) in sorted(judged.items()):
         failure = refused = None
+        choice = choices.get(product)
+        chosen_rate = choice.false_alarm_rate if choice else None
         rate = TRAINING_FALSE_ALARM_RATE
         try:
-            version = registry.verify(root / "models" / product / row.version, row.sha256)
+            version = registry.verify(root / "models" / owner / row.version, row.sha256)
         except ModelError as error:
             failure = str(error)
         else:
             rate = version.trained_false_alarm_rate
             try:
-                threshold_of(settings, product, version)
+                threshold_of(settings, product, version, chosen_rate=chosen_rate)
             except (ModelError, ConfigurationError) as error:
                 refused = str(error)
-        findings.append(judge.judge_champion(product, row.version, failure))
-        findings.append(judge.judge_threshold(product, policy_of(settings, product, rate), refused))
+        if owner == product:
+            findings.append(judge.judge_champion(product, row.version, failure))
+        policy = policy_of(settings, product, rate, chosen_rate=chosen_rate)
+        findings.append(judge.judge_threshold(product, policy, refused, choice))
     return findings + judge.judge_products(products, set(champions))
 
 

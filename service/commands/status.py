@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from sqlalchemy import Connection
 
 from service import settings as settings_module
 from service.claim import INCOMING, PROCESSING, STATUS_NAME, InstanceLock, instances
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.names import product_of
+from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows
-from service.storage import images
 from service.storage.engine import open_database
 from service.storage.versions import champions
 from service.watch import NameFilter, scan
 
 DAY = timedelta(days=1)
+CAUSES = {
+    "light": "the light or the lens changed",
+    "defects": "many defects, in the same light",
+    "unknown": "cause unknown",
+}
 
 
 def status(root: Root, as_json: AsJson = False) -> None:
@@ -28,6 +34,8 @@ def status(root: Root, as_json: AsJson = False) -> None:
     root = root.resolve()
     settings = settings_module.load(root)
     document = report(root, settings.ignored_names, datetime.now(UTC))
+    for product, choice in document["thresholds_chosen"].items():
+        choice["in_force"] = settings.of(product, "threshold_policy") == "false_alarm_rate"
     if as_json:
         print_json(document)
     else:
@@ -56,10 +64,43 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[st
                 "anomalies_24h": images.count(connection, since=now - DAY, verdict="anomaly"),
                 "last_received_at": newest[0]["received_at"] if newest else None,
                 "energy_24h": energy_rows.per_kind(connection, now - DAY),
+                "drift": _drift(connection),
+                "thresholds_chosen": _thresholds(connection),
             }
     finally:
         engine.dispose()
     return document
+
+
+def _drift(connection: Connection) -> dict[str, Any]:
+    """Return the drift state of each product that has shown one; `began_at` is when its first picture was received."""
+    found = drift.latest(connection)
+    began = drift.received_at(connection, [row.first_image_id for row in found.values() if row.first_image_id])
+    lie = images.find(connection, list(began))
+    return {
+        product: {
+            "state": row.state,
+            "cause": row.cause,
+            "began_at": began.get(row.first_image_id or ""),
+            "first_image_id": row.first_image_id,
+            "first_image_path": lie[row.first_image_id].path if row.first_image_id in lie else None,
+            "found_at": row.at,
+            "version": row.version,
+        }
+        for product, row in sorted(found.items())
+    }
+
+
+def _thresholds(connection: Connection) -> dict[str, Any]:
+    return {
+        product: {
+            "false_alarm_rate": choice.false_alarm_rate,
+            "chosen_by": choice.chosen_by,
+            "chosen_at": choice.chosen_at,
+        }
+        for product, choice in sorted(thresholds.latest(connection).items())
+        if choice.false_alarm_rate is not None
+    }
 
 
 def _daemon(root: Path, name: str) -> dict[str, Any]:
@@ -89,10 +130,25 @@ def _print(document: dict[str, Any]) -> None:
             "product": product,
             "waiting": document["incoming"].get(product, 0),
             "champion": document["champions"].get(product),
+            "drift": document["drift"].get(product, {}).get("state"),
         }
-        for product in sorted(document["incoming"].keys() | document["champions"].keys())
+        for product in sorted(document["incoming"].keys() | document["champions"].keys() | document["drift"].keys())
     ]
-    print_table(rows, ("product", "waiting", "champion"))
+    print_table(rows, ("product", "waiting", "champion", "drift"))
+    for product, found in document["drift"].items():
+        if found["state"] == "drifting":
+            began = f"{found['began_at']:%Y-%m-%d %H:%M:%S} UTC" if found["began_at"] else "a time not known"
+            typer.echo(
+                f"{product} drifts since {began}: {CAUSES[found['cause']]}; "
+                f"first {found['first_image_path'] or found['first_image_id']}"
+            )
+    for product, choice in document["thresholds_chosen"].items():
+        who = f" by {choice['chosen_by']}" if choice["chosen_by"] else ""
+        held = "over the settings'" if choice["in_force"] else "without effect, as the policy is another"
+        typer.echo(
+            f"{product}: false-alarm rate {choice['false_alarm_rate']:g}, chosen{who} at "
+            f"{choice['chosen_at']:%Y-%m-%d %H:%M:%S} UTC, {held}"
+        )
     if document["waiting_for_model"]:
         names = ", ".join(document["waiting_for_model"])
         typer.echo(f"no model: {names}; train one: tamis train --product NAME --from FOLDER", err=True)

@@ -44,7 +44,8 @@ _plus: operators.custom_op[str] = operators.custom_op("+")
 class ImageRecord:
     """A picture as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown.
 
-    `uncertainty` is that of `service.decide.Decision`.
+    `uncertainty` is that of `service.decide.Decision`; brightness, contrast and sharpness are those of
+    `models.appearance`, at the size that the model takes.
     """
 
     id: str
@@ -70,6 +71,9 @@ class ImageRecord:
     error: str | None
     uncertain: bool | None = None
     uncertainty: float | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    sharpness: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,12 @@ Verdict = Literal["normal", "anomaly"]
 EnergyKind = Literal["scoring", "idle", "training", "evaluation"]
 EnergySource = Literal["measured", "estimated"]
 VersionState = Literal["champion", "challenger", "retired", "rejected"]
+Role = Literal["train", "calibrate", "golden"]
+RetrainingTrigger = Literal["cron", "labels", "drift", "command"]
+RetrainingState = Literal["waiting", "running", "done", "failed", "stopped"]
+RetrainingOutcome = Literal["promoted", "challenger", "rejected", "skipped"]
+DriftState = Literal["steady", "drifting"]
+DriftCause = Literal["light", "defects", "unknown"]
 
 FINITE = "1.7976931348623157e308"
 
@@ -184,6 +190,9 @@ class Image(Base):
     uncertainty: Mapped[float | None] = mapped_column(
         CheckConstraint("uncertainty >= 0 AND uncertainty <= 1", "uncertainty")
     )
+    brightness: Mapped[float | None] = mapped_column(CheckConstraint(finite("brightness"), "brightness"))
+    contrast: Mapped[float | None] = mapped_column(CheckConstraint(finite("contrast"), "contrast"))
+    sharpness: Mapped[float | None] = mapped_column(CheckConstraint(finite("sharpness"), "sharpness"))
 
 
 class RegionRow(Base):
@@ -282,6 +291,131 @@ class Promotion(Base):
     reason: Mapped[str | None]
 
 
+class TrainingPicture(Base):
+    """A picture that a person vouched for, once per product and bytes; `label` NULL once it was taken back.
+
+    `path` is its file below ROOT/training, `image_id` the picture it came from, NULL for an imported one. `role` is
+    given when it is first added and never changes.
+    """
+
+    __tablename__ = "training_pictures"
+    __table_args__ = (
+        CheckConstraint(one_of("label", Verdict), "label"),
+        CheckConstraint(one_of("role", Role), "role"),
+        CheckConstraint("length(sha256) = 64", "sha256"),
+        Index("training_pictures_once", "product", "sha256", unique=True),
+        Index(None, "product", "taken_at"),
+        Index(None, "image_id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    product: Mapped[str]
+    sha256: Mapped[str]
+    label: Mapped[str | None]
+    role: Mapped[str | None]
+    path: Mapped[str]
+    file_name: Mapped[str]
+    image_id: Mapped[str | None] = mapped_column(ForeignKey("images.id"))
+    taken_at: Mapped[datetime]
+    added_at: Mapped[datetime]
+    added_by: Mapped[str | None]
+
+
+class RetrainingRun(Base):
+    """A retraining of one product: why, when, and what came of it. `review_id` is the latest review it knew of.
+
+    `gate` is the comparison that decided, as JSON; `report` a file below ROOT. `saved_g` is an estimate, of what the
+    choice of the hour saved.
+    """
+
+    __tablename__ = "retraining_runs"
+    __table_args__ = (
+        CheckConstraint(one_of("trigger", RetrainingTrigger), "trigger"),
+        CheckConstraint(one_of("state", RetrainingState), "state"),
+        CheckConstraint(one_of("outcome", RetrainingOutcome), "outcome"),
+        Index(None, "product", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    product: Mapped[str]
+    trigger: Mapped[str]
+    state: Mapped[str]
+    requested_at: Mapped[datetime]
+    planned_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    review_id: Mapped[int | None]
+    champion: Mapped[str | None]
+    challenger: Mapped[str | None]
+    outcome: Mapped[str | None]
+    reason: Mapped[str | None]
+    gate: Mapped[str | None]
+    report: Mapped[str | None]
+    total_wh: Mapped[float | None]
+    saved_g: Mapped[float | None]
+
+
+class ShadowScore(Base):
+    """What a challenger said of a picture that the champion judged."""
+
+    __tablename__ = "shadow_scores"
+    __table_args__ = (
+        CheckConstraint(one_of("verdict", Verdict), "verdict"),
+        CheckConstraint(finite("score"), "score"),
+        CheckConstraint(finite("threshold"), "threshold"),
+        Index("shadow_scores_by_version", "version", "image_id"),
+        {"sqlite_with_rowid": False},
+    )
+
+    image_id: Mapped[str] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    version: Mapped[str] = mapped_column(primary_key=True)
+    score: Mapped[float]
+    threshold: Mapped[float]
+    verdict: Mapped[str]
+
+
+class ThresholdChoice(Base):
+    """A false-alarm rate that a person chose for a product while it runs; rows are only ever added, the latest holds.
+
+    `false_alarm_rate` NULL goes back to what the settings say.
+    """
+
+    __tablename__ = "threshold_choices"
+    __table_args__ = (
+        CheckConstraint("false_alarm_rate > 0 AND false_alarm_rate < 1", "false_alarm_rate"),
+        Index(None, "product", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    product: Mapped[str]
+    false_alarm_rate: Mapped[float | None]
+    chosen_by: Mapped[str | None]
+    chosen_at: Mapped[datetime]
+
+
+class DriftEvent(Base):
+    """A change of a product's drift state, as it happened; rows are only ever added, the latest holds.
+
+    `first_image_id` is the picture with which it began, `figures` the statistics as JSON.
+    """
+
+    __tablename__ = "drift_events"
+    __table_args__ = (
+        CheckConstraint(one_of("state", DriftState), "state"),
+        CheckConstraint(one_of("cause", DriftCause), "cause"),
+        Index(None, "product", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    product: Mapped[str]
+    version: Mapped[str]
+    state: Mapped[str]
+    cause: Mapped[str | None]
+    first_image_id: Mapped[str | None]
+    at: Mapped[datetime]
+    figures: Mapped[str]
+
+
 _views = MetaData()
 
 
@@ -309,4 +443,20 @@ review_queue_view = _view(
     "review_queue",
     "id product file_name path verdict score threshold p_value uncertain uncertainty received_at label",
 )
-VIEWS = (results_view, energy_view, model_versions_view, regions_view, review_queue_view)
+labels_view = _view("labels", "id image_id product label labelled_by labelled_at source note")
+retrainings_view = _view(
+    "retrainings",
+    "id product trigger state requested_at planned_at started_at ended_at champion challenger outcome reason report"
+    " total_wh saved_g",
+)
+drift_view = _view("drift", "id product version state cause first_image_id at figures")
+VIEWS = (
+    results_view,
+    energy_view,
+    model_versions_view,
+    regions_view,
+    review_queue_view,
+    labels_view,
+    retrainings_view,
+    drift_view,
+)

@@ -90,7 +90,7 @@ def test_rows_of_the_first_schema_stay_as_they_were_and_what_it_did_not_know_is_
 
     engine = open_database(tmp_path)
     with engine.connect() as reader:
-        assert schema.revision_of(reader) == "0002"
+        assert schema.revision_of(reader) == migrations.HEAD
     engine.dispose()
 
     connection = sqlite3.connect(path)
@@ -222,7 +222,7 @@ def test_migrations_are_found_from_any_working_directory(tmp_path: Path):
 
 def test_an_older_schema_is_refused_to_a_reader_with_the_command_that_helps(tmp_path: Path):
     older(tmp_path, "0001")
-    with pytest.raises(Exception, match=r"expected schema revision 0002; found 0001.*tamis db upgrade") as caught:
+    with pytest.raises(Exception, match=r"expected schema revision 0003; found 0001.*tamis db upgrade") as caught:
         open_database(tmp_path, read_only=True)
     assert caught.value.exit_code == 78
     open_database(tmp_path, read_only=True, migrate=False).dispose()

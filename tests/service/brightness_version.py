@@ -7,6 +7,7 @@ outcome is plain. Calibrated on the scores 1 to 100: at a false-alarm rate of 0.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,8 +24,14 @@ HEIGHT, WIDTH = 16, 24
 CREATED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def install(root: Path, product: str = "default", version: str = "v1", state: str = "champion") -> ModelVersion:
-    """Publish the version into `root` and register it."""
+def install(
+    root: Path,
+    product: str = "default",
+    version: str = "v1",
+    state: str = "champion",
+    scores: Sequence[float] = range(1, 101),
+) -> ModelVersion:
+    """Publish the version into `root` and register it; `scores` are those it is calibrated on."""
     build = root / "models" / f".tmp-{product}-{version}"
     build.mkdir(parents=True)
     _save_graph(build)
@@ -39,7 +46,7 @@ def install(root: Path, product: str = "default", version: str = "v1", state: st
         "created_at": CREATED_AT.isoformat(),
         "input_size": [HEIGHT, WIDTH],
         "calibration": {
-            "scores": list(range(1, 101)),
+            "scores": sorted(scores),
             "false_alarm_rate": 0.01,
             "threshold": 100.0,
             "pixel_threshold": 100.0,

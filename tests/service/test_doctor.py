@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,12 @@ from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError
 from service.filesystem import Mount
 from service.settings import load
+from service.storage import drift, thresholds
+from service.storage.drift import DriftRow
+from service.storage.engine import open_database
 from service.storage.journal import JournalChoice, journal_choice
+from service.storage.thresholds import Choice
+from tests.service.brightness_version import install
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 LIMITS = InotifyLimits(max_user_watches=8192, max_user_instances=128, max_queued_events=16384)
@@ -200,6 +206,39 @@ def test_rate_that_the_calibration_cannot_give_is_an_error_with_both_ways_out() 
     assert found.advice is not None
     assert "[products.flange]" in found.advice
     assert "train on more" in found.advice
+
+
+def test_chosen_rate_is_told_with_who_chose_it_and_warned_of_where_it_has_no_effect() -> None:
+    choice = Choice("flange", 0.02, "ann", datetime(2026, 1, 31, tzinfo=UTC))
+    found = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), None, choice)
+    assert found.level == "ok" and "0.02, chosen by ann over the settings'" in found.found
+    refused = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), "needs 49 held-out normal pictures", choice)
+    assert refused.level == "error" and "--product flange --rate R, or --reset" in (refused.advice or "")
+    idle = judge.judge_threshold("flange", AtBestF1(), None, choice)
+    assert idle.level == "warning" and "without effect" in idle.found
+    taken_back = replace(choice, false_alarm_rate=None)
+    assert judge.judge_threshold("flange", AtBestF1(), None, taken_back).level == "ok"
+
+
+@pytest.mark.parametrize("cause", ["light", "defects", "unknown"])
+def test_drift_is_a_warning_that_says_what_to_look_at(cause: str) -> None:
+    at = datetime(2026, 1, 31, tzinfo=UTC)
+    assert judge.judge_drift("flange", DriftRow("flange", "v1", "steady", None, None, at, {})).level == "ok"
+    found = judge.judge_drift("flange", DriftRow("flange", "v1", "drifting", cause, "01X", at, {}))
+    assert found.level == "warning" and "01X" in found.found and cause in found.found and found.advice
+
+
+def test_rate_chosen_for_a_product_of_defaults_model_is_judged_too(root: Path) -> None:
+    install(root)
+    engine = open_database(root)
+    with engine.begin() as connection:
+        thresholds.choose(connection, "cap", 0.001, "ann", datetime.now(UTC))
+        thresholds.choose(connection, "lid", None, "ann", datetime.now(UTC))
+        drift.add(connection, DriftRow("cap", "v1", "drifting", "light", "01X", datetime.now(UTC), {}))
+    engine.dispose()
+    found = {finding.check: finding for finding in command.examine(root)}
+    assert found["threshold of cap"].level == "error" and "threshold of lid" not in found
+    assert found["threshold of default"].level == "ok" and found["drift of cap"].level == "warning"
 
 
 def test_policy_without_known_anomalies_is_an_error_with_both_ways_out() -> None:
@@ -395,7 +434,7 @@ def test_champion_with_too_few_calibration_scores_for_the_rate_is_an_error(
     row = SimpleNamespace(version="v1", sha256="0" * 64)
     for rate, level in ((0.01, "error"), (0.02, "ok")):
         (root / "tamis.toml").write_text(f"[products.flange]\nfalse_alarm_rate = {rate}\n")
-        found = command._models(root, load(root), set(), {"flange": row})
+        found = command._models(root, load(root), set(), {"flange": row}, {})
         assert only(found, "threshold of flange").level == level
         assert only(found, "model of flange").level == "ok"
 

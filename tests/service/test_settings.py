@@ -25,6 +25,13 @@ UNITS = (
     (r"_threads$", "threads"),
     (r"_rate$|_prevalence$", "share, between 0 and 1"),
     (r"_band$", "times the false-alarm rate"),
+    (r"_minutes_max$", "minutes"),
+    (r"_gb$", "GB"),
+    (r"_wh$", "Wh"),
+    (r"_h$|_hours$", "hours"),
+    (r"_share$|_fraction$", "share"),
+    (r"_window$", "pictures"),
+    (r"_days$", "days"),
 )
 
 

@@ -1,10 +1,17 @@
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import typer
+from typer.testing import CliRunner
+
 from service.claim import InstanceLock
-from service.commands.status import report
+from service.commands.status import report, status
 from service.settings import IGNORED_NAMES
+from service.storage import drift, thresholds
+from service.storage.drift import DriftRow
+from service.storage.engine import open_database
 from tests.service.brightness_version import install
 
 
@@ -30,3 +37,33 @@ def test_running_daemon_is_told_from_one_that_ended(root: Path) -> None:
     (root / "processing/main/.status.json").write_text('{"instance": "main", "placed": 7}')
     [daemon] = report(root, IGNORED_NAMES, datetime.now(UTC))["daemons"]
     assert (daemon["running"], daemon["placed"]) == (False, 7)
+
+
+def test_drift_and_chosen_rates_are_told_with_the_first_picture_and_who_chose(root: Path) -> None:
+    install(root)
+    at = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    engine = open_database(root)
+    with engine.begin() as connection:
+        thresholds.choose(connection, "default", 0.05, "ann", at)
+        thresholds.choose(connection, "cap", 0.05, "ann", at)
+        thresholds.choose(connection, "cap", None, "ann", at)
+        drift.add(connection, DriftRow("default", "v1", "drifting", "light", "gone", at, {"images": 20}))
+        drift.add(connection, DriftRow("cap", "v0", "drifting", "light", "gone", at, {"images": 20}))
+    engine.dispose()
+    found = report(root, IGNORED_NAMES, datetime.now(UTC))
+    assert set(found["drift"]) == {"default"}  # what another version said holds no more
+    assert found["drift"]["default"] == {
+        "state": "drifting", "cause": "light", "began_at": None, "first_image_id": "gone", "first_image_path": None,
+        "found_at": at, "version": "v1",
+    }  # fmt: skip
+    assert found["thresholds_chosen"] == {"default": {"false_alarm_rate": 0.05, "chosen_by": "ann", "chosen_at": at}}
+    app = typer.Typer()
+    app.command()(status)
+    shown = CliRunner().invoke(app, ["--root", str(root)]).stdout
+    assert "default drifts since a time not known: the light or the lens changed; first gone" in shown
+    assert "false-alarm rate 0.05, chosen by ann at 2026-01-31 12:00:00 UTC, over the settings'" in shown
+    (root / "tamis.toml").write_text('threshold_policy = "fixed"\nthreshold_fixed = 42')
+    assert "without effect, as the policy is another" in CliRunner().invoke(app, ["--root", str(root)]).stdout
+    document = json.loads(CliRunner().invoke(app, ["--root", str(root), "--json"]).stdout)
+    assert document["thresholds_chosen"]["default"]["in_force"] is False
+    assert document["drift"]["default"]["cause"] == "light"

@@ -1,0 +1,171 @@
+"""Drift: whether a product's pictures still score like those its champion was calibrated on, since when, and why. Pure.
+
+The tests are in `models.drift`. Here is what they are made on: the latest pictures since the champion became one,
+without those that people confirmed as anomalies, and the pictures at the beginning, whose look the light is told by.
+Who reads these and writes what comes of it is `service.drift_watch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.appearance import FIGURES
+from models.drift import IMAGES_MIN, Comparison, Moved, cause_of, change_point, compare, look_moved
+from service.decide import ANOMALY, NORMAL
+from service.storage.drift import DriftRow, Seen
+
+STEADY = "steady"
+DRIFTING = "drifting"
+# A cause that was said is taken back for another one only after so many windows' worth of new pictures.
+NEW_CAUSE_WINDOWS = 0.25
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A product and what its pictures are compared with.
+
+    `reference` holds scores, from the calibration or, for a product that another's champion judges, from its own first
+    pictures; `look` that of the pictures which the version was calibrated on, `(n, 3)`, where it is known.
+    """
+
+    product: str
+    version: str
+    window: int
+    threshold: float | None
+    reference: Float64Array
+    of_calibration: bool
+    look: Float64Array
+
+
+def assess(
+    subject: Subject, first: Sequence[Seen], recent: Sequence[Seen], before: DriftRow | None, at: datetime
+) -> DriftRow | None:
+    """Return the row of a change of state, or None where the state is as `before`, or nothing can be said yet.
+
+    `first` are the pictures since the champion became one, `recent` the latest of them; both oldest first, scored by
+    the version of `subject`, and without gaps.
+    """
+    known = before if before is not None and before.version == subject.version else None
+    window = recent[-subject.window :]
+    normals = [picture for picture in window if picture.label != ANOMALY]
+    if len(window) < IMAGES_MIN:
+        return None
+    already = known is not None and known.state == DRIFTING
+    of_all = compare(subject.reference, scores_of(window), subject.threshold)
+    of_normals = (
+        compare(subject.reference, scores_of(normals), subject.threshold) if len(normals) >= IMAGES_MIN else None
+    )
+    normals_drift = of_normals is not None and of_normals.drifts(already=already)
+    # What people confirmed counts as defects: by their number, and not as normals that score otherwise.
+    confirmed = of_all.exceeds(already=already)
+    figures = _figures(subject, of_normals or of_all, len(window) - len(normals), window[-1])
+    if not normals_drift and not confirmed:
+        return None if known is not None and not already else _steady(subject, figures, at)
+    began_at = _began(subject, known, recent, only_normals=normals_drift)
+    after = [picture for picture in recent if order_of(picture) >= began_at]
+    look = look_moved(_look_before(subject, first, began_at), _look(after))
+    cause = _cause(subject, after, look) if normals_drift else "defects"
+    found = DriftRow(
+        subject.product,
+        subject.version,
+        DRIFTING,
+        cause,
+        known.first_image_id if already and known is not None else began_at[1],
+        at,
+        figures | {"images_since": len(after), "look": _told(look)},
+    )
+    if known is None or not already:
+        return found
+    return found if _another_cause(known, cause, recent, subject.window) else None
+
+
+def _steady(subject: Subject, figures: dict[str, Any], at: datetime) -> DriftRow:
+    return DriftRow(subject.product, subject.version, STEADY, None, None, at, figures)
+
+
+def _began(
+    subject: Subject, known: DriftRow | None, recent: Sequence[Seen], *, only_normals: bool
+) -> tuple[datetime, str]:
+    """Return the place in time of the picture with which drift began: as was said, else the likeliest."""
+    if known is not None and known.state == DRIFTING:
+        for picture in recent:
+            if picture.id == known.first_image_id:
+                return order_of(picture)
+        return order_of(recent[0])
+    series = [picture for picture in recent if not only_normals or picture.label != ANOMALY]
+    return order_of(series[change_point(subject.reference, scores_of(series), subject.threshold)])
+
+
+def _cause(subject: Subject, after: Sequence[Seen], look: dict[str, Moved | None]) -> str:
+    normals = [picture for picture in after if picture.label != ANOMALY]
+    cause = cause_of(subject.reference, scores_of(normals), subject.threshold, look)
+    if cause == "defects" and subject.threshold is not None:
+        beyond = [picture for picture in after if (picture.score or 0.0) > subject.threshold]
+        labels = [picture.label for picture in beyond]
+        # People looked, and found more of them good than bad.
+        if labels.count(NORMAL) > labels.count(ANOMALY):
+            return "unknown"
+    return cause
+
+
+def _another_cause(known: DriftRow, cause: str, recent: Sequence[Seen], window: int) -> bool:
+    if cause in (known.cause, "unknown"):
+        return False
+    if known.cause == "unknown":
+        return True
+    ids = [picture.id for picture in recent]
+    last = known.figures.get("last_image_id")
+    return last not in ids or len(ids) - 1 - ids.index(last) >= NEW_CAUSE_WINDOWS * window
+
+
+def _look_before(subject: Subject, first: Sequence[Seen], began_at: tuple[datetime, str]) -> Float64Array:
+    """Return the look to compare with: of the champion's first pictures, or where they are few of its calibration's."""
+    before = _look([picture for picture in first if order_of(picture) < began_at and picture.label != ANOMALY])
+    enough = np.isfinite(before).any(axis=1).sum() >= IMAGES_MIN
+    return before if enough or not len(subject.look) else subject.look
+
+
+def _figures(subject: Subject, comparison: Comparison, confirmed: int, last: Seen) -> dict[str, Any]:
+    return {
+        "images": comparison.images,
+        "distance": comparison.distance,
+        "distance_p_value": comparison.distance_p_value,
+        "beyond": comparison.beyond,
+        "beyond_p_value": comparison.beyond_p_value,
+        "confirmed_anomalies": confirmed,
+        "threshold": subject.threshold,
+        "reference": "calibration" if subject.of_calibration else "first pictures",
+        "reference_images": len(subject.reference),
+        "last_image_id": last.id,
+    }
+
+
+def _told(look: dict[str, Moved | None]) -> dict[str, Any]:
+    return {
+        name: None if one is None else {"before": one.before, "after": one.after, "moved": one.moved}
+        for name, one in look.items()
+    }
+
+
+def scores_of(pictures: Sequence[Seen]) -> Float64Array:
+    """Return the scores of `pictures`, float64 `(n,)`."""
+    return np.asarray([picture.score for picture in pictures], dtype=np.float64)
+
+
+def _look(pictures: Sequence[Seen]) -> Float64Array:
+    """Return brightness, contrast and sharpness, float64 `(n, 3)`; NaN is not known."""
+    values = [(picture.brightness, picture.contrast, picture.sharpness) for picture in pictures]
+    return np.asarray(values, dtype=np.float64).reshape(-1, len(FIGURES))
+
+
+def order_of(picture: Seen) -> tuple[datetime, str]:
+    """Return the place of `picture` in time."""
+    return picture.received_at, picture.id

@@ -1,0 +1,162 @@
+"""Drift watch: looks at the latest pictures of products, writes a row where the state changed, and says so in the log.
+
+It runs beside the loop, on the thread that records; what the state is `service.drift` says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from models.appearance import FIGURES
+from models.drift import IMAGES_MIN
+from models.errors import ModelCorrupt, TooFewImages
+from models.registry import ModelVersion, read_manifest
+from service.decide import ANOMALY
+from service.drift import DRIFTING, Subject, assess, order_of, scores_of
+from service.errors import ConfigurationError
+from service.logs import fields
+from service.score import MODELS
+from service.settings import DEFAULT_PRODUCT, Settings
+from service.storage import drift as rows
+from service.storage.drift import DriftRow, Reign, Seen
+from service.storage.engine import is_locked
+from service.storage.thresholds import chosen
+from service.thresholds import threshold_of
+
+log = logging.getLogger(__name__)
+
+# Windows that are looked back over; and once drift is found, for the picture with which it began: a fast line may have
+# brought more than a window since the last look. Rows beyond the pictures, as some may be another version's.
+LOOK_BACK_WINDOWS = 2
+FIND_WINDOWS = 10
+ROWS_PER_PICTURE = 1.5
+ROWS_MAX = 30_000
+
+
+class DriftWatch:
+    """Checks products of one root. Used by one thread at a time, beside the loop."""
+
+    def __init__(self, root: Path, settings: Settings, reading: Engine, writing: Engine) -> None:
+        self._root = root
+        self._settings = settings
+        self._reading = reading
+        self._writing = writing
+        self._versions: dict[tuple[str, str], ModelVersion] = {}
+        self._said: set[str] = set()
+
+    def check(self, products: Collection[str], now: datetime | None = None) -> list[DriftRow]:
+        """Look at `products`, and write and return what changed of their state at `now`.
+
+        A product whose champion's figures cannot be read is passed over, which is said once; so is one that is
+        locked, which is looked at with its next pictures.
+        """
+        at = now or datetime.now(UTC)
+        changed = []
+        for product in products:
+            try:
+                row = self._look_at(product, at)
+                if row is not None and self._write(row):
+                    changed.append(row)
+            except OperationalError as error:
+                if not is_locked(error):
+                    raise
+                continue
+            except ModelCorrupt as error:
+                self._say_once(product, error)
+        return changed
+
+    def _look_at(self, product: str, at: datetime) -> DriftRow | None:
+        with self._reading.connect() as connection:
+            reigns = rows.reigns(connection)
+            reign = reigns.get(product) or reigns.get(DEFAULT_PRODUCT)
+            if reign is None:
+                return None
+            before = rows.last(connection).get(product)
+            rate = chosen(connection).get(product)
+            size = self._settings.drift_window
+            first = rows.oldest(connection, product, reign.since, size)
+            version = self._version(reign)
+            if version.product != product and len(first) < size:
+                # Another's calibration says nothing of this product's normals: its own first pictures are to.
+                return None
+            first_judged = _of(first, version.version)
+            subject = self._subject(product, version, first_judged, rate)
+            if len(subject.reference) < IMAGES_MIN:
+                return None
+
+            def assess_last(windows: int) -> DriftRow | None:
+                limit = min(int(windows * size * ROWS_PER_PICTURE), ROWS_MAX)
+                recent = _of(rows.newest(connection, product, reign.since, limit), version.version)
+                if not subject.of_calibration:
+                    recent = [picture for picture in recent if order_of(picture) > order_of(first[-1])]
+                return assess(subject, first_judged, recent[-windows * size :], before, at)
+
+            row = assess_last(LOOK_BACK_WINDOWS)
+            return assess_last(FIND_WINDOWS) if row is not None and row.state == DRIFTING else row
+
+    def _subject(self, product: str, version: ModelVersion, first: Sequence[Seen], rate: float | None) -> Subject:
+        own = version.product == product
+        try:
+            threshold = threshold_of(self._settings, product, version, chosen_rate=rate)
+        except (TooFewImages, ConfigurationError):  # said where pictures are judged
+            threshold = None
+        calibration = version.calibration_scores.astype(np.float64)
+        look = version.calibration_look if own else None
+        return Subject(
+            product,
+            version.version,
+            self._settings.drift_window,
+            threshold,
+            calibration if own else scores_of([picture for picture in first if picture.label != ANOMALY]),
+            own,
+            np.empty((0, len(FIGURES))) if look is None else look.astype(np.float64),
+        )
+
+    def _version(self, reign: Reign) -> ModelVersion:
+        row = reign.row
+        version = self._versions.get((row.product, row.version))
+        if version is None or version.sha256 != row.sha256:
+            version = read_manifest(self._root / MODELS / row.product / row.version, row.sha256)
+            self._versions = {key: known for key, known in self._versions.items() if key[0] != row.product}
+            self._versions[row.product, row.version] = version
+        return version
+
+    def _write(self, row: DriftRow) -> bool:
+        with self._writing.begin() as connection:
+            known = rows.last(connection).get(row.product)
+            # Another daemon of the same root may have seen the same pictures.
+            if known is not None and (known.version, known.state, known.cause) == (row.version, row.state, row.cause):
+                return False
+            rows.add(connection, row)
+        if row.state == DRIFTING:
+            log.warning(
+                "drifting",
+                extra=fields(
+                    product=row.product,
+                    cause=row.cause,
+                    first=row.first_image_id,
+                    version=row.version,
+                    images=row.figures["images"],
+                    beyond=row.figures["beyond"],
+                    distance=row.figures["distance"],
+                ),
+            )
+        elif known is not None and known.state == DRIFTING:
+            log.info("steady", extra=fields(product=row.product, version=row.version))
+        return True
+
+    def _say_once(self, product: str, error: ModelCorrupt) -> None:
+        if product not in self._said:
+            self._said.add(product)
+            log.error("drift is not watched", extra=fields(product=product, reason=error))
+
+
+def _of(pictures: Sequence[Seen], version: str) -> list[Seen]:
+    return [picture for picture in pictures if picture.version == version and picture.score is not None]

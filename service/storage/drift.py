@@ -1,0 +1,158 @@
+"""Statements on drift: the changes of a product's state, and the pictures that a state is told by.
+
+Rows of `drift_events` are only ever added. Pictures are read off one end of an index, a bounded number of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select
+from sqlalchemy.orm import Session
+
+from service.settings import DEFAULT_PRODUCT
+from service.storage import versions
+from service.storage.tables import DriftEvent, Image, Promotion, Review
+from service.storage.versions import VersionRow
+
+_events = cast(Table, DriftEvent.__table__)
+_images = cast(Table, Image.__table__)
+_reviews = cast(Table, Review.__table__)
+_promotions = cast(Table, Promotion.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class DriftRow:
+    """A change of a product's drift state, judged by the scores of `version`.
+
+    `state` is `steady` or `drifting`; `cause` is `light`, `defects` or `unknown`, None when steady. `first_image_id`
+    is the picture with which it began, `figures` the statistics behind it, see docs/drift.md.
+    """
+
+    product: str
+    version: str
+    state: str
+    cause: str | None
+    first_image_id: str | None
+    at: datetime
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What drift needs to know of a picture; `label` is what a person said last, None where nobody did."""
+
+    id: str
+    received_at: datetime
+    version: str | None
+    score: float | None
+    brightness: float | None
+    contrast: float | None
+    sharpness: float | None
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reign:
+    """A champion, and since when it is one."""
+
+    row: VersionRow
+    since: datetime
+
+
+_insert = insert(_events)
+_last = select(*(_events.c[name] for name in DriftRow.__dataclass_fields__)).where(
+    _events.c.id.in_(select(func.max(_events.c.id)).group_by(_events.c.product))
+)
+_crowned = select(_promotions.c.product, _promotions.c.at).where(
+    _promotions.c.id.in_(select(func.max(_promotions.c.id)).group_by(_promotions.c.product))
+)
+_label = (
+    select(_reviews.c.label)
+    .where(_reviews.c.image_id == _images.c.id)
+    .order_by(_reviews.c.id.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_seen = select(
+    _images.c.id,
+    _images.c.received_at,
+    _images.c.model_version,
+    _images.c.score,
+    _images.c.brightness,
+    _images.c.contrast,
+    _images.c.sharpness,
+    _label.label("label"),
+).where(
+    _images.c.product == bindparam("of_product"),
+    _images.c.received_at >= bindparam("since", type_=_images.c.received_at.type),
+)
+_times = select(_images.c.id, _images.c.received_at).where(_images.c.id.in_(bindparam("ids", expanding=True)))
+_newest = _seen.order_by(_images.c.received_at.desc(), _images.c.id.desc()).limit(bindparam("rows"))
+_oldest = _seen.order_by(_images.c.received_at, _images.c.id).limit(bindparam("rows"))
+
+
+def add(connection: Connection | Session, row: DriftRow) -> None:
+    """Insert a change of state."""
+    values = {name: getattr(row, name) for name in DriftRow.__dataclass_fields__}
+    connection.execute(_insert, values | {"figures": json.dumps(row.figures, allow_nan=False)})
+
+
+def last(connection: Connection | Session) -> dict[str, DriftRow]:
+    """Return the last change of each product for which there is one, whichever version it was judged by."""
+    return {row.product: _row(row) for row in connection.execute(_last)}
+
+
+def latest(connection: Connection | Session) -> dict[str, DriftRow]:
+    """Return the drift state of each product whose present champion, or that of `default`, has shown one.
+
+    A state is of one version's scores: a product that got a new champion has none until enough pictures came.
+    """
+    champions = versions.champions(connection)
+    found = {}
+    for product, row in last(connection).items():
+        champion = champions.get(product) or champions.get(DEFAULT_PRODUCT)
+        if champion is not None and champion.version == row.version:
+            found[product] = row
+    return found
+
+
+def reigns(connection: Connection | Session) -> dict[str, Reign]:
+    """Return the champion of each product that has one, and since when."""
+    crowned = {row.product: row.at for row in connection.execute(_crowned)}
+    return {
+        product: Reign(row, crowned.get(product, row.created_at))
+        for product, row in versions.champions(connection).items()
+    }
+
+
+def newest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
+    """Return the `limit` latest pictures of `product` received from `since` on, oldest first."""
+    return _pictures(connection, _newest, product, since, limit)[::-1]
+
+
+def oldest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
+    """Return the first `limit` pictures of `product` received from `since` on, oldest first."""
+    return _pictures(connection, _oldest, product, since, limit)
+
+
+def received_at(connection: Connection | Session, ids: Collection[str]) -> dict[str, datetime]:
+    """Return when each of the pictures `ids` was received; an unknown one is left out."""
+    return {row.id: row.received_at for row in connection.execute(_times, {"ids": list(ids)})}
+
+
+def _pictures(
+    connection: Connection | Session, statement: Select[Any], product: str, since: datetime, limit: int
+) -> list[Seen]:
+    found: Sequence[Row[Any]] = connection.execute(
+        statement, {"of_product": product, "since": since, "rows": limit}
+    ).all()
+    return [Seen(*tuple(row)) for row in found]
+
+
+def _row(row: Row[Any]) -> DriftRow:
+    return DriftRow(**{**row._mapping, "figures": json.loads(row.figures)})
