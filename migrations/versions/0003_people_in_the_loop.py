@@ -117,9 +117,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="shadow_scores_image_id"),
         sqlite_with_rowid=False,
     )
-    op.create_index(
-        "shadow_scores_by_verdicts", "shadow_scores", ["product", "version", "verdict", "champion_verdict"]
-    )
+    op.create_index("shadow_scores_by_verdicts", "shadow_scores", ["product", "version", "verdict", "champion_verdict"])
     op.create_index(
         "shadow_scores_disagreeing",
         "shadow_scores",
