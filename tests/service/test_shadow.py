@@ -193,9 +193,7 @@ def test_challenger_that_cannot_be_loaded_is_dropped_with_a_word(
     assert len(caplog.records) == 1 and "model.bin" in str(vars(caplog.records[0]))
 
 
-def test_challenger_of_another_size_gets_its_own_pixels(
-    stage: Callable[..., Stage], drop: Callable[..., Path]
-) -> None:
+def test_challenger_of_another_size_gets_its_own_pixels(stage: Callable[..., Stage], drop: Callable[..., Path]) -> None:
     sizes: list[tuple[int, ...]] = []
 
     class Small(OpenVinoDetector):
