@@ -37,6 +37,7 @@ from service.pipeline import Limits, Pipeline, StageStuck
 from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
+from service.retention import Retention, rules_of
 from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
@@ -54,6 +55,9 @@ LOOK_TIMEOUT_S = 0.2
 SPACE_INTERVAL_S = 1.0
 PAUSED_INTERVAL_S = 5.0
 STUCK_AFTER_S = 30.0
+# Not at once: whoever starts the service with a new limit, or a wrong clock, has time to see it.
+RETENTION_AFTER_S = 600.0
+RETENTION_INTERVAL_S = 86_400.0
 EXIT_FAILED = 1
 
 
@@ -217,7 +221,14 @@ class Daemon:
         if settings.shadow_hours:
             probation = Probation(self._root, self._engine, settings)
             duties.append(Duty("probation", lambda: _end_probations(probation), now, settings.rescan_interval_s))
-        upkeep = Upkeep(duties, threading.Event())
+        stopping = threading.Event()
+        retention = Retention(
+            self._root, self._engine, rules_of(settings), stopping=stopping.is_set, rest=stopping.wait
+        )
+        duties.append(
+            Duty("retention", lambda: _remove_old_files(retention), now + RETENTION_AFTER_S, RETENTION_INTERVAL_S)
+        )
+        upkeep = Upkeep(duties, stopping)
         stack.callback(upkeep.close)
         upkeep.start()
 
@@ -475,6 +486,10 @@ class Daemon:
 
 def _end_probations(probation: Probation) -> None:
     probation.end_those_over(datetime.now(UTC))
+
+
+def _remove_old_files(retention: Retention) -> None:
+    retention.run(datetime.now(UTC))
 
 
 def _limits(settings: Settings) -> Limits:

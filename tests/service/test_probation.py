@@ -71,7 +71,8 @@ class Root:
         with self.engine.begin() as connection:
             connection.exec_driver_sql(
                 "INSERT INTO retraining_runs"
-                " (product, trigger, state, requested_at, champion, challenger, outcome, gate) VALUES ('default', 'cron', 'done', ?, ?, 'v2', ?, ?)",
+                " (product, trigger, state, requested_at, champion, challenger, outcome, gate)"
+                " VALUES ('default', 'cron', 'done', ?, ?, 'v2', ?, ?)",
                 (time_text(CREATED_AT), champion, outcome, gate),
             )
 
