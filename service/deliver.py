@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -48,7 +49,8 @@ def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
         if ended[move.id] is Delivery.DONE:
             folders |= {source.parent, destination.parent}
     for folder in sorted(folders):
-        sync_folder(folder)
+        with suppress(FileNotFoundError):  # empty by now, and taken away by retention
+            sync_folder(folder)
     return ended
 
 

@@ -303,13 +303,17 @@ class Retention:
         """Have the rows say so whose files an earlier run removed; those still there are no longer on their way."""
         while not self._stopping():
             with self._engine.begin() as connection:
-                left = [Going(picture, "unfinished") for picture in rows.marked(connection, SLICE)]
-                gone = [one for one in left if removal.is_gone(self._root, one.picture.path)]
+                left = rows.marked(connection, SLICE)
+                gone = [
+                    Going(picture, "unfinished")
+                    for picture, placed in left
+                    if placed and removal.is_gone(self._root, picture.path)
+                ]
                 for one in gone:
                     self._remove_map(one.picture.id)
                     outcome.of(one.picture.verdict).add(one)
                 rows.removed(connection, {one.picture.id: _sentence(one, now) for one in gone})
-                rows.unmark(connection, [one.picture.id for one in left if one not in gone])
+                rows.unmark(connection, [picture.id for picture, _ in left])
             if not left:
                 return
         outcome.complete = False

@@ -43,7 +43,7 @@ def upgrade() -> None:
     op.create_index(
         "images_placed",
         "images",
-        ["verdict", "received_at", "id", "bytes"],
+        ["verdict", "received_at", "id", "bytes", "state"],
         sqlite_where=sa.text("state = 'placed'"),
     )
     op.create_index(

@@ -88,12 +88,12 @@ def total_bytes(connection: Connection, verdict: str) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def marked(connection: Connection, limit: int) -> list[Kept]:
-    """Return pictures that an earlier run marked and did not finish."""
+def marked(connection: Connection, limit: int) -> list[tuple[Kept, bool]]:
+    """Return pictures that an earlier run marked and did not finish, each with whether its row still says `placed`."""
     # The code as text: SQLite takes an index of some rows only where it can see that they are those.
     condition = _images.c.error_code == literal(REMOVING, literal_execute=True)
-    statement = select(*_columns).where(condition, _placed).order_by(_images.c.id).limit(limit)
-    return [Kept(*row) for row in connection.execute(statement)]
+    statement = select(_images.c.state, *_columns).where(condition).order_by(_images.c.id).limit(limit)
+    return [(Kept(*row[1:]), row.state == "placed") for row in connection.execute(statement)]
 
 
 def still_removable(connection: Connection, ids: Collection[str]) -> dict[str, str]:
