@@ -68,7 +68,9 @@ class Upkeep:
 
     def _work(self) -> None:
         with suppress(OSError):  # where it is not allowed, the pauses between slices must do
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            # Linux keeps a priority for each thread, and the service may be nice as a whole already.
+            niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         while not self._stopping.is_set():
             wait = self.step() - self._clock()
             self._stopping.wait(min(max(wait, 0.0), threading.TIMEOUT_MAX))

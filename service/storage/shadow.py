@@ -170,9 +170,14 @@ def _differing(
 
 
 def _passed(gate: str | None) -> bool | None:
+    """Return whether the comparison in `gate` says that the challenger passed; None where it says neither."""
     try:
         found = json.loads(gate) if gate else None
     except ValueError:
         return None
-    passed = found.get("passed") if isinstance(found, dict) else None
-    return passed if isinstance(passed, bool) else None
+    if not isinstance(found, dict):
+        return None
+    passed = found.get("passed")
+    if isinstance(passed, bool):
+        return passed
+    return found["decision"] == "better" if isinstance(found.get("decision"), str) else None

@@ -108,9 +108,10 @@ def house(root: Path) -> Iterator[Root]:
     engine.dispose()
 
 
-def test_challenger_that_earned_it_is_promoted_once_its_hours_are_over(house: Root) -> None:
+@pytest.mark.parametrize("gate", ['{"passed": true}', '{"decision": "better"}'])
+def test_challenger_that_earned_it_is_promoted_once_its_hours_are_over(house: Root, gate: str) -> None:
     house.saw(100, alarms=1)
-    house.gate()
+    house.gate(gate=gate)
     probation = Probation(house.root, house.engine, house.settings)
     assert probation.end_those_over(OVER - timedelta(seconds=1)) == [] and house.champion()[0] == "v1"
     [promoted] = probation.end_those_over(OVER)
@@ -140,7 +141,9 @@ def test_nothing_is_due_where_there_are_no_shadow_hours(house: Root) -> None:
         assert [one.version for one in due(connection, house.settings, OVER)] == ["v2"]
 
 
-@pytest.mark.parametrize("gate", [None, "no JSON", "[]", '{"passed": "yes"}', "{}"])
+@pytest.mark.parametrize(
+    "gate", [None, "no JSON", "[]", '{"passed": "yes"}', "{}", '{"decision": "not judged"}', '{"decision": "worse"}']
+)
 def test_gate_that_does_not_say_that_it_was_passed_promotes_nothing(house: Root, gate: str | None) -> None:
     house.saw(100)
     house.gate(gate=gate)
