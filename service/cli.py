@@ -17,6 +17,7 @@ from service.commands import (
     evaluate,
     init,
     results,
+    retention,
     run,
     score,
     status,
@@ -42,6 +43,7 @@ app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)
 app.add_typer(versions.app, name="models")
+app.command()(retention.retention)
 app.command()(energy.energy)
 app.command()(status.status)
 app.command()(doctor.doctor)

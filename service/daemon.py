@@ -36,15 +36,19 @@ from service.loading import DetectorLoader
 from service.logs import configure, fields
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
+from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
+from service.retention import Retention, rules_of
 from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
+from service.shadow import Shadows
 from service.storage.engine import is_locked, open_database
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
 from service.thresholds import judge_of
+from service.upkeep import Duty, Upkeep
 from service.watch import NameFilter, Watcher
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,9 @@ STUCK_AFTER_S = 30.0
 DRIFT_INTERVAL_S = 5.0
 # Looked at in one go, so that the thread that records is never kept for long.
 DRIFT_PRODUCTS_MAX = 4
+# Not at once: whoever starts the service with a new limit, or a wrong clock, has time to see it.
+RETENTION_AFTER_S = 600.0
+RETENTION_INTERVAL_S = 86_400.0
 EXIT_FAILED = 1
 
 
@@ -136,16 +143,13 @@ class Daemon:
         self._watcher = Watcher(root / INCOMING, self._wake.set)
         stack.callback(self._watcher.stop)
         self._watch()
+        self._loader = DetectorLoader(settings.scoring_threads, self._take_batch_size)
         self._scorers = Scorers(
-            root,
-            self._champions,
-            self._judge_of,
-            DetectorLoader(settings.scoring_threads, self._take_batch_size),
-            settings.models_loaded_max,
-            lambda: self._rates,
+            root, self._champions, self._judge_of, self._loader, settings.models_loaded_max, lambda: self._rates
         )
         settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
-        self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling)
+        self._shadows = self._make_shadows(stack)
+        self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling, self._shadows)
         # What lies there settles while the rest opens, which takes about as long.
         self._intake.look_ahead(time.monotonic())
         self._engine = open_database(root)
@@ -161,6 +165,7 @@ class Daemon:
         stack.callback(self._close_meter)
         stack.callback(self._pipeline.close)
         self._load_models()
+        self._start_upkeep(stack)
         # Last, since it takes seconds of a core to look at the hardware; what has settled by then waits for nobody.
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
 
@@ -204,6 +209,39 @@ class Daemon:
                 refusals.append(str(error))
         if refusals and len(refusals) == len(products):
             raise ConfigurationError("; ".join(refusals))
+
+    def _make_shadows(self, stack: ExitStack) -> Shadows | None:
+        settings = self._settings
+        if not settings.shadow_hours:
+            return None
+        shadows = Shadows(
+            self._root,
+            self._scorers,
+            self._challengers,
+            self._judge_of,
+            self._loader,
+            share=settings.shadow_share,
+            loaded_max=settings.models_loaded_max,
+        )
+        stack.callback(shadows.close)
+        return shadows
+
+    def _start_upkeep(self, stack: ExitStack) -> None:
+        settings, now = self._settings, time.monotonic()
+        duties = []
+        if settings.shadow_hours:
+            probation = Probation(self._root, self._engine, settings)
+            duties.append(Duty("probation", lambda: _end_probations(probation), now, settings.rescan_interval_s))
+        stopping = threading.Event()
+        retention = Retention(
+            self._root, self._engine, rules_of(settings), stopping=stopping.is_set, rest=stopping.wait
+        )
+        duties.append(
+            Duty("retention", lambda: _remove_old_files(retention), now + RETENTION_AFTER_S, RETENTION_INTERVAL_S)
+        )
+        upkeep = Upkeep(duties, stopping)
+        stack.callback(upkeep.close)
+        upkeep.start()
 
     def _take_batch_size(self, measured: Measured) -> None:
         if not self._settings.batch_size_max:
@@ -470,6 +508,23 @@ class Daemon:
             product: [champion] + [row for row in all_versions if row.product == product and row.state == "retired"]
             for product, champion in champion_of.items()
         }
+
+    def _challengers(self) -> Mapping[str, VersionRow]:
+        try:
+            with self._looking.connect() as connection:
+                return standing(connection, self._settings.shadow_hours, datetime.now(UTC))
+        except OperationalError as error:
+            if not is_locked(error):
+                raise
+            return self._shadows.known if self._shadows is not None else {}
+
+
+def _end_probations(probation: Probation) -> None:
+    probation.end_those_over(datetime.now(UTC))
+
+
+def _remove_old_files(retention: Retention) -> None:
+    retention.run(datetime.now(UTC))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -44,15 +45,16 @@ def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
     for move in moves:
         source, destination = root / move.source, root / move.destination
         make_folders(destination.parent, root)
-        ended[move.id] = _deliver_one(source, destination, move)
+        ended[move.id] = _deliver_one(root, source, destination, move)
         if ended[move.id] is Delivery.DONE:
             folders |= {source.parent, destination.parent}
     for folder in sorted(folders):
-        sync_folder(folder)
+        with suppress(FileNotFoundError):  # empty by now, and taken away by retention
+            sync_folder(folder)
     return ended
 
 
-def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
+def _deliver_one(root: Path, source: Path, destination: Path, move: Move) -> Delivery:
     _remove_partial(destination, move.id)
     if destination.is_symlink() or (destination.exists() and not destination.is_file()):
         return Delivery.CONFLICT
@@ -64,7 +66,7 @@ def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
             return Delivery.DONE
         return Delivery.CONFLICT
     try:
-        source.rename(destination)
+        _rename(source, destination, root)
     except FileNotFoundError:
         return Delivery.MISSING
     except OSError as error:
@@ -72,6 +74,17 @@ def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
             raise
         _copy_across(source, destination, move.id)
     return Delivery.DONE
+
+
+def _rename(source: Path, destination: Path, root: Path) -> None:
+    try:
+        source.rename(destination)
+    except FileNotFoundError:
+        if not os.path.lexists(source):
+            raise
+        # Retention takes empty folders away, perhaps this one since it was made.
+        make_folders(destination.parent, root)
+        source.rename(destination)
 
 
 def _copy_across(source: Path, destination: Path, id: str) -> None:

@@ -6,6 +6,7 @@ advice: whatever is not ok says what to do about it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Level = Literal["ok", "warning", "error"]
 
 INSTANCES_FEW = 16
 EVENTS_FEW = 4096
+FULL_WITHIN_DAYS = 14
 CLOCK_OFF_MAX = timedelta(seconds=5)
 # Nobody runs this before it was written: an earlier clock is a machine that lost its battery.
 CLOCK_EARLIEST = datetime.fromisoformat("2025-01-01T00:00:00+00:00")
@@ -183,6 +185,28 @@ def judge_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
     if space.inodes is None:
         return [*found, Finding("free inodes", "ok", "this file system makes inodes as it needs them")]
     return [*found, _judge_left("free inodes", space.inodes, inodes_min, "inodes", "free_inodes_min")]
+
+
+def judge_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, retention: bool) -> Finding:
+    """Judge when the disk is full at the rate of the last days, and whether retention does what it is there for.
+
+    `bytes_a_day` is of the pictures received; None where there were none. `retention` says whether any rule is set.
+    """
+    check = "retention"
+    limits = "keep_normal_days, keep_anomaly_days, keep_normal_gb, keep_anomaly_gb"
+    if bytes_a_day is None:
+        return Finding(check, "ok", f"{'on' if retention else 'off'}; no pictures in the last days")
+    days = max(0.0, space.bytes - bytes_min) / bytes_a_day if bytes_a_day else math.inf
+    found = f"{'on' if retention else 'off'}; {bytes_a_day / 1e9:.3g} GB of pictures a day"
+    if retention:
+        if space.bytes >= 4 * bytes_min:
+            return Finding(check, "ok", found)
+        advice = f"keep less ({limits}), or make room: `tamis retention --dry-run` shows what may go"
+        return Finding(check, "warning", f"{found}, and free space is low all the same", advice)
+    if days >= FULL_WITHIN_DAYS:
+        return Finding(check, "ok", found)
+    advice = f"make room, or let old files go: {limits} (docs/retention.md)"
+    return Finding(check, "warning", f"{found}: no room for more in {days:.1f} days", advice)
 
 
 def judge_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:

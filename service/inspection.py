@@ -6,7 +6,7 @@ Reads and decodes one file, scores and decides a micro-batch. Knows nothing of t
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from service.decide import ScoreNotFinite
 from service.decode import DecodeError, Picture, decode, read_file
 from service.record import FileFacts, Judged
 from service.score import Scorer, score_pictures
+from service.shadow import InShadow, Shadow, decide_in_shadow
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Decoded:
     file: FileFacts
     picture: Picture
     appearance: Appearance | None = None
+    shadow: InShadow | None = None
 
 
 class Undecodable(Exception):
@@ -47,8 +49,11 @@ def read_claim(
     file_bytes_max: int,
     pixels_max: int,
     decodes: AbstractContextManager[Any] | None = None,
+    shadow: Shadow | None = None,
 ) -> Decoded:
     """Read the file of `claim` once, make it last through a power cut, and decode it, holding `decodes`.
+
+    For `shadow` too, if given.
 
     Raises Undecodable for what was read and is no picture, and what `read_file` raises for what was not.
     """
@@ -59,17 +64,33 @@ def read_claim(
             picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
         raise Undecodable(error, facts) from None
-    return Decoded(claim, scorer, facts, picture, appearance_of(picture.pixels))
+    beside = _for_shadow(shadow, file.data, picture, scorer, pixels_max) if shadow is not None else None
+    return Decoded(claim, scorer, facts, picture, appearance_of(picture.pixels), beside)
 
 
 def judge(batch: list[Decoded]) -> list[Judged]:
     """Score and decide `batch`, all of one scorer."""
     scorer = batch[0].scorer
     scores, maps = score_pictures(scorer, [decoded.picture.pixels for decoded in batch])
-    return [
+    judged = [
         _judge_one(decoded, float(score), anomaly_map)
         for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
     ]
+    beside = [(decoded.claim.id, decoded.shadow) for decoded in batch if decoded.shadow is not None]
+    said = decide_in_shadow(beside) if beside else {}
+    return [replace(one, shadow=said[one.claim.id]) if one.claim.id in said else one for one in judged]
+
+
+def _for_shadow(shadow: Shadow, data: bytes, picture: Picture, scorer: Scorer, pixels_max: int) -> InShadow | None:
+    """Return the picture as `shadow` takes it: the pixels that are there where they are the same, else decoded anew."""
+    size, own = shadow.scorer.detector.input_size, scorer.detector.input_size
+    # A picture of which all was decoded is good for whoever could do with less.
+    if size == own and (shadow.scorer.draft or not picture.drafted):
+        return InShadow(shadow, picture.pixels)
+    try:
+        return InShadow(shadow, decode(data, size, pixels_max=pixels_max, draft=shadow.scorer.draft).pixels)
+    except DecodeError:
+        return None  # it could be decoded a moment ago; memory may be short, and the champion has what it needs
 
 
 def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Judged:

@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.claim import INCOMING
+from service.claim import INCOMING, Claim
 from service.errors import ConfigurationError
 from service.logs import fields
 from service.names import product_of
 from service.score import Scorer, Scorers
 from service.settle import Settling
+from service.shadow import Shadow, Shadows
 from service.watch import Hint, NameFilter, being_written, look, scan
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,14 @@ class Ready:
 class Intake:
     """The files that wait in `incoming/` of one root."""
 
-    def __init__(self, root: Path, names: NameFilter, scorers: Scorers, settling: Settling) -> None:
+    def __init__(
+        self, root: Path, names: NameFilter, scorers: Scorers, settling: Settling, shadows: Shadows | None = None
+    ) -> None:
         self._root = root
         self._names = names
         self._scorers = scorers
         self._settling = settling
+        self._shadows = shadows
         self._champions_asked_at = float("-inf")
         self._said_waiting: set[str] = set()
         self.waiting: dict[str, int] = {}
@@ -86,6 +90,10 @@ class Intake:
         """Return whether a file may have settled."""
         return bool(self._settling.ripe(now, 1))
 
+    def more_than(self, files: int, now: float) -> bool:
+        """Return whether more than so many `files` may have settled."""
+        return len(self._settling.ripe(now, files + 1)) > files
+
     def take_ready(self, now: float, limit: int) -> Iterator[Ready]:
         """Yield up to `limit` files that have settled and can be judged, oldest first, and forget them."""
         self.refresh_champions(now)
@@ -108,12 +116,19 @@ class Intake:
             self.waiting[product] = self.waiting.get(product, 0) + 1
             return None
 
+    def shadow(self, claim: Claim) -> Shadow | None:
+        """Return the challenger that scores the picture of `claim` beside its champion, or None."""
+        return self._shadows.beside(claim) if self._shadows is not None else None
+
     def refresh_champions(self, now: float) -> None:
         """Ask again which versions are champions, unless that was done just now."""
         if now - self._champions_asked_at < CHAMPIONS_AGE_MAX_S:
             return
         self._champions_asked_at = now
-        if self._scorers.refresh():
+        changed = self._scorers.refresh()
+        if self._shadows is not None:
+            self._shadows.refresh(champions_changed=changed)
+        if changed:
             self._said_waiting = {product for product in self._said_waiting if not self._scorers.has(product)}
             log.info("champions", extra=fields(products=",".join(self._scorers.products) or "none"))
 

@@ -26,6 +26,7 @@ from service.logs import RateLimit, fields
 from service.names import shown_name
 from service.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
 from service.score import Scorer
+from service.shadow import Shadow
 from service.watch import look
 from service.workers import Workers
 
@@ -186,11 +187,13 @@ class Pipeline:
             return
         if not self._in_flight:
             self.idle_row()
+        # With more files settled than there is room for, a challenger would only make them wait longer.
+        backlogged = self._intake.more_than(self._limits.in_flight_max - len(self._in_flight), now)
         for ready in self._intake.take_ready(now, room):
             claim = self._claims.claim(ready.path, ready.settled_at)
             if claim is not None:
                 self._in_flight[claim.id] = claim
-                self._decode(claim, ready.scorer)
+                self._decode(claim, ready.scorer, None if backlogged else self._intake.shadow(claim))
 
     def _begin_again(self, claim: Claim, now: float) -> None:
         self._intake.refresh_champions(now)
@@ -199,7 +202,7 @@ class Pipeline:
             self._in_flight[claim.id] = claim
             self._decode(claim, scorer)
 
-    def _decode(self, claim: Claim, scorer: Scorer) -> None:
+    def _decode(self, claim: Claim, scorer: Scorer, shadow: Shadow | None = None) -> None:
         self._decoding.add(claim.id)
         limits = self._limits
         self._workers.run(
@@ -212,6 +215,7 @@ class Pipeline:
                 file_bytes_max=limits.file_bytes_max,
                 pixels_max=limits.pixels_max,
                 decodes=self._workers.decodes,
+                shadow=shadow,
             ),
             lambda future, now: self._decoded(claim, scorer, future, now),
         )

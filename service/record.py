@@ -26,10 +26,12 @@ from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
 from service.maps import drawn_size, overlay, regions_of, save_overlay
 from service.names import destination, shown_name
+from service.shadow import ShadowDecision
 from service.storage import energy as energy_rows
-from service.storage import images, regions
+from service.storage import images, regions, shadow
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
+from service.storage.shadow import ShadowRecord
 from service.watch import look
 
 QUARANTINE = "quarantine"
@@ -65,6 +67,7 @@ class Judged:
     error_code: str | None = None
     error: str | None = None
     appearance: Appearance | None = None
+    shadow: ShadowDecision | None = None
 
 
 @dataclass(slots=True)
@@ -167,6 +170,7 @@ class Recorder:
             if without:
                 images.record(connection, without, None)
             regions.record(connection, new)
+            shadow.record(connection, [_shadow_of(judged) for judged in kept if _is_shadowed(judged)])
         report.wh = sample.total_wh if sample is not None else None
 
     def _finish(
@@ -261,6 +265,20 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
         brightness=seen.brightness if seen else None,
         contrast=seen.contrast if seen else None,
         sharpness=seen.sharpness if seen else None,
+    )
+
+
+def _is_shadowed(judged: Judged) -> bool:
+    return judged.shadow is not None and judged.decision is not None
+
+
+def _shadow_of(judged: Judged) -> ShadowRecord:
+    beside, own = judged.shadow, judged.decision
+    assert beside is not None
+    assert own is not None
+    said = beside.decision
+    return ShadowRecord(
+        judged.claim.id, beside.product, beside.version, said.score, said.threshold, said.verdict, own.verdict
     )
 
 

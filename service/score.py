@@ -74,6 +74,8 @@ class Scorers:
         self._scorers: dict[str, Scorer] = {}
         self._unusable: dict[str, str] = {}
         self._said: set[str] = set()
+        self.make_room: Callable[[int], None] = lambda _champions: None
+        """Called before so many detectors of champions are in memory, so that others can be let go."""
 
     def refresh(self) -> bool:
         """Ask again which versions are champions and which rates are chosen; return whether anything changed."""
@@ -97,6 +99,11 @@ class Scorers:
     def known(self) -> Mapping[str, list[VersionRow]]:
         """The versions of each product, its champion first, as last asked."""
         return self._known
+
+    @property
+    def loaded(self) -> int:
+        """How many detectors are in memory."""
+        return len(self._detectors)
 
     @property
     def products(self) -> list[str]:
@@ -151,6 +158,7 @@ class Scorers:
             )
         key = _graph_key(version)
         if key not in self._detectors:
+            self.make_room(min(len(self._detectors) + 1, self._loaded_max))
             self._detectors[key] = self._load(version)
             while len(self._detectors) > self._loaded_max:
                 _, gone = self._detectors.popitem(last=False)

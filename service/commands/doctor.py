@@ -14,11 +14,12 @@ import sqlite3
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import typer
+from sqlalchemy import Connection
 
 import migrations
 from models import registry
@@ -31,7 +32,9 @@ from service.commands.options import AsJson, Root, print_json
 from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError, TamisError
 from service.names import parse_claimed_name, product_of
+from service.retention import rules_of
 from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins
+from service.storage import retention
 from service.storage.drift import DriftRow
 from service.storage.journal import journal_choice
 from service.storage.thresholds import Choice
@@ -42,6 +45,7 @@ RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 CPUINFO = Path("/proc/cpuinfo")
 LOCKS = Path("/proc/locks")
 EXIT_FAILED = 1
+RATE_OF = timedelta(days=7)
 
 
 def doctor(root: Root, as_json: AsJson = False) -> None:
@@ -76,7 +80,11 @@ def examine(root: Path) -> list[Finding]:
     findings.append(judge.judge_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
     known = _database(root)
     findings += known.findings
-    findings += judge.judge_space(read_space(root), settings.free_bytes_min, settings.free_inodes_min)
+    space = read_space(root)
+    findings += judge.judge_space(space, settings.free_bytes_min, settings.free_inodes_min)
+    findings.append(
+        judge.judge_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=bool(rules_of(settings)))
+    )
     findings += _models(root, settings, products, known.champions, known.choices)
     findings += [judge.judge_drift(product, row) for product, row in sorted(known.drift.items())]
     findings += judge.judge_scoring(*_openvino(), judge.cpu_flags(_text(CPUINFO)), platform.machine())
@@ -153,6 +161,7 @@ class _Database:
     newest: datetime | None
     choices: dict[str, Choice] = field(default_factory=dict)
     drift: dict[str, DriftRow] = field(default_factory=dict)
+    bytes_a_day: float | None = None
 
 
 def _settings(root: Path) -> tuple[Settings, list[Finding]]:
@@ -203,12 +212,23 @@ def _database(root: Path) -> _Database:
             newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
             champions = dict(versions.champions(connection))
             choices, drifts = thresholds.latest(connection), drift.latest(connection)
+            bytes_a_day = _bytes_a_day(connection, datetime.now(UTC))
     except ConfigurationError as error:  # the engine's word for damage that a statement met
         advice = f"stop the service, keep a copy of {DATABASE_FILE}, put back a backup"
         return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
     finally:
         engine.dispose()
-    return _Database(findings, champions, datetime.fromisoformat(newest) if newest else None, choices, drifts)
+    return _Database(
+        findings, champions, datetime.fromisoformat(newest) if newest else None, choices, drifts, bytes_a_day
+    )
+
+
+def _bytes_a_day(connection: Connection, now: datetime) -> float | None:
+    """Return the bytes of pictures received per day, of the last 7 or as many as there are; None of no picture."""
+    received, first = retention.received_bytes(connection, now - RATE_OF)
+    if first is None:
+        return None
+    return received / max((now - first) / timedelta(days=1), 1.0)
 
 
 def _models(

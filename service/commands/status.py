@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from service import settings as settings_module
 from service.claim import INCOMING, PROCESSING, STATUS_NAME, InstanceLock, instances
 from service.commands.options import AsJson, Root, print_json, print_table
+from service.commands.retention import foreseen, shown
+from service.errors import TamisError
 from service.names import product_of
+from service.retention import Rule, last_run, rules_document, rules_of
 from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows
 from service.storage.engine import open_database
@@ -27,13 +31,15 @@ CAUSES = {
     "defects": "many defects, in the same light",
     "unknown": "cause unknown",
 }
+# A status is asked for often; what goes beyond so many pictures is left to `tamis retention --dry-run`.
+FORESEEN_MAX = 2000
 
 
 def status(root: Root, as_json: AsJson = False) -> None:
     """Show whether the daemon runs, what waits and what was decided in the last 24 hours."""
     root = root.resolve()
     settings = settings_module.load(root)
-    document = report(root, settings.ignored_names, datetime.now(UTC))
+    document = report(root, settings.ignored_names, datetime.now(UTC), rules_of(settings))
     for product, choice in document["thresholds_chosen"].items():
         choice["in_force"] = settings.of(product, "threshold_policy") == "false_alarm_rate"
     if as_json:
@@ -42,8 +48,8 @@ def status(root: Root, as_json: AsJson = False) -> None:
         _print(document)
 
 
-def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[str, Any]:
-    """Return the status of `root` at `now` as one document."""
+def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Sequence[Rule] = ()) -> dict[str, Any]:
+    """Return the status of `root` at `now`, with retention by `rules`, as one document."""
     waiting = Counter(
         product_of(path.rpartition("/")[0]) for path, _ in scan(root / INCOMING, NameFilter(ignored_names))
     )
@@ -67,6 +73,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[st
                 "drift": _drift(connection),
                 "thresholds_chosen": _thresholds(connection),
             }
+        document["retention"] = _retention(root, engine, rules, now)
     finally:
         engine.dispose()
     return document
@@ -101,6 +108,14 @@ def _thresholds(connection: Connection) -> dict[str, Any]:
         for product, choice in sorted(thresholds.latest(connection).items())
         if choice.false_alarm_rate is not None
     }
+
+
+def _retention(root: Path, engine: Engine, rules: Sequence[Rule], now: datetime) -> dict[str, Any]:
+    try:
+        return foreseen(root, engine, rules, now, pictures_max=FORESEEN_MAX)
+    except TamisError as error:
+        # What is wrong there is a line of the status, not its end.
+        return {"rules": rules_document(rules), "last_run": last_run(root), "error": str(error)}
 
 
 def _daemon(root: Path, name: str) -> dict[str, Any]:
@@ -149,6 +164,9 @@ def _print(document: dict[str, Any]) -> None:
             f"{product}: false-alarm rate {choice['false_alarm_rate']:g}, chosen{who} at "
             f"{choice['chosen_at']:%Y-%m-%d %H:%M:%S} UTC, {held}"
         )
+    if document["retention"]["rules"]:
+        for line in shown(document["retention"]):
+            typer.echo(line)
     if document["waiting_for_model"]:
         names = ", ".join(document["waiting_for_model"])
         typer.echo(f"no model: {names}; train one: tamis train --product NAME --from FOLDER", err=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from models import registry
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.threshold import threshold
 from service.errors import TamisError
-from service.storage import versions
+from service.storage import shadow, versions
 from service.storage.engine import open_database
 from service.storage.versions import VersionRow
 
@@ -32,6 +32,7 @@ LIST_COLUMNS = (
     "f1",
     "threshold",
     "images",
+    "shadow",
     "reason",
 )
 MODELS_FOLDER = "models"
@@ -48,11 +49,13 @@ def list_(
 ) -> None:
     """List the versions, newest first, with their state and figures."""
     with _database(root, read_only=True) as engine, engine.connect() as connection:
-        rows = [_plain(row) for row in versions.versions(connection, product)]
+        rows = [
+            _plain(row) | {"shadow": _seen_in_shadow(connection, row)} for row in versions.versions(connection, product)
+        ]
     if as_json:
         print_json(rows)
     else:
-        print_table(rows, LIST_COLUMNS)
+        print_table([row | {"shadow": _shadow_text(row["shadow"])} for row in rows], LIST_COLUMNS)
 
 
 @app.command()
@@ -68,14 +71,16 @@ def show(
         if row is None:
             known = ", ".join(r.version for r in versions.versions(connection, product)) or "none"
             raise TamisError(f"model {product}/{version or 'champion'}: not found; versions there are: {known}")
+        seen = _seen_in_shadow(connection, row)
     folder = _folder(root, row)
     manifest = registry.verify(folder, row.sha256).manifest
     facts = {name: value for name, value in manifest.items() if not _is_long(value)}
-    document = {**_plain(row), "folder": str(folder), "verified": True, "manifest": facts}
+    document = {**_plain(row), "shadow": seen, "folder": str(folder), "verified": True, "manifest": facts}
     if as_json:
         print_json(document)
         return
-    lines = {**facts, **{name: value for name, value in document.items() if name != "manifest"}}
+    lines = {**facts, **{name: value for name, value in document.items() if name not in ("manifest", "shadow")}}
+    lines["shadow"] = _shadow_text(seen)
     print_table([{"fact": name, "value": _text(value)} for name, value in lines.items()], ("fact", "value"))
 
 
@@ -132,6 +137,21 @@ def _folder(root: Path, row: VersionRow) -> Path:
 
 def _plain(row: VersionRow) -> dict[str, Any]:
     return asdict(row) | {"created_at": row.created_at.isoformat()}
+
+
+def _seen_in_shadow(connection: Connection, row: VersionRow) -> dict[str, Any] | None:
+    """Return how the version did beside the champion; None where it never scored beside one."""
+    seen = shadow.summary(connection, row.product, row.version)
+    return asdict(seen) if seen.images else None
+
+
+def _shadow_text(seen: dict[str, Any] | None) -> str | None:
+    if seen is None:
+        return None
+    return (
+        f"{seen['images']} pictures, {seen['disagreements']} judged otherwise; anomalies {seen['challenger_rate']:.2%},"
+        f" the champion's {seen['champion_rate']:.2%}"
+    )
 
 
 def _is_long(value: Any) -> bool:

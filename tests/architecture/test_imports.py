@@ -19,7 +19,8 @@ MODULES = sorted(
 STEPS = frozenset(
     {
         "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
-        "energy", "maps", "notify", "logs", "filesystem", "explore", "drift", "drift_watch",
+        "energy", "maps", "notify", "logs", "filesystem", "explore", "drift", "drift_watch", "shadow", "probation",
+        "retention",
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.

@@ -74,6 +74,7 @@ def empty(root: Path) -> None:
         shutil.rmtree(root / name)
         (root / name).mkdir()
     with sqlite3.connect(root / "tamis.db") as connection:
+        connection.execute("DELETE FROM shadow_scores")
         connection.execute("DELETE FROM images")
         connection.execute("DELETE FROM energy_rows WHERE kind IN ('scoring', 'idle')")
 

@@ -30,11 +30,17 @@ def install(
     version: str = "v1",
     state: str = "champion",
     scores: Sequence[float] = range(1, 101),
+    *,
+    created_at: datetime = CREATED_AT,
+    graph_offset: float = 0.0,
 ) -> ModelVersion:
-    """Publish the version into `root` and register it; `scores` are those it is calibrated on."""
+    """Publish the version into `root` and register it; `scores` are those it is calibrated on.
+
+    What it scores is `graph_offset` above the brightness.
+    """
     build = root / "models" / f".tmp-{product}-{version}"
     build.mkdir(parents=True)
-    _save_graph(build)
+    _save_graph(build, graph_offset)
     for name in (registry.WEIGHTS, registry.IMAGES):
         (build / name).write_bytes(b"")
     files = {path.name: registry.file_sha256(path) for path in build.iterdir()}
@@ -43,7 +49,7 @@ def install(
         "product": product,
         "version": version,
         "kind": "pixel",
-        "created_at": CREATED_AT.isoformat(),
+        "created_at": created_at.isoformat(),
         "input_size": [HEIGHT, WIDTH],
         "calibration": {
             "scores": sorted(scores),
@@ -62,7 +68,7 @@ def install(
             product=product,
             version=version,
             kind="pixel",
-            created_at=CREATED_AT,
+            created_at=created_at,
             state=state,
             reason=None,
             threshold=100.0,
@@ -96,13 +102,15 @@ def mask(path: Path) -> Path:
     return path
 
 
-def _save_graph(build: Path) -> None:
+def _save_graph(build: Path, offset: float) -> None:
     ov = openvino()
     op = ov.opset13
     images = op.parameter([1, HEIGHT, WIDTH, 3], np.uint8, name="images")
     grey = op.reduce_mean(op.convert(images, np.float32), np.array([3]), False)
     cells = op.reshape(grey, np.array([1, 4, HEIGHT // 4, 6, WIDTH // 6]), False)
     maps = op.reduce_mean(cells, np.array([2, 4]), False)
+    if offset:
+        maps = op.add(maps, np.float32(offset))
     scores = op.reduce_max(maps, np.array([1, 2]), False)
     ov.save_model(
         ov.Model([op.result(scores), op.result(maps)], [images]), build / registry.GRAPH, compress_to_fp16=False

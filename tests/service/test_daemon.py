@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, finished, nothing_left, wait_until
+from tests.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
 from tests.service.brightness_version import install
 
 SETTINGS = "settle_time_s = 0.2\nrescan_interval_s = 1.0\nfree_bytes_min = 0\n"
@@ -348,3 +350,48 @@ def test_picture_that_hangs_the_decoder_is_quarantined_after_its_attempts(
         wait_until(lambda: finished(house) == 1, "the picture finished")
         assert daemon.stop() == 0
     assert [(row["state"], row["error_code"]) for row in rows(house)] == [("quarantined", "attempts_exhausted")]
+
+
+def test_retention_runs_beside_the_scoring_and_says_what_it_removed(house: Path, drop: Callable[..., Path]) -> None:
+    """The real daemon, but for the ten minutes that it waits at its start."""
+    (house / "tamis.toml").write_text(SETTINGS + "keep_normal_days = 30\nkeep_anomaly_days = 30\n")
+    script = """
+import sys
+from pathlib import Path
+from service import daemon
+from service.settings import load
+daemon.RETENTION_AFTER_S = 0.0
+sys.exit(daemon.run(Path(sys.argv[1]), load(Path(sys.argv[1]))))
+"""
+    drop("old.png", brightness=20)
+    drop("new.png", brightness=30)
+    drop("defect.png", brightness=220)
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: finished(house) == 3, "three finished")
+        assert daemon.stop() == 0
+    with sqlite3.connect(house / "tamis.db") as connection:
+        connection.execute("UPDATE images SET received_at = '2020-01-01T00:00:00.000000Z' WHERE file_name <> 'new.png'")
+    maps = list((house / "maps").iterdir())
+    log = house / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", script, str(house)], cwd=REPOSITORY, stderr=stderr)
+    try:
+        wait_until(lambda: "retention removed=2" in log.read_text(), "word of what was removed")
+        drop("meanwhile.png", seed=5)
+        wait_until(lambda: finished(house) == 4, "the fourth finished")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    found = {row["file_name"]: row for row in rows(house)}
+    assert {name: row["state"] for name, row in found.items()} == {
+        "old.png": "missing",
+        "defect.png": "missing",
+        "new.png": "placed",
+        "meanwhile.png": "placed",
+    }
+    assert all((house / row["path"]).exists() == (row["state"] == "placed") for row in found.values())
+    assert len(maps) == 1 and not maps[0].exists()
+    assert json.loads((house / "processing/.retention.json").read_text())["pictures"] == 2

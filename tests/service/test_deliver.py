@@ -109,3 +109,21 @@ def test_folders_are_synced_once_each(root: Path, move: Move, monkeypatch: pytes
     monkeypatch.setattr(deliver_module, "sync_folder", synced.append)
     deliver(root, [move, second])
     assert sorted(synced) == sorted({(root / SOURCE).parent, (root / DESTINATION).parent})
+
+
+def test_destination_folder_that_was_taken_away_meanwhile_is_made_again(
+    root: Path, move: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention removes empty folders, perhaps between the making of this one and the rename into it."""
+    real = Path.rename
+    taken = []
+
+    def rename(self: Path, target: Path) -> Path:
+        if not taken:
+            taken.append(target.parent)
+            target.parent.rmdir()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert deliver(root, [move]) == {"01": Delivery.DONE}
+    assert taken and (root / DESTINATION).read_bytes() == b"bytes"

@@ -30,6 +30,7 @@ from service.storage import drift, thresholds
 from service.storage.drift import DriftRow
 from service.storage.engine import open_database
 from service.storage.journal import JournalChoice, journal_choice
+from service.storage.tables import time_text
 from service.storage.thresholds import Choice
 from tests.service.brightness_version import install
 
@@ -57,6 +58,41 @@ def root(tmp_path: Path) -> Path:
 
 def mount(kind: str, *, read_only: bool = False) -> Mount:
     return Mount(Path("/data"), kind, "/dev/sdb1", read_only)
+
+
+@pytest.mark.parametrize(
+    ("free", "a_day", "on", "level", "word"),
+    [
+        (100e9, 1e9, False, "ok", "off; 1 GB of pictures a day"),
+        (14e9, 1e9, False, "warning", "no room for more in 13.0 days"),
+        (15.1e9, 1e9, False, "ok", "off"),
+        (0.5e9, 1e9, False, "warning", "in 0.0 days"),
+        (14e9, 0.0, False, "ok", "off"),
+        (14e9, None, False, "ok", "no pictures in the last days"),
+        (14e9, 1e9, True, "ok", "on; 1 GB"),
+        (3e9, 1e9, True, "warning", "free space is low all the same"),
+    ],
+)
+def test_growth_is_judged_by_what_is_free_and_what_comes(
+    free: float, a_day: float | None, on: bool, level: str, word: str
+) -> None:
+    found = judge.judge_growth(Space(int(free), None), 10**9, a_day, retention=on)
+    assert (found.level, found.check) == (level, "retention") and word in found.found
+    assert (found.advice is None) == (level == "ok")
+
+
+def test_rate_of_growth_is_that_of_the_last_days(root: Path) -> None:
+    now = datetime.now(UTC)
+    with sqlite3.connect(root / "tamis.db") as connection:
+        for number, (days, size) in enumerate([(30, 10**12), (3, 6 * 10**9), (1, 2 * 10**9)]):
+            at = time_text(now - timedelta(days=days))
+            connection.execute(
+                "INSERT INTO images (id, product, file_name, path, destination, state, bytes, received_at, decided_at,"
+                " attempts) VALUES (?, 'lid', 'a', 'a', 'a', 'placed', ?, ?, ?, 1)",
+                (str(number), size, at, at),
+            )
+    found = only(command.examine(root), "retention").found
+    assert "2.67 GB of pictures a day" in found
 
 
 def only(findings: list[Finding], check: str) -> Finding:

@@ -22,6 +22,7 @@ from service.pipeline import Limits, Pipeline, StageStuck
 from service.record import Recorder
 from service.settings import IGNORED_NAMES
 from service.settle import Settling
+from service.shadow import Shadows
 from service.storage import images, regions
 from service.storage.energy import EnergySample
 from service.storage.engine import open_database
@@ -44,13 +45,20 @@ PATIENCE_S = 20.0
 class House:
     """A pipeline on a root, driven by hand with a clock that starts at 1000 s and moves when told."""
 
-    def __init__(self, root: Path, engine: Engine, scorers: BrightnessScorers, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        scorers: BrightnessScorers,
+        limits: Limits = LIMITS,
+        shadows: Shadows | None = None,
+    ) -> None:
         self.root, self.engine, self.now = root, engine, 1000.0
         self.woken = threading.Event()
         self.claims = Claims(root, "main")
         self.recorder = Recorder(root, engine, self.claims, anomaly_maps=True, clock=lambda: self.now)
         settling = Settling(limits.settle_time_s, empty_file_timeout_s=60.0)
-        self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling)  # type: ignore[arg-type]
+        self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling, shadows)  # type: ignore[arg-type]
         self.pipeline = Pipeline(
             root, limits, self.intake, self.claims, self.recorder, self.woken.set, lambda: self.now
         )

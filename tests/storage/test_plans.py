@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import event
 
-from service.storage import images, regions
+from service.storage import images, regions, retention, shadow
 
 SINCE = datetime(2026, 1, 30, tzinfo=UTC)
 
@@ -106,3 +106,34 @@ def test_duplicates_are_looked_up_by_hash(engine, record_of):
 def test_the_unfinished_are_found_by_state(engine):
     found = plan(engine, images.unfinished)
     assert found == "SEARCH images USING INDEX images_by_state_received_at_id (state=?)"
+
+
+def test_what_retention_may_remove_is_read_oldest_first_off_the_index_of_what_is_there(engine):
+    for after in (None, (SINCE, "x")):
+        found = plan(engine, lambda connection, after=after: retention.removable(connection, "normal", 25, after))
+        assert "SEARCH images USING INDEX images_placed (verdict=?" in found
+        assert "TEMP B-TREE" not in found
+        assert "reviews_by_image_id" in found and "training_pictures_by_image_id" in found
+        assert "training_pictures_once (product=? AND sha256=?)" in found
+
+
+def test_the_size_of_what_is_there_is_summed_up_in_an_index_alone(engine):
+    found = plan(engine, lambda connection: retention.total_bytes(connection, "normal"))
+    assert found == "SEARCH images USING COVERING INDEX images_placed (verdict=?)"
+
+
+def test_what_a_crash_left_on_its_way_out_is_found_by_its_own_index(engine):
+    found = plan(engine, lambda connection: retention.marked(connection, 25))
+    assert "USING INDEX images_being_removed" in found and "TEMP B-TREE" not in found
+
+
+def test_shadow_figures_are_counted_in_an_index_alone(engine):
+    found = plan(engine, lambda connection: shadow.summary(connection, "lid", "v2"))
+    assert found == "SEARCH shadow_scores USING COVERING INDEX shadow_scores_by_verdicts (product=? AND version=?)"
+
+
+@pytest.mark.parametrize("before", [None, (False, "x"), (True, "x")])
+def test_disagreements_walk_the_index_of_those_alone_and_do_not_sort_them(engine, before):
+    found = plan(engine, lambda connection: shadow.disagreements(connection, "lid", "v2", 50, before))
+    assert "USING INDEX shadow_scores_disagreeing (product=? AND version=?" in found
+    assert "SCAN i" not in found

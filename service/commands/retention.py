@@ -1,0 +1,118 @@
+"""`tamis retention`: removes old pictures' files as the settings say, or shows what would go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import Engine
+
+from service import settings as settings_module
+from service.commands.options import AsJson, Root, print_json, print_table
+from service.removal import Stays
+from service.retention import Going, Outcome, Retention, Rule, last_run, rules_document, rules_of
+from service.storage.engine import open_database
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")]
+Limit = Annotated[int, typer.Option(min=0, help="Pictures that a dry run lists, at most; it counts all.")]
+
+
+def retention(root: Root, dry_run: DryRun = False, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """Remove the files of old pictures without a label, as keep_normal_days and its like say; their rows stay."""
+    root = root.resolve()
+    rules = rules_of(settings_module.load(root))
+    now = datetime.now(UTC)
+    engine = open_database(root, read_only=dry_run)
+    try:
+        if dry_run:
+            document = foreseen(root, engine, rules, now, listed_max=limit)
+        else:
+            outcome = Retention(root, engine, rules).run(now)
+            document = {"rules": rules_document(rules), "removed": outcome.document()}
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json(document)
+        return
+    if not rules:
+        typer.echo("retention is off: set keep_normal_days, keep_anomaly_days, keep_normal_gb or keep_anomaly_gb")
+        return
+    for line in shown(document):
+        typer.echo(line)
+    if document.get("listed"):
+        print_table(document["listed"], ("received_at", "verdict", "reason", "bytes", "path"))
+
+
+def foreseen(
+    root: Path,
+    engine: Engine,
+    rules: Sequence[Rule],
+    now: datetime,
+    *,
+    pictures_max: int | None = None,
+    listed_max: int = 0,
+) -> dict[str, Any]:
+    """Return what would go at `now` as one document, of which the first `listed_max` pictures are listed.
+
+    With `pictures_max` no more of each verdict are looked at; `next.complete` is false where there are more.
+    """
+    outcome = Outcome()
+    listed: list[dict[str, Any]] = []
+    looked_at = 0
+    for one in Retention(root, engine, rules).foresee(now, pictures_max=pictures_max):
+        looked_at += 1
+        if isinstance(one, Stays):
+            outcome.left[one.why] += 1
+            continue
+        outcome.of(one.picture.verdict).add(one)
+        if len(listed) < listed_max:
+            listed.append(_listed(one))
+    outcome.complete = pictures_max is None or looked_at < pictures_max
+    return {
+        "rules": rules_document(rules),
+        "last_run": last_run(root),
+        "next": outcome.document(),
+        **({"listed": listed} if listed_max else {}),
+    }
+
+
+def shown(document: dict[str, Any]) -> list[str]:
+    """Return the lines that people read of a document of `foreseen` or of a run."""
+    lines = []
+    if "removed" in document:
+        lines.append(f"removed: {_counts(document['removed'])}")
+    last = document.get("last_run")
+    if last:
+        lines.append(f"retention: last ran at {last['ran_at']} and removed {_counts(last)}")
+    elif "removed" not in document:
+        lines.append("retention: has not run yet")
+    if "error" in document:
+        lines.append(f"retention: waits: {document['error']}")
+    if "next" in document:
+        found = document["next"]
+        lines.append(f"retention: would go next: {'' if found['complete'] else 'at least '}{_counts(found)}")
+    return lines
+
+
+def _counts(found: dict[str, Any]) -> str:
+    of_verdicts = "; ".join(
+        f"{tally['pictures']} {verdict}, {tally['bytes'] / 1e9:.3f} GB" for verdict, tally in found["verdicts"].items()
+    )
+    left = ", ".join(f"{count} {why}" for why, count in found["left"].items())
+    return (of_verdicts or "no pictures") + (f"; left where they are: {left}" if left else "")
+
+
+def _listed(one: Going) -> dict[str, Any]:
+    picture = one.picture
+    return {
+        "id": picture.id,
+        "product": picture.product,
+        "verdict": picture.verdict,
+        "reason": one.reason,
+        "bytes": picture.bytes,
+        "received_at": picture.received_at.isoformat(),
+        "path": picture.path,
+    }

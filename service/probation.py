@@ -1,0 +1,176 @@
+"""Probation: what becomes of a challenger once its hours in the shadow are over.
+
+Promotes the one whose gate was passed and whose shadow shows no flood of alarms; leaves every other to a person and
+says why, once. The scoring beside the champion is in `service.shadow`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+
+from models.errors import ModelError
+from models.registry import verify
+from service.logs import fields
+from service.score import MODELS
+from service.settings import Settings
+from service.storage import shadow, versions
+from service.storage.shadow import GatedRun, ShadowSummary
+from service.storage.versions import VersionRow
+
+log = logging.getLogger(__name__)
+
+# Fewer pictures than this cannot tell a flood of alarms from chance. A challenger that saw fewer scores on, beyond its
+# hours.
+IMAGES_MIN = 30
+RATE_FACTOR = 2.0
+RATE_MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Due:
+    """A challenger whose hours in the shadow are over."""
+
+    product: str
+    version: str
+    over_at: datetime
+    summary: ShadowSummary
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the end of a probation is decided by, beside the shadow's own figures."""
+
+    run: GatedRun | None
+    champion: str | None
+    newest_challenger: str | None
+    promote_automatically: bool
+
+
+def standing(connection: Connection, hours: float, now: datetime) -> dict[str, VersionRow]:
+    """Return, per product, the challenger that is to score beside the champion at `now`: the newest, in its hours.
+
+    One that has scored too few pictures to be judged by goes on beyond its hours.
+    """
+    found = {}
+    for product, row in _newest(connection).items():
+        in_hours = now < row.created_at + timedelta(hours=hours)
+        if hours and (in_hours or not shadow.has_scored(connection, product, row.version, IMAGES_MIN)):
+            found[product] = row
+    return found
+
+
+def due(connection: Connection, settings: Settings, now: datetime) -> list[Due]:
+    """Return the challengers whose hours in the shadow are over at `now`; none where `shadow_hours` is 0."""
+    if not settings.shadow_hours:
+        return []
+    hours = timedelta(hours=settings.shadow_hours)
+    return [
+        Due(row.product, row.version, row.created_at + hours, shadow.summary(connection, row.product, row.version))
+        for row in versions.versions(connection)
+        if row.state == "challenger" and row.created_at + hours <= now
+    ]
+
+
+def reason_to_wait(one: Due, facts: Facts) -> str | None:
+    """Return why the challenger is left to a person, or None where it may be promoted; pure."""
+    run, seen = facts.run, one.summary
+    if not facts.promote_automatically:
+        return "promote_automatically is off"
+    if run is None:
+        return "no retraining made it, so no gate compared it with the champion"
+    if run.outcome != "challenger" or run.passed is not True:
+        return f"its gate was not passed (outcome {run.outcome or 'none'})"
+    if one.version != facts.newest_challenger:
+        return f"a newer challenger is there, {facts.newest_challenger}"
+    if run.champion != facts.champion:
+        return f"its gate compared it with {run.champion}; the champion is {facts.champion} now"
+    if seen.images < IMAGES_MIN or seen.champion_rate is None or seen.challenger_rate is None:
+        return f"expected at least {IMAGES_MIN} pictures in the shadow; found {seen.images}"
+    most = RATE_FACTOR * seen.champion_rate + RATE_MARGIN
+    if seen.challenger_rate > most:
+        return (
+            f"it calls {seen.challenger_rate:.2%} of the pictures anomalies, the champion {seen.champion_rate:.2%};"
+            f" expected at most {most:.2%}"
+        )
+    return None
+
+
+class Probation:
+    """Ends probations on one root; remembers what was said, so that each word is said once a run."""
+
+    def __init__(self, root: Path, engine: Engine, settings: Settings) -> None:
+        self._root = root
+        self._engine = engine
+        self._settings = settings
+        self._said: set[tuple[str, ...]] = set()
+
+    def end_those_over(self, now: datetime) -> list[Due]:
+        """Promote or leave each challenger whose hours are over at `now`; return those that were promoted."""
+        with self._engine.connect() as connection:
+            over = due(connection, self._settings, now)
+        return [one for one in over if self._end(one)]
+
+    def _end(self, one: Due) -> bool:
+        self._say("shadow hours are over", one, over_at=one.over_at.isoformat(), **asdict(one.summary))
+        with self._engine.connect() as connection:
+            reason = reason_to_wait(one, self._facts(connection, one.product, one.version))
+            row = versions.get(connection, one.product, one.version)
+        if reason is None and row is not None:
+            try:
+                verify(self._root / MODELS / one.product / one.version, row.sha256)
+            except ModelError as error:
+                reason = str(error)
+        if reason is None and self._promote(one):
+            log.info("promoted", extra=fields(product=one.product, version=one.version, reason=_promoted_since(one)))
+            return True
+        if reason is not None:
+            self._say("challenger waits for a person", one, reason=reason)
+        return False
+
+    def _promote(self, one: Due) -> bool:
+        with self._engine.begin() as connection:
+            # Asked again under the write lock: a person may have promoted or rolled back since.
+            row = versions.get(connection, one.product, one.version)
+            facts = self._facts(connection, one.product, one.version)
+            if row is None or row.state != "challenger" or reason_to_wait(one, facts) is not None:
+                return False
+            versions.promote(connection, one.product, one.version, _promoted_since(one))
+        return True
+
+    def _facts(self, connection: Connection, product: str, version: str) -> Facts:
+        champion, newest = versions.champion(connection, product), _newest(connection).get(product)
+        return Facts(
+            shadow.gated_run(connection, product, version),
+            champion.version if champion is not None else None,
+            newest.version if newest is not None else None,
+            self._settings.promote_automatically,
+        )
+
+    def _say(self, event: str, one: Due, **values: object) -> None:
+        # Figures may still grow while a reason stays; only another reason is news.
+        once = (event, one.product, one.version, str(values.get("reason", "")).split(";")[0])
+        if once not in self._said:
+            self._said.add(once)
+            log.info(event, extra=fields(product=one.product, version=one.version, **values))
+
+
+def _newest(connection: Connection) -> dict[str, VersionRow]:
+    """Return the newest challenger of each product."""
+    found: dict[str, VersionRow] = {}
+    for row in versions.versions(connection):
+        if row.state == "challenger":
+            found.setdefault(row.product, row)
+    return found
+
+
+def _promoted_since(one: Due) -> str:
+    seen = one.summary
+    return (
+        f"gate passed, and in the shadow it called {seen.challenger_rate:.2%} of {seen.images} pictures anomalies, the"
+        f" champion {seen.champion_rate:.2%}"
+    )

@@ -1,0 +1,431 @@
+"""Retention: old pictures' files go, by age or by total size, where the settings say so; their rows stay.
+
+The plan is pure. The effect goes in slices that may be cut off anywhere: a picture is marked, then its file and its row
+go under the database's write lock, so that no label can come in between; what a crash left marked is finished first
+by the next run. Files of labelled pictures, of the training set and of any version's training stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Engine
+
+from service import removal
+from service.claim import PROCESSING, sync_folder
+from service.errors import TamisError
+from service.logs import fields
+from service.record import MAPS
+from service.removal import FOLDERS, Seen, Stays
+from service.score import MODELS
+from service.settings import Settings
+from service.storage import retention as rows
+from service.storage.retention import Kept
+
+log = logging.getLogger(__name__)
+
+Reason = Literal["age", "size", "unfinished"]
+
+GB = 1_000_000_000
+# The write lock is held for a slice's unlinks; a micro-batch that wants to commit waits for it.
+SLICE = 25
+PAGE = 500
+RESTS_PER_SLICE = 2.0
+REST_MAX_S = 1.0
+LEFT_LINES_MAX = 10
+LAST_RUN = ".retention.json"
+LOCK = ".retention.lock"
+FOLDER_AT_REST_S = 3600.0
+_DATED = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What may stay of one verdict: `age_max` and `bytes_max`; None is no limit."""
+
+    verdict: str
+    age_max: timedelta | None
+    bytes_max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """A picture whose file is to go, and why."""
+
+    picture: Kept
+    reason: Reason
+
+
+@dataclass
+class Tally:
+    """Pictures and bytes of one verdict, by reason, and the span of time that they were received in."""
+
+    pictures: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    oldest: datetime | None = None
+    newest: datetime | None = None
+
+    def add(self, one: Going) -> None:
+        """Count `one`."""
+        self.pictures[one.reason] += 1
+        self.bytes[one.reason] += one.picture.bytes
+        at = one.picture.received_at
+        self.oldest = at if self.oldest is None else min(self.oldest, at)
+        self.newest = at if self.newest is None else max(self.newest, at)
+
+    def document(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        return {
+            "pictures": self.pictures.total(),
+            "bytes": self.bytes.total(),
+            "by_reason": dict(self.pictures),
+            "oldest_received_at": self.oldest.isoformat() if self.oldest else None,
+            "newest_received_at": self.newest.isoformat() if self.newest else None,
+        }
+
+
+@dataclass
+class Outcome:
+    """What a run did, or would do. `left` counts files that stay although their time is over, by why."""
+
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    left: Counter[str] = field(default_factory=Counter)
+    folders: int = 0
+    complete: bool = True
+
+    def of(self, verdict: str) -> Tally:
+        """Return the tally of `verdict`."""
+        return self.tallies.setdefault(verdict, Tally())
+
+    @property
+    def pictures(self) -> int:
+        """All pictures."""
+        return sum(tally.pictures.total() for tally in self.tallies.values())
+
+    @property
+    def bytes(self) -> int:
+        """All bytes."""
+        return sum(tally.bytes.total() for tally in self.tallies.values())
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "pictures": self.pictures,
+            "bytes": self.bytes,
+            "verdicts": {verdict: tally.document() for verdict, tally in sorted(self.tallies.items())},
+            "left": dict(self.left),
+            "folders": self.folders,
+            "complete": self.complete,
+        }
+
+
+def rules_of(settings: Settings) -> list[Rule]:
+    """Return the rules that the settings make; none where retention is off."""
+    found = []
+    for verdict in FOLDERS:
+        days, gb = getattr(settings, f"keep_{verdict}_days"), getattr(settings, f"keep_{verdict}_gb")
+        if days is not None or gb is not None:
+            age = None if days is None else timedelta(days=days)
+            found.append(Rule(verdict, age, None if gb is None else int(gb * GB)))
+    return found
+
+
+def plan(page: Sequence[Kept], rule: Rule, total_bytes: int, now: datetime) -> list[Going]:
+    """Return which of `page`, removable pictures of one verdict, oldest first, are to go; pure.
+
+    `total_bytes` is that of all files of the verdict; the oldest go until no more is there than `rule` allows.
+    """
+    going = []
+    for picture in page:
+        if rule.age_max is not None and now - picture.received_at > rule.age_max:
+            going.append(Going(picture, "age"))
+        elif rule.bytes_max is not None and total_bytes > rule.bytes_max:
+            going.append(Going(picture, "size"))
+        else:
+            break
+        total_bytes -= picture.bytes
+    return going
+
+
+def trained_on(root: Path) -> frozenset[str]:
+    """Return the SHA-256 of every picture that some version on the disk was made from.
+
+    Raises TamisError for a list that cannot be read: what it protects is not known then.
+    """
+    found: set[str] = set()
+    for path in sorted((root / MODELS).glob("*/*/images.csv")):
+        try:
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames is not None and "sha256" not in reader.fieldnames:
+                    raise TamisError(f"{path}: expected a column sha256; found {', '.join(reader.fieldnames)}")
+                found.update(row["sha256"] for row in reader if row["sha256"])
+        except (OSError, csv.Error) as error:
+            raise TamisError(f"{path}: expected the pictures that a version was made from; found {error}") from None
+    return frozenset(found)
+
+
+class Retention:
+    """Retention on one root. `stopping` is asked between slices; `rest` waits for so many seconds, or until then."""
+
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        rules: Sequence[Rule],
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        rest: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._root = root
+        self._engine = engine
+        self._rules = list(rules)
+        self._stopping = stopping
+        self._rest = rest
+        self._emptied: set[Path] = set()
+        self._lines = 0
+
+    def run(self, now: datetime) -> Outcome:
+        """Finish what an earlier run left, remove what is to go at `now`, and keep word of it.
+
+        Raises TamisError where another run is at work, and where it is not known which pictures versions were made
+        from.
+        """
+        with self._alone():
+            return self._run(now)
+
+    def _run(self, now: datetime) -> Outcome:
+        outcome = Outcome()
+        self._emptied.clear()
+        self._lines = 0
+        self._finish_marked(now, outcome)
+        if self._rules:
+            trained = trained_on(self._root)
+            for rule in self._rules:
+                self._apply(rule, trained, now, outcome)
+            outcome.folders = self._remove_empty_folders(now)
+            self._keep_word(now, outcome)
+        if outcome.pictures or outcome.left:
+            log.info(
+                "retention",
+                extra=fields(
+                    removed=outcome.pictures,
+                    bytes=outcome.bytes,
+                    **{f"left_{why}": count for why, count in sorted(outcome.left.items())},
+                    folders=outcome.folders or None,
+                    complete=outcome.complete,
+                ),
+            )
+        return outcome
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of retention on this root; the kernel lets go of it when the process ends."""
+        path = self._root / PROCESSING / LOCK
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TamisError(f"{path}: expected no other run of retention; found one at work") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def foresee(self, now: datetime, *, pictures_max: int | None = None) -> Iterator[Going | Stays]:
+        """Yield what `run` would remove, and why what is not there or not of its size would stay; changes nothing.
+
+        Looks at no more than `pictures_max` pictures of each verdict.
+        """
+        trained = trained_on(self._root) if self._rules else frozenset()
+        for rule in self._rules:
+            looked_at = 0
+            total = self._total(rule)
+            for page in self._pages(rule, trained, PAGE):
+                going = plan(page, rule, total, now)
+                for one in going:
+                    looked_at += 1
+                    if pictures_max is not None and looked_at > pictures_max:
+                        break
+                    try:
+                        removal.look_briefly(self._root, one.picture.path, one.picture.bytes)
+                    except Stays as stays:
+                        yield stays
+                    else:
+                        total -= one.picture.bytes
+                        yield one
+                if len(going) < len(page) or (pictures_max is not None and looked_at >= pictures_max):
+                    break
+
+    def _apply(self, rule: Rule, trained: frozenset[str], now: datetime, outcome: Outcome) -> None:
+        total = self._total(rule)
+        for page in self._pages(rule, trained, SLICE):
+            if self._stopping():
+                outcome.complete = False
+                return
+            going = plan(page, rule, total, now)
+            if going:
+                total -= self._remove(going, now, outcome)
+            if len(going) < len(page):
+                return
+
+    def _total(self, rule: Rule) -> int:
+        if rule.bytes_max is None:
+            return 0
+        with self._engine.connect() as connection:
+            return rows.total_bytes(connection, rule.verdict)
+
+    def _pages(self, rule: Rule, trained: frozenset[str], size: int) -> Iterator[list[Kept]]:
+        """Yield the removable pictures of the verdict, oldest first; each page is a read of its own, soon over."""
+        after = None
+        while True:
+            with self._engine.connect() as connection:
+                page = rows.removable(connection, rule.verdict, size, after)
+            if not page:
+                return
+            after = (page[-1].received_at, page[-1].id)
+            yield [picture for picture in page if picture.sha256 not in trained]
+
+    def _finish_marked(self, now: datetime, outcome: Outcome) -> None:
+        """Have the rows say so whose files an earlier run removed; those still there are no longer on their way."""
+        while not self._stopping():
+            with self._engine.begin() as connection:
+                left = rows.marked(connection, SLICE)
+                gone = [
+                    Going(picture, "unfinished")
+                    for picture, placed in left
+                    if placed and removal.is_gone(self._root, picture.path)
+                ]
+                for one in gone:
+                    self._remove_map(one.picture.id)
+                    outcome.of(one.picture.verdict).add(one)
+                rows.removed(connection, {one.picture.id: _sentence(one, now) for one in gone})
+                rows.unmark(connection, [picture.id for picture, _ in left])
+            if not left:
+                return
+        outcome.complete = False
+
+    def _remove(self, going: Sequence[Going], now: datetime, outcome: Outcome) -> int:
+        """Remove the files of `going`; return the bytes of those that went."""
+        began = time.monotonic()
+        seen: dict[str, Seen] = {}
+        stay: dict[str, str] = {}
+        for one in going:
+            picture = one.picture
+            try:
+                seen[picture.id] = removal.look_whole(self._root, picture.path, picture.bytes, picture.sha256)
+            except Stays as stays:
+                stay[picture.id] = stays.why
+        removed = set()
+        if seen:
+            with self._engine.begin() as connection:
+                rows.mark(connection, list(seen))
+            removed = self._unlink(going, seen, stay, now)
+        freed = 0
+        for one in going:
+            if one.picture.id in removed:
+                outcome.of(one.picture.verdict).add(one)
+                freed += one.picture.bytes
+            else:
+                self._say_left(one.picture, stay[one.picture.id], outcome)
+        self._rest(min(REST_MAX_S, RESTS_PER_SLICE * (time.monotonic() - began)))
+        return freed
+
+    def _unlink(self, going: Sequence[Going], seen: dict[str, Seen], stay: dict[str, str], now: datetime) -> set[str]:
+        """Remove what was `seen` and have the rows say so, under the write lock; what cannot go is put into `stay`."""
+        reasons: dict[str, str] = {}
+        folders: set[Path] = set()
+        with self._engine.begin() as connection:
+            # Asked again now that nobody else can write: a label may have come since.
+            paths = rows.still_removable(connection, list(seen))
+            for one in going:
+                picture = one.picture
+                if picture.id not in seen:
+                    continue
+                if paths.get(picture.id) != picture.path:
+                    stay[picture.id] = "spoken_of"
+                    continue
+                try:
+                    removal.unlink(self._root, picture.path, seen[picture.id])
+                except Stays as stays:
+                    stay[picture.id] = stays.why
+                    continue
+                self._remove_map(picture.id)
+                reasons[picture.id] = _sentence(one, now)
+                folders.add((self._root / picture.path).parent)
+            for folder in sorted(folders):
+                if folder.is_dir():
+                    sync_folder(folder)
+            rows.removed(connection, reasons)
+            rows.unmark(connection, [id for id in seen if id not in reasons])
+        self._emptied |= folders
+        return set(reasons)
+
+    def _remove_map(self, id: str) -> None:
+        (self._root / MAPS / f"{id}.png").unlink(missing_ok=True)
+
+    def _say_left(self, picture: Kept, why: str, outcome: Outcome) -> None:
+        outcome.left[why] += 1
+        self._lines += 1
+        if self._lines <= LEFT_LINES_MAX:
+            log.warning("retention leaves a file", extra=fields(id=picture.id, path=picture.path, reason=why))
+
+    def _remove_empty_folders(self, now: datetime) -> int:
+        """Remove dated folders with nothing in them; one that pictures may still go to stays."""
+        yesterday = f"{now - timedelta(days=1):%Y-%m-%d}"
+        count = 0
+        for folder in sorted(path for top in FOLDERS for path in (self._root / top).glob("*/*")):
+            if not _DATED.fullmatch(folder.name) or folder.name >= yesterday:
+                continue
+            with suppress(OSError):  # not empty, no folder, or not ours to remove
+                at_rest = time.time() - folder.lstat().st_mtime > FOLDER_AT_REST_S
+                if folder in self._emptied or at_rest:
+                    folder.rmdir()
+                    count += 1
+        return count
+
+    def _keep_word(self, now: datetime, outcome: Outcome) -> None:
+        path = self._root / PROCESSING / LAST_RUN
+        partial = path.with_name(f"{LAST_RUN}.{os.getpid()}.tmp")
+        document = {"ran_at": now.isoformat(timespec="seconds"), **outcome.document()}
+        partial.write_text(json.dumps(document), encoding="utf-8")
+        partial.replace(path)
+
+
+def last_run(root: Path) -> dict[str, Any] | None:
+    """Return what the last run on `root` did; None where there was none, or its word cannot be read."""
+    try:
+        found = json.loads((root / PROCESSING / LAST_RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def rules_document(rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    """Return `rules` as plain values."""
+    return [
+        asdict(rule) | {"age_max": None if rule.age_max is None else rule.age_max / timedelta(days=1)} for rule in rules
+    ]
+
+
+def _sentence(one: Going, now: datetime) -> str:
+    day = f"{now.astimezone(UTC):%Y-%m-%d}"
+    since = {
+        "age": f"received on {one.picture.received_at:%Y-%m-%d}, older than is kept",
+        "size": "one of the oldest, beyond the size that is kept",
+        "unfinished": "begun by an earlier run",
+    }
+    return f"file removed by retention on {day}: {since[one.reason]}"

@@ -1,0 +1,233 @@
+"""Shadow: a challenger scores beside the champion, on a share of the pictures, and decides nothing.
+
+Owns the challengers' detectors in memory, and which pictures they see. Whatever goes wrong with a challenger is said
+once and ends its time in the shadow; the champion's results never depend on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.detector import Detector, UInt8Array
+from models.registry import ModelVersion, verify
+from service.claim import Claim
+from service.decide import Decision, Judge
+from service.logs import fields
+from service.score import MODELS, Scorer, Scorers, score_pictures
+from service.settings import DEFAULT_PRODUCT
+from service.storage.versions import VersionRow
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+"""Product and name of a version."""
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A challenger in memory. `drop` ends its time, with the reason; it may be called from any thread."""
+
+    product: str
+    scorer: Scorer
+    drop: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class InShadow:
+    """A picture that a challenger scores too, uint8 `(H, W, 3)` at the size that it takes."""
+
+    shadow: Shadow
+    pixels: UInt8Array
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowDecision:
+    """What a challenger would have decided of a picture; `product` is the challenger's."""
+
+    product: str
+    version: str
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    detector: Detector
+    version: ModelVersion
+
+
+class Shadows:
+    """The challengers that score beside the champions of `scorers`, each for its product.
+
+    `challengers` looks up, per product, the one whose time it is. All methods are for the loop's thread; a model is
+    loaded in a thread of its own, since that takes seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        scorers: Scorers,
+        challengers: Callable[[], Mapping[str, VersionRow]],
+        judge_of: Callable[[str, ModelVersion], Judge],
+        load: Callable[[ModelVersion], Detector],
+        *,
+        share: float,
+        loaded_max: int,
+    ) -> None:
+        self._root = root
+        self._scorers = scorers
+        self._challengers = challengers
+        self._judge_of = judge_of
+        self._load = load
+        self._share = share
+        self._loaded_max = loaded_max
+        self._known: Mapping[str, VersionRow] = {}
+        self._loading: dict[Key, Future[_Loaded]] = {}
+        self._loaded: dict[Key, _Loaded] = {}
+        self._shadows: dict[str, Shadow] = {}
+        self._dropped: set[Key] = set()
+        self._said_no_room: set[Key] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        scorers.make_room = self._make_room
+
+    @property
+    def known(self) -> Mapping[str, VersionRow]:
+        """The challengers whose time it is, by product, as last asked."""
+        return self._known
+
+    def refresh(self, *, champions_changed: bool) -> None:
+        """Ask again whose time it is, let go of the others, and begin to load what is missing."""
+        self._known = self._challengers()
+        wanted = {(product, row.version) for product, row in self._known.items()} - self._dropped
+        for key in self._loaded.keys() - wanted:
+            del self._loaded[key]
+            self._shadows.pop(key[0], None)
+        for key, loading in list(self._loading.items()):
+            if loading.done():
+                del self._loading[key]
+                if key in wanted:
+                    self._take(key, loading)
+        if champions_changed:
+            # The policy or its rate may have changed: the judges are made anew.
+            self._shadows.clear()
+        for product, row in self._known.items():
+            key = (product, row.version)
+            if key in self._dropped:
+                continue
+            if key in self._loaded:
+                self._stand(key)
+            elif key not in self._loading:
+                self._begin_to_load(key, row)
+
+    def beside(self, claim: Claim) -> Shadow | None:
+        """Return the challenger that scores the picture of `claim` too, or None."""
+        # A picture that ended the service once is not given to a challenger again: it may be the one to blame.
+        if not self._shadows or claim.attempt > 1 or not in_share(claim.id, self._share):
+            return None
+        owner = claim.product if claim.product in self._scorers.known else DEFAULT_PRODUCT
+        return self._shadows.get(claim.product) or self._shadows.get(owner)
+
+    def close(self) -> None:
+        """End the thread that loads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin_to_load(self, key: Key, row: VersionRow) -> None:
+        held = self._scorers.loaded
+        # Where no champion is in memory yet there is nothing to be beside of.
+        if not held:
+            return
+        if held + len(self._loaded) + len(self._loading) >= self._loaded_max:
+            if key not in self._said_no_room:
+                self._said_no_room.add(key)
+                log.warning(
+                    "no room for a challenger in the shadow",
+                    extra=fields(product=key[0], version=key[1], models_loaded_max=self._loaded_max),
+                )
+            return
+        folder = self._root / MODELS / key[0] / key[1]
+
+        def load() -> _Loaded:
+            version = verify(folder, row.sha256)
+            return _Loaded(self._load(version), version)
+
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "shadow")
+        self._loading[key] = self._pool.submit(load)
+
+    def _take(self, key: Key, loading: Future[_Loaded]) -> None:
+        error = loading.exception()
+        if error is not None:
+            self._drop(key, f"cannot be loaded: {error}")
+            return
+        self._loaded[key] = loading.result()
+        self._make_room(self._scorers.loaded)
+        if key in self._loaded:
+            log.info("in the shadow", extra=fields(product=key[0], version=key[1], share=self._share))
+
+    def _stand(self, key: Key) -> None:
+        product, name = key
+        if product in self._shadows and self._shadows[product].scorer.version == name:
+            return
+        loaded = self._loaded[key]
+        try:
+            judge = self._judge_of(product, loaded.version)
+        # Too few calibration scores, a policy without its anomalies, or a manifest that lacks what it needs: each
+        # is a reason not to ask this challenger, and none to stop.
+        except Exception as error:  # noqa: BLE001
+            self._drop(key, f"has no threshold: {error}")
+            return
+        scorer = Scorer(loaded.detector, judge, name, pixel_threshold=1.0, draft=loaded.version.draft)
+        self._shadows[product] = Shadow(product, scorer, lambda reason: self._drop(key, reason))
+
+    def _drop(self, key: Key, reason: str) -> None:
+        # What is kept of it goes with the next refresh; until then nothing more of it is asked.
+        if key not in self._dropped:
+            self._dropped.add(key)
+            self._shadows.pop(key[0], None)
+            log.error(
+                "challenger dropped from the shadow until the next start",
+                extra=fields(product=key[0], version=key[1], reason=reason),
+            )
+
+    def _make_room(self, champions: int) -> None:
+        """Let challengers go where, with so many champions in memory, there would be more models than allowed."""
+        while self._loaded and champions + len(self._loaded) > self._loaded_max:
+            key = next(iter(self._loaded))
+            del self._loaded[key]
+            self._shadows.pop(key[0], None)
+
+
+def in_share(id: str, share: float) -> bool:
+    """Return whether the picture `id` is among the `share` (0 to 1) that challengers see: always the same ones."""
+    digest = hashlib.sha256(id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def decide_in_shadow(batch: Sequence[tuple[str, InShadow]]) -> dict[str, ShadowDecision]:
+    """Return what the challengers would have decided of the pictures of `batch`, by id.
+
+    A challenger that raises, or whose score is not finite, is dropped and has decided nothing.
+    """
+    of_shadow: dict[tuple[str, str], list[tuple[str, InShadow]]] = {}
+    for id, one in batch:
+        of_shadow.setdefault((one.shadow.product, one.shadow.scorer.version), []).append((id, one))
+    decided: dict[str, ShadowDecision] = {}
+    for pictures in of_shadow.values():
+        shadow = pictures[0][1].shadow
+        try:
+            scores, _maps = score_pictures(shadow.scorer, [one.pixels for _, one in pictures])
+            found = {
+                id: ShadowDecision(shadow.product, shadow.scorer.version, shadow.scorer.judge.decide(float(score)))
+                for (id, _), score in zip(pictures, scores, strict=True)
+            }
+        # Whatever a challenger's graph or memory trips over, the champion's verdicts are made and go on.
+        except Exception as error:  # noqa: BLE001
+            shadow.drop(f"{type(error).__name__}: {error}")
+            continue
+        decided |= found
+    return decided
