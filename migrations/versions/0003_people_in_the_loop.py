@@ -39,6 +39,10 @@ def upgrade() -> None:
     for column in ("brightness", "contrast", "sharpness"):
         op.execute(f"ALTER TABLE images ADD COLUMN {column} FLOAT CONSTRAINT images_{column} CHECK ({_finite(column)})")
 
+    op.create_index(
+        "images_by_duplicate_of", "images", ["duplicate_of"], sqlite_where=sa.text("duplicate_of IS NOT NULL")
+    )
+
     op.create_table(
         "training_pictures",
         sa.Column("id", sa.Integer, primary_key=True),

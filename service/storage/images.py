@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
+    or_,
     select,
     tuple_,
     update,
@@ -237,6 +238,15 @@ def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str
         for row in connection.execute(_subject.where(_images.c.id.in_(chunk))):
             found[row.id] = Subject(*row)
     return found
+
+
+def with_bytes(connection: Connection | Session, sha256: str) -> list[Subject]:
+    """Return the pictures with these bytes, of whatever product, the earliest first."""
+    first = connection.execute(_first_of, {"hashes": [sha256]}).first()
+    if first is None:
+        return []
+    statement = _subject.where(or_(_images.c.id == first.id, _images.c.duplicate_of == first.id))
+    return sorted((Subject(*row) for row in connection.execute(statement)), key=lambda one: (one.received_at, one.id))
 
 
 def unfinished(connection: Connection | Session) -> list[StoredImage]:

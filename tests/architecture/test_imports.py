@@ -19,7 +19,8 @@ MODULES = sorted(
 STEPS = frozenset(
     {
         "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
-        "energy", "maps", "notify", "logs", "filesystem", "place", "review",
+        "energy", "maps", "notify", "logs", "filesystem", "place", "roles", "review",
+        "training_set",
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.
