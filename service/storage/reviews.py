@@ -84,6 +84,12 @@ def latest_id(connection: Connection | Session, product: str) -> int | None:
     return connection.execute(statement).scalar_one_or_none()
 
 
+def newest_id(connection: Connection | Session) -> int | None:
+    """Return the id of the latest review of any picture."""
+    statement = select(_reviews.c.id).order_by(_reviews.c.id.desc()).limit(1)
+    return connection.execute(statement).scalar_one_or_none()
+
+
 def count_since(connection: Connection | Session, product: str, review_id: int | None) -> int:
     """Return how many pictures of `product` were reviewed after the review `review_id`; None counts from the first."""
     statement = (
