@@ -84,8 +84,11 @@ def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str
     return file_sha256(build / WEIGHTS)
 
 
-def write_images(chosen: Chosen, build: Path) -> None:
-    """Write `images.csv`: sha256, role (see docs/models.md) and path as given, of each picture used or left out."""
+def write_images(chosen: Chosen, build: Path, root: Path | None = None) -> None:
+    """Write `images.csv`: sha256, role (see docs/models.md) and path of each picture used or left out.
+
+    A path is relative to `root` where it lies under it, else as given.
+    """
     roles: list[tuple[str, Sequence[TrainingPicture]]]
     if chosen.method == "cross":
         roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
@@ -100,7 +103,11 @@ def write_images(chosen: Chosen, build: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(("sha256", "role", "path"))
         for role, pictures in roles:
-            writer.writerows((picture.sha256, role, picture.path) for picture in pictures)
+            writer.writerows((picture.sha256, role, _listed(picture.path, root)) for picture in pictures)
+
+
+def _listed(path: Path, root: Path | None) -> Path:
+    return path.relative_to(root) if root is not None and path.is_relative_to(root) else path
 
 
 def write_manifest(manifest: Mapping[str, Any], build: Path) -> None:

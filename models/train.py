@@ -90,6 +90,8 @@ def train_jointly(
     trim_fraction: float = 0.0,
     retraining: int | None = None,
     threads: int | None = None,
+    again: Sequence[Chosen] = (),
+    root: Path | None = None,
 ) -> list[ModelVersion]:
     """Train one network on all `products`; return a version for each, published in `destination/<product>/`.
 
@@ -101,8 +103,9 @@ def train_jointly(
     (a new `.tmp-` folder in `destination`) if this fails, and no product gets a version. `warm` is the folder of a
     version whose weights are begun with where they fit and none of the calibration pictures can have made them;
     `trim_fraction` of the normals, those rebuilt worst, are left out; `retraining` is the number of the retraining
-    that this is for; `threads` are all cores unless given. The same seed and pictures
-    give the same weights on the same machine, unless `minutes_max` cuts the loop. Raises a ModelError.
+    that this is for; `threads` are all cores unless given. `again` are pictures that were chosen before, to be used as
+    they are, whatever `products` say. Paths are listed relative to `root` where they lie under it. The same seed and
+    pictures give the same weights on the same machine, unless `minutes_max` cuts the loop. Raises a ModelError.
     """
     if kind not in STEPS or profile not in PROFILES:
         raise ValueError(
@@ -112,7 +115,7 @@ def train_jointly(
     threads = _deterministic(seed, threads)
 
     # Data
-    chosen = choose_pictures(
+    chosen = list(again) or choose_pictures(
         products,
         kind=kind,
         side=side or (PIXEL_SIDE if kind == "pixel" else PROFILES[profile]),
@@ -168,7 +171,7 @@ def train_jointly(
         energy = _share(meter(sum(len(each.train) for each in chosen)), len(chosen)) if meter else None
         memory_peak_mb = round(memory_peak_bytes() / 1e6, 1)
         for each, calibration, draft, folder in zip(chosen, calibrations, drafts, folders, strict=True):
-            write_images(each, folder)
+            write_images(each, folder, root)
             write_manifest(
                 {
                     "format": FORMAT,
@@ -193,6 +196,7 @@ def train_jointly(
                         "images": len(each.train),
                         "anomalies": len(each.train_anomalies),
                         "steps": fitted.steps,
+                        "steps_asked": steps or STEPS[kind],
                         "seconds": round(time.monotonic() - started, 3),
                         "final_loss": fitted.loss,
                         "minutes_max": minutes_max,

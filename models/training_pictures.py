@@ -140,13 +140,13 @@ class _Found:
                 f"same bytes as both in {self.calibrate[both[0]]} and {anomalies[both[0]]}"
             )
         most = TRAINING_IMAGES_MAX + max(CALIBRATION_IMAGES_MAX, calibration_images_needed(given.false_alarm_rate))
-        self.sizes = self._sizes(_in_seeded_order(normals, seed)[:most], image_size)
+        self.sizes = self._sizes(in_seeded_order(normals, seed)[:most], image_size)
         if not self.sizes:
             raise DatasetError(
                 f"training of product {given.product}: expected pictures; none of {len(given.normals)} can be read, "
                 f"{_first(self.skipped)}"
             )
-        self.anomalies = list(self._sizes(_in_seeded_order(anomalies, seed)[:ANOMALIES_MAX], image_size))
+        self.anomalies = list(self._sizes(in_seeded_order(anomalies, seed)[:ANOMALIES_MAX], image_size))
 
     def sizes_alike(self, others: Sequence[_Found]) -> list[tuple[int, int]]:
         """Return this product's sizes; only the one of median aspect where there are others, as all count alike."""
@@ -230,7 +230,9 @@ def fitting_size(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int, in
     return _rounded(side / math.sqrt(aspect)), _rounded(side * math.sqrt(aspect))
 
 
-def _in_seeded_order(found: dict[str, Path], seed: int) -> list[TrainingPicture]:
+def in_seeded_order(found: dict[str, Path], seed: int) -> list[TrainingPicture]:
+    """Return the pictures of `found`, paths by sha256, in the order of a hash that `seed` goes into."""
+
     def key(sha256: str) -> bytes:
         return hashlib.sha256(f"{seed}|{sha256}".encode()).digest()
 

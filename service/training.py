@@ -79,6 +79,7 @@ def run_joint_training(
     job: TrainingJob,
     *,
     promote: bool = False,
+    reason: str = "trained",
     report: Callable[[Progress], None] = lambda progress: None,
     on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
 ) -> tuple[ModelVersion, ...]:
@@ -89,7 +90,7 @@ def run_joint_training(
     """
     trained = train_in_child(job, report=report, on_start=on_start)
     with engine.begin() as connection:
-        register_trained(connection, trained, promote=promote)
+        register_trained(connection, trained, promote=promote, reason=reason)
     return trained.versions
 
 

@@ -26,7 +26,7 @@ from service import __version__
 from service.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.storage.energy import EnergySample
 from service.training import EnergyExceeded, end_on_signal
-from service.training_job import JobProduct, TrainingJob
+from service.training_job import JobChosen, JobProduct, TrainingJob
 
 if TYPE_CHECKING:
     from service.energy import EnergyMeter
@@ -81,7 +81,8 @@ def _go_with_the_parent() -> None:
 
 def _job(given: dict[str, Any]) -> TrainingJob:
     beside = tuple(JobProduct(**each) for each in given.pop("beside"))
-    return TrainingJob(**given, beside=beside)
+    chosen = tuple(JobChosen(**each) for each in given.pop("chosen"))
+    return TrainingJob(**given, beside=beside, chosen=chosen)
 
 
 def _end_beyond_memory(job: TrainingJob, events: IO[str]) -> None:
@@ -185,6 +186,8 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
             retraining=job.retraining,
             threads=job.threads,
             tamis_version=__version__,
+            again=[each.chosen() for each in job.chosen],
+            root=Path(job.models_root).parent,
         )
     finally:
         meter.close()
