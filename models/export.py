@@ -29,6 +29,7 @@ from models.registry import (
     ROLE_TRAIN,
     ROLE_TRAIN_AND_CALIBRATE,
     ROLE_TRAIN_ANOMALY,
+    ROLE_TRIMMED,
     WEIGHTS,
     file_sha256,
 )
@@ -83,19 +84,30 @@ def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str
     return file_sha256(build / WEIGHTS)
 
 
-def write_images(chosen: Chosen, build: Path) -> None:
-    """Write `images.csv`: sha256, role (see docs/models.md) and path as given, of each picture used."""
+def write_images(chosen: Chosen, build: Path, root: Path | None = None) -> None:
+    """Write `images.csv`: sha256, role (see docs/models.md) and path of each picture used or left out.
+
+    A path is relative to `root` where it lies under it, else as given.
+    """
     roles: list[tuple[str, Sequence[TrainingPicture]]]
     if chosen.method == "cross":
         roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
     else:
         roles = [(ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)]
-    roles += [(ROLE_TRAIN_ANOMALY, chosen.train_anomalies), (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies)]
+    roles += [
+        (ROLE_TRIMMED, chosen.trimmed),
+        (ROLE_TRAIN_ANOMALY, chosen.train_anomalies),
+        (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies),
+    ]
     with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("sha256", "role", "path"))
         for role, pictures in roles:
-            writer.writerows((picture.sha256, role, picture.path) for picture in pictures)
+            writer.writerows((picture.sha256, role, _listed(picture.path, root)) for picture in pictures)
+
+
+def _listed(path: Path, root: Path | None) -> Path:
+    return path.relative_to(root) if root is not None and path.is_relative_to(root) else path
 
 
 def write_manifest(manifest: Mapping[str, Any], build: Path) -> None:

@@ -15,9 +15,11 @@ from service.commands import (
     doctor,
     energy,
     evaluate,
+    import_pictures,
     init,
     results,
     retention,
+    review,
     run,
     score,
     status,
@@ -42,6 +44,8 @@ app.command()(run.run)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)
+app.command()(review.review)
+app.command("import")(import_pictures.import_)
 app.add_typer(versions.app, name="models")
 app.command()(retention.retention)
 app.command()(energy.energy)

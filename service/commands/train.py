@@ -6,11 +6,13 @@ With `--product all` one network for every sub-folder's product. How far it is, 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from sqlalchemy import Engine
 
 from models.datasets import SUFFIXES, pictures_under
 from models.division import Method
@@ -23,6 +25,7 @@ from service.commands.training_progress import training_progress
 from service.errors import TamisError, UsageError
 from service.names import shown_name
 from service.products import ALL_PRODUCTS, check_product
+from service.repeat import repeat_of
 from service.settings import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.engine import open_database
@@ -64,12 +67,30 @@ METHODS: dict[CalibrationName, Method | None] = {
 }
 
 
+# What a version says of itself, and what therefore cannot be asked for when it is repeated.
+GIVEN_BY_VERSION = (
+    "kind",
+    "profile",
+    "anomalies",
+    "backbone",
+    "false_alarm_rate",
+    "calibration",
+    "seed",
+    "memory_gb",
+    "steps",
+)
+
+
 def train(
+    context: typer.Context,
     root: Root,
     folder: Annotated[
-        Path,
+        Path | None,
         typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal pictures, at any depth."),
-    ],
+    ] = None,
+    from_version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Repeat a version: the same pictures, roles, seed and steps.")
+    ] = None,
     product: Annotated[
         str, typer.Option(help="What the pictures show; `all`: one network for all sub-folders' products.")
     ] = DEFAULT_PRODUCT,
@@ -106,6 +127,34 @@ def train(
 ) -> None:
     """Train a detector from normal pictures; a product's first one becomes its champion."""
     settings = settings_module.load(root)
+    if (folder is None) == (from_version is None):
+        raise UsageError(
+            "train: expected pictures, --from DIR, or a version to repeat, --from-version VERSION; found "
+            + ("both" if folder is not None else "neither")
+        )
+    if from_version is not None:
+        _refuse_given(context)
+        engine = open_database(root)
+        try:
+            with training_progress() as report:
+                repeat = repeat_of(
+                    root,
+                    engine,
+                    product,
+                    from_version,
+                    settings,
+                    minutes_max=minutes_max,
+                    backbone_weights=backbone_weights,
+                    report=report,
+                )
+                reason = f"repeats {from_version}"
+                again = run_joint_training(engine, repeat.job, promote=promote, reason=reason, report=report)
+            about = {"repeats": from_version, "identical": repeat.is_same(again)}
+            _report(engine, again, as_json, many=len(again) > 1, about=about)
+        finally:
+            engine.dispose()
+        return
+    assert folder is not None
     if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
         raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {false_alarm_rate:g}")
     if kind is KindName.classifier and anomalies is None:
@@ -150,19 +199,42 @@ def train(
     try:
         with training_progress() as report:
             trained = run_joint_training(engine, job, promote=promote, report=report)
-        with engine.connect() as connection:
-            rows = [versions.get(connection, version.product, version.version) for version in trained]
+        _report(engine, trained, as_json, many=product == ALL_PRODUCTS)
     finally:
         engine.dispose()
+
+
+def _refuse_given(context: typer.Context) -> None:
+    for name in GIVEN_BY_VERSION:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--from-version: expected no --{name.replace('_', '-')}, which the version says itself")
+
+
+def _report(
+    engine: Engine,
+    trained: Sequence[ModelVersion],
+    as_json: bool,
+    *,
+    many: bool,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Print the versions, as JSON in a list if there may be `many`; `about` is said of each."""
+    about = about or {}
+    with engine.connect() as connection:
+        rows = [versions.get(connection, version.product, version.version) for version in trained]
     documents = []
     for version, row in zip(trained, rows, strict=True):
         if row is None:
             raise TamisError(f"model {version.product}/{version.version}: expected it in the database; found it gone")
-        documents.append(_document(version, row))
+        documents.append(_document(version, row) | dict(about))
         if not as_json:
             _print(version, row)
     if as_json:
-        print_json(documents[0] if product != ALL_PRODUCTS else {"versions": documents})
+        print_json({"versions": documents} if many else documents[0])
+    elif about:
+        same = "the same, bit for bit" if about["identical"] else f"other than those of {about['repeats']}"
+        typer.echo(f"{'weights':<12} {same}")
 
 
 def _by_product(folder: Path, product: str) -> dict[str, tuple[str, ...]]:

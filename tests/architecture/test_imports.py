@@ -21,6 +21,8 @@ STEPS = frozenset(
         "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
         "energy", "maps", "notify", "logs", "filesystem", "explore", "drift", "drift_watch", "shadow", "probation",
         "retention",
+        "place", "roles", "review",
+        "training_set", "folder_memory", "folder_labels",
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.
@@ -47,7 +49,7 @@ def layer_of(module: str) -> str | None:
         return None
     if parts[1] in ("storage", "commands", "daemon", "cli"):
         return parts[1]
-    if parts[1] in ("pipeline", "intake", "inspection", "workers"):
+    if parts[1] in ("pipeline", "intake", "inspection", "workers", "folder_watch"):
         return "pipeline"
     return "steps" if parts[1] in STEPS else None
 

@@ -1,0 +1,168 @@
+"""Repeat: the training of a version once more, of the same pictures in the same roles, to the same weights.
+
+Owns where the pictures of a version are by now: labels move them, so each is looked for by its bytes where it is not at
+its place. What a version was made from is read by `models.repeat`, trained by `service.training`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+
+from models.limits import BYTES_PER_GB
+from models.progress import Progress
+from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
+from models.repeat import ListedPicture, chosen_again, listed_pictures
+from service.errors import TamisError
+from service.names import shown_name
+from service.settings import Settings
+from service.storage import images, training_pictures, versions
+from service.training_job import JobChosen, JobProduct, TrainingJob
+
+MODELS = "models"
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A training to be repeated: the job, and the versions that it is to give again, one for each product."""
+
+    job: TrainingJob
+    of: tuple[ModelVersion, ...]
+
+    def is_same(self, again: Sequence[ModelVersion]) -> bool:
+        """Return whether `again` have the same weights, bit for bit."""
+        return all(
+            file_sha256(one.folder / WEIGHTS) == file_sha256(other.folder / WEIGHTS)
+            for one, other in zip(self.of, again, strict=True)
+        )
+
+
+def repeat_of(
+    root: Path,
+    engine: Engine,
+    product: str,
+    version: str,
+    settings: Settings,
+    *,
+    minutes_max: float,
+    backbone_weights: Path | None = None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Repeat:
+    """Return how to train `version` of `product` again, its pictures found and their hashes checked.
+
+    A version that was trained together with those of other products is repeated together with them. Raises TamisError
+    where the version is unknown, or naming pictures that are gone or changed.
+    """
+    first = _verified(root, engine, product, version)
+    joint = first.manifest.get("joint") or [product]
+    of = tuple(first if name == product else _verified(root, engine, name, version) for name in joint)
+    training = first.manifest["training"]
+    listed = [listed_pictures(one) for one in of]
+    done, total = 0, sum(map(len, listed))
+    chosen = []
+    for one, pictures in zip(of, listed, strict=True):
+        found: dict[str, Path] = {}
+        lacking: list[str] = []
+        with engine.connect() as connection:
+            for picture in pictures:
+                path = _find(root, connection, one.product, picture, lacking)
+                if path is not None:
+                    found[picture.sha256] = path
+                done += 1
+                report(Progress("checking", done, total))
+        if lacking:
+            more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+            raise TamisError(
+                f"model {one.product}/{version}: expected the pictures that it was made from; "
+                f"{'; '.join(lacking[:SHOWN])}{more}"
+            )
+        chosen.append(JobChosen.of(chosen_again(one, pictures, found)))
+    backbone = first.manifest.get("backbone")
+    job = TrainingJob(
+        pictures=(),
+        models_root=str((root / MODELS).absolute()),
+        product=of[0].product,
+        beside=tuple(JobProduct(one.product, (), one.trained_false_alarm_rate) for one in of[1:]),
+        kind=first.kind,
+        profile=first.manifest["profile"],
+        false_alarm_rate=of[0].trained_false_alarm_rate,
+        seed=training["seed"],
+        minutes_max=max(minutes_max, training["minutes_max"]),
+        steps=training.get("steps_asked", training["steps"]),
+        file_bytes_max=settings.file_bytes_max,
+        pixels_max=settings.pixels_max,
+        energy_tracking=settings.energy_tracking,
+        energy_country=settings.energy_country,
+        energy_cpu_max_w=settings.energy_cpu_max_w,
+        backbone=backbone["name"] if first.kind == "classifier" and backbone else None,
+        backbone_weights=None if backbone_weights is None else str(backbone_weights.absolute()),
+        memory_gb=_gigabytes(round(training["memory_max_mb"] * 1e6)),
+        warm=_warm(root, first),
+        trim_fraction=training.get("trim_fraction", 0.0),
+        threads=training["threads"],
+        chosen=tuple(chosen),
+    )
+    return Repeat(job, of)
+
+
+def _verified(root: Path, engine: Engine, product: str, version: str) -> ModelVersion:
+    with engine.connect() as connection:
+        row = versions.get(connection, product, version)
+        known = [one.version for one in versions.versions(connection, product)]
+    if row is None:
+        raise TamisError(
+            f"model {product}/{version}: expected a version that there is; found {', '.join(known) or 'none'}"
+        )
+    return verify(root / MODELS / product / version, row.sha256)
+
+
+def _find(root: Path, connection: Connection, product: str, picture: ListedPicture, lacking: list[str]) -> Path | None:
+    """Return where the bytes of `picture` lie now; else None, having said in `lacking` what was found."""
+    # An absolute path stays as it is.
+    first = root / picture.path
+    there = _sha256(first)
+    if there == picture.sha256:
+        return first
+    kept = training_pictures.of_hash(connection, product, picture.sha256)
+    elsewhere = [kept.path] if kept is not None else []
+    elsewhere += [one.path for one in images.with_bytes(connection, picture.sha256)]
+    for path in elsewhere:
+        if _sha256(root / path) == picture.sha256:
+            return root / path
+    name = shown_name(str(first))
+    lacking.append(f"{name} is gone" if there is None else f"{name} has changed, its sha256 is {there[:12]}…")
+    return None
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None
+
+
+def _warm(root: Path, version: ModelVersion) -> str | None:
+    """Return the folder of the version whose weights `version` began with. Raises TamisError where it is gone."""
+    name = version.manifest["training"].get("warm_start")
+    if name is None:
+        return None
+    folder = root / MODELS / version.product / str(name)
+    if not folder.is_dir():
+        raise TamisError(
+            f"model {version.product}/{version.version}: expected version {name}, whose weights it began with, at "
+            f"{folder}; found none"
+        )
+    return str(folder.absolute())
+
+
+def _gigabytes(bytes_: int) -> float:
+    """Return the GB that come to exactly `bytes_` again: what a training holds in memory depends on each."""
+    found = bytes_ / BYTES_PER_GB
+    while int(found * BYTES_PER_GB) < bytes_:
+        found = math.nextafter(found, math.inf)
+    return found
