@@ -269,20 +269,25 @@ def test_command_trains_and_says_what_it_made(
 
 
 def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -> None:
+    import click
+    import typer
+
     from service.commands.train import KindName, train
+
+    context = typer.Context(click.Command("train"))
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no picture")
     with pytest.raises(model_errors.DatasetError, match=r"empty: expected pictures .* found none"):
-        train(root, tmp_path / "empty")
+        train(context, root, tmp_path / "empty")
     with pytest.raises(UsageError, match="--false-alarm-rate"):
-        train(root, tmp_path / "empty", false_alarm_rate=1.5)
+        train(context, root, tmp_path / "empty", false_alarm_rate=1.5)
     with pytest.raises(UsageError, match="product"):
-        train(root, tmp_path / "empty", product="../elsewhere")
+        train(context, root, tmp_path / "empty", product="../elsewhere")
     with pytest.raises(UsageError, match="--kind classifier: expected pictures of defects"):
-        train(root, tmp_path / "empty", kind=KindName.classifier)
+        train(context, root, tmp_path / "empty", kind=KindName.classifier)
     with pytest.raises(UsageError, match="--backbone: expected --kind classifier; found feature"):
-        train(root, tmp_path / "empty", backbone="resnet18")
+        train(context, root, tmp_path / "empty", backbone="resnet18")
 
 
 def test_products_trained_jointly_are_registered_together_and_share_the_energy(
