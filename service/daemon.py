@@ -170,7 +170,6 @@ class Daemon:
             NameFilter(settings.ignored_names),
             burst_gap_s=settings.burst_gap_s,
             rescan_interval_s=settings.rescan_interval_s,
-            events=self._state.watching == "events",
             failed=self._wake.set,
         )
         stack.callback(self._folders.stop)

@@ -62,27 +62,26 @@ class FolderLabels:
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self.labelled = 0
 
-    @property
-    def files(self) -> int:
-        """How many files were read so far; after the first scan, how many there are."""
-        return self._memory.files
+    def scan(self, whole: bool = True) -> Iterator[None]:
+        """Find all that was moved; yields after each small piece of work, so that the caller can pause.
 
-    def scan(self) -> Iterator[None]:
-        """Find all that was moved; yields after each small piece of work, so that the caller can pause."""
-        yield from self.look_at(list(self._waiting))
+        With `whole` what was no label is asked about again, since a copy becomes one when the original goes.
+        """
+        if whole:
+            yield from self._look_at(list(self._waiting))
         for listed in self._memory.scan():
             if listed is None:
                 yield
                 continue
             try:
-                yield from self.look_at([f"{listed.folder}/{name}" for name in listed.new])
+                yield from self._look_at([f"{listed.folder}/{name}" for name in listed.new])
             # Of what was not looked at to its end, nothing may be taken for seen.
             except BaseException:
                 self._memory.forget(listed.folder)
                 raise
             yield
 
-    def look_at(self, paths: Iterable[str]) -> Iterator[None]:
+    def _look_at(self, paths: Iterable[str]) -> Iterator[None]:
         """Find which of `paths`, relative to the root, were moved there by a person, and label those."""
         for part in _parts([path for path in paths if self._is_ours(path)]):
             with self._engine.connect() as connection:

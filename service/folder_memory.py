@@ -58,8 +58,6 @@ class FolderMemory:
         # By hash: 30 bytes and not a hundred for each name. Of those read last, since they change again first.
         self._names: OrderedDict[str, frozenset[int]] = OrderedDict()
         self._names_held = 0
-        self.files = 0
-        """Files in the folders that were read last, each time they were read; a measure of how much there is."""
 
     def __len__(self) -> int:
         return len(self._folders)
@@ -113,7 +111,6 @@ class FolderMemory:
                     below.append(entry.name)
                 elif entry.is_file(follow_symlinks=False):
                     files.append(entry.name)
-        self.files += len(files)
         return sorted(files), sorted(below)
 
     def _new_names(self, folder: str, files: Sequence[str]) -> list[str]:

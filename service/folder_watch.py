@@ -1,7 +1,8 @@
 """Folder watch: looks for labels by folder beside the daemon's loop, with so little of a core that scoring feels none.
 
-Owns one thread and its pace: events are hints, a scan at every rescan interval is the truth, and after each piece of
-work of some milliseconds it rests ten times as long.
+Owns one thread and its pace: every few seconds it asks each folder for its mtime and reads the names of those that
+changed, and after each piece of work of some milliseconds it rests ten times as long. No file events: the library that
+brings them spends more on each picture that the service itself delivers than all else that the daemon does with it.
 """
 
 from __future__ import annotations
@@ -20,20 +21,17 @@ from ulid import ULID
 from service import training_set
 from service.folder_labels import FolderLabels
 from service.logs import fields
-from service.place import KINDS
 from service.storage import reviews
 from service.storage.engine import is_locked, open_database
-from service.watch import NameFilter, Watcher
+from service.watch import NameFilter
 
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 2.0
 WORK_S = 0.004
 REST_FACTOR = 10.0
-# Events come in crowds: each picture that is delivered is one.
-GATHER_S = 0.3
-# The library that asks for events reads all names first, and does not rest while it does.
-WATCHED_FILES_MAX = 200_000
+# Between two looks for folders that changed; files that were no label are asked about again with each rescan.
+LOOK_INTERVAL_S = 3.0
 PARTIAL_AGE = timedelta(hours=1)
 STOP_TIMEOUT_S = 10.0
 
@@ -48,18 +46,14 @@ class FolderWatch:
         *,
         burst_gap_s: float,
         rescan_interval_s: float,
-        events: bool,
         failed: Callable[[], None],
     ) -> None:
         self._root = root
         self._names = names
         self._burst_gap_s = burst_gap_s
         self._rescan_interval_s = rescan_interval_s
-        self._events = events
         self._failed = failed
         self._stopping = threading.Event()
-        self._wake = threading.Event()
-        self._watchers: dict[str, Watcher] = {}
         self._reviewed: int | None = None
         self._thread = threading.Thread(target=self._run, name="folders", daemon=True)
         self.error: BaseException | None = None
@@ -71,7 +65,6 @@ class FolderWatch:
     def stop(self) -> None:
         """End the thread and wait for it."""
         self._stopping.set()
-        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(STOP_TIMEOUT_S)
 
@@ -80,7 +73,6 @@ class FolderWatch:
             with ExitStack() as stack:
                 engine = open_database(self._root, migrate=False, busy_timeout_s=LOCK_TIMEOUT_S)
                 stack.callback(engine.dispose)
-                stack.callback(self._stop_watching)
                 self._engine = engine
                 self._labels = FolderLabels(self._root, engine, self._names, self._burst_gap_s)
                 self._look_for_ever()
@@ -91,17 +83,13 @@ class FolderWatch:
 
     def _look_for_ever(self) -> None:
         self._at_rest(self._make_training_set_agree())
+        rescan_due = time.monotonic()
         while not self._stopping.is_set():
-            began = time.monotonic()
-            self._at_rest(self._scan())
-            if self._events and not self._watchers:
-                self._watch()
-            due = began + self._rescan_interval_s
-            while not self._stopping.is_set() and (left := due - time.monotonic()) > 0:
-                self._wake.wait(min(left, threading.TIMEOUT_MAX))
-                self._wake.clear()
-                if not self._stopping.wait(GATHER_S if self._watchers else 0) and self._take_hints():
-                    break
+            whole = time.monotonic() >= rescan_due
+            if whole:
+                rescan_due = time.monotonic() + self._rescan_interval_s
+            self._at_rest(self._scan(whole))
+            self._stopping.wait(min(LOOK_INTERVAL_S, self._rescan_interval_s))
 
     def _at_rest(self, work: Iterator[None]) -> None:
         """Do `work` piece by piece, resting in between; what cannot be done now is tried again with the next scan."""
@@ -120,8 +108,8 @@ class FolderWatch:
         except OSError as error:
             log.error("labels by folder wait for the next rescan", extra=fields(reason=error))
 
-    def _scan(self) -> Iterator[None]:
-        yield from self._labels.scan()
+    def _scan(self, whole: bool) -> Iterator[None]:
+        yield from self._labels.scan(whole)
         with self._engine.connect() as connection:
             newest = reviews.newest_id(connection)
         if newest != self._reviewed:
@@ -138,44 +126,6 @@ class FolderWatch:
             if _is_old(partial.name.removeprefix(training_set.PARTIAL)):
                 partial.unlink(missing_ok=True)
             yield
-
-    def _watch(self) -> None:
-        if self._labels.files > WATCHED_FILES_MAX:
-            self._events = False
-            return
-        try:
-            for kind in KINDS:
-                watcher = Watcher(self._root / kind, self._wake.set)
-                watcher.start()
-                self._watchers[kind] = watcher
-        except OSError as error:
-            self._stop_watching()
-            self._events = False
-            log.warning("no file events for labels by folder; found by rescan", extra=fields(reason=error))
-        else:
-            # Between the scan and the first event something may have moved.
-            self._wake.set()
-            self._at_rest(self._labels.scan())
-
-    def _stop_watching(self) -> None:
-        for watcher in self._watchers.values():
-            watcher.stop()
-        self._watchers.clear()
-
-    def _take_hints(self) -> bool:
-        """Look at what events spoke of; return whether a scan is needed."""
-        paths: dict[str, None] = {}
-        scan_needed = False
-        for kind, watcher in self._watchers.items():
-            hints, lost = watcher.take()
-            paths |= dict.fromkeys(f"{kind}/{hint.path}" for hint in hints)
-            scan_needed |= lost
-        if not all(watcher.alive() for watcher in self._watchers.values()):
-            self._stop_watching()
-            return True
-        if paths:
-            self._at_rest(self._labels.look_at(list(paths)))
-        return scan_needed
 
 
 def _is_old(id: str) -> bool:
