@@ -40,7 +40,7 @@ from service.pipeline import Limits, Pipeline, StageStuck
 from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
-from service.retention import Retention, rules_of
+from service.retention import RESTS_BESIDE_SCORING, Retention, rules_of
 from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
@@ -246,7 +246,12 @@ class Daemon:
             duties.append(Duty("probation", lambda: _end_probations(probation), now, settings.rescan_interval_s))
         stopping = threading.Event()
         retention = Retention(
-            self._root, self._engine, rules_of(settings), stopping=stopping.is_set, rest=stopping.wait
+            self._root,
+            self._engine,
+            rules_of(settings),
+            stopping=stopping.is_set,
+            rest=stopping.wait,
+            rests=RESTS_BESIDE_SCORING,
         )
         duties.append(
             Duty("retention", lambda: _remove_old_files(retention), now + RETENTION_AFTER_S, RETENTION_INTERVAL_S)
