@@ -1,7 +1,7 @@
 """Carbon: when a scheduled retraining costs the fewest grams, by a table of grid intensity that the user gives. Pure.
 
-The table is CSV with the columns `hour` and `g_per_kwh`: hours 0 to 23 of every day in local time, or times in ISO 8601,
-each of which holds until the next one.
+The table is CSV with the columns `hour` and `g_per_kwh`: hours 0 to 23 of every day in local time, or times in ISO
+8601, each of which holds until the next one.
 """
 
 from __future__ import annotations

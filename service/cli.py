@@ -17,6 +17,7 @@ from service.commands import (
     evaluate,
     init,
     results,
+    retrain,
     run,
     score,
     status,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command()(init.init)
 app.command()(train.train)
+app.command()(retrain.retrain)
 app.command()(run.run)
 app.command()(score.score)
 app.command()(evaluate.evaluate)

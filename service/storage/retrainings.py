@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, Table, func, insert, select, update
+from sqlalchemy import Connection, Table, func, insert, select, update
 
 from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingPicture
 
@@ -160,5 +160,5 @@ def drifting_since(connection: Connection, product: str) -> datetime | None:
     statement = (
         select(_drift.c.state, _drift.c.at).where(_drift.c.product == product).order_by(_drift.c.id.desc()).limit(1)
     )
-    row: Row[tuple[str, datetime]] | None = connection.execute(statement).one_or_none()
+    row = connection.execute(statement).one_or_none()
     return row.at if row is not None and row.state == "drifting" else None

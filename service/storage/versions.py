@@ -143,6 +143,15 @@ def reject(connection: Connection | Session, product: str, version: str, reason:
     )
 
 
+def explain(connection: Connection | Session, product: str, version: str, reason: str) -> None:
+    """Say why a challenger is one still."""
+    connection.execute(
+        update(_versions)
+        .where(_versions.c.product == product, _versions.c.version == version, _versions.c.state == "challenger")
+        .values(reason=reason)
+    )
+
+
 def rollback(
     connection: Connection | Session, product: str, reason: str | None, at: datetime | None = None
 ) -> VersionRow:
