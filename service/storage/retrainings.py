@@ -155,6 +155,14 @@ def known_pictures(connection: Connection, product: str) -> Mapping[str, KnownPi
     return {row.sha256: KnownPicture(*row) for row in found}
 
 
+def newest(connection: Connection) -> tuple[int, ...]:
+    """Return the ids of the last review, training picture, drift event and run: while they stay, nothing is new."""
+    return tuple(
+        connection.execute(select(func.max(table.c.id))).scalar_one() or 0
+        for table in (_reviews, _pictures, _drift, _runs)
+    )
+
+
 def drifting_since(connection: Connection, product: str) -> datetime | None:
     """Return since when `product` drifts, as its latest event says; None where it does not."""
     statement = (
