@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample
 from service.storage.retrainings import RetrainingRow
+from service.thresholds import reason_not_to_promote
 
 
 def conclude(
@@ -77,6 +78,8 @@ def _act(
         if now is None or now.version != champion.version:
             # A person chose another meanwhile, and the gate has nothing to say on that one.
             reason = f"{reason}; but {champion.version}, which it was compared with, is not the champion any more"
+        elif cannot := reason_not_to_promote(connection, settings, challenger):
+            reason = f"passed the gate, but cannot be the champion: {cannot}"
         elif not settings.promote_automatically:
             reason = f"passed the gate and waits for a person: {reason}"
         elif settings.shadow_hours > 0:

@@ -22,7 +22,7 @@ Due = Literal["cron", "labels", "drift"]
 @dataclass(frozen=True)
 class Facts:
     """What is known of a product: its last runs, newest first; the labels since the last one that learned, and since
-    the last one of any kind; and since when it drifts.
+    the last one that counts, see `counting`; and since when it drifts.
     """
 
     runs: Sequence[RetrainingRow]
@@ -49,7 +49,7 @@ def due(
     """
     if not facts.unlearned.count:
         return None
-    last = _counting(facts.runs)
+    last = counting(facts.runs)
     asked_at = last.requested_at if last is not None else None
     if on_drift and facts.drifting_since is not None and (asked_at is None or facts.drifting_since > asked_at):
         return "drift"
@@ -63,7 +63,7 @@ def due(
     return None
 
 
-def _counting(runs: Sequence[RetrainingRow]) -> RetrainingRow | None:
+def counting(runs: Sequence[RetrainingRow]) -> RetrainingRow | None:
     """Return the last run that counts as one: of two that were stopped in a row the earlier one is made up for."""
     if not runs:
         return None

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import carbon
 from service.cron import parse_cron
-from service.due import Due, Facts, due
+from service.due import Due, Facts, counting, due
 from service.logs import fields
 from service.settings import Settings
 from service.storage import retrainings, versions
@@ -178,7 +178,7 @@ class Schedule:
             unlearned = retrainings.new_labels(connection, product, retrainings.last_learned(connection, product))
             if self._held.get(product) == unlearned.count:
                 continue
-            since_last = retrainings.new_labels(connection, product, runs[0] if runs else None)
+            since_last = retrainings.new_labels(connection, product, counting(runs))
             facts = Facts(runs, unlearned, since_last, retrainings.drifting_since(connection, product))
             why = due(
                 facts,

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Table, func, insert, select, update
 
+from service.storage import drift
 from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingPicture
 
 _runs = cast(Table, RetrainingRun.__table__)
@@ -164,9 +165,6 @@ def newest(connection: Connection) -> tuple[int, ...]:
 
 
 def drifting_since(connection: Connection, product: str) -> datetime | None:
-    """Return since when `product` drifts, as its latest event says; None where it does not."""
-    statement = (
-        select(_drift.c.state, _drift.c.at).where(_drift.c.product == product).order_by(_drift.c.id.desc()).limit(1)
-    )
-    row = connection.execute(statement).one_or_none()
+    """Return since when `product` drifts by the scores of its present champion; None where it does not."""
+    row = drift.latest(connection).get(product)
     return row.at if row is not None and row.state == "drifting" else None

@@ -84,11 +84,8 @@ def test_a_better_challenger_becomes_champion_and_the_report_says_why(
     assert figures["cpu_ms_per_image"]["challenger"] > 0 and figures["wh_per_1000_images"]["challenger"] > 0
     page = (root / (row.report or "")).read_text()
     assert row.report == f"reports/{PRODUCT}/{row.challenger}.html"
-    assert (
-        "it is the champion now" in page
-        and page.count("<svg") == 3
-        and "http" not in re.sub("http-equiv|xmlns[^ >]*", "", page)
-    )
+    assert "it is the champion now" in page and page.count("<svg") == 3
+    assert "http" not in re.sub("http-equiv|xmlns[^ >]*", "", page)
     listed = {picture.sha256: picture.role for picture in read_images(root / "models" / PRODUCT / row.challenger)}
     with engine.connect() as connection:
         known = retrainings.known_pictures(connection, PRODUCT)
@@ -108,9 +105,8 @@ def test_without_new_labels_nothing_is_trained_unless_forced(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
     row = run(root, engine)
-    assert (row.state, row.outcome, row.challenger) == ("done", "skipped", None) and "no new labels" in (
-        row.reason or ""
-    )
+    assert (row.state, row.outcome, row.challenger) == ("done", "skipped", None)
+    assert "no new labels" in (row.reason or "")
     label(root, engine, range(100, 104), "normal", "train")
     with engine.begin() as connection:
         since = retrainings.last_learned(connection, PRODUCT)
@@ -234,7 +230,7 @@ def test_more_energy_than_allowed_ends_it_and_says_how_much(root: Path, engine: 
 
 
 def test_a_product_without_a_champion_of_its_own_is_refused(root: Path, engine: Engine, champion: ModelVersion) -> None:
-    with pytest.raises(TamisError, match="product nut: expected a champion of its own .* with one: bar"):
+    with pytest.raises(TamisError, match=r"product nut: expected a champion of its own .* with one: bar"):
         retrain(root, engine, settings_module.load(root), "nut", trigger="command")
 
 
