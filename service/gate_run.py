@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import numpy as np
 
 from models.detector import Detector, UInt8Array
 from models.drawn_defects import draw_defects
+from models.errors import TooFewImages
 from models.evaluate import Read, score_files
 from models.metrics import Float64Array
 from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion, file_sha256
 from service import gate
+from service.decide import Judge
 from service.decode import DecodeError, StillChanging, decode, read_file
 from service.energy import EnergyMeter
 from service.gather import calibration_pictures, golden
@@ -60,9 +63,13 @@ def run_gate(
     known: Mapping[str, KnownPicture],
     *,
     drifting: bool,
+    chosen_rate: float | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[gate.Judgement, list[EnergySample]]:
-    """Return the gate's finding on `challenger`, and the energy that finding it took, samples of kind evaluation."""
+    """Return the gate's finding on `challenger`, and the energy that finding it took, samples of kind evaluation.
+
+    Both are judged at `chosen_rate`, a person's, where both can keep it; else at what the settings say.
+    """
     folders = [champion.folder, challenger.folder]
     found = golden(root, folders, known)
     pictures = _choose(found, calibration_pictures(folders, known))
@@ -89,7 +96,7 @@ def run_gate(
         scored = [_score(version, settings, pictures, base, meter, samples, tell) for version in versions]
     finally:
         meter.close()
-    sides = _paired(settings, versions, scored)
+    sides = _paired(versions, _judges(settings, versions, chosen_rate), scored)
     if len(sides[0].normal_scores) < gate.NORMALS_MIN:
         return gate.not_judged(
             f"expected at least {gate.NORMALS_MIN} normals that both versions can score; found "
@@ -184,15 +191,20 @@ def _drawing(read: Read, base: tuple[int, int], others: Sequence[UInt8Array]) ->
     return drawn
 
 
+def _judges(settings: Settings, versions: Sequence[ModelVersion], chosen_rate: float | None) -> list[Judge]:
+    with suppress(TooFewImages):
+        return [judge_of(settings, version.product, version, chosen_rate=chosen_rate) for version in versions]
+    return [judge_of(settings, version.product, version) for version in versions]
+
+
 def _paired(
-    settings: Settings, versions: Sequence[ModelVersion], scored: Sequence[_Scored]
+    versions: Sequence[ModelVersion], judges: Sequence[Judge], scored: Sequence[_Scored]
 ) -> tuple[gate.Side, gate.Side]:
     """Return both sides on the pictures that both could score."""
     normals = [path for path in scored[0].normals if path in scored[1].normals]
     anomalies = [path for path in scored[0].anomalies if path in scored[1].anomalies]
     sides = []
-    for version, one in zip(versions, scored, strict=True):
-        judge = judge_of(settings, version.product, version)
+    for version, judge, one in zip(versions, judges, scored, strict=True):
         sides.append(
             gate.Side(
                 version=version.version,

@@ -37,6 +37,7 @@ from service.settings import Settings
 from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample
 from service.storage.retrainings import KnownPicture, NewLabels, RetrainingRow
+from service.storage.thresholds import chosen
 from service.training import EnergyExceeded, register_trained, train_in_child
 from service.training_job import TrainingJob
 
@@ -175,6 +176,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
             total_wh=trained.energy.total_wh if trained.energy else None,
         )
         drifting = retrainings.drifting_since(connection, row.product) is not None
+        chosen_rate = chosen(connection).get(row.product)
 
     # Judge
     judgement, samples = run_gate(
@@ -184,6 +186,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
         challenger,
         known,
         drifting=drifting,
+        chosen_rate=chosen_rate,
         report=lambda done, total: report(Progress("judging", done, total)),
     )
 
