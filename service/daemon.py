@@ -41,6 +41,7 @@ from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
 from service.retention import RESTS_BESIDE_SCORING, Retention, rules_of
+from service.schedule import Schedule
 from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
@@ -176,6 +177,9 @@ class Daemon:
         self._folders.start()
         self._load_models()
         self._start_upkeep(stack)
+        self._schedule = Schedule(root, settings)
+        stack.callback(self._schedule.close)
+        self._schedule.start()
         # Last, since it takes seconds of a core to look at the hardware; what has settled by then waits for nobody.
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
 
@@ -345,6 +349,7 @@ class Daemon:
             self._due.scan = now + PAUSED_INTERVAL_S
             return
         self._recover()
+        self._schedule.look()
 
     def _recover(self) -> None:
         with ExitStack() as dead:
@@ -495,6 +500,7 @@ class Daemon:
     def _drain(self) -> None:
         log.info("stopping", extra=fields(in_flight=len(self._pipeline.in_flight)))
         self._notifier.stopping()
+        self._schedule.stop()
         while True:
             self._wake.clear()
             now = time.monotonic()

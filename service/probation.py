@@ -14,13 +14,14 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.errors import ModelError
-from models.registry import verify
+from models.registry import ModelVersion, verify
 from service.logs import fields
 from service.score import MODELS
 from service.settings import Settings
 from service.storage import shadow, versions
 from service.storage.shadow import GatedRun, ShadowSummary
 from service.storage.versions import VersionRow
+from service.thresholds import reason_not_to_promote
 
 log = logging.getLogger(__name__)
 
@@ -122,25 +123,28 @@ class Probation:
             row = versions.get(connection, one.product, one.version)
         if reason is None and row is not None:
             try:
-                verify(self._root / MODELS / one.product / one.version, row.sha256)
+                version = verify(self._root / MODELS / one.product / one.version, row.sha256)
+                reason = self._promote(one, version)
             except ModelError as error:
                 reason = str(error)
-        if reason is None and self._promote(one):
+        if reason is None:
             log.info("promoted", extra=fields(product=one.product, version=one.version, reason=_promoted_since(one)))
             return True
-        if reason is not None:
-            self._say("challenger waits for a person", one, reason=reason)
+        self._say("challenger waits for a person", one, reason=reason)
         return False
 
-    def _promote(self, one: Due) -> bool:
+    def _promote(self, one: Due, version: ModelVersion) -> str | None:
+        """Promote; return why not, where something speaks against it now."""
         with self._engine.begin() as connection:
             # Asked again under the write lock: a person may have promoted or rolled back since.
             row = versions.get(connection, one.product, one.version)
             facts = self._facts(connection, one.product, one.version)
-            if row is None or row.state != "challenger" or reason_to_wait(one, facts) is not None:
-                return False
-            versions.promote(connection, one.product, one.version, _promoted_since(one))
-        return True
+            if row is None or row.state != "challenger":
+                return f"it is no challenger any more, but {row.state if row is not None else 'gone'}"
+            reason = reason_to_wait(one, facts) or reason_not_to_promote(connection, self._settings, version)
+            if reason is None:
+                versions.promote(connection, one.product, one.version, _promoted_since(one))
+        return reason
 
     def _facts(self, connection: Connection, product: str, version: str) -> Facts:
         champion, newest = versions.champion(connection, product), _newest(connection).get(product)

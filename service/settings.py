@@ -285,6 +285,15 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("retrain_cron")
+    @classmethod
+    def _cron_has_times(cls, value: str | None) -> str | None:
+        if value:
+            from service.cron import check_cron
+
+            check_cron(value)
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -6,12 +6,15 @@ daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has
 
 from __future__ import annotations
 
+from sqlalchemy import Connection
+
 from models.calibrate import AtBestF1, AtFalseAlarmRate, AtFixedScore, AtLeastCost, Policy
-from models.errors import NoAnomalyScores
+from models.errors import NoAnomalyScores, TooFewImages
 from models.registry import ModelVersion
 from service.decide import Judge
 from service.errors import ConfigurationError
 from service.settings import Settings
+from service.storage.thresholds import latest
 
 
 def policy_of(
@@ -77,3 +80,28 @@ def threshold_of(
 ) -> float:
     """Return the score above which a picture of `product` is an anomaly by `version`. Raises as `judge_of`."""
     return judge_of(settings, product, version, asked_rate, chosen_rate).threshold
+
+
+def reason_not_to_promote(connection: Connection, settings: Settings, version: ModelVersion) -> str | None:
+    """Return why `version` could not judge its product as it is judged now, or None where it can.
+
+    It could not where its calibration does not do for the false-alarm rate that a person chose or the settings ask
+    for: the daemon would have to leave it aside, and the product would be judged by another than the champion.
+    """
+    product = version.product
+    choice = latest(connection).get(product)
+    rate = choice.false_alarm_rate if choice is not None else None
+    try:
+        threshold_of(settings, product, version, chosen_rate=rate)
+    except ConfigurationError as error:
+        return str(error)
+    except TooFewImages as error:
+        if choice is None or rate is None:
+            return f"product {product}, version {version.version}: {error}"
+        by = f" that {choice.chosen_by} chose" if choice.chosen_by else " chosen"
+        return (
+            f"product {product}, version {version.version}: expected one that can keep the false-alarm rate of"
+            f" {rate:g}{by} for {product}; found that it cannot: {error}. Choose another rate with `tamis models"
+            f" threshold`, or train with more normal pictures"
+        )
+    return None

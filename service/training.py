@@ -150,17 +150,22 @@ def train_in_child(
     )
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment in which a process of this program finds its own modules, and trains well."""
+    source = str(Path(__file__).resolve().parent.parent)
+    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**WAITING_ASLEEP, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 @contextmanager
 def _child() -> Iterator[subprocess.Popen[bytes]]:
     """Give the training process; it has ended when this is left."""
-    source = str(Path(__file__).resolve().parent.parent)
     # -P and not the working folder: what lies where the command is called is no business of the child's.
-    paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "service.training_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**WAITING_ASLEEP, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env=child_environment(),
     )
     try:
         yield child

@@ -12,12 +12,16 @@ import typer
 from sqlalchemy import Connection, Engine
 
 from models import registry
+from models.registry import ModelVersion
+from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.threshold import threshold
 from service.errors import TamisError
+from service.settings import Settings
 from service.storage import shadow, versions
 from service.storage.engine import open_database
 from service.storage.versions import VersionRow
+from service.thresholds import reason_not_to_promote
 
 app = typer.Typer(help="List, show, promote and roll back model versions; choose thresholds.", no_args_is_help=True)
 app.command()(threshold)
@@ -92,13 +96,14 @@ def promote(
     reason: Reason = "promoted by hand",
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion of its product, once its files are checked."""
+    """Make a version the champion of its product, once its files are checked and it can keep the chosen rate."""
+    settings = settings_module.load(root)
     with _database(root) as engine:
         with engine.connect() as connection:
             row = versions.get(connection, product, version)
-        if row is not None:
-            registry.verify(_folder(root, row), row.sha256)
+        verified = registry.verify(_folder(root, row), row.sha256) if row is not None else None
         with engine.begin() as connection:
+            _refuse_unfit(connection, settings, verified)
             versions.promote(connection, product, version, reason)
             now = versions.champion(connection, product)
     _say_champion(now, as_json)
@@ -106,12 +111,19 @@ def promote(
 
 @app.command()
 def rollback(root: Root, product: Product, reason: Reason = "rolled back by hand", as_json: AsJson = False) -> None:
-    """Make the champion before this one champion again, once its files are checked."""
+    """Make the champion before this one champion again, once its files are checked and it can keep the chosen rate."""
+    settings = settings_module.load(root)
     with _database(root) as engine, engine.begin() as connection:
         now = versions.rollback(connection, product, reason)
         # Inside the transaction: a version that is not whole leaves the champion as it was.
-        registry.verify(_folder(root, now), now.sha256)
+        _refuse_unfit(connection, settings, registry.verify(_folder(root, now), now.sha256))
     _say_champion(now, as_json)
+
+
+def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVersion | None) -> None:
+    reason = reason_not_to_promote(connection, settings, version) if version is not None else None
+    if reason is not None:
+        raise TamisError(reason)
 
 
 def _say_champion(row: VersionRow | None, as_json: bool) -> None:

@@ -1,0 +1,357 @@
+"""Retraining for real: a child that trains, a gate that judges, rows, files and a report that tell of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from models.progress import Progress
+from models.registry import ModelVersion
+from service import settings as settings_module
+from service.errors import TamisError
+from service.gather import gather, read_images
+from service.retrain import LOCK_NAME, clear_up, retrain, retraining_lock
+from service.storage import retrainings, versions
+from service.storage.engine import open_database
+from service.training import EnergyExceeded
+from tests.daemon_process import wait_until
+from tests.service.labelled_root import AT, PRODUCT, label, train_champion
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS = "energy_cpu_max_w = 20.0\nfree_bytes_min = 0\n"
+STEPS = 60
+
+
+@pytest.fixture
+def engine(root: Path) -> Iterator[Engine]:
+    engine = open_database(root)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def champion(root: Path, engine: Engine, tmp_path: Path) -> ModelVersion:
+    (root / "tamis.toml").write_text(SETTINGS)
+    return train_champion(root, engine, tmp_path / "good")
+
+
+def labelled(root: Path, engine: Engine) -> None:
+    label(root, engine, range(100, 130), "normal", "train")
+    label(root, engine, range(130, 145), "normal", "calibrate")
+    label(root, engine, range(145, 165), "normal", "golden")
+    label(root, engine, range(200, 212), "anomaly", "golden")
+    label(root, engine, range(212, 218), "anomaly", "train")
+
+
+def run(root: Path, engine: Engine, **changes: Any) -> retrainings.RetrainingRow:
+    given: dict[str, Any] = {"trigger": "command", "steps": STEPS}
+    return retrain(root, engine, settings_module.load(root), PRODUCT, **given | changes)
+
+
+def states(engine: Engine) -> dict[str, str]:
+    with engine.connect() as connection:
+        return {row.version: row.state for row in versions.versions(connection, PRODUCT)}
+
+
+def leftovers(root: Path) -> list[str]:
+    return [path.name for path in (root / "models").iterdir() if path.name not in (PRODUCT, LOCK_NAME)]
+
+
+def test_a_better_challenger_becomes_champion_and_the_report_says_why(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    labelled(root, engine)
+    told: list[Progress] = []
+    row = run(root, engine, report=told.append)
+    assert (row.state, row.outcome, row.champion) == ("done", "promoted", champion.version), row.reason
+    assert row.challenger is not None and "better in" in (row.reason or "")
+    assert states(engine) == {row.challenger: "champion", champion.version: "retired"}
+    gate = json.loads(row.gate or "")
+    figures = {figure["name"]: figure for figure in gate["figures"]}
+    assert (gate["normals"], gate["normals_from"]) == (20, "golden")
+    assert (gate["anomalies"], gate["anomalies_from"]) == (12, "golden")
+    assert figures["image_auroc"]["challenger"] > figures["image_auroc"]["champion"]
+    assert figures["cpu_ms_per_image"]["challenger"] > 0 and figures["wh_per_1000_images"]["challenger"] > 0
+    page = (root / (row.report or "")).read_text()
+    assert row.report == f"reports/{PRODUCT}/{row.challenger}.html"
+    assert "it is the champion now" in page and page.count("<svg") == 3
+    assert "http" not in re.sub("http-equiv|xmlns[^ >]*", "", page)
+    listed = {picture.sha256: picture.role for picture in read_images(root / "models" / PRODUCT / row.challenger)}
+    with engine.connect() as connection:
+        known = retrainings.known_pictures(connection, PRODUCT)
+    assert {listed.get(sha256) for sha256, said in known.items() if said.role == "golden"} == {None}
+    # Of those set apart to calibrate as many do as keep the rate; the others are not trained on either.
+    assert {listed.get(sha256) for sha256, said in known.items() if said.role == "calibrate"} == {"calibrate", None}
+    manifest = json.loads((root / "models" / PRODUCT / row.challenger / "model.json").read_text())
+    assert manifest["training"]["warm_start"] == champion.version
+    with engine.connect() as connection:
+        kinds = [kind for (kind,) in connection.exec_driver_sql("SELECT kind FROM energy_rows ORDER BY id")]
+    assert kinds[:2] == ["training", "training"] and set(kinds[2:]) == {"evaluation"}
+    assert row.total_wh is not None and row.total_wh > 0
+    assert {progress.stage for progress in told} >= {"training", "calibrating", "judging"}
+    assert leftovers(root) == []
+
+
+def test_without_new_labels_nothing_is_trained_unless_forced(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    row = run(root, engine)
+    assert (row.state, row.outcome, row.challenger) == ("done", "skipped", None)
+    assert "no new labels" in (row.reason or "")
+    label(root, engine, range(100, 104), "normal", "train")
+    with engine.begin() as connection:
+        since = retrainings.last_learned(connection, PRODUCT)
+        assert retrainings.new_labels(connection, PRODUCT, since).count == 4
+    forced = run(root, engine, force=True, steps=5)
+    assert forced.challenger is not None
+    with engine.connect() as connection:
+        assert retrainings.new_labels(connection, PRODUCT, retrainings.last_learned(connection, PRODUCT)).count == 0
+    assert run(root, engine).outcome == "skipped"
+
+
+def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    label(root, engine, range(100, 130), "normal", "train")
+    label(root, engine, range(145, 165), "normal", "golden")
+    first, second = (json.loads(run(root, engine, force=True, fresh=True).gate or "") for _ in range(2))
+    assert (first["anomalies_from"], first["anomalies"]) == ("drawn", 20)
+    with engine.connect() as connection:
+        row = retrainings.runs(connection, PRODUCT)[-1]
+    assert "drawn defects stand in" in (root / (row.report or "")).read_text()
+    # The same defects are drawn on the same pictures each time, so the same version is judged alike.
+    auroc = [{figure["name"]: figure for figure in gate["figures"]}["image_auroc"] for gate in (first, second)]
+    if row.outcome != "promoted":
+        assert auroc[0]["champion"] == auroc[1]["champion"]
+
+
+def test_with_too_few_golden_normals_those_that_calibrated_are_judged_by(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    label(root, engine, range(100, 105), "normal", "train")
+    gate = json.loads(run(root, engine).gate or "")
+    assert (gate["decision"], gate["normals"]) == ("not judged", 0)  # 9 calibrated: too few as well
+    row = run(root, engine, force=True)
+    assert row.outcome == "challenger" and "too few" in (root / (row.report or "")).read_text()
+    assert states(engine)[champion.version] == "champion"
+
+
+def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    (root / "tamis.toml").write_text(SETTINGS + "promote_automatically = false\n")
+    labelled(root, engine)
+    row = run(root, engine)
+    assert row.outcome == "challenger" and "waits for a person" in (row.reason or "")
+    assert states(engine) == {champion.version: "champion", row.challenger: "challenger"}
+
+
+def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    labelled(root, engine)
+    label(root, engine, range(300, 301), "normal", "train")
+
+    def rival(progress: Progress) -> None:
+        if progress.stage == "exporting" and progress.done == 0:
+            with engine.begin() as connection:
+                if len(versions.versions(connection, PRODUCT)) == 1:
+                    row = versions.champion(connection, PRODUCT)
+                    assert row is not None
+                    values = {name: getattr(row, name) for name in versions.VersionRow.__dataclass_fields__}
+                    versions.register(connection, **{**values, "version": "rival", "state": "champion"})
+
+    row = run(root, engine, report=rival)
+    assert row.outcome == "challenger" and "not the champion any more" in (row.reason or "")
+    assert states(engine)["rival"] == "champion"
+
+
+def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engine, tmp_path: Path) -> None:
+    (root / "tamis.toml").write_text(SETTINGS)
+    champion = train_champion(root, engine, tmp_path / "good", 40, steps=200)
+    labelled(root, engine)
+    row = run(root, engine, fresh=True, steps=2)
+    assert row.outcome == "rejected" and row.reason, row
+    assert states(engine) == {champion.version: "champion", row.challenger: "rejected"}
+    with engine.connect() as connection:
+        version = versions.get(connection, PRODUCT, row.challenger or "")
+    assert version is not None and version.reason == row.reason
+    assert "rejected" in (root / (row.report or "")).read_text()
+
+
+def test_what_a_person_says_goes_over_what_the_champion_learned(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    listed = read_images(champion.folder)
+    trained = [picture for picture in listed if picture.role == "train"]
+    calibrated = [picture for picture in listed if picture.role == "calibrate"]
+    label(root, engine, range(1, 2), "anomaly", "train", source=trained[0].path)
+    label(root, engine, range(2, 3), None, "train", source=trained[1].path)
+    label(root, engine, range(3, 4), "normal", "golden", source=trained[2].path)
+    # It was fitted to: it must not calibrate, whatever its role.
+    kept = label(root, engine, range(4, 5), "normal", "calibrate", source=trained[3].path)
+    trained[4].path.unlink()
+    trained[5].path.write_bytes(trained[6].path.read_bytes())
+    with engine.connect() as connection:
+        known = retrainings.known_pictures(connection, PRODUCT)
+    found = gather(root, champion.folder, known)
+    assert (found.overruled, found.gone) == (3, 2)
+    assert set(found.normals) == {picture.path for picture in trained[6:]} | set(kept)
+    assert set(found.calibrate) == {picture.path for picture in calibrated}
+    assert [path.parent.name for path in found.anomalies] == ["anomaly"]
+
+
+def test_too_few_pictures_are_skipped_with_what_is_needed(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    for picture in read_images(champion.folder):
+        picture.path.unlink()
+    label(root, engine, range(100, 110), "normal", "train")
+    row = run(root, engine)
+    assert row.outcome == "skipped" and "found 10" in (row.reason or "")
+    assert states(engine) == {champion.version: "champion"}
+
+
+def test_more_energy_than_allowed_ends_it_and_says_how_much(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    (root / "tamis.toml").write_text(SETTINGS + "retrain_energy_max_wh = 0.000001\n")
+    labelled(root, engine)
+    with pytest.raises(EnergyExceeded, match=r"at most 1e-06 Wh; found .* Wh used; .*retrain_energy_max_wh"):
+        run(root, engine, steps=100_000)
+    with engine.connect() as connection:
+        [row] = retrainings.runs(connection, PRODUCT)
+        used = connection.exec_driver_sql("SELECT total_wh FROM energy_rows ORDER BY id DESC LIMIT 1").scalar_one()
+    assert row.state == "failed" and row.total_wh == used > 1e-6
+    assert leftovers(root) == [] and len(list((root / "models" / PRODUCT).iterdir())) == 1
+
+
+def test_a_product_without_a_champion_of_its_own_is_refused(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    with pytest.raises(TamisError, match=r"product nut: expected a champion of its own .* with one: bar"):
+        retrain(root, engine, settings_module.load(root), "nut", trigger="command")
+
+
+# The process
+
+
+def command(root: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", "retrain", "--root", str(root), "--product", PRODUCT, *options],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"expected a line with {text!r}; it ended with {process.wait()}")
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def ended(pid: int) -> Callable[[], bool]:
+    def gone() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    return gone
+
+
+def test_the_command_tells_the_row_as_json_and_runs_behind_everything_else(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    labelled(root, engine)
+    process = command(root, "--steps", str(STEPS), "--json")
+    wait_for_line(process, "training")
+    [child] = children(process.pid)
+    assert os.sched_getscheduler(process.pid) == os.sched_getscheduler(child) == os.SCHED_IDLE
+    assert os.getpriority(os.PRIO_PROCESS, child) == 19
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    row = json.loads(out)
+    assert (row["product"], row["state"], row["trigger"], row["outcome"]) == (PRODUCT, "done", "command", "promoted")
+    assert row["gate"]["decision"] == "better" and (root / row["report"]).is_file()
+
+
+def test_sigterm_ends_child_and_row_and_leaves_nothing(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    labelled(root, engine)
+    process = command(root, "--steps", "100000")
+    wait_for_line(process, "reading: 30")
+    [child] = children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert ended(child)()
+    with engine.connect() as connection:
+        [row] = retrainings.runs(connection, PRODUCT)
+    assert (row.state, row.reason, row.outcome) == ("stopped", "stopped by a signal", None)
+    assert leftovers(root) == [] and states(engine) == {champion.version: "champion"}
+
+
+def test_sigkill_ends_the_child_too_and_the_next_run_clears_up(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    labelled(root, engine)
+    process = command(root, "--steps", "100000")
+    wait_for_line(process, "reading: 30")
+    [child] = children(process.pid)
+    (root / "models" / ".tmp-retrain-left").mkdir()
+    process.kill()
+    process.communicate()
+    wait_until(ended(child), "the end of the training process")
+    assert states(engine) == {champion.version: "champion"}
+    row = run(root, engine, force=True, steps=5)
+    with engine.connect() as connection:
+        newest, killed = retrainings.runs(connection, PRODUCT)
+    assert (killed.state, killed.reason) == ("stopped", "its process was killed") and newest.id == row.id
+    assert newest.state == "done" and leftovers(root) == []
+
+
+def test_a_version_that_a_killed_retraining_did_not_register_is_cleared_up(
+    root: Path, engine: Engine, champion: ModelVersion
+) -> None:
+    with engine.begin() as connection:
+        row = retrainings.request(connection, PRODUCT, "cron", state="running", requested_at=AT, started_at=AT)
+    for name, number in (("unregistered", row.id), ("of-another", row.id + 1)):
+        folder = root / "models" / PRODUCT / name
+        folder.mkdir()
+        (folder / "model.json").write_text(json.dumps({"training": {"retraining": number}}))
+    with retraining_lock(root):
+        clear_up(root, engine)
+        clear_up(root, engine)
+    assert {path.name for path in (root / "models" / PRODUCT).iterdir()} == {champion.version, "of-another"}
+
+
+def test_only_one_retraining_of_a_root_at_a_time(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    with retraining_lock(root):
+        process = command(root)
+        _, err = process.communicate()
+    assert process.returncode == 1 and f'"pid": {os.getpid()}' in err
+    with engine.connect() as connection:
+        assert retrainings.runs(connection) == []
+
+
+def test_judging_brings_no_torch_into_the_process() -> None:
+    script = "import sys, service.commands.retrain, service.gate_run; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
