@@ -1,4 +1,4 @@
-"""Deliver: a scored file goes from `processing/` to the folder its row names.
+"""Deliver: a file goes from where it lies to the folder its row names, at first from `processing/`.
 
 Owns the moves to `normal/`, `anomaly/` and `quarantine/`. Each may be repeated: whatever a crash left is
 told from the two places and the recorded hash, and no file is ever overwritten or deleted unless its
@@ -53,6 +53,8 @@ def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
 
 
 def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
+    if move.source == move.destination:
+        return Delivery.DONE if os.path.lexists(destination) else Delivery.MISSING
     _remove_partial(destination, move.id)
     if destination.is_symlink() or (destination.exists() and not destination.is_file()):
         return Delivery.CONFLICT
@@ -60,7 +62,7 @@ def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
         if not os.path.lexists(source):
             return Delivery.DONE
         if _same_file(source, destination) or _same_bytes(source, destination, move.sha256):
-            source.unlink()
+            source.unlink(missing_ok=True)
             return Delivery.DONE
         return Delivery.CONFLICT
     try:
@@ -84,7 +86,7 @@ def _copy_across(source: Path, destination: Path, id: str) -> None:
     shutil.copystat(source, partial)
     partial.rename(destination)
     sync_folder(destination.parent)
-    source.unlink()
+    source.unlink(missing_ok=True)
 
 
 def _partial(destination: Path, id: str) -> Path:

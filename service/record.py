@@ -7,14 +7,14 @@ is committed before its file moves, and finished after. See "From drop to verdic
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from models.detector import Float32Array, UInt8Array
 from models.regions import Region
@@ -25,17 +25,14 @@ from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
 from service.maps import drawn_size, overlay, regions_of, save_overlay
 from service.names import destination, shown_name
+from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
 from service.storage import energy as energy_rows
 from service.storage import images, regions
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.watch import look
 
-QUARANTINE = "quarantine"
 MAPS = "maps"
-SCORED = "scored"
-PLACED = "placed"
-QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +115,18 @@ class Recorder:
         self._finish(kept, records, ended, report)
         return report
 
-    def finish_moves(self, moves: Sequence[Move], quarantined: Callable[[str], bool]) -> dict[str, Delivery]:
-        """Deliver what an earlier run recorded and did not finish; `quarantined` says which ids have no verdict."""
-        ended = deliver(self._root, moves)
-        now = datetime.now(UTC)
-        finished = [
-            _finished(move.id, move.source, move.destination, ended[move.id], quarantined(move.id), now, None)
-            for move in moves
-        ]
-        with self._engine.begin() as connection:
-            images.finish(connection, finished)
-        return ended
+    def finish_moves(self, moves: Sequence[Move], again: Collection[str]) -> dict[str, Finished]:
+        """Bring to its end what an earlier run recorded or a label asked for; `source` is where a file was seen.
+
+        Of `again` (ids) the rows say that the files have arrived, and they were seen elsewhere. Return by id how each
+        now stands: the rows are read again, as they may have changed since this was planned.
+        """
+        found_at = {move.id: move.source for move in moves}
+        finished: dict[str, Finished] = {}
+        for part in turns(found_at):
+            with self._engine.begin() as connection:
+                finished |= place(self._root, connection, part, found_at=found_at, again=again, claims_are_own=True)
+        return finished
 
     def add_idle_row(self, meter: EnergyMeter) -> None:
         """Write the energy since the last sample as idling."""
@@ -180,16 +178,28 @@ class Recorder:
             record = records[judged.claim.id]
             settled_at = judged.claim.settled_at
             latency_ms = (clock - settled_at) * 1000 if settled_at is not None else None
-            end = ended[record.id]
-            done = _finished(record.id, record.path, record.destination, end, judged.decision is None, now, latency_ms)
-            finished.append(done)
-            report.states[done.state] = report.states.get(done.state, 0) + 1
-            if end is not Delivery.DONE:
-                report.interfered.append((done.state, record.path))
+            finished.append(finished_as(record.id, record.path, record.destination, ended[record.id], now, latency_ms))
             if latency_ms is not None:
                 report.latency_ms_max = max(report.latency_ms_max or 0.0, latency_ms)
         with self._engine.begin() as connection:
-            images.finish(connection, finished)
+            delivered = [one for one in finished if ended[one.id] is Delivery.DONE]
+            all_delivered = images.finish_where_sent(connection, delivered) and len(delivered) == len(finished)
+            if not all_delivered:
+                finished = self._finish_one_by_one(connection, finished)
+        for one in finished:
+            report.states[one.state] = report.states.get(one.state, 0) + 1
+            if one.state in (MISSING, CONFLICT):
+                report.interfered.append((one.state, records[one.id].path))
+
+    def _finish_one_by_one(self, connection: Connection, finished: Sequence[Finished]) -> list[Finished]:
+        """Bring a micro-batch to its end of which a label sent some elsewhere, or someone interfered with some."""
+        ids = [one.id for one in finished]
+        delivered_to = {one.id: one.path for one in finished}
+        latencies_ms = {one.id: one.latency_ms for one in finished}
+        placed = place(
+            self._root, connection, ids, found_at=delivered_to, latencies_ms=latencies_ms, claims_are_own=True
+        )
+        return [placed[id] for id in ids]
 
     def _draw_maps(self, kept: Sequence[Judged], found: dict[str, tuple[Region, ...]]) -> None:
         for judged in kept:
@@ -261,22 +271,3 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
 
 def _move_of(record: ImageRecord) -> Move:
     return Move(record.id, record.path, record.destination, record.sha256)
-
-
-def _finished(
-    id: str,
-    source: str,
-    target: str,
-    end: Delivery,
-    quarantined: bool,
-    now: datetime,
-    latency_ms: float | None,
-) -> Finished:
-    if end is Delivery.DONE:
-        state = QUARANTINED if quarantined else PLACED
-        return Finished(id, state, target, now, latency_ms)
-    if end is Delivery.MISSING:
-        message = f"expected the file at {source} or {target}; found neither"
-        return Finished(id, "missing", target, now, None, "missing", message)
-    message = f"expected one file; found two that differ, at {source} and {target}"
-    return Finished(id, "conflict", source, now, None, "conflict", message)

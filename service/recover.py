@@ -16,8 +16,9 @@ from sqlalchemy import Engine
 
 from service.claim import Claim, Claims
 from service.decode import FILE_BYTES_MAX
-from service.deliver import Delivery, Move, hash_file
+from service.deliver import Move, hash_file
 from service.logs import fields
+from service.place import CONFLICT, MISSING, PLACED, QUARANTINED, in_processing
 from service.record import FileFacts, Judged, Recorder
 from service.storage import images
 from service.storage.images import StoredImage
@@ -70,11 +71,13 @@ def recover(
     with engine.connect() as connection:
         stored = images.find(connection, found.keys())
         for unfinished in images.unfinished(connection):
-            # Rows of other instances on the same root are theirs to finish.
-            if unfinished.id not in in_flight and claims.owns(unfinished.path):
+            # First deliveries of other instances on the same root are theirs to finish; moves by a label are anyone's.
+            mine = claims.owns(unfinished.path) or not in_processing(unfinished.path)
+            if unfinished.id not in in_flight and mine:
                 stored[unfinished.id] = unfinished
     recovered = Recovered()
-    moves = []
+    moves: list[Move] = []
+    seen_elsewhere: set[str] = set()
     for id in sorted(found.keys() | stored.keys()):
         claim, row = found.get(id), stored.get(id)
         action = plan(row, claim is not None, claim.attempt if claim else 0, attempts_max)
@@ -86,30 +89,30 @@ def recover(
             recovered.given_up.append(_given_up(root, claim))
         elif row is not None and action is Action.DELIVER:
             moves.append(Move(id, claim.path if claim else row.path, row.destination, row.sha256))
-        elif row is not None and claim is not None and action is Action.CHECK_AND_DELIVER:
-            _check(root, claim, row, moves)
+        elif row is not None and claim is not None and _is_to_be_sent_again(root, claim, row, action):
+            moves.append(Move(row.id, claim.path, row.destination, row.sha256))
+            seen_elsewhere.add(row.id)
     if moves:
-        recovered.delivered = _deliver(recorder, moves, stored)
+        recovered.delivered = _deliver(recorder, moves, seen_elsewhere)
     return recovered
 
 
-def _check(root: Path, claim: Claim, row: StoredImage, moves: list[Move]) -> None:
-    actual = hash_file(root / claim.path)
-    if row.sha256 is not None and actual != row.sha256:
-        log.error("file is not the one on record; left alone", extra=fields(path=claim.path, id=row.id))
-        return
-    moves.append(Move(row.id, claim.path, row.destination, row.sha256))
+def _is_to_be_sent_again(root: Path, claim: Claim, row: StoredImage, action: Action) -> bool:
+    if action is not Action.CHECK_AND_DELIVER:
+        return False
+    if row.sha256 is None or hash_file(root / claim.path) == row.sha256:
+        return True
+    log.error("file is not the one on record; left alone", extra=fields(path=claim.path, id=row.id))
+    return False
 
 
-def _deliver(recorder: Recorder, moves: list[Move], stored: dict[str, StoredImage]) -> int:
-    ended = recorder.finish_moves(moves, lambda id: stored[id].error_code is not None)
+def _deliver(recorder: Recorder, moves: list[Move], seen_elsewhere: set[str]) -> int:
+    finished = recorder.finish_moves(moves, seen_elsewhere)
     for move in moves:
-        if ended[move.id] is not Delivery.DONE:
-            log.error(
-                ended[move.id].value,
-                extra=fields(id=move.id, source=move.source, destination=move.destination),
-            )
-    return sum(end is Delivery.DONE for end in ended.values())
+        state = finished[move.id].state
+        if state in (MISSING, CONFLICT):
+            log.error(state, extra=fields(id=move.id, source=move.source, destination=move.destination))
+    return sum(one.state in (PLACED, QUARANTINED) for one in finished.values())
 
 
 def _given_up(root: Path, claim: Claim) -> Judged:

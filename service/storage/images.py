@@ -86,6 +86,16 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """A picture that belongs elsewhere from now on: `path` is where it is, `destination` where it should be."""
+
+    id: str
+    state: str
+    path: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """What recovery needs to know of a picture."""
 
@@ -96,6 +106,24 @@ class StoredImage:
     sha256: str | None
     product: str
     error_code: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a label needs to know of a picture."""
+
+    id: str
+    product: str
+    file_name: str
+    state: str
+    path: str
+    destination: str
+    verdict: str | None
+    received_at: datetime
+    sha256: str | None
+    width: int | None
+    bytes: int | None
+    duplicate_of: str | None
 
 
 _insert = insert(_images).on_conflict_do_nothing(index_elements=["id"])
@@ -112,6 +140,19 @@ _finish = (
         error=func.coalesce(bindparam("text"), _images.c.error),
     )
 )
+# A label may have sent the picture elsewhere since its delivery began.
+_finish_where_sent = _finish.where(_images.c.destination == bindparam("to_path"))
+_send = (
+    update(_images)
+    .where(_images.c.id == bindparam("of_id"))
+    .values(state=bindparam("to_state"), path=bindparam("from_path"), destination=bindparam("to_path"))
+)
+_set_latency = (
+    update(_images)
+    .where(_images.c.id == bindparam("of_id"))
+    .values(latency_ms=func.coalesce(_images.c.latency_ms, bindparam("latency")))
+)
+_subject = select(*(_images.c[name] for name in Subject.__dataclass_fields__))
 # Of the pictures with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
 # SQLAlchemy takes longer to know a statement again than SQLite to answer it.
 _first_of = select(_images.c.sha256, _images.c.id).where(
@@ -150,23 +191,34 @@ def finish(connection: Connection | Session, finished: Sequence[Finished]) -> No
     """
     if not finished:
         return
-    rows = [
-        {
-            "of_id": one.id,
-            "to_state": one.state,
-            "to_path": one.path,
-            "at": one.placed_at,
-            "latency": one.latency_ms,
-            "code": one.error_code,
-            "text": None if one.error is None else _storable(one.error),
-        }
-        for one in finished
-    ]
+    rows = _finish_rows(finished)
     changed = cast(Any, connection.execute(_finish, rows)).rowcount
     if changed != len(rows):
         unknown = {one.id for one in finished} - find(connection, [one.id for one in finished]).keys()
         some = ", ".join(sorted(unknown)[:5])
         raise TamisError(f"finish: expected a row for each of {len(rows)} pictures; found none for {some}")
+
+
+def finish_where_sent(connection: Connection | Session, finished: Sequence[Finished]) -> bool:
+    """As `finish`, for those whose destination still is `path`; return whether that were all of them."""
+    if not finished:
+        return True
+    return bool(cast(Any, connection.execute(_finish_where_sent, _finish_rows(finished))).rowcount == len(finished))
+
+
+def set_latencies(connection: Connection | Session, finished: Sequence[Finished]) -> None:
+    """Set the latency of each that has none yet."""
+    if finished:
+        connection.execute(_set_latency, [{"of_id": one.id, "latency": one.latency_ms} for one in finished])
+
+
+def send(connection: Connection | Session, sent: Sequence[Sent]) -> None:
+    """Say where each picture is, and where it belongs from now on."""
+    if sent:
+        rows = [
+            {"of_id": one.id, "to_state": one.state, "from_path": one.path, "to_path": one.destination} for one in sent
+        ]
+        connection.execute(_send, rows)
 
 
 def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, StoredImage]:
@@ -175,6 +227,15 @@ def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, St
     for chunk in _chunks(ids):
         for row in connection.execute(_stored.where(_images.c.id.in_(chunk))):
             found[row.id] = StoredImage(*row)
+    return found
+
+
+def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str, Subject]:
+    """Return the pictures of `ids`, by id, as a label needs them; an unknown id is left out."""
+    found = {}
+    for chunk in _chunks(ids):
+        for row in connection.execute(_subject.where(_images.c.id.in_(chunk))):
+            found[row.id] = Subject(*row)
     return found
 
 
@@ -241,6 +302,21 @@ def states(connection: Connection | Session, since: datetime | None = None) -> d
     if since is not None:
         statement = statement.where(_images.c.received_at >= since)
     return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    return [
+        {
+            "of_id": one.id,
+            "to_state": one.state,
+            "to_path": one.path,
+            "at": one.placed_at,
+            "latency": one.latency_ms,
+            "code": one.error_code,
+            "text": None if one.error is None else _storable(one.error),
+        }
+        for one in finished
+    ]
 
 
 def _earliest(connection: Connection | Session, hashes: Collection[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ MODULES = sorted(
 STEPS = frozenset(
     {
         "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
-        "energy", "maps", "notify", "logs", "filesystem",
+        "energy", "maps", "notify", "logs", "filesystem", "place", "review",
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.

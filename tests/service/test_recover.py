@@ -55,6 +55,8 @@ class House:
     def record(self, state: str = "scored", error_code: str | None = None) -> None:
         path = self.root / self.claim.path
         now = datetime.now(UTC)
+        if error_code:
+            self.destination = self.destination.replace("normal", "quarantine")
         row = ImageRecord(
             id=self.claim.id, product="default", file_name="a.png", path=self.claim.path, destination=self.destination,
             state="scored", verdict=None if error_code else "normal", score=None if error_code else 1.0, threshold=2.0,

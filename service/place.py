@@ -1,0 +1,154 @@
+"""Place: bring pictures to where their rows say, and say in the row that they are there.
+
+Owns where a picture can lie and whose turn it is to move it. Whoever changes a row's destination after the first
+delivery, and whoever goes on after a crash, moves the file while it holds the database's write lock, so that of two
+who do it at the same time the second finds it done. Every step may be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from service.deliver import Delivery, Move, deliver
+from service.names import split_suffix
+from service.storage import images
+from service.storage.images import Finished, StoredImage
+
+NORMAL = "normal"
+ANOMALY = "anomaly"
+QUARANTINE = "quarantine"
+PROCESSING = "processing"
+KINDS = (NORMAL, ANOMALY, QUARANTINE)
+SCORED = "scored"
+PLACED = "placed"
+QUARANTINED = "quarantined"
+MISSING = "missing"
+CONFLICT = "conflict"
+
+LOOKS = 3
+PICTURES_A_TURN = 64
+
+
+def place(
+    root: Path,
+    connection: Connection,
+    ids: Collection[str],
+    *,
+    found_at: Mapping[str, str] | None = None,
+    again: Collection[str] = (),
+    latencies_ms: Mapping[str, float | None] | None = None,
+    claims_are_own: bool = False,
+) -> dict[str, Finished]:
+    """Move the files of those of `ids` that are on their way to their destinations; return by id how each now stands.
+
+    `connection` is in a writing transaction, so that nobody else moves them meanwhile. `found_at` says where a file
+    was seen, which goes over what its row says; `again` are ids whose files are moved although their rows say that
+    they have arrived. Unless `claims_are_own`, a file that is not found in `processing/` stays on its way: the instance
+    that claimed it may be moving it. Unknown ids are left out.
+    """
+    found_at, latencies_ms = found_at or {}, latencies_ms or {}
+    rows = images.find(connection, ids)
+    now = datetime.now(UTC)
+    finished = {
+        row.id: Finished(row.id, row.state, row.path, now, latencies_ms.get(row.id))
+        for row in rows.values()
+        if row.state != SCORED and row.id not in again
+    }
+    # Their latency alone is new; most have none.
+    images.set_latencies(connection, [one for one in finished.values() if one.latency_ms is not None])
+    waiting = [row for row in rows.values() if row.id not in finished]
+    ended = _move(root, waiting, found_at)
+    done = []
+    for row in waiting:
+        end, source = ended[row.id]
+        one = finished_as(row.id, source, row.destination, end, now, latencies_ms.get(row.id))
+        if end is Delivery.MISSING and in_processing(row.path) and not claims_are_own:
+            finished[row.id] = replace(one, state=SCORED, path=row.path, error_code=None, error=None)
+        else:
+            finished[row.id] = one
+            done.append(one)
+    images.finish(connection, done)
+    return finished
+
+
+def finished_as(
+    id: str, source: str, destination: str, end: Delivery, now: datetime, latency_ms: float | None
+) -> Finished:
+    """Return how a picture stands whose delivery from `source` to `destination` ended as `end`; pure."""
+    if end is Delivery.DONE:
+        return Finished(id, state_at(destination), destination, now, latency_ms)
+    if end is Delivery.MISSING:
+        message = f"expected the file at {source} or {destination}; found neither"
+        return Finished(id, MISSING, destination, now, None, MISSING, message)
+    message = f"expected one file; found two that differ, at {source} and {destination}"
+    return Finished(id, CONFLICT, source, now, None, CONFLICT, message)
+
+
+def turns(ids: Collection[str]) -> Iterator[list[str]]:
+    """Yield `ids` in parts to be placed in a transaction each, so that others get their turn to write."""
+    ordered = list(ids)
+    for start in range(0, len(ordered), PICTURES_A_TURN):
+        yield ordered[start : start + PICTURES_A_TURN]
+
+
+def kind_of(path: str) -> str:
+    """Return the first folder of `path`, which is relative to the root: `normal`, `anomaly`, `quarantine`, …"""
+    return path.partition("/")[0]
+
+
+def state_at(path: str) -> str:
+    """Return the state of a picture that has arrived at `path`."""
+    return QUARANTINED if kind_of(path) == QUARANTINE else PLACED
+
+
+def in_processing(path: str) -> bool:
+    """Return whether `path` lies where an instance claims to."""
+    return kind_of(path) == PROCESSING
+
+
+def place_in(kind: str, row_destination: str, otherwise: str, id: str) -> str:
+    """Return where in the folder `kind` a picture belongs: as `row_destination`, where that is a delivery's.
+
+    `otherwise` is the place where it would be delivered to: for one that a person put into a folder of their own.
+    """
+    parts = row_destination.split("/")
+    delivered = len(parts) == 4 and parts[0] in KINDS and split_suffix(parts[3])[0].endswith(f".{id}")
+    return "/".join([kind, *parts[1:]]) if delivered else otherwise
+
+
+def _move(root: Path, rows: Iterable[StoredImage], found_at: Mapping[str, str]) -> dict[str, tuple[Delivery, str]]:
+    """Deliver the files of `rows`; return by id how that ended and where each came from.
+
+    The first delivery of another instance holds no lock. It may take a file from where it was just seen, and then
+    the file is at its end: a second look finds it.
+    """
+    ended: dict[str, tuple[Delivery, str]] = {}
+    left = list(rows)
+    for _ in range(LOOKS):
+        tries = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in left]
+        ends = deliver(root, tries)
+        ended.update((move.id, (ends[move.id], move.source)) for move in tries)
+        left = [row for row in left if ends[row.id] is Delivery.MISSING]
+        if not left:
+            break
+    return ended
+
+
+def _source(root: Path, row: StoredImage, found_at: str | None) -> str:
+    """Return where the file of `row` lies, as far as it is to be found."""
+    for path in (found_at, row.path):
+        if path is not None and path != row.destination and os.path.lexists(root / path):
+            return path
+    if not os.path.lexists(root / row.destination):
+        # A crash may have come between a first delivery and its finish, and a label after that.
+        for kind in KINDS:
+            elsewhere = place_in(kind, row.destination, row.path, row.id)
+            if elsewhere != row.destination and os.path.lexists(root / elsewhere):
+                return elsewhere
+    return found_at or row.path

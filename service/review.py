@@ -1,0 +1,123 @@
+"""Review: what a person says of pictures is kept for good, and their files go where it says.
+
+Owns the order say → move → finish, which is that of a verdict: what was said and where the file belongs now are one
+transaction, the file moves after it, and a crash in between is gone on with by `service.recover`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+from sqlalchemy import Connection, Engine
+
+from service.errors import TamisError, UsageError
+from service.names import destination, shown_name
+from service.place import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
+from service.storage import images, reviews
+from service.storage.images import Sent, Subject
+from service.storage.reviews import NewReview
+from service.storage.tables import Verdict
+
+LABELS = get_args(Verdict)
+SOURCES = ("web", "api", "command", "folder", "import")
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A picture as it stands after a label: `path` is where its file lies, relative to the root."""
+
+    id: str
+    label: str | None
+    path: str
+    state: str
+
+
+def label_pictures(
+    root: Path,
+    engine: Engine,
+    ids: Sequence[str],
+    label: str | None,
+    *,
+    by: str | None,
+    source: str,
+    note: str | None = None,
+) -> list[Labelled]:
+    """Label the pictures `ids` as `normal` or `anomaly`; return them as they then stand, in the order of `ids`.
+
+    None takes back what was said, and a picture goes back to where its verdict put it. What is missing or in conflict
+    is labelled and not moved. Raises TamisError naming ids that are unknown, and then nothing at all is changed;
+    UsageError for what is no label.
+    """
+    check_label(label)
+    if source not in SOURCES:
+        raise UsageError(f"source: expected one of {', '.join(SOURCES)}; found {source!r}")
+    wanted = list(dict.fromkeys(ids))
+    with engine.begin() as connection:
+        subjects = _subjects(connection, wanted)
+        _say(connection, subjects, label, _text(by), source, _text(note))
+    found: dict[str, Labelled] = {}
+    for part in turns(wanted):
+        with engine.begin() as connection:
+            for one in place(root, connection, part).values():
+                found[one.id] = Labelled(one.id, label, one.path, one.state)
+    return [found[id] for id in wanted]
+
+
+def check_label(label: str | None) -> None:
+    """Raise UsageError for what is neither a label nor None."""
+    if label is not None and label not in LABELS:
+        raise UsageError(f"label: expected {' or '.join(LABELS)}; found {label!r}")
+
+
+def belongs_at(subject: Subject, label: str | None) -> str:
+    """Return where the file of `subject` belongs once it is labelled so, relative to the root; pure.
+
+    A file that lies in the right folder stays where it is there.
+    """
+    kind = label or subject.verdict or QUARANTINE
+    # While it is on its way, where it is going to; else where it lies.
+    now_at = subject.destination if subject.state == SCORED else subject.path
+    if kind_of(now_at) == kind:
+        return now_at
+    otherwise = destination(kind, subject.product, subject.received_at, subject.file_name, subject.id)
+    return place_in(kind, subject.destination, otherwise, subject.id)
+
+
+def _subjects(connection: Connection, ids: Sequence[str]) -> list[Subject]:
+    found = images.subjects(connection, ids)
+    if unknown := [id for id in ids if id not in found]:
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        raise TamisError(
+            f"review: expected ids of pictures; found no picture {', '.join(map(shown_name, unknown[:SHOWN]))}{more}"
+        )
+    return [found[id] for id in ids]
+
+
+def _say(
+    connection: Connection,
+    subjects: Sequence[Subject],
+    label: str | None,
+    by: str | None,
+    source: str,
+    note: str | None,
+) -> None:
+    now = datetime.now(UTC)
+    reviews.add(connection, [NewReview(one.id, label, by, now, source, note) for one in subjects])
+    sent = []
+    for one in subjects:
+        if one.state not in (SCORED, PLACED, QUARANTINED):
+            continue
+        target = belongs_at(one, label)
+        if target != (one.destination if one.state == SCORED else one.path):
+            sent.append(Sent(one.id, SCORED, one.path, target))
+    images.send(connection, sent)
+
+
+def _text(value: str | None) -> str | None:
+    """Return `value` as it can be stored; nothing but spaces is nothing."""
+    return (shown_name(value.strip()) or None) if value is not None else None

@@ -1,0 +1,94 @@
+"""Statements on reviews: what people said of pictures, by which way and when.
+
+Rows are only ever added; the latest of a picture holds. The caller owns the transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import cast
+
+from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy.orm import Session
+
+from service.storage.images import CHUNK
+from service.storage.tables import Image, Review
+
+_reviews = cast(Table, Review.__table__)
+_images = cast(Table, Image.__table__)
+_insert = insert(_reviews)
+_of_product = select(_reviews.c.id).join(_images, _images.c.id == _reviews.c.image_id)
+
+
+@dataclass(frozen=True, slots=True)
+class NewReview:
+    """What a person says of a picture; `label` None takes back what was said before."""
+
+    image_id: str
+    label: str | None
+    labelled_by: str | None
+    labelled_at: datetime
+    source: str
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRow:
+    """What a person said of a picture, as it is kept."""
+
+    id: int
+    image_id: str
+    label: str | None
+    labelled_by: str | None
+    labelled_at: datetime
+    source: str
+    note: str | None
+
+
+_rows = select(*(_reviews.c[name] for name in ReviewRow.__dataclass_fields__))
+
+
+def add(connection: Connection | Session, new: Sequence[NewReview]) -> None:
+    """Append `new`, in their order."""
+    if new:
+        connection.execute(_insert, [asdict(one) for one in new])
+
+
+def history(connection: Connection | Session, image_id: str) -> list[ReviewRow]:
+    """Return all that was said of a picture, the latest, which holds, first."""
+    statement = _rows.where(_reviews.c.image_id == image_id).order_by(_reviews.c.id.desc())
+    return [ReviewRow(*row) for row in connection.execute(statement)]
+
+
+def latest(connection: Connection | Session, image_ids: Iterable[str]) -> dict[str, ReviewRow]:
+    """Return the review that holds of each of `image_ids` that has one; its label may be None."""
+    found: dict[str, ReviewRow] = {}
+    ids = list(image_ids)
+    for start in range(0, len(ids), CHUNK):
+        newest = (
+            select(func.max(_reviews.c.id))
+            .where(_reviews.c.image_id.in_(ids[start : start + CHUNK]))
+            .group_by(_reviews.c.image_id)
+        )
+        found.update(
+            (row.image_id, ReviewRow(*row)) for row in connection.execute(_rows.where(_reviews.c.id.in_(newest)))
+        )
+    return found
+
+
+def latest_id(connection: Connection | Session, product: str) -> int | None:
+    """Return the id of the latest review of a picture of `product`; None where there is none."""
+    statement = _of_product.where(_images.c.product == product).order_by(_reviews.c.id.desc()).limit(1)
+    return connection.execute(statement).scalar_one_or_none()
+
+
+def count_since(connection: Connection | Session, product: str, review_id: int | None) -> int:
+    """Return how many pictures of `product` were reviewed after the review `review_id`; None counts from the first."""
+    statement = (
+        select(func.count(_reviews.c.image_id.distinct()))
+        .join(_images, _images.c.id == _reviews.c.image_id)
+        .where(_images.c.product == product, _reviews.c.id > (review_id or 0))
+    )
+    return connection.execute(statement).scalar_one()
