@@ -39,6 +39,20 @@ def upgrade() -> None:
     for column in ("brightness", "contrast", "sharpness"):
         op.execute(f"ALTER TABLE images ADD COLUMN {column} FLOAT CONSTRAINT images_{column} CHECK ({_finite(column)})")
 
+    # The files that are there, oldest first, with their sizes; and those that a crash left on their way out.
+    op.create_index(
+        "images_placed",
+        "images",
+        ["verdict", "received_at", "id", "bytes"],
+        sqlite_where=sa.text("state = 'placed'"),
+    )
+    op.create_index(
+        "images_being_removed",
+        "images",
+        ["id"],
+        sqlite_where=sa.text("error_code = 'removing_by_retention'"),
+    )
+
     op.create_table(
         "training_pictures",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -89,18 +103,29 @@ def upgrade() -> None:
     op.create_table(
         "shadow_scores",
         sa.Column("image_id", sa.Text, nullable=False),
+        sa.Column("product", sa.Text, nullable=False),
         sa.Column("version", sa.Text, nullable=False),
         sa.Column("score", sa.Float, nullable=False),
         sa.Column("threshold", sa.Float, nullable=False),
         sa.Column("verdict", sa.Text, nullable=False),
+        sa.Column("champion_verdict", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("image_id", "version"),
         _check("shadow_scores_verdict", f"verdict IN ({VERDICTS})"),
+        _check("shadow_scores_champion_verdict", f"champion_verdict IN ({VERDICTS})"),
         _check("shadow_scores_score", _finite("score")),
         _check("shadow_scores_threshold", _finite("threshold")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="shadow_scores_image_id"),
         sqlite_with_rowid=False,
     )
-    op.create_index("shadow_scores_by_version", "shadow_scores", ["version", "image_id"])
+    op.create_index(
+        "shadow_scores_by_verdicts", "shadow_scores", ["product", "version", "verdict", "champion_verdict"]
+    )
+    op.create_index(
+        "shadow_scores_disagreeing",
+        "shadow_scores",
+        ["product", "version", "image_id"],
+        sqlite_where=sa.text("verdict <> champion_verdict"),
+    )
 
     op.create_table(
         "threshold_choices",

@@ -157,6 +157,11 @@ class Image(Base):
             *("uncertainty", "received_at", "id", "product"),
             sqlite_where=text("uncertainty IS NOT NULL"),
         ),
+        # Retention: the files that are there, oldest first, with their sizes; and those that a crash left on their way.
+        Index(
+            "images_placed", *("verdict", "received_at", "id", "bytes"), sqlite_where=text("state = 'placed'")
+        ),
+        Index("images_being_removed", "id", sqlite_where=text("error_code = 'removing_by_retention'")),
         # The earliest picture with given bytes is the one that is no duplicate.
         Index("images_by_sha256", "sha256", sqlite_where=text("duplicate_of IS NULL")),
     )
@@ -356,22 +361,33 @@ class RetrainingRun(Base):
 
 
 class ShadowScore(Base):
-    """What a challenger said of a picture that the champion judged."""
+    """What a challenger said of a picture that the champion judged; `product` is the challenger's.
+
+    `champion_verdict` is that of the picture's own row, again, so that where the two differ is an index.
+    """
 
     __tablename__ = "shadow_scores"
     __table_args__ = (
         CheckConstraint(one_of("verdict", Verdict), "verdict"),
+        CheckConstraint(one_of("champion_verdict", Verdict), "champion_verdict"),
         CheckConstraint(finite("score"), "score"),
         CheckConstraint(finite("threshold"), "threshold"),
-        Index("shadow_scores_by_version", "version", "image_id"),
+        Index("shadow_scores_by_verdicts", "product", "version", "verdict", "champion_verdict"),
+        Index(
+            "shadow_scores_disagreeing",
+            *("product", "version", "image_id"),
+            sqlite_where=text("verdict <> champion_verdict"),
+        ),
         {"sqlite_with_rowid": False},
     )
 
     image_id: Mapped[str] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    product: Mapped[str]
     version: Mapped[str] = mapped_column(primary_key=True)
     score: Mapped[float]
     threshold: Mapped[float]
     verdict: Mapped[str]
+    champion_verdict: Mapped[str]
 
 
 class ThresholdChoice(Base):

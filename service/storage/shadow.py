@@ -1,0 +1,178 @@
+"""Statements on shadow scores: what a challenger said of pictures that the champion judged.
+
+The caller owns the transaction; `record` is called in that of the picture's own row. A version is named by its
+product and its name, since versions trained jointly share the name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from sqlalchemy import Connection, Table, and_, bindparam, func, literal, select, true
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import Session
+
+from service.storage.tables import RetrainingRun, Review, ShadowScore, results_view
+
+_scores = cast(Table, ShadowScore.__table__)
+_reviews = cast(Table, Review.__table__)
+_runs = cast(Table, RetrainingRun.__table__)
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowRecord:
+    """What the version `version` of `product` said of a picture, and the verdict that the picture got."""
+
+    image_id: str
+    product: str
+    version: str
+    score: float
+    threshold: float
+    verdict: str
+    champion_verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSummary:
+    """A challenger beside the champion, on the pictures that both scored; the rates are of anomalies, None of none."""
+
+    images: int
+    disagreements: int
+    champion_rate: float | None
+    challenger_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GatedRun:
+    """The retraining that made a version: its outcome, the champion it was compared with, and whether it passed."""
+
+    id: int
+    outcome: str | None
+    champion: str | None
+    passed: bool | None
+
+
+_insert = insert(_scores).on_conflict_do_nothing(index_elements=["image_id", "version"])
+_of_version = and_(_scores.c.product == bindparam("product"), _scores.c.version == bindparam("version"))
+_counts = (
+    select(_scores.c.verdict, _scores.c.champion_verdict, func.count())
+    .where(_of_version)
+    .group_by(_scores.c.verdict, _scores.c.champion_verdict)
+)
+_some = select(literal(1)).where(_of_version).limit(bindparam("enough"))
+_label = (
+    select(_reviews.c.label)
+    .where(_reviews.c.image_id == _scores.c.image_id)
+    .order_by(_reviews.c.id.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_differ = _scores.c.verdict != _scores.c.champion_verdict
+
+
+def record(connection: Connection | Session, records: Sequence[ShadowRecord]) -> None:
+    """Insert `records`, of pictures that have their row; what is there already stays as it is."""
+    if records:
+        connection.execute(_insert, [asdict(one) for one in records])
+
+
+def summary(connection: Connection | Session, product: str, version: str) -> ShadowSummary:
+    """Return how the version did beside the champions of its time."""
+    images = disagreements = by_champion = by_challenger = 0
+    for verdict, champion_verdict, count in connection.execute(_counts, {"product": product, "version": version}):
+        images += count
+        disagreements += count * (verdict != champion_verdict)
+        by_challenger += count * (verdict == "anomaly")
+        by_champion += count * (champion_verdict == "anomaly")
+    if not images:
+        return ShadowSummary(0, 0, None, None)
+    return ShadowSummary(images, disagreements, by_champion / images, by_challenger / images)
+
+
+def has_scored(connection: Connection | Session, product: str, version: str, images: int) -> bool:
+    """Return whether the version scored at least so many `images`; counts no further."""
+    of = {"product": product, "version": version, "enough": images}
+    return len(connection.execute(_some, of).all()) >= images
+
+
+def disagreements(
+    connection: Connection | Session,
+    product: str,
+    version: str,
+    limit: int,
+    before: tuple[bool, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return pictures on which the version and the champion differ: those without a label first, then newest first.
+
+    Each is a row of the view `results` with `shadow_score`, `shadow_threshold` and `shadow_verdict` beside it. `before`
+    is of the last row of the page before this one: whether it had a label, and its id.
+    """
+    rows: list[dict[str, Any]] = []
+    for labelled in (False, True):
+        if before is not None and before[0] > labelled:
+            continue
+        last = before[1] if before is not None and before[0] == labelled else None
+        rows += _differing(connection, product, version, limit - len(rows), labelled=labelled, before=last)
+        if len(rows) >= limit:
+            break
+    return rows
+
+
+def gated_run(connection: Connection | Session, product: str, version: str) -> GatedRun | None:
+    """Return the latest retraining that made the version; None where no retraining did."""
+    statement = (
+        select(_runs.c.id, _runs.c.outcome, _runs.c.champion, _runs.c.gate)
+        .where(_runs.c.product == product, _runs.c.challenger == version)
+        .order_by(_runs.c.id.desc())
+        .limit(1)
+    )
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else GatedRun(row.id, row.outcome, row.champion, _passed(row.gate))
+
+
+def _differing(
+    connection: Connection | Session,
+    product: str,
+    version: str,
+    limit: int,
+    *,
+    labelled: bool,
+    before: str | None,
+) -> list[dict[str, Any]]:
+    # Ids are in order of time, and the index of disagreements is in order of ids: nothing is sorted.
+    page = (
+        select(
+            _scores.c.image_id,
+            _scores.c.score.label("shadow_score"),
+            _scores.c.threshold.label("shadow_threshold"),
+            _scores.c.verdict.label("shadow_verdict"),
+        )
+        .where(
+            _scores.c.product == product,
+            _scores.c.version == version,
+            _differ,
+            _label.is_not(None) if labelled else _label.is_(None),
+            _scores.c.image_id < before if before is not None else true(),
+        )
+        .order_by(_scores.c.image_id.desc())
+        .limit(limit)
+        .subquery()
+    )
+    statement = (
+        select(results_view, page.c.shadow_score, page.c.shadow_threshold, page.c.shadow_verdict)
+        .select_from(page.join(results_view, results_view.c.id == page.c.image_id))
+        .order_by(page.c.image_id.desc())
+    )
+    return [dict(row) for row in connection.execute(statement).mappings()]
+
+
+def _passed(gate: str | None) -> bool | None:
+    try:
+        found = json.loads(gate) if gate else None
+    except ValueError:
+        return None
+    passed = found.get("passed") if isinstance(found, dict) else None
+    return passed if isinstance(passed, bool) else None
