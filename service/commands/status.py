@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import typer
 
 from service import settings as settings_module
-from service.claim import INCOMING, PROCESSING, STATUS_NAME, InstanceLock, instances
+from service.claim import INCOMING, instances, said_by
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.names import product_of
 from service.storage import energy as energy_rows
@@ -46,7 +45,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[st
             newest = images.search(connection, limit=1)
             document = {
                 "root": str(root),
-                "daemons": [_daemon(root, name) for name in instances(root)],
+                "daemons": [said_by(root, name) for name in instances(root)],
                 "incoming": dict(sorted(waiting.items())),
                 "waiting_for_model": sorted(
                     product for product in waiting if product not in champion_of and "default" not in champion_of
@@ -60,17 +59,6 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime) -> dict[st
     finally:
         engine.dispose()
     return document
-
-
-def _daemon(root: Path, name: str) -> dict[str, Any]:
-    path = root / PROCESSING / name / STATUS_NAME
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        said = {}
-    return {"instance": name, "running": InstanceLock(root, name).held()} | {
-        key: value for key, value in said.items() if key != "instance"
-    }
 
 
 def _print(document: dict[str, Any]) -> None:
