@@ -52,6 +52,18 @@ def divide(found: int, false_alarm_rate: float, method: Method | None = None) ->
     raise TooFewImages(_too_few(found, false_alarm_rate, needed, method))
 
 
+def fixed_calibration(calibrate: int, train: int, false_alarm_rate: float) -> int | None:
+    """Return how many of `calibrate` normals, set apart for it, do calibrate; None where too few are there or train.
+
+    As many as can keep the rate exactly, and at most 1,000 unless the rate asks for more.
+    """
+    needed = calibration_images_needed(false_alarm_rate)
+    if calibrate < needed or train < TRAINING_IMAGES_MIN:
+        return None
+    rate, most = decimal(false_alarm_rate), min(calibrate, max(needed, CALIBRATION_IMAGES_MAX))
+    return next((n for n in range(most, needed - 1, -1) if ((n + 1) * rate).denominator == 1), most)
+
+
 def balanced(products: Sequence[Sequence[T]]) -> list[T]:
     """Return the pictures of all products in turn, as many of each: those with fewer come again until it is so.
 

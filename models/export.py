@@ -29,6 +29,7 @@ from models.registry import (
     ROLE_TRAIN,
     ROLE_TRAIN_AND_CALIBRATE,
     ROLE_TRAIN_ANOMALY,
+    ROLE_TRIMMED,
     WEIGHTS,
     file_sha256,
 )
@@ -84,13 +85,17 @@ def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str
 
 
 def write_images(chosen: Chosen, build: Path) -> None:
-    """Write `images.csv`: sha256, role (see docs/models.md) and path as given, of each picture used."""
+    """Write `images.csv`: sha256, role (see docs/models.md) and path as given, of each picture used or left out."""
     roles: list[tuple[str, Sequence[TrainingPicture]]]
     if chosen.method == "cross":
         roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
     else:
         roles = [(ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)]
-    roles += [(ROLE_TRAIN_ANOMALY, chosen.train_anomalies), (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies)]
+    roles += [
+        (ROLE_TRIMMED, chosen.trimmed),
+        (ROLE_TRAIN_ANOMALY, chosen.train_anomalies),
+        (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies),
+    ]
     with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("sha256", "role", "path"))

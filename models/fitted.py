@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -26,3 +27,7 @@ class Fitted:
     map_meaning: str
     score_meaning: str
     comparable: bool = False
+    warm_start: str | None = None
+    """The version whose weights it began with."""
+    trimmed: tuple[Path, ...] = ()
+    """Pictures that it was given and left out, as they were rebuilt worst."""

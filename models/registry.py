@@ -25,6 +25,7 @@ from models.errors import ModelCorrupt, ModelError
 ROLE_TRAIN = "train"
 ROLE_CALIBRATE = "calibrate"
 ROLE_TRAIN_AND_CALIBRATE = "train+calibrate"  # in folds: no network calibrated with a picture that it had seen
+ROLE_TRIMMED = "trimmed"  # given to the training, which left it out: its label may be wrong
 ROLE_TRAIN_ANOMALY = "train-anomaly"
 ROLE_CALIBRATE_ANOMALY = "calibrate-anomaly"
 

@@ -36,6 +36,7 @@ from models.train_feature import fit_feature
 from models.train_pixel import STEPS as PIXEL_STEPS
 from models.train_pixel import fit_pixel
 from models.training_pictures import Chosen, ImageSize, ProductPictures, Read, choose_pictures
+from models.warm_start import WarmStart, read_warm_start
 
 PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}
 PIXEL_SIDE = 128
@@ -85,6 +86,10 @@ def train_jointly(
     build: Path | None = None,
     tamis_version: str | None = None,
     read_draft: ReadDraft | None = None,
+    warm: Path | None = None,
+    trim_fraction: float = 0.0,
+    retraining: int | None = None,
+    threads: int | None = None,
 ) -> list[ModelVersion]:
     """Train one network on all `products`; return a version for each, published in `destination/<product>/`.
 
@@ -93,7 +98,10 @@ def train_jointly(
     and `image_size` raise one of `unreadable` for a picture that is to be skipped. `read_draft` reads a draft, as
     pictures of the versions will be read where that changes their scores little enough. `meter(images)` returns the
     energy used, which the versions share alike. Pools are sized by `memory_bytes`. Nothing is left behind in `build`
-    (a new `.tmp-` folder in `destination`) if this fails, and no product gets a version. The same seed and pictures
+    (a new `.tmp-` folder in `destination`) if this fails, and no product gets a version. `warm` is the folder of a
+    version whose weights are begun with where they fit and none of the calibration pictures can have made them;
+    `trim_fraction` of the normals, those rebuilt worst, are left out; `retraining` is the number of the retraining
+    that this is for; `threads` are all cores unless given. The same seed and pictures
     give the same weights on the same machine, unless `minutes_max` cuts the loop. Raises a ModelError.
     """
     if kind not in STEPS or profile not in PROFILES:
@@ -101,7 +109,7 @@ def train_jointly(
             f"expected a kind of {sorted(STEPS)}, a profile of {sorted(PROFILES)}; found {kind}, {profile}"
         )
     started, created_at = time.monotonic(), datetime.now(UTC)
-    threads = _deterministic(seed)
+    threads = _deterministic(seed, threads)
 
     # Data
     chosen = choose_pictures(
@@ -119,7 +127,8 @@ def train_jointly(
     training = balanced([[picture.path for picture in each.train] for each in chosen])
 
     # Model, optimiser, loop
-    fit = _fitting(kind, chosen, seed, steps or STEPS[kind], read, backbone or BackboneSource())
+    begun = read_warm_start(warm, kind) if all(each.roles_given for each in chosen) else None
+    fit = _fitting(kind, chosen, seed, steps or STEPS[kind], read, backbone or BackboneSource(), begun, trim_fraction)
     limits = Limits(started + 60 * minutes_max, memory_bytes)
     networks = 1 + (FOLDS if any(each.method == "cross" for each in chosen) else 0)
     fitted = fit(training, limits.shared_among(networks), report)
@@ -152,6 +161,7 @@ def train_jointly(
         )
 
         # Save
+        chosen = [each.without(set(fitted.trimmed)) for each in chosen]
         weights_sha256 = save_weights(fitted.graph, folders[0], {"kind": kind, "input_size": size, "seed": seed})
         for folder in folders[1:]:
             share_files(folders[0], folder)
@@ -189,6 +199,10 @@ def train_jointly(
                         "memory_max_mb": memory_bytes / 1e6,
                         "memory_peak_mb": memory_peak_mb,
                         "threads": threads,
+                        "warm_start": fitted.warm_start,
+                        "retraining": retraining,
+                        "trim_fraction": trim_fraction,
+                        "trimmed": [{"path": str(p.path), "sha256": p.sha256} for p in each.trimmed],
                         "skipped": [{"path": str(path), "error": why} for path, why in each.skipped],
                         "libraries": {name: metadata.version(name) for name in LIBRARIES},
                     },
@@ -203,9 +217,9 @@ def train_jointly(
         remove_build(build)
 
 
-def _deterministic(seed: int) -> int:
+def _deterministic(seed: int, threads: int | None) -> int:
     """Make torch give the same numbers each time; return the number of threads, on which sums depend."""
-    threads = allowed_cores()
+    threads = threads or allowed_cores()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
@@ -213,13 +227,22 @@ def _deterministic(seed: int) -> int:
 
 
 def _fitting(
-    kind: str, chosen: Sequence[Chosen], seed: int, steps: int, read: Read, backbone: BackboneSource
+    kind: str,
+    chosen: Sequence[Chosen],
+    seed: int,
+    steps: int,
+    read: Read,
+    backbone: BackboneSource,
+    warm: WarmStart | None,
+    trim_fraction: float,
 ) -> FitNetwork:
     """Return the fitting of `kind` that knows all but which normals to fit to, within what limits."""
     fit = FITS[kind]
     if kind == "classifier":
         anomalies = [picture.path for each in chosen for picture in each.train_anomalies]
         fit = functools.partial(fit, anomalies=anomalies, source=backbone)
+    else:
+        fit = functools.partial(fit, warm=warm, trim_fraction=trim_fraction)
 
     def network(normals: Sequence[Path], limits: Limits, report: Report) -> Fitted:
         return fit(normals, chosen[0].input_size, seed, steps, limits, read, report)

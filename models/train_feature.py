@@ -22,7 +22,14 @@ from models.descent import descend
 from models.detector import Float32Array, UInt8Array
 from models.drawn_defects import draw_defects, share_by_position
 from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
-from models.feature_graph import EVIDENCE, OVERVIEW_FLOOR, FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+from models.feature_graph import (
+    ERROR_SHARE,
+    EVIDENCE,
+    OVERVIEW_FLOOR,
+    FeatureEvidence,
+    FeaturesAndResiduals,
+    FeatureScoringGraph,
+)
 from models.feature_pool import CROP_SIDE, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted
 from models.limits import Limits
@@ -30,7 +37,9 @@ from models.progress import Progress
 from models.segmentation_head import WIDTH as HEAD_WIDTH
 from models.train_head import fit_head
 from models.training_pictures import Read
+from models.trimming import mean_of_highest, worst
 from models.variations import harmless, vary
+from models.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features
 
 STEPS = 800
 HEAD_STEPS_SHARE = 0.75  # of each of its two rounds
@@ -55,8 +64,14 @@ def fit_feature(
     limits: Limits,
     read: Read,
     report: Callable[[Progress], None],
+    warm: WarmStart | None = None,
+    trim_fraction: float = 0.0,
 ) -> Fitted:
-    """Return the detector fitted to the normal pictures `paths`, in the order of their seeded hashes."""
+    """Return the detector fitted to the normal pictures `paths`, in the order of their seeded hashes.
+
+    Autoencoder and head begin with the weights of `warm` if they fit, in half the steps; whitening and scales are
+    fitted anew. The `trim_fraction` of the pictures that is rebuilt worst is left out.
+    """
     distinct = list(dict.fromkeys(paths))
     tuning = distinct[: min(max(round(TUNE_SHARE * len(distinct)), TUNE_MIN), TUNE_MAX)]
     held_out = frozenset(tuning)
@@ -79,8 +94,28 @@ def fit_feature(
     standardisation = Standardisation(DETAIL)
     whitening.fit(pool[:, :FEATURES])
     standardisation.fit(pool[:, FEATURES:])
+    left_out: frozenset[Path] = frozenset()
+    if trim_fraction > 0:
+        judges = start_features(warm, whitening, standardisation)
+        if judges is None:
+            first = max(2, round(TRIM_STEPS_SHARE * steps))
+            judge, _, _ = _fit_autoencoder(pool, whitening, seed, first, _half_way_to(limits.deadline), report)
+        else:
+            judge = judges[0]
+        # As `_lit` has them: each picture with its copies in other light behind it.
+        shown = [path for path in fitting for _ in range(copies)]
+        left_out = worst(shown, _pool_errors(pool, len(shown), whitening, judge), trim_fraction)
+        kept = torch.tensor([path not in left_out for path in shown])
+        pool, overviews = pool[kept.repeat_interleave(len(pool) // len(shown))], overviews[kept]
+        fitting = [path for path in fitting if path not in left_out]
+        whitening.fit(pool[:, :FEATURES])
+        standardisation.fit(pool[:, FEATURES:])
     overview.fit_standardised(overviews, OVERVIEW_FLOOR)
-    autoencoder, done, loss = _fit_autoencoder(pool, whitening, seed, steps, _half_way_to(limits.deadline), report)
+    begun = start_features(warm, whitening, standardisation)
+    steps = max(2, round(WARM_STEPS_SHARE * steps)) if begun else steps
+    autoencoder, done, loss = _fit_autoencoder(
+        pool, whitening, seed, steps, _half_way_to(limits.deadline), report, begun[0] if begun else None
+    )
     del pool
 
     # Head, on what the autoencoder leaves
@@ -95,7 +130,9 @@ def fit_feature(
     drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
     plain = crop_pool(network, _plain(normal, plain_count, changes, seed), plain_count, CROPS_EACH, size, seed, report)
     head_steps = max(2, round(HEAD_STEPS_SHARE * steps))
-    head, head_steps = fit_head(network, normal, drawn, plain, seed, head_steps, limits.deadline, report)
+    head, head_steps = fit_head(
+        network, normal, drawn, plain, seed, head_steps, limits.deadline, report, begun[1] if begun else None
+    )
     del drawn, plain
 
     # Scale of the evidence
@@ -117,13 +154,22 @@ def fit_feature(
         backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
         map_meaning="softplus of the log of the mean of one over tail probability, of head and autoencoder",
         score_meaning="log of the mean of one over tail probability, of head and novelty (autoencoder and overview)",
+        warm_start=warm.version if warm is not None and begun else None,
+        trimmed=tuple(sorted(left_out)),
     )
 
 
 def _fit_autoencoder(
-    pool: Tensor, whitening: Whitening, seed: int, steps: int, deadline: float, report: Callable[[Progress], None]
+    pool: Tensor,
+    whitening: Whitening,
+    seed: int,
+    steps: int,
+    deadline: float,
+    report: Callable[[Progress], None],
+    begun: FeatureAutoencoder | None = None,
 ) -> tuple[FeatureAutoencoder, int, float]:
-    autoencoder = FeatureAutoencoder()
+    autoencoder = begun or FeatureAutoencoder()
+    rate = LEARNING_RATE * (WARM_RATE_SHARE if begun else 1)
     chance = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
@@ -133,8 +179,18 @@ def _fit_autoencoder(
             wanted: Tensor = whitening(pool[drawn, :FEATURES].float().T.reshape(1, FEATURES, 1, POSITIONS))
         return functional.mse_loss(autoencoder(wanted), wanted)
 
-    done, last = descend(autoencoder, loss, LEARNING_RATE, steps, deadline, report)
+    done, last = descend(autoencoder, loss, rate, steps, deadline, report)
     return autoencoder, done, last
+
+
+def _pool_errors(pool: Tensor, pictures: int, whitening: Whitening, autoencoder: FeatureAutoencoder) -> Float32Array:
+    """Return for each picture of the pool what the autoencoder leaves of its worst positions, float32 `(pictures,)`."""
+    found = []
+    with torch.inference_mode():
+        for block in torch.split(pool[:, :FEATURES], 65_536):
+            wanted = whitening(block.float().T.reshape(1, FEATURES, 1, len(block)))
+            found.append((autoencoder(wanted) - wanted).square().mean(dim=1).flatten())
+    return mean_of_highest(torch.cat(found).reshape(pictures, -1).numpy(), ERROR_SHARE)
 
 
 def _half_way_to(deadline: float) -> float:

@@ -34,9 +34,13 @@ def fit_head(
     steps: int,
     deadline: float,
     report: Callable[[Progress], None],
+    begun: SegmentationHead | None = None,
 ) -> tuple[SegmentationHead, int]:
-    """Return the head and the steps done, at most twice `steps`; `normal` are searched for its false alarms."""
-    head = SegmentationHead().to(memory_format=torch.channels_last)
+    """Return the head, `begun` trained on if given, and the steps done, at most twice `steps`.
+
+    `normal` are searched for its false alarms.
+    """
+    head = (begun or SegmentationHead()).to(memory_format=torch.channels_last)
     done = _round(head, (drawn, plain), 0, seed, steps, deadline, report)
     hard = hardest_crops(network, _contiguous(head), normal, FALSE_ALARMS, report)
     done += _round(head, (drawn, plain, hard), 1, seed, steps, deadline, report)

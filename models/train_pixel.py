@@ -11,15 +11,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.descent import descend
+from models.detector import Float32Array
 from models.fitted import Fitted
 from models.limits import Limits
 from models.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
 from models.progress import Progress
 from models.training_pictures import Read
+from models.trimming import mean_of_highest, worst
+from models.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart
 
 STEPS = 400
 PICTURES = 16  # in a step
 LEARNING_RATE = 2e-3
+# Share of a picture's pixels, the worst ones, by whose errors pictures are left out.
+ERROR_SHARE = 0.03
 
 
 def fit_pixel(
@@ -30,17 +35,31 @@ def fit_pixel(
     limits: Limits,
     read: Read,
     report: Callable[[Progress], None],
+    warm: WarmStart | None = None,
+    trim_fraction: float = 0.0,
 ) -> Fitted:
+    """Return the detector fitted to the normal pictures `paths`, beginning with the weights of `warm` if they fit."""
     held = paths[: limits.pool_bytes // (size[0] * size[1] * 3)]
     images = torch.from_numpy(np.stack([read(path, size) for path in held]))
     autoencoder = PixelAutoencoder()
     chance = torch.Generator().manual_seed(seed)
 
+    begun = warm is not None and warm.fill(autoencoder, "autoencoder")
+    rate = LEARNING_RATE * (WARM_RATE_SHARE if begun else 1)
+
     def loss() -> Tensor:
         wanted = as_pixels(images[torch.randint(len(images), (PICTURES,), generator=chance)])
         return functional.mse_loss(autoencoder(wanted), wanted)
 
-    done, last = descend(autoencoder, loss, LEARNING_RATE, steps, limits.deadline, report)
+    left_out: frozenset[Path] = frozenset()
+    if trim_fraction > 0:
+        if not begun:
+            first = max(2, round(TRIM_STEPS_SHARE * steps))
+            descend(autoencoder, loss, LEARNING_RATE, first, limits.deadline, report, "training to trim")
+        left_out = worst(held, _errors(autoencoder.eval(), images), trim_fraction)
+        images = images[torch.tensor([path not in left_out for path in held])]
+    steps = max(2, round(WARM_STEPS_SHARE * steps)) if begun else steps
+    done, last = descend(autoencoder, loss, rate, steps, limits.deadline, report)
     return Fitted(
         graph=PixelScoringGraph(autoencoder).eval(),
         stride=PixelScoringGraph.stride,
@@ -50,4 +69,16 @@ def fit_pixel(
         backbone=None,
         map_meaning="mean over colours of the squared error of pixels in [0, 1], averaged over 5x5 pixels",
         score_meaning="mean of the map",
+        warm_start=warm.version if warm is not None and begun else None,
+        trimmed=tuple(sorted(left_out)),
     )
+
+
+def _errors(autoencoder: PixelAutoencoder, images: Tensor) -> Float32Array:
+    """Return for each of `images` the mean square of the errors of its worst pixels, float32 `(n,)`."""
+    found = []
+    with torch.inference_mode():
+        for batch in torch.split(images, PICTURES):
+            wanted = as_pixels(batch)
+            found.append((autoencoder(wanted) - wanted).square().mean(dim=1).flatten(1).numpy())
+    return mean_of_highest(np.concatenate(found), ERROR_SHARE)

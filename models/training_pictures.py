@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.calibrate import calibration_images_needed
@@ -23,6 +23,7 @@ from models.division import (
     Method,
     anomalies_held_out,
     divide,
+    fixed_calibration,
 )
 from models.errors import DatasetError
 from models.progress import Progress
@@ -41,12 +42,17 @@ UNREADABLE_SHARE_MAX = 0.1
 
 @dataclass(frozen=True)
 class ProductPictures:
-    """What one product brings to a training: its normal pictures, its anomalies if any, its false-alarm rate."""
+    """What one product brings to a training: its normal pictures, its anomalies if any, its false-alarm rate.
+
+    `calibrate` are normals that are to calibrate and not to train, where there are enough of them for the rate; the
+    `normals` then all train. Where there are not, the two are one and divided as if nothing had been said.
+    """
 
     product: str
     normals: Sequence[Path]
     false_alarm_rate: float
     anomalies: Sequence[Path] = ()
+    calibrate: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Chosen:
     """The pictures of one product in a training, in the order of their seeded hashes.
 
     With the method `split` no picture is in both `train` and `calibrate`, with `cross` the two are the same. The
-    network never sees `held_out_anomalies`. `skipped` are path and reason.
+    network never sees `held_out_anomalies`. `skipped` are path and reason, `trimmed` what a fit left out of `train`.
+    `roles_given` says that those who calibrate were set apart for it beforehand, and never trained anything.
     """
 
     product: str
@@ -74,6 +81,13 @@ class Chosen:
     held_out_anomalies: tuple[TrainingPicture, ...]
     input_size: tuple[int, int]
     skipped: tuple[tuple[Path, str], ...]
+    roles_given: bool = False
+    trimmed: tuple[TrainingPicture, ...] = ()
+
+    def without(self, left_out: Collection[Path]) -> Chosen:
+        """Return the same, with the pictures `left_out` trimmed from those that train."""
+        kept = tuple(picture for picture in self.train if picture.path not in left_out)
+        return replace(self, train=kept, trimmed=tuple(p for p in self.train if p.path in left_out))
 
 
 def choose_pictures(
@@ -118,6 +132,13 @@ class _Found:
                 f"same bytes as both in {normals[both[0]]} and {anomalies[both[0]]}"
                 + (f" and {len(both) - 1} more" if len(both) > 1 else "")
             )
+        self.calibrate = self._distinct(given.calibrate)
+        normals = {sha256: path for sha256, path in normals.items() if sha256 not in self.calibrate} | self.calibrate
+        if both := sorted(set(self.calibrate) & set(anomalies)):
+            raise DatasetError(
+                f"training of product {given.product}: expected each picture to be normal or an anomaly; found the "
+                f"same bytes as both in {self.calibrate[both[0]]} and {anomalies[both[0]]}"
+            )
         most = TRAINING_IMAGES_MAX + max(CALIBRATION_IMAGES_MAX, calibration_images_needed(given.false_alarm_rate))
         self.sizes = self._sizes(_in_seeded_order(normals, seed)[:most], image_size)
         if not self.sizes:
@@ -150,7 +171,13 @@ class _Found:
             )
         normals = [picture for picture in self.sizes if picture in readable]
         anomalies = [picture for picture in self.anomalies if picture in readable]
+        fixed = [picture for picture in normals if picture.sha256 in self.calibrate]
+        free = [picture for picture in normals if picture.sha256 not in self.calibrate]
+        given = fixed_calibration(len(fixed), len(free), self.given.false_alarm_rate) if method is None else None
+        if given is not None:
+            normals, method = fixed[:given] + free, "split"
         used, calibration = divide(len(normals), self.given.false_alarm_rate, method)
+        calibration = calibration if given is None else given
         # With folds every picture is fitted and scored again for each, so no more than train are of use.
         train = normals[:TRAINING_IMAGES_MAX] if used == "cross" else normals[calibration:][:TRAINING_IMAGES_MAX]
         held_out = anomalies_held_out(len(anomalies), kind)
@@ -164,6 +191,7 @@ class _Found:
             held_out_anomalies=tuple(anomalies[:held_out]),
             input_size=input_size,
             skipped=tuple(self.skipped),
+            roles_given=given is not None,
         )
 
     def _distinct(self, paths: Sequence[Path]) -> dict[str, Path]:

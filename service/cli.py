@@ -15,8 +15,10 @@ from service.commands import (
     doctor,
     energy,
     evaluate,
+    import_pictures,
     init,
     results,
+    review,
     run,
     score,
     status,
@@ -41,6 +43,8 @@ app.command()(run.run)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)
+app.command()(review.review)
+app.command("import")(import_pictures.import_)
 app.add_typer(versions.app, name="models")
 app.command()(energy.energy)
 app.command()(status.status)

@@ -29,6 +29,7 @@ from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLoc
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
+from service.folder_watch import FolderWatch
 from service.intake import Intake
 from service.loading import DetectorLoader
 from service.logs import configure, fields
@@ -149,6 +150,16 @@ class Daemon:
         self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
         stack.callback(self._close_meter)
         stack.callback(self._pipeline.close)
+        self._folders = FolderWatch(
+            root,
+            NameFilter(settings.ignored_names),
+            burst_gap_s=settings.burst_gap_s,
+            rescan_interval_s=settings.rescan_interval_s,
+            events=self._state.watching == "events",
+            failed=self._wake.set,
+        )
+        stack.callback(self._folders.stop)
+        self._folders.start()
         self._load_models()
         # Last, since it takes seconds of a core to look at the hardware; what has settled by then waits for nobody.
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
@@ -169,6 +180,8 @@ class Daemon:
         while not self._stopping.is_set():
             self._wake.clear()
             now = time.monotonic()
+            if self._folders.error is not None:
+                raise self._folders.error
             self._take_events(now)
             if now >= self._due.scan or self._intake.scan_needed:
                 self._rescan(now)

@@ -91,6 +91,14 @@ class EnergyMeter:
             self._tracker.flush()
             return self._sample(kind, images)
 
+    def measure_wh(self) -> float:
+        """Measure, and return the Wh used since the meter was made; nothing is given out. As it was once closed."""
+        with self._lock:
+            if self._tracker is not None:
+                self._tracker._measure_power_and_energy()
+                self._tracker.flush()
+            return self._total.total_wh
+
     def close(self, kind: str = "idle") -> EnergySample | None:
         """Stop metering and return what was used since the last sample."""
         with self._lock:

@@ -1,7 +1,7 @@
 """Review: what a person says of pictures is kept for good, and their files go where it says.
 
-Owns the order say → move → finish, which is that of a verdict: what was said and where the file belongs now are one
-transaction, the file moves after it, and a crash in between is gone on with by `service.recover`.
+Owns the order say → move → finish, which is that of a verdict: what was said, where the file belongs now and what is
+kept for training are one transaction, files move after it, and a crash in between is gone on with by `service.recover`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import get_args
 
 from sqlalchemy import Connection, Engine
 
+from service import training_set
 from service.errors import TamisError, UsageError
 from service.names import destination, shown_name
 from service.place import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
+from service.settings import load
 from service.storage import images, reviews
 from service.storage.images import Sent, Subject
 from service.storage.reviews import NewReview
@@ -46,25 +48,32 @@ def label_pictures(
     by: str | None,
     source: str,
     note: str | None = None,
+    burst_gap_s: float | None = None,
 ) -> list[Labelled]:
     """Label the pictures `ids` as `normal` or `anomaly`; return them as they then stand, in the order of `ids`.
 
     None takes back what was said, and a picture goes back to where its verdict put it. What is missing or in conflict
-    is labelled and not moved. Raises TamisError naming ids that are unknown, and then nothing at all is changed;
-    UsageError for what is no label.
+    is labelled and not moved. `burst_gap_s` is the setting of that name, which is looked up if None. Raises TamisError
+    naming ids that are unknown, and then nothing at all is changed; UsageError for what is no label.
     """
     check_label(label)
     if source not in SOURCES:
         raise UsageError(f"source: expected one of {', '.join(SOURCES)}; found {source!r}")
     wanted = list(dict.fromkeys(ids))
+    gap_s = load(root).burst_gap_s if burst_gap_s is None else burst_gap_s
+    now = datetime.now(UTC)
     with engine.begin() as connection:
         subjects = _subjects(connection, wanted)
-        _say(connection, subjects, label, _text(by), source, _text(note))
+        by, note = stored_text(by), stored_text(note)
+        reviews.add(connection, [NewReview(one.id, label, by, now, source, note) for one in subjects])
+        _send(connection, subjects, label)
+        kept = training_set.keep(connection, subjects, label, by=by, now=now, burst_gap_s=gap_s)
     found: dict[str, Labelled] = {}
     for part in turns(wanted):
         with engine.begin() as connection:
             for one in place(root, connection, part).values():
                 found[one.id] = Labelled(one.id, label, one.path, one.state)
+    training_set.reconcile(root, engine, kept)
     return [found[id] for id in wanted]
 
 
@@ -72,6 +81,11 @@ def check_label(label: str | None) -> None:
     """Raise UsageError for what is neither a label nor None."""
     if label is not None and label not in LABELS:
         raise UsageError(f"label: expected {' or '.join(LABELS)}; found {label!r}")
+
+
+def stored_text(value: str | None) -> str | None:
+    """Return `value` as it can be stored; nothing but spaces is nothing."""
+    return (shown_name(value.strip()) or None) if value is not None else None
 
 
 def belongs_at(subject: Subject, label: str | None) -> str:
@@ -98,16 +112,7 @@ def _subjects(connection: Connection, ids: Sequence[str]) -> list[Subject]:
     return [found[id] for id in ids]
 
 
-def _say(
-    connection: Connection,
-    subjects: Sequence[Subject],
-    label: str | None,
-    by: str | None,
-    source: str,
-    note: str | None,
-) -> None:
-    now = datetime.now(UTC)
-    reviews.add(connection, [NewReview(one.id, label, by, now, source, note) for one in subjects])
+def _send(connection: Connection, subjects: Sequence[Subject], label: str | None) -> None:
     sent = []
     for one in subjects:
         if one.state not in (SCORED, PLACED, QUARANTINED):
@@ -116,8 +121,3 @@ def _say(
         if target != (one.destination if one.state == SCORED else one.path):
             sent.append(Sent(one.id, SCORED, one.path, target))
     images.send(connection, sent)
-
-
-def _text(value: str | None) -> str | None:
-    """Return `value` as it can be stored; nothing but spaces is nothing."""
-    return (shown_name(value.strip()) or None) if value is not None else None

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from models import errors as model_errors
 from models.errors import ModelError
@@ -54,6 +54,14 @@ class Trained:
         return self.versions[0]
 
 
+class EnergyExceeded(TamisError):
+    """The training was ended as it had used more energy than it may; `sample` is what it used."""
+
+    def __init__(self, message: str, sample: EnergySample | None) -> None:
+        super().__init__(message)
+        self.sample = sample
+
+
 def run_training(
     engine: Engine,
     job: TrainingJob,
@@ -80,30 +88,37 @@ def run_joint_training(
     its Wh are shared among the versions alike. Raises what `train_in_child` raises.
     """
     trained = train_in_child(job, report=report, on_start=on_start)
-    total_wh = trained.energy.total_wh if trained.energy else None
     with engine.begin() as connection:
-        if trained.energy is not None:
-            energy.add(connection, trained.energy)
-        for version in trained.versions:
-            manifest = version.manifest
-            first = versions.champion(connection, version.product) is None
-            versions.register(
-                connection,
-                product=version.product,
-                version=version.version,
-                kind=version.kind,
-                created_at=version.created_at,
-                state="champion" if first or promote else "challenger",
-                reason="first version of its product" if first else "promoted when trained" if promote else "trained",
-                threshold=manifest["calibration"]["threshold"],
-                false_alarm_rate=version.trained_false_alarm_rate,
-                image_auroc=manifest["calibration"]["image_auroc"],
-                f1=None,
-                training_wh=None if total_wh is None else total_wh / len(trained.versions),
-                images=manifest["training"]["images"],
-                sha256=version.sha256,
-            )
+        register_trained(connection, trained, promote=promote)
     return trained.versions
+
+
+def register_trained(
+    connection: Connection, trained: Trained, *, promote: bool = False, reason: str = "trained"
+) -> None:
+    """Register a version for each product, with the energy; challengers, but for `promote` and first versions."""
+    total_wh = trained.energy.total_wh if trained.energy else None
+    if trained.energy is not None:
+        energy.add(connection, trained.energy)
+    for version in trained.versions:
+        manifest = version.manifest
+        first = versions.champion(connection, version.product) is None
+        versions.register(
+            connection,
+            product=version.product,
+            version=version.version,
+            kind=version.kind,
+            created_at=version.created_at,
+            state="champion" if first or promote else "challenger",
+            reason="first version of its product" if first else "promoted when trained" if promote else reason,
+            threshold=manifest["calibration"]["threshold"],
+            false_alarm_rate=version.trained_false_alarm_rate,
+            image_auroc=manifest["calibration"]["image_auroc"],
+            f1=None,
+            training_wh=None if total_wh is None else total_wh / len(trained.versions),
+            images=manifest["training"]["images"],
+            sha256=version.sha256,
+        )
 
 
 def train_in_child(
@@ -128,12 +143,9 @@ def train_in_child(
             result = _converse(child, job, report)
     finally:
         remove_build(build)
-    sample = result["energy"]
     return Trained(
         versions=tuple(verify(Path(one["folder"]), one["sha256"]) for one in result["versions"]),
-        energy=EnergySample(**{**sample, "started_at": datetime.fromisoformat(sample["started_at"])})
-        if sample
-        else None,
+        energy=_sample(result["energy"]),
     )
 
 
@@ -209,7 +221,15 @@ def _converse(
     return dict(result)
 
 
+def _sample(plain: Mapping[str, Any] | None) -> EnergySample | None:
+    if not plain:
+        return None
+    return EnergySample(**{**plain, "started_at": datetime.fromisoformat(plain["started_at"])})
+
+
 def _error(event: Mapping[str, Any]) -> Exception:
+    if event["type"] == EnergyExceeded.__name__:
+        return EnergyExceeded(event["message"], _sample(event["energy"]))
     if event["type"] == DecodeError.__name__:
         return DecodeError(event["code"], event["message"])
     known = getattr(model_errors, event["type"], None)

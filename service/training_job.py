@@ -15,12 +15,13 @@ MINUTES_MAX = 30.0
 
 @dataclass(frozen=True)
 class JobProduct:
-    """What one product brings to a training: its normal pictures, and its anomalies if any."""
+    """What one product brings to a training: its normal pictures, its anomalies if any, and normals set apart."""
 
     product: str
     pictures: tuple[str, ...]
     false_alarm_rate: float
     anomalies: tuple[str, ...] = ()
+    calibrate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class TrainingJob:
     """What is to be trained: the child gets all of it, as JSON.
 
     One network is trained on `product` and on the products `beside` it; with none beside, on `product` alone.
-    `method` says how to calibrate, None: as many pictures as there are suggest.
+    `method` says how to calibrate, None: as many pictures as there are suggest. A retraining also says which normals
+    `calibrate`, from which version's folder it starts (`warm`), what share it leaves out and how many Wh it may use.
     """
 
     pictures: tuple[str, ...]
@@ -52,12 +54,18 @@ class TrainingJob:
     backbone: str | None = None
     backbone_weights: str | None = None
     memory_gb: float = MEMORY_GB
+    calibrate: tuple[str, ...] = ()
+    warm: str | None = None
+    trim_fraction: float = 0.0
+    energy_max_wh: float | None = None
+    retraining: int | None = None
+    threads: int | None = None
     build: str = field(default_factory=lambda: f"{BUILD_PREFIX}{uuid.uuid4().hex}")
 
     @property
     def products(self) -> tuple[JobProduct, ...]:
         """Every product that it trains for."""
-        own = JobProduct(self.product, self.pictures, self.false_alarm_rate, self.anomalies)
+        own = JobProduct(self.product, self.pictures, self.false_alarm_rate, self.anomalies, self.calibrate)
         return (own, *self.beside)
 
     @property

@@ -6,6 +6,7 @@ it takes more memory than it may. Registering what it made is the parent's, `ser
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from models.errors import MemoryExceeded, ModelError
 from models.limits import BYTES_PER_GB, resident_bytes
@@ -23,11 +25,18 @@ from models.registry import ModelVersion
 from service import __version__
 from service.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.storage.energy import EnergySample
-from service.training import end_on_signal
+from service.training import EnergyExceeded, end_on_signal
 from service.training_job import JobProduct, TrainingJob
+
+if TYPE_CHECKING:
+    from service.energy import EnergyMeter
 
 CHILD_NICENESS = 5
 _MEMORY_LOOK_S = 0.1
+_ENERGY_LOOK_S = 1.0
+_PR_SET_PDEATHSIG = 1
+# Of the scale of oom_score_adj, -1000 to 1000: where memory runs out, training goes before scoring does.
+_OOM_SCORE = 800
 # Of the memory that is free at the start; the kernel ends processes before the last byte is gone.
 _AVAILABLE_SHARE = 0.95
 _sending = threading.Lock()
@@ -39,6 +48,7 @@ def main() -> None:
     events = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
     os.nice(CHILD_NICENESS)
+    _go_with_the_parent()
     signal.signal(signal.SIGTERM, end_on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which then ends this process
     job = _job(json.load(sys.stdin))
@@ -58,8 +68,15 @@ def main() -> None:
         events,
         event="result",
         versions=[{"folder": str(version.folder), "sha256": version.sha256} for version in trained],
-        energy=None if sample is None else {**asdict(sample), "started_at": sample.started_at.isoformat()},
+        energy=_plain(sample),
     )
+
+
+def _go_with_the_parent() -> None:
+    """Have the kernel end this process when its parent is killed, and choose it first where memory runs out."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE), encoding="ascii")
 
 
 def _job(given: dict[str, Any]) -> TrainingJob:
@@ -81,6 +98,23 @@ def _end_beyond_memory(job: TrainingJob, events: IO[str]) -> None:
     os._exit(1)
 
 
+def _end_beyond_energy(job: TrainingJob, most_wh: float, meter: EnergyMeter, events: IO[str]) -> None:
+    """End this process, with an error that says why, as soon as it has used more energy than it may."""
+    while (used := meter.measure_wh()) <= most_wh:
+        time.sleep(_ENERGY_LOOK_S)
+    why = (
+        f"training of {job.subject}: expected to need at most {most_wh:g} Wh; found {used:.3g} Wh used; allow more "
+        f"with retrain_energy_max_wh"
+    )
+    sample = meter.take("training")
+    _send(events, event="error", type=EnergyExceeded.__name__, message=why, code=None, energy=_plain(sample))
+    os._exit(1)
+
+
+def _plain(sample: EnergySample | None) -> dict[str, Any] | None:
+    return None if sample is None else {**asdict(sample), "started_at": sample.started_at.isoformat()}
+
+
 def _too_much(job: TrainingJob, found: str) -> str:
     return (
         f"training of {job.subject}: expected to need at most {job.memory_gb:g} GB of memory; found {found}; allow "
@@ -95,6 +129,8 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
     from service.energy import EnergyMeter
 
     meter = EnergyMeter(tracking=job.energy_tracking, country=job.energy_country, cpu_max_w=job.energy_cpu_max_w)
+    if job.energy_max_wh is not None:
+        threading.Thread(target=_end_beyond_energy, args=(job, job.energy_max_wh, meter, events), daemon=True).start()
     samples: list[EnergySample] = []
 
     def take(images: int) -> Mapping[str, Any] | None:
@@ -123,6 +159,7 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
                     normals=[Path(path) for path in each.pictures],
                     false_alarm_rate=each.false_alarm_rate,
                     anomalies=[Path(path) for path in each.anomalies],
+                    calibrate=[Path(path) for path in each.calibrate],
                 )
                 for each in job.products
             ],
@@ -143,6 +180,10 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
             side=job.side,
             meter=take,
             build=Path(job.models_root) / job.build,
+            warm=Path(job.warm) if job.warm else None,
+            trim_fraction=job.trim_fraction,
+            retraining=job.retraining,
+            threads=job.threads,
             tamis_version=__version__,
         )
     finally:

@@ -52,6 +52,9 @@ def upgrade() -> None:
         ["id"],
         sqlite_where=sa.text("error_code = 'removing_by_retention'"),
     )
+    op.create_index(
+        "images_by_duplicate_of", "images", ["duplicate_of"], sqlite_where=sa.text("duplicate_of IS NOT NULL")
+    )
 
     op.create_table(
         "training_pictures",

@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     func,
     literal,
+    or_,
     select,
     tuple_,
     update,
@@ -152,6 +153,7 @@ _set_latency = (
     .where(_images.c.id == bindparam("of_id"))
     .values(latency_ms=func.coalesce(_images.c.latency_ms, bindparam("latency")))
 )
+_lying = select(_images.c.id, _images.c.path, _images.c.state).where(_images.c.id.in_(bindparam("ids", expanding=True)))
 _subject = select(*(_images.c[name] for name in Subject.__dataclass_fields__))
 # Of the pictures with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
 # SQLAlchemy takes longer to know a statement again than SQLite to answer it.
@@ -237,6 +239,27 @@ def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str
         for row in connection.execute(_subject.where(_images.c.id.in_(chunk))):
             found[row.id] = Subject(*row)
     return found
+
+
+def lying(connection: Connection | Session, ids: Collection[str]) -> dict[str, str]:
+    """Return the paths of the pictures of `ids` whose files have arrived there, by id, and "" for all others there are.
+
+    Asked for each of a million files at a start: no more than that is read.
+    """
+    found: dict[str, str] = {}
+    for chunk in _chunks(ids):
+        rows = connection.execute(_lying, {"ids": chunk})
+        found.update((id, path if state in ("placed", "quarantined") else "") for id, path, state in rows)
+    return found
+
+
+def with_bytes(connection: Connection | Session, sha256: str) -> list[Subject]:
+    """Return the pictures with these bytes, of whatever product, the earliest first."""
+    first = connection.execute(_first_of, {"hashes": [sha256]}).first()
+    if first is None:
+        return []
+    statement = _subject.where(or_(_images.c.id == first.id, _images.c.duplicate_of == first.id))
+    return sorted((Subject(*row) for row in connection.execute(statement)), key=lambda one: (one.received_at, one.id))
 
 
 def unfinished(connection: Connection | Session) -> list[StoredImage]:

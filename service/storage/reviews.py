@@ -5,16 +5,16 @@ Rows are only ever added; the latest of a picture holds. The caller owns the tra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 from sqlalchemy import Connection, Table, func, insert, select
 from sqlalchemy.orm import Session
 
 from service.storage.images import CHUNK
-from service.storage.tables import Image, Review
+from service.storage.tables import Image, Review, review_queue_view
 
 _reviews = cast(Table, Review.__table__)
 _images = cast(Table, Image.__table__)
@@ -78,9 +78,28 @@ def latest(connection: Connection | Session, image_ids: Iterable[str]) -> dict[s
     return found
 
 
+def next_in_queue(
+    connection: Connection | Session, product: str | None, passed_over: Collection[str]
+) -> dict[str, Any] | None:
+    """Return the row of the view `review_queue` that a person should look at next, but for ids in `passed_over`."""
+    statement = select(review_queue_view).limit(len(passed_over) + 1)
+    if product is not None:
+        statement = statement.where(review_queue_view.c.product == product)
+    for row in connection.execute(statement).mappings():
+        if row["id"] not in passed_over:
+            return dict(row)
+    return None
+
+
 def latest_id(connection: Connection | Session, product: str) -> int | None:
     """Return the id of the latest review of a picture of `product`; None where there is none."""
     statement = _of_product.where(_images.c.product == product).order_by(_reviews.c.id.desc()).limit(1)
+    return connection.execute(statement).scalar_one_or_none()
+
+
+def newest_id(connection: Connection | Session) -> int | None:
+    """Return the id of the latest review of any picture."""
+    statement = select(_reviews.c.id).order_by(_reviews.c.id.desc()).limit(1)
     return connection.execute(statement).scalar_one_or_none()
 
 

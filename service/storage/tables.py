@@ -164,6 +164,8 @@ class Image(Base):
         Index("images_being_removed", "id", sqlite_where=text("error_code = 'removing_by_retention'")),
         # The earliest picture with given bytes is the one that is no duplicate.
         Index("images_by_sha256", "sha256", sqlite_where=text("duplicate_of IS NULL")),
+        # The others with its bytes: few, and asked for where a label holds for bytes or a file was renamed.
+        Index("images_by_duplicate_of", "duplicate_of", sqlite_where=text("duplicate_of IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -299,8 +301,8 @@ class Promotion(Base):
 class TrainingPicture(Base):
     """A picture that a person vouched for, once per product and bytes; `label` NULL once it was taken back.
 
-    `path` is its file below ROOT/training, `image_id` the picture it came from, NULL for an imported one. `role` is
-    given when it is first added and never changes.
+    `path` is its file, below training/ and relative to ROOT, `image_id` the picture it came from, NULL for an imported
+    one. `role` is given when it is first added and never changes.
     """
 
     __tablename__ = "training_pictures"

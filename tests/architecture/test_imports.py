@@ -19,7 +19,8 @@ MODULES = sorted(
 STEPS = frozenset(
     {
         "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
-        "energy", "maps", "notify", "logs", "filesystem", "place", "review",
+        "energy", "maps", "notify", "logs", "filesystem", "place", "roles", "review",
+        "training_set", "folder_memory", "folder_labels",
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.
@@ -46,7 +47,7 @@ def layer_of(module: str) -> str | None:
         return None
     if parts[1] in ("storage", "commands", "daemon", "cli"):
         return parts[1]
-    if parts[1] in ("pipeline", "intake", "inspection", "workers"):
+    if parts[1] in ("pipeline", "intake", "inspection", "workers", "folder_watch"):
         return "pipeline"
     return "steps" if parts[1] in STEPS else None
 

@@ -1,0 +1,77 @@
+"""`tamis import`: takes pictures that never went through into the training set, with the label that they are given."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.datasets import SUFFIXES, pictures_under
+from service import import_pictures as importing
+from service import settings as settings_module
+from service.commands.options import AsJson, Root, print_json
+from service.commands.review import By, LabelName, who
+from service.errors import TamisError, UsageError
+from service.import_pictures import SKIPPED, Imported, ReadLimits
+from service.names import shown_name
+from service.products import check_product
+from service.settings import DEFAULT_PRODUCT
+from service.storage.engine import open_database
+
+OUTCOMES = ("added", "relabelled", "labelled", "unchanged", "skipped")
+LINE_EVERY = 100
+
+
+def import_(
+    root: Root,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Pictures, at any depth.")
+    ],
+    label: Annotated[LabelName, typer.Option(help="What they all show.")],
+    product: Annotated[str, typer.Option(help="What they are pictures of.")] = DEFAULT_PRODUCT,
+    by: By = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy pictures with a label into the training set; the originals stay as they are."""
+    settings = settings_module.load(root)
+    check_product(product)
+    if label is LabelName.none:
+        raise UsageError("--label: expected normal or anomaly for pictures to import; found none")
+    files = pictures_under(folder)
+    if not files:
+        raise TamisError(f"{shown_name(str(folder))}: expected pictures ({SUFFIXES}) at any depth; found none")
+    done: Counter[str] = Counter()
+
+    def report(one: Imported) -> None:
+        done[one.outcome] += 1
+        if one.outcome == SKIPPED:
+            typer.echo(f"skipped {one.file}: {one.why}", err=True)
+        if done.total() % LINE_EVERY == 0 or (sys.stderr.isatty() and done.total() % 10 == 0):
+            typer.echo(f"{done.total():,} of {len(files):,}", err=True)
+
+    engine = open_database(root)
+    try:
+        found = importing.import_pictures(
+            root,
+            engine,
+            files,
+            label.value,
+            product,
+            by=who(by),
+            burst_gap_s=settings.burst_gap_s,
+            limits=ReadLimits(settings.file_bytes_max, settings.pixels_max),
+            report=report,
+        )
+    finally:
+        engine.dispose()
+    counts = {outcome: done[outcome] for outcome in OUTCOMES}
+    if as_json:
+        print_json({"product": product, "label": label.value, **counts, "files": [asdict(one) for one in found]})
+    else:
+        typer.echo(", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count))
+    if done[SKIPPED] == len(found):
+        raise TamisError(f"{shown_name(str(folder))}: expected pictures; none of {len(found)} can be read")

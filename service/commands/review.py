@@ -1,0 +1,176 @@
+"""`tamis review`: says of pictures what a person sees in them, by id or one after the other at the terminal."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlalchemy import Engine
+
+from service import settings as settings_module
+from service.commands.options import AsJson, Root, print_json, print_table
+from service.errors import UsageError
+from service.review import Labelled, label_pictures
+from service.storage import reviews
+from service.storage.engine import open_database
+
+SOURCE = "command"
+COLUMNS = ("id", "label", "state", "path")
+KEYS = "n normal, a anomaly, s skip, u undo, q quit"
+
+
+class LabelName(StrEnum):
+    """What a person says of a picture."""
+
+    normal = "normal"
+    anomaly = "anomaly"
+    none = "none"
+
+
+By = Annotated[str | None, typer.Option(help="Who says so; without it the user of this command.")]
+
+
+def review(
+    root: Root,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID…", help="Pictures, as `tamis results` names them.")
+    ] = None,
+    label: Annotated[LabelName | None, typer.Option(help="What they show; none takes back what was said.")] = None,
+    note: Annotated[str | None, typer.Option(help="Anything worth knowing; kept with the label.")] = None,
+    by: By = None,
+    next_: Annotated[
+        bool, typer.Option("--next", help="Ask for one picture after the other, most uncertain first.")
+    ] = False,
+    product: Annotated[str | None, typer.Option(help="With --next: of this product.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label pictures; their files go where the label says, and they are kept for training."""
+    settings = settings_module.load(root)
+    if next_ == bool(ids):
+        raise UsageError(
+            "review: expected ids of pictures with --label, or --next; found " + ("both" if ids else "neither")
+        )
+    if ids and label is None:
+        raise UsageError("review: expected --label normal, anomaly or none with ids; found no --label")
+    if ids and product is not None:
+        raise UsageError("--product: expected --next; ids say which pictures are meant")
+    if next_ and (label is not None or note is not None):
+        raise UsageError("review --next: expected no --label and no --note; each picture is asked for")
+    engine = open_database(root)
+
+    def say(pictures: list[str], said: str | None) -> list[Labelled]:
+        return label_pictures(
+            root, engine, pictures, said, by=who(by), source=SOURCE, note=note, burst_gap_s=settings.burst_gap_s
+        )
+
+    try:
+        if ids:
+            assert label is not None
+            done = say(ids, None if label is LabelName.none else label.value)
+        else:
+            done = _Walk(root, engine, product, say).go()
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json({"labelled": [asdict(one) for one in done]})
+    elif ids:
+        print_table([asdict(one) for one in done], COLUMNS)
+    else:
+        typer.echo(f"{len(done):,} labelled")
+
+
+def who(by: str | None) -> str | None:
+    """Return who labels: `by`, else the user of this process as far as the system knows a name."""
+    if by is not None:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
+
+
+@dataclass
+class _Walk:
+    """One person's walk through the review queue. Questions go to stderr, so that stdout is the report's."""
+
+    root: Path
+    engine: Engine
+    product: str | None
+    say: Callable[[list[str], str | None], list[Labelled]]
+    labelled: dict[str, Labelled] = field(default_factory=dict)
+    skipped: dict[str, None] = field(default_factory=dict)
+    before: list[dict[str, Any]] = field(default_factory=list)
+
+    def go(self) -> list[Labelled]:
+        """Ask until the queue or the input is at its end; return what was labelled and not undone."""
+        typer.echo(KEYS, err=True)
+        again: dict[str, Any] | None = None
+        while True:
+            picture = again or self._next()
+            if picture is None and not self._undo_at_the_end():
+                break
+            if picture is None:
+                again = self._undo()
+                continue
+            again = None
+            answer = self._ask(picture)
+            if answer == "q":
+                break
+            if answer == "u":
+                again = self._undo() or picture
+            else:
+                self._take(picture, answer)
+        return list(self.labelled.values())
+
+    def _undo_at_the_end(self) -> bool:
+        """Say that the queue is at its end; return whether to undo what was said last."""
+        typer.echo("nothing more to review", err=True)
+        if not self.before:
+            return False
+        typer.echo("u undo, anything else ends: ", err=True, nl=False)
+        return sys.stdin.readline().strip().lower() == "u"
+
+    def _next(self) -> dict[str, Any] | None:
+        with self.engine.connect() as connection:
+            return reviews.next_in_queue(connection, self.product, set(self.skipped))
+
+    def _ask(self, picture: dict[str, Any]) -> str:
+        path = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(self.root / picture["path"]))
+        judged = f"{picture['verdict']}, score {picture['score']:.4g}, threshold {picture['threshold']:.4g}"
+        typer.echo(f"{picture['id']}  {path}\n  {judged}", err=True)
+        while True:
+            typer.echo("n/a/s/u/q? ", err=True, nl=False)
+            line = sys.stdin.readline()
+            if not line:
+                typer.echo(err=True)
+                return "q"
+            answer = line.strip().lower()
+            if answer in ("n", "a", "s", "u", "q"):
+                return answer
+            typer.echo(f"expected {KEYS}; found {answer!r}", err=True)
+
+    def _take(self, picture: dict[str, Any], answer: str) -> None:
+        id = picture["id"]
+        if answer == "s":
+            self.skipped[id] = None
+        else:
+            [self.labelled[id]] = self.say([id], "normal" if answer == "n" else "anomaly")
+        self.before.append(picture)
+
+    def _undo(self) -> dict[str, Any] | None:
+        """Take back what was said last; return that picture, to be asked for again."""
+        if not self.before:
+            typer.echo("nothing to undo", err=True)
+            return None
+        picture = self.before.pop()
+        self.skipped.pop(picture["id"], None)
+        if self.labelled.pop(picture["id"], None) is not None:
+            [now] = self.say([picture["id"]], None)
+            picture = picture | {"path": now.path}
+        return picture

@@ -1,0 +1,231 @@
+"""Folder labels: a person drags files between `normal/`, `anomaly/` and `quarantine/`, and that is a label.
+
+A file is known by the ULID in its name, else by its bytes among pictures whose file is gone. Where a picture still
+lies where its row says, the other is a copy, which is no label. What the service itself moves is never mistaken for a
+person's doing: it moves while it holds the database's write lock, and what is here decided is decided under the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pwd
+import re
+import stat
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+
+from service import training_set
+from service.decode import FILE_BYTES_MAX, FileState
+from service.folder_memory import FolderMemory
+from service.logs import fields
+from service.names import shown_name
+from service.place import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, state_at
+from service.storage import images, reviews
+from service.storage.images import Sent, Subject
+from service.storage.reviews import NewReview
+from service.watch import NameFilter, look
+
+log = logging.getLogger(__name__)
+
+PATHS_A_TURN = 64
+WAITING_MAX = 20_000
+HASH_BYTES_A_TURN = 4 << 20
+SOURCE = "folder"
+_ULID = re.compile(r"(?<![0-9A-Za-z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Za-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A file that is not to be told yet: `state` as it was read, `sha256` where pictures have the same bytes."""
+
+    state: FileState | None
+    sha256: str | None
+
+
+class FolderLabels:
+    """Finds what people moved in the folders of `root`. Used by one thread at a time."""
+
+    def __init__(self, root: Path, engine: Engine, names: NameFilter, burst_gap_s: float) -> None:
+        self._root = root
+        self._engine = engine
+        self._names = names
+        self._burst_gap_s = burst_gap_s
+        self._memory = FolderMemory(root, KINDS, names)
+        # Copies, files on their way and files that are no picture of ours: told again with every scan.
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self.labelled = 0
+
+    @property
+    def files(self) -> int:
+        """How many files were read so far; after the first scan, how many there are."""
+        return self._memory.files
+
+    def scan(self) -> Iterator[None]:
+        """Find all that was moved; yields after each small piece of work, so that the caller can pause."""
+        yield from self.look_at(list(self._waiting))
+        for listed in self._memory.scan():
+            if listed is None:
+                yield
+                continue
+            try:
+                yield from self.look_at([f"{listed.folder}/{name}" for name in listed.new])
+            # Of what was not looked at to its end, nothing may be taken for seen.
+            except BaseException:
+                self._memory.forget(listed.folder)
+                raise
+            yield
+
+    def look_at(self, paths: Iterable[str]) -> Iterator[None]:
+        """Find which of `paths`, relative to the root, were moved there by a person, and label those."""
+        for part in _parts([path for path in paths if self._is_ours(path)]):
+            with self._engine.connect() as connection:
+                moved, foreign = self._tell(connection, part)
+            yield
+            for path in foreign:
+                found = yield from self._by_bytes(path)
+                if found is not None:
+                    moved[path] = found
+            if moved:
+                self._label(moved)
+            yield
+
+    def _is_ours(self, path: str) -> bool:
+        parts = path.split("/")
+        return parts[0] in KINDS and not any(self._names.ignores(part) for part in parts) and shown_name(path) == path
+
+    def _tell(self, connection: Connection, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        """Return the id of each of `paths` that seems to be moved there, and the paths without a known id."""
+        ids = {path: [found.upper() for found in _ULID.findall(path.rpartition("/")[2])] for path in paths}
+        lying = images.lying(connection, [id for each in ids.values() for id in each])
+        # Nearly all lie where their rows say: for those nothing more is asked of the disk or the database.
+        left = [path for path in paths if not any(lying.get(id) == path for id in ids[path])]
+        for path in self._waiting.keys() & (set(paths) - set(left)):
+            del self._waiting[path]
+        rows = images.subjects(connection, [id for path in left for id in ids[path] if id in lying])
+        moved, foreign = {}, []
+        for path in left:
+            known = [rows[id] for id in ids[path] if id in rows]
+            if look(self._root / path) is None:
+                self._waiting.pop(path, None)
+            elif not known:
+                foreign.append(path)
+            elif (row := next((row for row in known if self._has_left(row, path)), None)) is not None:
+                moved[path] = row.id
+            else:
+                self._wait(path, _Waiting(None, None))
+        return moved, foreign
+
+    def _by_bytes(self, path: str) -> Generator[None, None, str | None]:
+        """Return, as the value of the generator, the id of a picture that is gone and has the bytes of `path`."""
+        state = look(self._root / path)
+        known = self._waiting.get(path)
+        if state is None:
+            return None
+        if known is None or known.state != state:
+            sha256 = None
+            if 0 < state.size <= FILE_BYTES_MAX:
+                sha256 = yield from self._hash(path)
+        elif known.sha256 is None:
+            return None
+        else:
+            sha256 = known.sha256
+        with self._engine.connect() as connection:
+            same = images.with_bytes(connection, sha256) if sha256 is not None else []
+        self._wait(path, _Waiting(state, sha256 if same else None))
+        return next((row.id for row in same if self._has_left(row, path)), None)
+
+    def _hash(self, path: str) -> Generator[None, None, str | None]:
+        digest = hashlib.sha256()
+        try:
+            descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            while data := file.read(HASH_BYTES_A_TURN):
+                digest.update(data)
+                yield
+        return digest.hexdigest()
+
+    def _has_left(self, row: Subject, path: str) -> bool:
+        """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it."""
+        if row.state == MISSING:
+            return row.path == path or not os.path.lexists(self._root / row.path)
+        return row.state in (PLACED, QUARANTINED) and row.path != path and not os.path.lexists(self._root / row.path)
+
+    def _wait(self, path: str, why: _Waiting) -> None:
+        self._waiting.pop(path, None)
+        self._waiting[path] = why
+        if len(self._waiting) > WAITING_MAX:
+            dropped, _ = self._waiting.popitem(last=False)
+            self._memory.forget(dropped.rpartition("/")[0])
+
+    def _label(self, moved: dict[str, str]) -> None:
+        """Say in the rows where the files of `moved`, ids by path, now lie, and label those that changed sides."""
+        now = datetime.now(UTC)
+        concerned: list[int] = []
+        with self._engine.begin() as connection:
+            rows = images.subjects(connection, set(moved.values()))
+            taken: set[str] = set()
+            for path, id in moved.items():
+                row = rows[id]
+                # Told again, now that nobody else moves files; of two copies the first is it.
+                status = _status(self._root / path)
+                if status is None or id in taken or not self._has_left(row, path):
+                    continue
+                taken.add(id)
+                concerned += self._take(connection, row, path, status, now)
+                self._waiting.pop(path, None)
+        training_set.reconcile(self._root, self._engine, concerned)
+
+    def _take(
+        self, connection: Connection, row: Subject, path: str, status: os.stat_result, now: datetime
+    ) -> list[int]:
+        kind = kind_of(path)
+        # Into quarantine/ is no label, and the picture is what it was.
+        state = row.state if kind == QUARANTINE and row.state != MISSING else state_at(path)
+        stored = shown_name(path)
+        images.send(connection, [Sent(row.id, state, stored, stored)])
+        now_there = replace(row, path=stored, destination=stored, state=state)
+        if kind == QUARANTINE or kind == kind_of(row.path):
+            log.info("file moved by hand", extra=fields(id=row.id, path=stored))
+            # One that was missing is to be kept again for what was said of it.
+            said = reviews.latest(connection, [row.id]).get(row.id) if row.state == MISSING else None
+            by, label = (said.labelled_by, said.label) if said is not None else (None, None)
+        else:
+            by, label = _owner(status), kind
+            reviews.add(connection, [NewReview(row.id, label, by, now, SOURCE, None)])
+            self.labelled += 1
+            log.info("labelled by folder", extra=fields(id=row.id, label=kind, path=stored))
+        if label is None:
+            return []
+        return training_set.keep(connection, [now_there], label, by=by, now=now, burst_gap_s=self._burst_gap_s)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _owner(status: os.stat_result) -> str | None:
+    """Return the name of the file's owner; None for the service's own user, which says nothing of who moved it."""
+    if status.st_uid == os.geteuid():
+        return None
+    try:
+        return pwd.getpwuid(status.st_uid).pw_name
+    except KeyError:
+        return None
+
+
+def _parts(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(paths), PATHS_A_TURN):
+        yield paths[start : start + PATHS_A_TURN]

@@ -1,0 +1,126 @@
+"""Folder memory: which folders changed since they were last read, so that a million files need not be read again.
+
+A folder's own mtime changes with each name that comes or goes; only such a folder is read again, and of one that
+changes all the time only the new names are handed on. Reads nothing but names; what they mean is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.watch import NameFilter
+
+# File systems keep times in steps of up to 2 s: what was read within one may have changed after.
+DOUBTFUL_NS = 2_000_000_000
+NAMES_MAX = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    inode: int
+    mtime_ns: int
+    below: tuple[str, ...]
+    doubtful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A folder that was read: its path relative to the root, and the names of its files that were not seen before."""
+
+    folder: str
+    new: list[str]
+
+
+class FolderMemory:
+    """What is known of the folders below `tops`, which are relative to `root`."""
+
+    def __init__(
+        self,
+        root: Path,
+        tops: Sequence[str],
+        names: NameFilter,
+        *,
+        names_max: int = NAMES_MAX,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._root = root
+        self._tops = tops
+        self._ignored = names
+        self._names_max = names_max
+        self._clock_ns = clock_ns
+        self._folders: dict[str, _Folder] = {}
+        # By hash: 30 bytes and not a hundred for each name. Of those read last, since they change again first.
+        self._names: OrderedDict[str, frozenset[int]] = OrderedDict()
+        self._names_held = 0
+        self.files = 0
+        """Files in the folders that were read last, each time they were read; a measure of how much there is."""
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def scan(self) -> Iterator[Listed | None]:
+        """Yield each folder that changed, and None for each that did not, so that the caller can pause.
+
+        Links are not followed; what vanishes meanwhile is left out, and found gone the next time.
+        """
+        seen: set[str] = set()
+        pending = list(reversed(self._tops))
+        while pending:
+            folder = pending.pop()
+            try:
+                status = (self._root / folder).lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            seen.add(folder)
+            known = self._folders.get(folder)
+            state = (status.st_ino, status.st_mtime_ns)
+            if known is not None and not known.doubtful and (known.inode, known.mtime_ns) == state:
+                pending += [f"{folder}/{name}" for name in reversed(known.below)]
+                yield None
+                continue
+            doubtful = self._clock_ns() - status.st_mtime_ns < DOUBTFUL_NS
+            try:
+                files, below = self._read(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            new = self._new_names(folder, files)
+            self._folders[folder] = _Folder(*state, tuple(below), doubtful)
+            pending += [f"{folder}/{name}" for name in reversed(below)]
+            yield Listed(folder, new)
+        for folder in [folder for folder in self._folders if folder not in seen]:
+            self.forget(folder)
+
+    def forget(self, folder: str) -> None:
+        """Have `folder` read again in full the next time."""
+        self._folders.pop(folder, None)
+        self._names_held -= len(self._names.pop(folder, ()))
+
+    def _read(self, folder: str) -> tuple[list[str], list[str]]:
+        files, below = [], []
+        with os.scandir(self._root / folder) as entries:
+            for entry in entries:
+                if self._ignored.ignores(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.name)
+                elif entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+        self.files += len(files)
+        return sorted(files), sorted(below)
+
+    def _new_names(self, folder: str, files: Sequence[str]) -> list[str]:
+        before = self._names.pop(folder, frozenset())
+        hashes = [hash(name) for name in files]
+        self._names_held += len(hashes) - len(before)
+        self._names[folder] = frozenset(hashes)
+        while self._names_held > self._names_max and self._names:
+            self._names_held -= len(self._names.popitem(last=False)[1])
+        return [name for name, number in zip(files, hashes, strict=True) if number not in before]

@@ -1,0 +1,197 @@
+"""Import: pictures that never went through become part of the training set, with the label that a person gives them.
+
+The originals are read and never moved, changed or linked to: what is kept is a copy of the very bytes that were
+decoded. The same bytes again change nothing but the label; of those that did go through, it is the picture's label.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from PIL import Image
+from sqlalchemy import Engine
+from ulid import ULID
+
+from service.claim import make_folders, sync_folder
+from service.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
+from service.names import shown_name
+from service.place import CONFLICT, MISSING
+from service.review import check_label, label_pictures, stored_text
+from service.roles import role_among
+from service.storage import images, reviews, training_pictures
+from service.storage.training_pictures import NewTrainingPicture
+from service.training_set import in_label, partial_name, path_in_training, reconcile
+
+SOURCE = "import"
+CHECKED_SIZE = (64, 64)
+_EXIF, _TAKEN_AT, _TAKEN_AT_PART = 0x8769, 0x9003, 0x9291
+
+ADDED = "added"
+RELABELLED = "relabelled"
+WENT_THROUGH = "labelled"
+UNCHANGED = "unchanged"
+SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of one file: `added`, `relabelled` or `unchanged` in the training set, `labelled` as the picture that
+    it was when it went through, `skipped` for the reason `why`. `path` is where it is kept, relative to the root.
+    """
+
+    file: str
+    outcome: str
+    path: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """The settings of these names."""
+
+    file_bytes_max: int
+    pixels_max: int
+
+
+def import_pictures(
+    root: Path,
+    engine: Engine,
+    files: Iterable[Path],
+    label: str,
+    product: str,
+    *,
+    by: str | None,
+    burst_gap_s: float,
+    limits: ReadLimits,
+    report: Callable[[Imported], None] = lambda imported: None,
+) -> list[Imported]:
+    """Take `files` into the training set of `product`; return what became of each, in order.
+
+    May be repeated, and goes on where it was ended. What cannot be read is skipped. Raises UsageError for no label.
+    """
+    check_label(label)
+    importing = _Importing(root, engine, label, product, stored_text(by), burst_gap_s)
+    found = []
+    for path in files:
+        try:
+            # Links are followed, as in training: the folder is a person's own.
+            file = read_file(path.resolve(), file_bytes_max=limits.file_bytes_max)
+            decode(file.data, CHECKED_SIZE, pixels_max=limits.pixels_max)
+        except StillChanging:
+            one = Imported(shown_name(str(path)), SKIPPED, why="expected a whole file; it changed while it was read")
+        except (DecodeError, OSError) as error:
+            one = Imported(shown_name(str(path)), SKIPPED, why=shown_name(str(error)))
+        else:
+            one = importing.take(path, file)
+        report(one)
+        found.append(one)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Importing:
+    root: Path
+    engine: Engine
+    label: str
+    product: str
+    by: str | None
+    burst_gap_s: float
+
+    def take(self, path: Path, file: FileBytes) -> Imported:
+        name = shown_name(str(path))
+        labelled = self._label_those_that_went_through(file.sha256)
+        with self.engine.connect() as connection:
+            row = training_pictures.of_hash(connection, self.product, file.sha256)
+        if row is not None and row.label != self.label:
+            with self.engine.begin() as connection:
+                path_now = in_label(row.path, self.label)
+                training_pictures.set_labels(connection, [(row.id, self.label, path_now)])
+            reconcile(self.root, self.engine, [row.id])
+            if _is_kept(self.root, path_now):
+                return Imported(name, RELABELLED, path_now)
+        elif row is not None and _is_kept(self.root, row.path):
+            return Imported(name, WENT_THROUGH if labelled else UNCHANGED, row.path)
+        return Imported(name, ADDED, self._keep(path, file))
+
+    def _label_those_that_went_through(self, sha256: str) -> bool:
+        """Label the pictures with these bytes that the service has; return whether there were any to be labelled."""
+        with self.engine.connect() as connection:
+            same = [one for one in images.with_bytes(connection, sha256) if one.product == self.product]
+            there = [one.id for one in same if one.state not in (MISSING, CONFLICT)]
+            said = reviews.latest(connection, there)
+        unsaid = [id for id in there if id not in said or said[id].label != self.label]
+        if unsaid:
+            label_pictures(
+                self.root, self.engine, unsaid, self.label, by=self.by, source=SOURCE, burst_gap_s=self.burst_gap_s
+            )
+        return bool(unsaid)
+
+    def _keep(self, path: Path, file: FileBytes) -> str:
+        """Have the bytes of `file` in the training set, with a row; return where."""
+        now = datetime.now(UTC)
+        taken_at, known = _taken_at(file)
+        # From the bytes, so that a second try finds what the first has left.
+        id = str(ULID.from_bytes(bytes.fromhex(file.sha256)[:16]))
+        target = path_in_training(self.product, self.label, path.name, id)
+        staged = (self.root / target).with_name(partial_name())
+        make_folders(staged.parent, self.root)
+        try:
+            _write_durably(staged, file.data)
+            with self.engine.begin() as connection:
+                # A time that only says when the file was written, as all of a copied folder, says nothing of bursts.
+                gap_s = self.burst_gap_s
+                near = training_pictures.roles_near(connection, self.product, taken_at, gap_s) if known else set()
+                training_pictures.add(
+                    connection,
+                    NewTrainingPicture(
+                        product=self.product,
+                        sha256=file.sha256,
+                        label=self.label,
+                        role=role_among(self.product, file.sha256, near),
+                        path=target,
+                        file_name=shown_name(path.name),
+                        image_id=None,
+                        taken_at=taken_at,
+                        added_at=now,
+                        added_by=self.by,
+                    ),
+                )
+                row = training_pictures.of_hash(connection, self.product, file.sha256)
+                assert row is not None
+                if not _is_kept(self.root, row.path):
+                    make_folders((self.root / row.path).parent, self.root)
+                    staged.rename(self.root / row.path)
+                    sync_folder((self.root / row.path).parent)
+        finally:
+            staged.unlink(missing_ok=True)
+        return row.path
+
+
+def _is_kept(root: Path, path: str) -> bool:
+    return os.path.lexists(root / path)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _taken_at(file: FileBytes) -> tuple[datetime, bool]:
+    """Return when the picture was taken as the camera wrote into it, and True; else when its file was written."""
+    try:
+        with Image.open(io.BytesIO(file.data), formats=FORMATS) as image:
+            exif = image.getexif().get_ifd(_EXIF)
+        taken = datetime.strptime(str(exif[_TAKEN_AT]).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
+        part = str(exif.get(_TAKEN_AT_PART, "0")).strip("\0 ") or "0"
+        return taken + timedelta(seconds=float(f"0.{part}")), True
+    # Cameras write all sorts of things there, and Pillow raises all sorts of errors; none of it spoils a picture.
+    except Exception:  # noqa: BLE001
+        seconds = min(max(file.state.mtime_ns / 1e9, 0.0), 4e9)
+        return datetime.fromtimestamp(seconds, UTC), False

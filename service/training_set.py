@@ -1,0 +1,279 @@
+"""Training set: what a person vouched for is kept in `training/<product>/<label>/`, whatever becomes of the picture.
+
+The rows are the truth. `keep` writes them in the transaction of the label; `reconcile` makes the files agree with
+them, after each label and when the daemon starts, and may be repeated. A file is only ever unlinked where its bytes are
+shown to lie elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+
+from service.claim import make_folders, sync_folder
+from service.deliver import hash_file
+from service.names import new_id, safe_name, split_suffix
+from service.roles import role_among
+from service.storage import images, training_pictures
+from service.storage.images import Subject
+from service.storage.training_pictures import NewTrainingPicture, TrainingPictureRow
+
+TRAINING = "training"
+PARTIAL = ".tmp."
+OTHER = {"normal": "anomaly", "anomaly": "normal"}
+PICTURES_A_TURN = 64
+
+
+@dataclass
+class Reconciled:
+    """What was done to make files agree with rows; `absent` are paths of rows whose bytes are nowhere to be found."""
+
+    linked: int = 0
+    moved: int = 0
+    dropped: int = 0
+    absent: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    """Paths of files that were taken back and are the only ones with their bytes, so that they stay."""
+
+
+def keep(
+    connection: Connection,
+    subjects: Sequence[Subject],
+    label: str | None,
+    *,
+    by: str | None,
+    now: datetime,
+    burst_gap_s: float,
+) -> list[int]:
+    """Add `subjects`, labelled so, to the training set, or take them back; return the rows that this concerns.
+
+    Runs in the transaction of the label, after its review. What could not be decoded is no training picture.
+    """
+    concerned = []
+    for subject in sorted(subjects, key=lambda one: (one.received_at, one.id)):
+        if subject.sha256 is None:
+            continue
+        row = training_pictures.of_hash(connection, subject.product, subject.sha256)
+        if row is None:
+            if label is None or subject.width is None or subject.state in ("missing", "conflict"):
+                continue
+            _add(connection, subject, label, by, now, burst_gap_s)
+            row = training_pictures.of_hash(connection, subject.product, subject.sha256)
+        else:
+            holds = label or _label_of_bytes(connection, subject)
+            path = row.path if holds is None else in_label(row.path, holds)
+            training_pictures.set_labels(connection, [(row.id, holds, path)])
+        assert row is not None
+        concerned.append(row.id)
+    return concerned
+
+
+def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> Reconciled:
+    """Make the files of the rows `ids` agree with them.
+
+    Copies and hashes are made while others may write, the files get their names while nobody else does.
+    """
+    done = Reconciled()
+    for start in range(0, len(ids), PICTURES_A_TURN):
+        part = ids[start : start + PICTURES_A_TURN]
+        staged: dict[int, Path] = {}
+        try:
+            with engine.connect() as connection:
+                rows = training_pictures.find(connection, part)
+                lacking = [row for row in rows if _lacks_file(root, row)]
+                sources = {row.id: _sources(connection, row) for row in lacking}
+            for row in lacking:
+                if (copy := _stage(root, row, sources[row.id])) is not None:
+                    staged[row.id] = copy
+            if any(_is_to_be_changed(root, row) for row in rows):
+                with engine.begin() as connection:
+                    _agree(root, connection, training_pictures.find(connection, part), staged, done)
+        finally:
+            # Whatever did not get its name is a second link or copy of bytes that lie where they were found.
+            for copy in staged.values():
+                copy.unlink(missing_ok=True)
+    return done
+
+
+def reconcile_all(root: Path, engine: Engine) -> Iterator[Reconciled]:
+    """Make the files of all rows agree with them, in parts, between which the caller may pause."""
+    after = 0
+    while True:
+        with engine.connect() as connection:
+            rows = training_pictures.page(connection, after, PICTURES_A_TURN)
+        if not rows:
+            return
+        after = rows[-1].id
+        yield reconcile(root, engine, [row.id for row in rows if _is_to_be_changed(root, row)])
+
+
+def path_in_training(product: str, label: str, file_name: str, id: str) -> str:
+    """Return where a training picture is kept, relative to the root."""
+    stem, suffix = split_suffix(safe_name(file_name))
+    return f"{TRAINING}/{product}/{label}/{stem}.{id}{suffix}"
+
+
+def in_label(path: str, label: str) -> str:
+    """Return `path`, that of a training picture, for another label."""
+    training, product, _, name = path.split("/", 3)
+    return f"{training}/{product}/{label}/{name}"
+
+
+def partial_name() -> str:
+    """Return a name for a file that is yet to get its own; no other process uses it, and it says when it was made."""
+    return f"{PARTIAL}{new_id()}"
+
+
+def _add(
+    connection: Connection, subject: Subject, label: str, by: str | None, now: datetime, burst_gap_s: float
+) -> None:
+    assert subject.sha256 is not None
+    taken_at = _taken_at(connection, subject)
+    near = training_pictures.roles_near(connection, subject.product, taken_at, burst_gap_s)
+    new = NewTrainingPicture(
+        product=subject.product,
+        sha256=subject.sha256,
+        label=label,
+        role=role_among(subject.product, subject.sha256, near),
+        path=path_in_training(subject.product, label, subject.file_name, subject.id),
+        file_name=subject.file_name,
+        image_id=subject.id,
+        taken_at=taken_at,
+        added_at=now,
+        added_by=by,
+    )
+    training_pictures.add(connection, new)
+
+
+def _taken_at(connection: Connection, subject: Subject) -> datetime:
+    """Return when the bytes of `subject` were first received: dropped again later, they are as near to their burst."""
+    if subject.duplicate_of is None:
+        return subject.received_at
+    first = images.subjects(connection, [subject.duplicate_of]).get(subject.duplicate_of)
+    return subject.received_at if first is None else first.received_at
+
+
+def _label_of_bytes(connection: Connection, subject: Subject) -> str | None:
+    assert subject.sha256 is not None
+    same = images.with_bytes(connection, subject.sha256)
+    return training_pictures.label_of_bytes(connection, subject.product, [one.id for one in same])
+
+
+def _places(root: Path, row: TrainingPictureRow) -> tuple[Path, Path]:
+    """Return where the file of `row` belongs, and where it would with the other label."""
+    label = row.path.split("/")[2]
+    return root / row.path, root / in_label(row.path, OTHER[label])
+
+
+def _lacks_file(root: Path, row: TrainingPictureRow) -> bool:
+    return row.label is not None and not any(os.path.lexists(place) for place in _places(root, row))
+
+
+def _is_to_be_changed(root: Path, row: TrainingPictureRow) -> bool:
+    wanted, other = _places(root, row)
+    return os.path.lexists(other) or os.path.lexists(wanted) is (row.label is None)
+
+
+def _sources(connection: Connection, row: TrainingPictureRow) -> list[str]:
+    """Return where the bytes of `row` may lie: that of its own picture first, then others with the same bytes."""
+    same = images.with_bytes(connection, row.sha256)
+    return [one.path for one in sorted(same, key=lambda one: one.id != row.image_id)]
+
+
+def _stage(root: Path, row: TrainingPictureRow, sources: Sequence[str]) -> Path | None:
+    """Return a second link, or where there can be none a copy, with the bytes of `row`; None where they are gone."""
+    folder = (root / row.path).parent
+    make_folders(folder, root)
+    staged = folder / partial_name()
+    for source in sources:
+        staged.unlink(missing_ok=True)
+        try:
+            _link_or_copy(root / source, staged)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        # Of what it is named by now: the picture may have been changed since it was scored.
+        if hash_file(staged) == row.sha256:
+            return staged
+        staged.unlink()
+    return None
+
+
+def _link_or_copy(source: Path, staged: Path) -> None:
+    try:
+        os.link(source, staged, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    # Another file system, or one without hard links, or too many of them: each says so in its own way.
+    except OSError:
+        with source.open("rb") as reading, staged.open("xb") as writing:
+            shutil.copyfileobj(reading, writing, 1 << 20)
+            writing.flush()
+            os.fsync(writing.fileno())
+    else:
+        if staged.is_symlink():
+            staged.unlink()
+            raise FileNotFoundError(source)
+
+
+def _agree(
+    root: Path,
+    connection: Connection,
+    rows: Sequence[TrainingPictureRow],
+    staged: dict[int, Path],
+    done: Reconciled,
+) -> None:
+    folders: set[Path] = set()
+    for row in rows:
+        wanted, other = _places(root, row)
+        if row.label is None:
+            for place in (wanted, other):
+                if os.path.lexists(place):
+                    _drop(root, connection, row, place, done)
+                    folders.add(place.parent)
+            continue
+        if not os.path.lexists(wanted) and os.path.lexists(other):
+            make_folders(wanted.parent, root)
+            other.rename(wanted)
+            folders |= {wanted.parent, other.parent}
+            done.moved += 1
+        elif not os.path.lexists(wanted) and row.id in staged:
+            make_folders(wanted.parent, root)
+            staged.pop(row.id).rename(wanted)
+            folders.add(wanted.parent)
+            done.linked += 1
+        elif not os.path.lexists(wanted):
+            done.absent.append(row.path)
+        elif os.path.lexists(other) and _same_bytes(other, wanted):
+            other.unlink()
+            folders.add(other.parent)
+    for folder in sorted(folders):
+        sync_folder(folder)
+
+
+def _drop(root: Path, connection: Connection, row: TrainingPictureRow, place: Path, done: Reconciled) -> None:
+    with suppress(FileNotFoundError):
+        elsewhere = place.lstat().st_nlink > 1 or any(
+            _same_bytes(place, root / source) for source in _sources(connection, row)
+        )
+        if elsewhere:
+            place.unlink()
+            done.dropped += 1
+        else:
+            done.kept.append(str(place.relative_to(root)))
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    """Return whether both are files with the same bytes."""
+    try:
+        if one.is_symlink() or other.is_symlink() or not (one.is_file() and other.is_file()):
+            return False
+        return os.path.samestat(one.lstat(), other.lstat()) or hash_file(one) == hash_file(other)
+    except FileNotFoundError:
+        return False
