@@ -97,6 +97,18 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
     `sha256` is the one that `model.json` itself must have, where it is known. Raises ModelCorrupt naming the
     file, what was expected and what was found.
     """
+    version = read_manifest(folder, sha256)
+    files = version.manifest["files"]
+    for name in sorted(set(files) | set(REQUIRED)):
+        _check_file(folder, name, files.get(name))
+    return version
+
+
+def read_manifest(folder: Path, sha256: str | None = None) -> ModelVersion:
+    """Return the version in `folder`, of whose files only `model.json` was read: for who asks for its figures alone.
+
+    Arguments and errors are those of `verify`.
+    """
     path = folder / MANIFEST
     try:
         content = path.read_bytes()
@@ -105,10 +117,7 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise ModelCorrupt(f"{path}: expected sha256 {sha256}; found {found}")
-    manifest = _parse(path, content)
-    for name in sorted(set(manifest["files"]) | set(REQUIRED)):
-        _check_file(folder, name, manifest["files"].get(name))
-    return ModelVersion(folder=folder, manifest=manifest, sha256=found)
+    return ModelVersion(folder=folder, manifest=_parse(path, content), sha256=found)
 
 
 def publish(build: Path, destination_root: Path) -> ModelVersion:

@@ -18,14 +18,15 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
+from models.registry import ModelVersion
 from models.self_measurement import BATCH_MIN, Measured, batch_size
 from service import __version__
 from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances
+from service.decide import Judge
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_of, sends_events
@@ -41,6 +42,7 @@ from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
 from service.storage.engine import is_locked, open_database
+from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
 from service.thresholds import judge_of
 from service.watch import NameFilter, Watcher
@@ -112,6 +114,7 @@ class Daemon:
         self._due = _Schedule()
         self._state = _State()
         self._status_written: dict[str, object] = {}
+        self._rates: Mapping[str, float] = {}
         self._started_at = datetime.now(UTC)
 
     def on_signal(self, number: int, _frame: object) -> None:
@@ -131,9 +134,10 @@ class Daemon:
         self._scorers = Scorers(
             root,
             self._champions,
-            partial(judge_of, settings),
+            self._judge_of,
             DetectorLoader(settings.scoring_threads, self._take_batch_size),
             settings.models_loaded_max,
+            lambda: self._rates,
         )
         settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
         self._intake = Intake(root, NameFilter(settings.ignored_names), self._scorers, settling)
@@ -434,11 +438,15 @@ class Daemon:
         self._write_status()
         log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
 
+    def _judge_of(self, product: str, version: ModelVersion) -> Judge:
+        return judge_of(self._settings, product, version, chosen_rate=self._rates.get(product))
+
     def _champions(self) -> Mapping[str, list[VersionRow]]:
         try:
             with self._looking.connect() as connection:
                 all_versions = versions(connection)
                 champion_of = champions(connection)
+                self._rates = chosen(connection)
         except OperationalError as error:
             if not is_locked(error):
                 raise

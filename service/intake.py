@@ -115,7 +115,11 @@ class Intake:
         self._champions_asked_at = now
         if self._scorers.refresh():
             self._said_waiting = {product for product in self._said_waiting if not self._scorers.has(product)}
-            log.info("champions", extra=fields(products=",".join(self._scorers.products) or "none"))
+            rates = ",".join(f"{product}:{rate:g}" for product, rate in sorted(self._scorers.rates.items()))
+            log.info(
+                "champions",
+                extra=fields(products=",".join(self._scorers.products) or "none", rates_chosen=rates or None),
+            )
 
     def _settled_since(self, path: str, now: float) -> float | None:
         full = self._root / INCOMING / path

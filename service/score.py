@@ -26,6 +26,7 @@ from service.storage.versions import VersionRow
 log = logging.getLogger(__name__)
 
 MODELS = "models"
+CHOSEN_ADVICE = "the rate was chosen by a person: `tamis models threshold --reset` goes back to the settings"
 
 GraphKey = tuple[str, str, tuple[int, int]]
 """The sha256 of a graph's two files, and the height and width that it takes."""
@@ -47,7 +48,8 @@ class Scorers:
     """Gives each product its scorer.
 
     `champions` looks up, per product, its champion and then those before it, latest first; `judge_of` makes the
-    judge of a product's pictures by a version, see `service.thresholds`; `load` makes a detector.
+    judge of a product's pictures by a version, see `service.thresholds`; `load` makes a detector. `chosen` tells the
+    rates chosen by a person as of the last look at the champions; judges are made anew when they change.
     """
 
     def __init__(
@@ -57,13 +59,16 @@ class Scorers:
         judge_of: Callable[[str, ModelVersion], Judge],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
+        chosen: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._root = root
         self._champions = champions
+        self._chosen = chosen
         self._judge_of = judge_of
         self._load = load
         self._loaded_max = loaded_max
         self._known: Mapping[str, list[VersionRow]] = {}
+        self._rates: Mapping[str, float] = {}
         self._versions: dict[tuple[str, str], ModelVersion] = {}
         self._detectors: OrderedDict[GraphKey, Detector] = OrderedDict()
         self._scorers: dict[str, Scorer] = {}
@@ -71,11 +76,12 @@ class Scorers:
         self._said: set[str] = set()
 
     def refresh(self) -> bool:
-        """Ask again which versions are champions; return whether anything changed."""
+        """Ask again which versions are champions and which rates are chosen; return whether anything changed."""
         known = self._champions()
-        if known == self._known:
+        rates = self._chosen()
+        if known == self._known and rates == self._rates:
             return False
-        self._known = known
+        self._known, self._rates = known, rates
         self._scorers.clear()
         self._unusable.clear()
         return True
@@ -88,6 +94,11 @@ class Scorers:
     def known(self) -> Mapping[str, list[VersionRow]]:
         """The versions of each product, its champion first, as last asked."""
         return self._known
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """The false-alarm rate of each product for which a person chose one, as last asked."""
+        return self._rates
 
     @property
     def products(self) -> list[str]:
@@ -119,7 +130,8 @@ class Scorers:
                 detector, version = self._detector(owner, row)
                 judge = self._judge_of(product, version)
             except TooFewImages as error:
-                raise ConfigurationError(f"product {product}, version {row.version}: {error}") from None
+                chosen = f"; {CHOSEN_ADVICE}" if product in self._rates else ""
+                raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
             except ModelCorrupt as error:
                 failures.append(str(error))
                 self._say(row.version, "model passed over", product=owner, version=row.version, reason=error)

@@ -29,6 +29,7 @@ from service.report.outcome import Evaluated, Judgement, LearningPoint, compare
 from service.settings import Settings
 from service.storage import energy
 from service.storage.energy import EnergySample
+from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow
 from service.thresholds import policy_of, threshold_of
 
@@ -78,11 +79,14 @@ def plan(
     TooFewImages where one's calibration does not do for the promise.
     """
     works = []
+    with engine.connect() as connection:
+        rates = chosen(connection)
     for name, of_object in samples.items():
         owner = name if len(samples) > 1 and version is None and has_champion(engine, name) else product
         model, row = load_version(root, engine, owner, version)
-        policy = policy_of(settings, owner, model.trained_false_alarm_rate, asked_rate)
-        first = Candidate(model, row, threshold_of(settings, owner, model, asked_rate))
+        chosen_rate = rates.get(owner)
+        policy = policy_of(settings, owner, model.trained_false_alarm_rate, asked_rate, chosen_rate)
+        first = Candidate(model, row, threshold_of(settings, owner, model, asked_rate, chosen_rate))
         other = None
         if compare_with is not None:
             other_model, other_row = load_version(root, engine, row.product, compare_with)

@@ -22,6 +22,7 @@ from service.maps import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, s
 from service.names import safe_name, shown_name
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage.engine import open_database
+from service.storage.thresholds import chosen
 from service.thresholds import judge_of
 
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
@@ -55,9 +56,11 @@ def score(
     engine = open_database(root, read_only=True)
     try:
         model, row = load_version(root, engine, product, version)
+        with engine.connect() as connection:
+            chosen_rate = chosen(connection).get(product)
     finally:
         engine.dispose()
-    judge = judge_of(settings, product, model, false_alarm_rate)
+    judge = judge_of(settings, product, model, false_alarm_rate, chosen_rate)
 
     from models.detectors import load_detector
 

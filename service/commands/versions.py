@@ -13,12 +13,14 @@ from sqlalchemy import Engine
 
 from models import registry
 from service.commands.options import AsJson, Root, print_json, print_table
+from service.commands.threshold import threshold
 from service.errors import TamisError
 from service.storage import versions
 from service.storage.engine import open_database
 from service.storage.versions import VersionRow
 
-app = typer.Typer(help="List, show, promote and roll back model versions.", no_args_is_help=True)
+app = typer.Typer(help="List, show, promote and roll back model versions; choose thresholds.", no_args_is_help=True)
+app.command()(threshold)
 
 LIST_COLUMNS = (
     "product",

@@ -20,7 +20,7 @@ STEPS = frozenset(
     {
         "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
         "energy", "maps", "notify", "logs", "filesystem", "place", "roles", "review",
-        "training_set", "folder_memory", "folder_labels",
+        "training_set", "folder_memory", "folder_labels", "explore",
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.

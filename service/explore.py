@@ -1,0 +1,187 @@
+"""Explore: what another false-alarm rate would do to a product's latest pictures, and the choice of one.
+
+Nothing is trained or scored again for it: the champion's calibration says what the threshold would be, and the
+scores on record say which pictures lie between the two. The daemon takes a choice over within a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from models.calibrate import AtFalseAlarmRate, lowest_rate, threshold_at
+from models.errors import ModelCorrupt, TooFewImages
+from models.registry import ModelVersion, read_manifest
+from service.claim import INCOMING
+from service.errors import ConfigurationError, TamisError, UsageError
+from service.names import safe_name
+from service.score import MODELS
+from service.settings import DEFAULT_PRODUCT, Settings
+from service.storage import scores as stored_scores
+from service.storage import thresholds, versions
+from service.thresholds import policy_of, threshold_of
+
+LAST = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How many pictures would come to the other side of the threshold."""
+
+    to_normal: int
+    to_anomaly: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exploration:
+    """What the false-alarm rate `rate` would do for a product: how many of its last `images` pictures change sides.
+
+    `threshold` is None where the champion's calibration pictures are too few for the rate; `lowest_rate` is the one
+    that they do for. `present_threshold` is the one in force, None where there is none; `policy` is that of the
+    product's settings, and a rate can be chosen where it is `false_alarm_rate`. The pictures are those that the
+    `version`, the present champion, has scored, as scores of another one mean something else.
+    """
+
+    product: str
+    version: str
+    policy: str
+    rate: float
+    threshold: float | None
+    present_rate: float | None
+    present_threshold: float | None
+    chosen: bool
+    images: int
+    to_normal: int | None
+    to_anomaly: int | None
+    lowest_rate: float
+
+
+def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> Changes:
+    """Return how many of `scores` `(n,)` lie on the other side of the threshold `new` than of `old`. Pure.
+
+    `old` is one threshold or one for each score; a picture is an anomaly if its score is above its threshold.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    was, will = values > np.asarray(old, dtype=np.float64), values > new
+    return Changes(int(np.count_nonzero(was & ~will)), int(np.count_nonzero(~was & will)))
+
+
+def explore(
+    root: Path, connection: Connection, settings: Settings, product: str, rate: float, last: int = LAST
+) -> Exploration:
+    """Return what `rate` would do for the latest pictures of `product`, `last` at most.
+
+    Reads one file of the champion's and one bounded range of an index. Raises UsageError for what is no rate,
+    TamisError where the product is not known or has no champion, ConfigurationError where its file is damaged.
+    """
+    check_rate(rate)
+    version = champion_of(root, connection, product)
+    chosen = thresholds.chosen(connection).get(product)
+    policy = policy_of(settings, product, version.trained_false_alarm_rate, chosen_rate=chosen)
+    scores, were = stored_scores.latest(connection, product, version.version, last)
+    try:
+        present = threshold_of(settings, product, version, chosen_rate=chosen)
+    except (TooFewImages, ConfigurationError):
+        present = None
+    try:
+        threshold = threshold_at(version.calibration_scores, rate)
+    except TooFewImages:
+        threshold = None
+    # Pictures that wait for a threshold compare with the one by which the last were judged.
+    old = were if present is None else present
+    changes = None if threshold is None else would_change(scores, old, threshold)
+    by_rate = isinstance(policy, AtFalseAlarmRate)
+    return Exploration(
+        product=product,
+        version=version.version,
+        policy=policy.name,
+        rate=rate,
+        threshold=threshold,
+        present_rate=policy.false_alarm_rate if isinstance(policy, AtFalseAlarmRate) else None,
+        present_threshold=present,
+        chosen=by_rate and chosen is not None,
+        images=len(scores),
+        to_normal=None if changes is None else changes.to_normal,
+        to_anomaly=None if changes is None else changes.to_anomaly,
+        lowest_rate=lowest_rate(len(version.calibration_scores)),
+    )
+
+
+def choose_rate(
+    root: Path,
+    connection: Connection,
+    settings: Settings,
+    product: str,
+    rate: float | None,
+    *,
+    by: str | None,
+    at: datetime,
+) -> None:
+    """Choose `rate` for `product` from now on, or with None what the settings say. The caller owns the transaction.
+
+    Raises UsageError for what is no rate; TamisError where the product is not known or has no champion, where its
+    threshold is not set by a rate, or where its champion's calibration pictures are too few for the rate;
+    ConfigurationError where the champion's file is damaged. A choice is taken back whatever the champion is.
+    """
+    if rate is not None:
+        check_rate(rate)
+        version = champion_of(root, connection, product)
+        policy = settings.of(product, "threshold_policy")
+        if policy != "false_alarm_rate":
+            raise TamisError(
+                f"product {product}: expected the threshold_policy 'false_alarm_rate' for a rate to be chosen; found "
+                f"{policy!r} in the settings, which sets the threshold by other means"
+            )
+        try:
+            threshold_at(version.calibration_scores, rate)
+        except TooFewImages as error:
+            raise TamisError(f"product {product}, version {version.version}: {error}") from None
+    else:
+        _require_known(root, connection, product)
+    thresholds.choose(connection, product, rate, by, at)
+
+
+def check_rate(rate: float) -> None:
+    """Raise UsageError for a false-alarm rate outside (0, 1)."""
+    if not 0 < rate < 1:
+        raise UsageError(f"false-alarm rate: expected more than 0 and less than 1; found {rate:g}")
+
+
+def champion_of(root: Path, connection: Connection, product: str) -> ModelVersion:
+    """Return the version that judges `product`, its own champion or that of `default`; only its figures are read.
+
+    Raises TamisError where the product is not known or neither has a champion, ConfigurationError where its file is
+    not what was registered.
+    """
+    _require_known(root, connection, product)
+    champions = versions.champions(connection)
+    row = champions.get(product) or champions.get(DEFAULT_PRODUCT)
+    if row is None:
+        raise TamisError(
+            f"product {product}: expected a champion, its own or that of {DEFAULT_PRODUCT!r}; found none; "
+            f"train one with `tamis train --product {product} --from DIR`"
+        )
+    try:
+        return read_manifest(root / MODELS / row.product / row.version, row.sha256)
+    except ModelCorrupt as error:
+        raise ConfigurationError(f"product {row.product}, version {row.version}: {error}") from None
+
+
+def _require_known(root: Path, connection: Connection, product: str) -> None:
+    # A misspelt product would be judged by `default`'s champion and get a choice that nobody notices.
+    known = versions.champions(connection)
+    has_folder = product != "" and safe_name(product) == product and (root / INCOMING / product).is_dir()
+    if product in known or has_folder or stored_scores.any_of(connection, product):
+        return
+    if thresholds.latest(connection).get(product) is not None:
+        return
+    names = ", ".join(sorted(known)) or "none"
+    raise TamisError(
+        f"product {product}: expected one with a champion, with pictures, or with a folder in incoming/; found "
+        f"neither. Products with a champion: {names}"
+    )
