@@ -87,7 +87,7 @@ def start_features(
         _set(last, back @ _weight(last), back @ (_bias(last) - shift))
         entry, _ = _first_and_last(head)
         whitened, residuals, detail = torch.split(
-            _weight(entry), (FEATURES, FEATURES, len(standardisation.mean)), dim=1
+            _weight(entry), [FEATURES, FEATURES, len(standardisation.mean)], dim=1
         )
         stretch = (standardisation.deviation / old_standardisation.deviation).double()
         moved = ((standardisation.mean - old_standardisation.mean) / old_standardisation.deviation).double()

@@ -19,6 +19,7 @@ from service.commands import (
     init,
     results,
     review,
+    retrain,
     run,
     score,
     status,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(init.init)
 app.command()(train.train)
+app.command()(retrain.retrain)
 app.command()(run.run)
 app.command()(score.score)
 app.command()(evaluate.evaluate)

@@ -134,6 +134,24 @@ def promote(
         _crown(connection, product, version, "promote", reason, at)
 
 
+def reject(connection: Connection | Session, product: str, version: str, reason: str) -> None:
+    """Say of a challenger that it was not good enough; a version in any other state stays as it is."""
+    connection.execute(
+        update(_versions)
+        .where(_versions.c.product == product, _versions.c.version == version, _versions.c.state == "challenger")
+        .values(state="rejected", reason=reason)
+    )
+
+
+def explain(connection: Connection | Session, product: str, version: str, reason: str) -> None:
+    """Say why a challenger is one still."""
+    connection.execute(
+        update(_versions)
+        .where(_versions.c.product == product, _versions.c.version == version, _versions.c.state == "challenger")
+        .values(reason=reason)
+    )
+
+
 def rollback(
     connection: Connection | Session, product: str, reason: str | None, at: datetime | None = None
 ) -> VersionRow:
