@@ -18,13 +18,14 @@ from service.commands import (
     import_pictures,
     init,
     results,
-    review,
     retrain,
+    review,
     run,
     score,
     status,
     train,
     versions,
+    web,
 )
 from service.errors import TamisError
 
@@ -42,6 +43,7 @@ app.command()(init.init)
 app.command()(train.train)
 app.command()(retrain.retrain)
 app.command()(run.run)
+app.command()(web.web)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)

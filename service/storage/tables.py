@@ -158,9 +158,7 @@ class Image(Base):
             sqlite_where=text("uncertainty IS NOT NULL"),
         ),
         # Retention: the files that are there, oldest first, with their sizes; and those that a crash left on their way.
-        Index(
-            "images_placed", *("verdict", "received_at", "id", "bytes"), sqlite_where=text("state = 'placed'")
-        ),
+        Index("images_placed", *("verdict", "received_at", "id", "bytes"), sqlite_where=text("state = 'placed'")),
         Index("images_being_removed", "id", sqlite_where=text("error_code = 'removing_by_retention'")),
         # The earliest picture with given bytes is the one that is no duplicate.
         Index("images_by_sha256", "sha256", sqlite_where=text("duplicate_of IS NULL")),

@@ -1,4 +1,4 @@
-"""Statements that count pictures over time and read their latest scores, each bounded by an index.
+"""Statements that count pictures over time and look up what is known of one, each bounded by an index.
 
 The caller owns the transaction and chooses spans short enough to hold up no writer.
 """
@@ -57,26 +57,16 @@ def products(connection: Connection | Session) -> list[str]:
     return list(connection.execute(statement).scalars())
 
 
-def latest_scores(
-    connection: Connection | Session, product: str, version: str | None, limit: int
-) -> list[dict[str, Any]]:
-    """Return id, score, threshold and verdict of those of the latest `limit` pictures of `product` by `version`.
-
-    Scores of different versions cannot be compared, so those of others are left out; None takes all.
-    """
-    statement = text(
-        "SELECT id, score, threshold, verdict FROM (SELECT id, score, threshold, verdict, model_version FROM images"
-        " WHERE product = :product ORDER BY received_at DESC, id DESC LIMIT :limit)"
-        " WHERE score IS NOT NULL AND (:version IS NULL OR model_version = :version)"
-    )
-    asked = {"product": product, "version": version, "limit": limit}
-    return [dict(row) for row in connection.execute(statement, asked).mappings()]
-
-
 def newest(connection: Connection | Session) -> str | None:
     """Return when the latest picture was received, as text; None where there is none."""
     found: str | None = connection.execute(text("SELECT max(received_at) FROM images")).scalar_one()
     return found
+
+
+def drift(connection: Connection | Session) -> dict[str, dict[str, Any]]:
+    """Return the latest row of the view `drift` of each product that has one."""
+    statement = text("SELECT * FROM drift WHERE id IN (SELECT max(id) FROM drift_events GROUP BY product)")
+    return {row["product"]: dict(row) for row in connection.execute(statement).mappings()}
 
 
 FACTS = (

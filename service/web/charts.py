@@ -120,7 +120,10 @@ def histogram(said: str, scores: Sequence[float], threshold: float | None, marks
                 under += value
         if shapes:
             drawn.append(f"<g>{''.join(shapes)}<title>{escape(title)}</title></g>")
-    for kind, at in [*(("mark", mark) for mark in marks), *([("threshold", threshold)] if threshold is not None else [])]:
+    for kind, at in [
+        *(("mark", mark) for mark in marks),
+        *([("threshold", threshold)] if threshold is not None else []),
+    ]:
         x = LEFT + (at - low) / (high - low) * _inner_width()
         drawn.append(
             f'<line class="{kind}" x1="{x:.2f}" x2="{x:.2f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'

@@ -75,9 +75,9 @@ def map_path(id: str) -> str:
     return f"maps/{id}.png"
 
 
-def read_below(root: Path, relative: str, bytes_max: int = FILE_BYTES_MAX) -> bytes:
+def read_below(root: Path, relative: str, bytes_max: int = FILE_BYTES_MAX, folders: frozenset[str] = FOLDERS) -> bytes:
     """Return the content of the file `relative` below `root`. Raises NotShown, also for one above `bytes_max`."""
-    with os.fdopen(open_below(root, relative), "rb") as file:
+    with os.fdopen(open_below(root, relative, folders), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > bytes_max:
             raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")

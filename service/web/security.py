@@ -107,10 +107,10 @@ class Guard:
     ) -> None:
         self._app = app
         self._hosts = frozenset(_host_name(host) for host in hosts)
-        self._sessions = sessions
+        self.sessions = sessions
         self._password = password
         self._user_header = user_header
-        self._cookie = cookie
+        self.cookie = cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -163,14 +163,14 @@ class Guard:
     def _session(self, request: Request) -> tuple[Session, str | None]:
         """Return the session of the request, a new one where it has none, and the user that it names by password."""
         now = time.time()
-        given = _cookies(request).get(self._cookie)
-        session = self._sessions.read(given, now) if given else None
+        given = _cookies(request).get(self.cookie)
+        session = self.sessions.read(given, now) if given else None
         if session is not None and (session.signed_in or self._password is None):
             return session, None
         user = self._by_password(request) if self._password is not None else None
         if user is not None:
-            return self._sessions.new(now, signed_in=True), user or None
-        return session or self._sessions.new(now, signed_in=False), None
+            return self.sessions.new(now, signed_in=True), user or None
+        return session or self.sessions.new(now, signed_in=False), None
 
     def _by_password(self, request: Request) -> str | None:
         """Return the user of a right password in the Authorization header, '' without one; None where there is none."""
@@ -221,10 +221,11 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if session is not None and _cookies(request).get(self._cookie) != session.cookie:
-                    # A page that may be kept is the same for all, and tells nobody's session.
-                    if headers["cache-control"] == "no-store" and not request.url.path.startswith(API):
-                        headers.append("set-cookie", cookie_header(request, self._cookie, session.cookie))
+                # A page that may be kept is the same for all, and one that sets the cookie itself knows better.
+                own = headers["cache-control"] == "no-store" and "set-cookie" not in headers
+                new = session is not None and _cookies(request).get(self.cookie) != session.cookie
+                if session is not None and new and own and not request.url.path.startswith(API):
+                    headers.append("set-cookie", cookie_header(request, self.cookie, session.cookie))
             await send(message)
 
         return sending
@@ -276,9 +277,7 @@ def _check_site(request: Request) -> None:
     if origin is None:
         return
     if urlsplit(origin).netloc.lower() != request.headers["host"].lower():
-        raise Refused(
-            HTTPStatus.FORBIDDEN, f"origin: expected {request.headers['host']}; found {origin[:200]}"
-        )
+        raise Refused(HTTPStatus.FORBIDDEN, f"origin: expected {request.headers['host']}; found {origin[:200]}")
 
 
 def _check_json(request: Request) -> None:
@@ -347,7 +346,9 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _is_open(path: str) -> bool:
-    return any(path == open_path or (path.startswith(open_path) and open_path.endswith("/")) for open_path in OPEN_PATHS)
+    return any(
+        path == open_path or (path.startswith(open_path) and open_path.endswith("/")) for open_path in OPEN_PATHS
+    )
 
 
 def _sign_in(request: Request, api: bool) -> Refused:

@@ -16,8 +16,7 @@ from starlette.responses import Response
 
 from service.claim import instances, said_by
 from service.storage import energy as energy_rows
-from service.storage import review_pages, tallies, versions
-from service.storage.drift import latest as latest_drift
+from service.storage import review_pages, scores, tallies, versions
 from service.web import charts
 from service.web.charts import Bar, Line
 from service.web.hours import Hour, Hours
@@ -83,7 +82,9 @@ def health(site: Site) -> dict[str, Any]:
     disk = os.statvfs(site.root)
     free = disk.f_bavail * disk.f_frsize
     if free < 2 * site.settings.free_bytes_min:
-        wrong.append(f"{free / 1e9:.1f} GB free on the disk; claiming stops at {site.settings.free_bytes_min / 1e9:.1f}")
+        wrong.append(
+            f"{free / 1e9:.1f} GB free on the disk; claiming stops at {site.settings.free_bytes_min / 1e9:.1f}"
+        )
     return {"daemons": daemons, "wrong": wrong, "free_bytes": free}
 
 
@@ -97,16 +98,16 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         states = tallies.per_state(connection, now - DAY)
         newest = tallies.newest(connection)
         waiting = review_pages.waiting(connection)
-        drift = latest_drift(connection)
+        drift = tallies.drift(connection)
         costs = energy_rows.per_kind(connection, now - DAY)
     at_hand = sorted(set(products) | set(champions))
     if product is not None and product not in at_hand:
         raise NotFound(f"product: expected one of {', '.join(at_hand) or 'none yet'}; found {product[:100]!r}")
     found = health(site)
     found["wrong"] += [
-        f"product {name} is drifting since {event.at:%Y-%m-%d %H:%M} UTC, by {event.cause or 'unknown'}"
+        f"product {name} is drifting since {event['at'][:16].replace('T', ' ')} UTC; cause: {event['cause'] or 'unknown'}"
         for name, event in sorted(drift.items())
-        if event.state == "drifting"
+        if event["state"] == "drifting"
     ]
     normal, anomaly = sum(hour.normal for hour in counted), sum(hour.anomaly for hour in counted)
     scoring = next((row for row in costs if row["kind"] == "scoring"), None)
@@ -125,7 +126,9 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
         "rate_chart": rate_chart(counted, each),
         "count_chart": count_chart(counted, each),
-        "histograms": [one for name in ([product] if product else at_hand[:6]) if (one := histogram(site.reading, name))],
+        "histograms": [
+            one for name in ([product] if product else at_hand[:6]) if (one := histogram(site.reading, name))
+        ],
         **found,
     }
 
@@ -154,20 +157,22 @@ def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
     with reading.connect() as connection:
         champions = versions.champions(connection)
         champion = champions.get(product) or champions.get("default")
-        rows = tallies.latest_scores(connection, product, champion.version if champion else None, SCORES)
-    if not rows:
+        if champion is None:
+            return None
+        # Scores of another version cannot be compared with these.
+        found, thresholds = scores.latest(connection, product, champion.version, SCORES)
+    if not found:
         return None
-    threshold = rows[0]["threshold"]
-    scores = [row["score"] for row in rows]
-    above = sum(row["verdict"] == "anomaly" for row in rows)
-    said = f"Scores of the latest {len(rows)} pictures of {product}: {above} above the threshold {threshold:.4g}"
+    threshold = thresholds[0]
+    above = sum(score > threshold for score in found)
+    said = f"Scores of the latest {len(found)} pictures of {product}: {above} above the threshold {threshold:.4g}"
     return {
         "product": product,
-        "version": champion.version if champion else None,
-        "pictures": len(rows),
+        "version": champion.version,
+        "pictures": len(found),
         "above": above,
         "threshold": threshold,
-        "chart": charts.histogram(said, scores, threshold),
+        "chart": charts.histogram(said, found, threshold),
     }
 
 
