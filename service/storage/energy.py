@@ -59,7 +59,8 @@ def per_kind(
 
 def first_at(connection: Connection | Session) -> datetime | None:
     """Return when the first row began; None where there is none."""
-    return connection.execute(select(func.min(_rows.c.started_at))).scalar_one()
+    found: datetime | None = connection.execute(select(func.min(_rows.c.started_at))).scalar_one()
+    return found
 
 
 def per_day(connection: Connection | Session, since: datetime | None = None) -> list[dict[str, Any]]:

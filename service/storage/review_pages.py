@@ -124,7 +124,7 @@ def _walk(
     connection: Connection | Session,
     filters: Filters,
     walk: _Uncertain | _Newest,
-    last: Mapping[str, Any] | None,
+    last: dict[str, Any] | None,
     limit: int,
 ) -> Page:
     order = ", ".join(f"{column} DESC" for column in walk.columns)
@@ -159,7 +159,7 @@ def _walk(
         )
         if not ends:
             return Page(found, None)
-        last = ends[0]
+        last = dict(ends[0])
     return Page(found, str(last["id"]) if last is not None else None, whole=False)
 
 
@@ -174,7 +174,7 @@ def _are_few(connection: Connection | Session, filters: Filters) -> bool:
     return int(connection.execute(statement, _parameters(filters) | {"most": FEW + 1}).scalar_one()) <= FEW
 
 
-def _sorted(connection: Connection | Session, filters: Filters, last: Mapping[str, Any] | None, limit: int) -> Page:
+def _sorted(connection: Connection | Session, filters: Filters, last: dict[str, Any] | None, limit: int) -> Page:
     conditions = ["i.uncertainty IS NOT NULL", *(f"i.{one}" for one in _indexed(filters)), *_unindexed(filters)]
     parameters = _parameters(filters)
     if last is not None:
@@ -263,12 +263,12 @@ def _parameters(filters: Filters) -> dict[str, Any]:
     }
 
 
-def _place_of(connection: Connection | Session, id: str) -> Mapping[str, Any]:
+def _place_of(connection: Connection | Session, id: str) -> dict[str, Any]:
     statement = text("SELECT id, received_at, coalesce(uncertainty, 0) AS uncertainty FROM images WHERE id = :id")
     row = connection.execute(statement, {"id": id}).mappings().one_or_none()
     if row is None:
         raise UsageError(f"after: expected the id of a picture on record; found {id!r}")
-    return row
+    return dict(row)
 
 
 def _whole_number(after: str) -> int:

@@ -69,10 +69,8 @@ def drift(connection: Connection | Session) -> dict[str, dict[str, Any]]:
     return {row["product"]: dict(row) for row in connection.execute(statement).mappings()}
 
 
-FACTS = (
-    "mode placed_at attempts uncertain uncertainty brightness contrast sharpness destination"
-    # What the view `results` does not have.
-).split()
+# What the view `results` does not have.
+FACTS = ("mode", "placed_at", "attempts", "uncertain", "uncertainty", "brightness", "contrast", "sharpness")
 
 
 def facts(connection: Connection | Session, id: str) -> dict[str, Any] | None:

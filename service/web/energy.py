@@ -47,7 +47,8 @@ class Days:
         start = max(_day(first), today - DAY * (days - 1))
         wanted = [start + DAY * number for number in range((today - start).days + 1)]
         with self._lock:
-            found, summed = [], 0
+            found: list[tuple[datetime, Rows]] = []
+            summed = 0
             for day in reversed(wanted):
                 rows = self._kept.get(day)
                 if rows is None:
@@ -88,11 +89,8 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
     of = {one["kind"]: one for one in kinds}
     running = _sum([of["scoring"]["total_wh"], of["idle"]["total_wh"]])
     learning = _sum([of["training"]["total_wh"], of["evaluation"]["total_wh"]])
-    per_picture = (
-        of["scoring"]["total_wh"] / of["scoring"]["images"]
-        if of["scoring"]["total_wh"] and of["scoring"]["images"]
-        else None
-    )
+    scored, scoring_wh = of["scoring"]["images"], of["scoring"]["total_wh"]
+    per_picture = scoring_wh / scored if scoring_wh and scored else None
     return {
         "kinds": known,
         "total_wh": total_wh,
@@ -166,16 +164,11 @@ def _grouped(days: list[tuple[datetime, Rows]]) -> list[tuple[datetime, dict[str
     """Return Wh by kind of each day, or of as many days together as make a drawing that can be read."""
     each = max(1, -(-len(days) // PLACES_MAX))
     groups = [days[start : start + each] for start in range(0, len(days), each)]
-    return [
-        (
-            group[0][0],
-            {
-                kind: sum(row["total_wh"] or 0 for _, rows in group for row in rows if row["kind"] == kind)
-                for kind in KINDS
-            },
-        )
-        for group in groups
-    ]
+    return [(group[0][0], {kind: _of(group, kind) for kind in KINDS}) for group in groups]
+
+
+def _of(group: list[tuple[datetime, Rows]], kind: str) -> float:
+    return sum(row["total_wh"] or 0.0 for _, rows in group for row in rows if row["kind"] == kind)
 
 
 def _labels(groups: list[tuple[datetime, dict[str, float]]]) -> list[tuple[int, str]]:

@@ -35,7 +35,6 @@ FIELDS_MAX = 5000
 WHO_CHARACTERS_MAX = 100
 WHO_COOKIE = "tamis_who"
 API = "/api/"
-OPEN_PATHS = ("/login", "/static/")
 READS = frozenset({"GET", "HEAD"})
 
 POLICY = (
@@ -346,9 +345,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _is_open(path: str) -> bool:
-    return any(
-        path == open_path or (path.startswith(open_path) and open_path.endswith("/")) for open_path in OPEN_PATHS
-    )
+    return path == "/login" or path.startswith("/static/")
 
 
 def _sign_in(request: Request, api: bool) -> Refused:

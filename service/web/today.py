@@ -26,6 +26,7 @@ DAY = timedelta(days=1)
 # What each choice of a span shows: hours in all, and hours that one bar stands for.
 SPANS = {"24h": (24, 1), "7d": (7 * 24, 4), "30d": (30 * 24, 24)}
 SCORES = 2000
+HISTOGRAMS_MAX = 6
 # Figures that all who look at the page share; none is older than so many seconds.
 KEPT_S = 4.0
 
@@ -105,12 +106,13 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         raise NotFound(f"product: expected one of {', '.join(at_hand) or 'none yet'}; found {product[:100]!r}")
     found = health(site)
     found["wrong"] += [
-        f"product {name} is drifting since {event['at'][:16].replace('T', ' ')} UTC; cause: {event['cause'] or 'unknown'}"
+        f"product {name} drifts since {event['at'][:16].replace('T', ' ')} UTC; cause: {event['cause'] or 'unknown'}"
         for name, event in sorted(drift.items())
         if event["state"] == "drifting"
     ]
     normal, anomaly = sum(hour.normal for hour in counted), sum(hour.anomaly for hour in counted)
     scoring = next((row for row in costs if row["kind"] == "scoring"), None)
+    drawn = [product] if product else at_hand[:HISTOGRAMS_MAX]
     return {
         "now": now,
         "products": at_hand,
@@ -126,9 +128,7 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
         "rate_chart": rate_chart(counted, each),
         "count_chart": count_chart(counted, each),
-        "histograms": [
-            one for name in ([product] if product else at_hand[:6]) if (one := histogram(site.reading, name))
-        ],
+        "histograms": [one for name in drawn if (one := histogram(site.reading, name))],
         **found,
     }
 
