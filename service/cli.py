@@ -19,12 +19,14 @@ from service.commands import (
     init,
     results,
     retention,
+    retrain,
     review,
     run,
     score,
     status,
     train,
     versions,
+    web,
 )
 from service.errors import TamisError
 
@@ -40,7 +42,9 @@ app = typer.Typer(
 )
 app.command()(init.init)
 app.command()(train.train)
+app.command()(retrain.retrain)
 app.command()(run.run)
+app.command()(web.web)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)

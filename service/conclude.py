@@ -1,0 +1,107 @@
+"""Conclude: what follows from the gate's finding. Promotes, keeps or rejects, and finishes the run's row with it.
+
+One transaction: the swap is that, or it is not. The daemon sees it with its next look at the champions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+
+from models.registry import ModelVersion
+from service import carbon
+from service.gate import Judgement
+from service.settings import Settings
+from service.storage import energy, retrainings, versions
+from service.storage.energy import EnergySample
+from service.storage.retrainings import RetrainingRow
+
+
+def conclude(
+    root: Path,
+    engine: Engine,
+    settings: Settings,
+    row: RetrainingRow,
+    champion: ModelVersion,
+    challenger: ModelVersion,
+    judgement: Judgement,
+    samples: Sequence[EnergySample | None],
+) -> RetrainingRow:
+    """Act on `judgement`, finish the run `row` and return it.
+
+    `samples` are what it all took: the training's, which has a row of energy, then the gate's, which get theirs here.
+    """
+    ended = datetime.now(UTC)
+    total_wh = _total_wh(samples)
+    saved = _saved_g(root, settings, row, ended, total_wh)
+    with engine.begin() as connection:
+        for sample in samples[1:]:
+            if sample is not None:
+                energy.add(connection, sample)
+        outcome, reason = _act(connection, settings, champion, challenger, judgement, ended)
+        retrainings.change(
+            connection,
+            row.id,
+            state="done",
+            ended_at=ended,
+            outcome=outcome,
+            reason=reason,
+            gate=json.dumps(judgement.document(), allow_nan=False),
+            total_wh=total_wh,
+            saved_g=saved,
+        )
+        return retrainings.get(connection, row.id)
+
+
+def _act(
+    connection: Connection,
+    settings: Settings,
+    champion: ModelVersion,
+    challenger: ModelVersion,
+    judgement: Judgement,
+    at: datetime,
+) -> tuple[str, str]:
+    """Change the states of the versions; return outcome and reason."""
+    product, version, reason = challenger.product, challenger.version, judgement.reason
+    if judgement.decision in ("worse", "not better"):
+        versions.reject(connection, product, version, reason)
+        return "rejected", reason
+    now = versions.champion(connection, product)
+    outcome, reason = "challenger", f"not judged: {reason}" if judgement.decision == "not judged" else reason
+    if judgement.decision == "better":
+        if now is None or now.version != champion.version:
+            # A person chose another meanwhile, and the gate has nothing to say on that one.
+            reason = f"{reason}; but {champion.version}, which it was compared with, is not the champion any more"
+        elif not settings.promote_automatically:
+            reason = f"passed the gate and waits for a person: {reason}"
+        elif settings.shadow_hours > 0:
+            reason = f"passed the gate and scores in the shadow for {settings.shadow_hours:g} h first: {reason}"
+        else:
+            versions.promote(connection, product, version, reason, at)
+            return "promoted", reason
+    versions.explain(connection, product, version, reason)
+    return outcome, reason
+
+
+def _total_wh(samples: Sequence[EnergySample | None]) -> float | None:
+    """Return the sum; None where that of the training, which is nearly all of it, is unknown."""
+    if samples[0] is None or samples[0].total_wh is None:
+        return None
+    return sum(sample.total_wh or 0.0 for sample in samples if sample is not None)
+
+
+def _saved_g(
+    root: Path, settings: Settings, row: RetrainingRow, ended: datetime, total_wh: float | None
+) -> float | None:
+    """Return the estimate of what waiting saved; None for a run that did not wait, or where the table is not there."""
+    if row.planned_at is None or row.started_at is None or settings.retrain_carbon_file is None:
+        return None
+    with suppress(carbon.CarbonFileWrong):
+        intensity = carbon.read_intensity(root / settings.retrain_carbon_file)
+        return carbon.saved_g(intensity, row.requested_at, row.started_at, ended - row.started_at, total_wh)
+    return None

@@ -1,0 +1,202 @@
+"""The one page on a retraining: what the gate found, drawn, with all that it rests on.
+
+One HTML file with everything in it, in the look of the evaluation's report. Plots need matplotlib; without it the page
+says so and has the figures all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.registry import ModelVersion
+from service import __version__
+from service.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, Judgement, Side
+from service.names import shown_name
+from service.report.page import GENERATOR, UNKNOWN
+
+FOLDER = "reports"
+NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."
+_OUTCOMES = {
+    "promoted": "promoted: it is the champion now",
+    "challenger": "waits as challenger",
+    "rejected": "rejected",
+}
+
+
+def path_of_report(product: str, version: str) -> str:
+    """Return where the report on `version` goes, relative to the root."""
+    return f"{FOLDER}/{product}/{version}.html"
+
+
+def write_page(root: Path, product: str, version: str, html: str) -> str:
+    """Write the page, whole or not at all; return its path relative to the root."""
+    relative = path_of_report(product, version)
+    path = root / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".tmp.{path.name}")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
+    return relative
+
+
+def render(
+    judgement: Judgement,
+    *,
+    outcome: str,
+    reason: str,
+    champion: ModelVersion,
+    challenger: ModelVersion,
+    learned: Mapping[str, Any],
+    made_at: datetime,
+) -> str:
+    """Return the page as HTML. `learned` are facts on the retraining, by name, ready to be shown; None is unknown."""
+    product = _text(challenger.product)
+    style = resources.files("service.report").joinpath("page.css").read_text(encoding="utf-8")
+    body = [
+        f"<p class='brand'>Tamis · retraining of {product}</p>",
+        f"<h1>{_text(challenger.version)} {_text(_OUTCOMES.get(outcome, outcome))}</h1>",
+        f"<p>{_text(reason)}</p>",
+        f"<p class='muted'>{made_at:%Y-%m-%d %H:%M} UTC. Compared with the champion {_text(champion.version)}.</p>",
+        "<h2>Both on the same pictures</h2>",
+        f"<p>{_text(_pictures(judgement))}</p>",
+        _figures(judgement.figures),
+        f"<p class='muted'>{_text(_how(judgement))}</p>",
+        "<h2>Scores</h2>",
+        _plots(judgement),
+        "<h2>What it learned from</h2>",
+        f"<div class='columns'><div class='card'>{_facts(learned)}</div>"
+        f"<div class='card'><h3>Champion</h3>{_facts(_about(champion))}</div>"
+        f"<div class='card'><h3>Challenger</h3>{_facts(_about(challenger))}</div></div>",
+        "<p>To make it the champion, or to go back: "
+        f"<code>tamis models promote {product} {_text(challenger.version)}</code>, "
+        f"<code>tamis models rollback {product}</code>.</p>",
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
+        f'<meta name="generator" content="{GENERATOR} {__version__}">\n'
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; "
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
+        "<meta name='color-scheme' content='light dark'>\n<meta name='referrer' content='no-referrer'>\n"
+        f"<link rel='icon' href='data:,'>\n<title>Retraining: {product}</title>\n<style>\n{style}\n</style>\n"
+        "</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _pictures(judgement: Judgement) -> str:
+    if judgement.champion is None:
+        return "There were too few pictures to judge by, so a person has to."
+    normals = (
+        f"{judgement.normals} golden normals"
+        if judgement.normals_from == "golden"
+        else f"{judgement.normals} normals that calibrated the champion, as too few are golden: they set the "
+        "threshold, so that they say nothing of false alarms"
+    )
+    anomalies = (
+        f"{judgement.anomalies} golden anomalies"
+        if judgement.anomalies_from == "golden"
+        else f"{judgement.anomalies} of them again with defects drawn on them. Fewer than {ANOMALIES_MIN} anomalies "
+        "are known, and drawn defects stand in: they tell whether it still finds defects, not how many of yours"
+    )
+    return f"Judged on {normals}, and {anomalies}. Neither version was trained on any of them."
+
+
+def _how(judgement: Judgement) -> str:
+    return (
+        "A figure is better where the 95 % interval of the difference (a paired bootstrap over the pictures) lies "
+        "above chance, worse where it falls behind by more than its margin; one picture alone decides nothing. Time "
+        f"and energy may grow by {COST_MARGIN:.0%}."
+    )
+
+
+def _figures(figures: Sequence[Figure]) -> str:
+    if not figures:
+        return ""
+    rows = []
+    for figure in figures:
+        shade = {"better": " class='good'", "worse": " class='bad'"}.get(figure.verdict, "")
+        rows.append(
+            f"<tr><th>{_text(TITLES[figure.name])}</th><td class='n'>{_number(figure.champion)}</td>"
+            f"<td class='n'>{_number(figure.challenger)}</td><td class='n'>{_number(figure.difference, '+.4f')}</td>"
+            f"<td class='n'>{_interval(figure)}</td><td class='n'>{_number(figure.margin)}</td>"
+            f"<td{shade}>{_text(figure.verdict)}</td></tr>"
+        )
+    heads = ("figure", "champion", "challenger", "difference", "95 % interval", "margin", "finding")
+    head = "".join(f"<th{' class=n' if 0 < place < 6 else ''}>{name}</th>" for place, name in enumerate(heads))
+    return f"<div class='card wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _plots(judgement: Judgement) -> str:
+    if judgement.champion is None or judgement.challenger is None:
+        return "<p>None were compared.</p>"
+    if find_spec("matplotlib") is None:
+        return f"<p>{_text(NO_PLOTS)}</p>"
+    from models.curves import roc
+    from service.report.plots import Plots
+
+    plots = Plots()
+    sides = {"champion": judgement.champion, "challenger": judgement.challenger}
+    drawn = {
+        f"Scores of the {name}": plots.histogram(side.normal_scores, side.anomaly_scores, side.threshold)
+        for name, side in sides.items()
+    }
+    curves = [(name, curve) for name, side in sides.items() if (curve := roc(*_labelled(side))) is not None]
+    if curves:
+        drawn["ROC curve"] = plots.roc(curves)
+    cards = "".join(
+        f"<figure class='card'><figcaption>{_text(title)}</figcaption>{svg}</figure>" for title, svg in drawn.items()
+    )
+    return f"<div class='plots'>{cards}</div>"
+
+
+def _labelled(side: Side) -> tuple[Any, Any]:
+    labels = np.repeat([0, 1], [len(side.normal_scores), len(side.anomaly_scores)])
+    return np.concatenate([side.normal_scores, side.anomaly_scores]), labels
+
+
+def _about(version: ModelVersion) -> dict[str, Any]:
+    manifest = version.manifest
+    training, calibration = manifest.get("training") or {}, manifest["calibration"]
+    height, width = version.input_size
+    return {
+        "version": version.version,
+        "kind": version.kind,
+        "profile": manifest.get("profile"),
+        "input size": f"{width} × {height} px",
+        "training pictures": training.get("images"),
+        "left out as rebuilt worst": len(training["trimmed"]) if "trimmed" in training else None,
+        "began with": training.get("warm_start") or "nothing",
+        "steps": training.get("steps"),
+        "calibration pictures": len(calibration["scores"]),
+        "threshold as trained": f"{calibration['threshold']:.6g}",
+        "false-alarm rate trained for": f"{version.trained_false_alarm_rate:g}",
+    }
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f"<div><dt>{_text(name)}</dt><dd>{UNKNOWN if value is None else _text(str(value))}</dd></div>"
+        for name, value in values.items()
+    )
+    return f"<dl class='facts'>{lines}</dl>"
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return UNKNOWN if value is None else format(value, form)
+
+
+def _interval(figure: Figure) -> str:
+    return UNKNOWN if figure.interval is None else f"{figure.interval.low:+.3f} to {figure.interval.high:+.3f}"
+
+
+def _text(value: str) -> str:
+    """Return text from outside as HTML, with what cannot be shown replaced."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_name(str(value))))

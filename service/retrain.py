@@ -1,0 +1,289 @@
+"""Retrain: one retraining of one product, from the labels to the swap, in the process that calls it.
+
+Owns the order of the steps, the lock that makes it the only one of its root, and the row that says how far it came.
+Training itself runs in a child, `service.training`; what is good enough is the gate's. A kill at any line leaves one
+champion, and what the next retraining finds and clears up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from models.errors import TooFewImages
+from models.progress import Progress
+from models.registry import BUILD_PREFIX, MANIFEST, ModelVersion, remove_build
+from service.champions import load_version
+from service.conclude import conclude
+from service.errors import ConfigurationError, TamisError
+from service.gate_run import run_gate
+from service.gather import Gathered, gather
+from service.report.gate_page import render, write_page
+from service.score import MODELS
+from service.settings import Settings
+from service.storage import energy, retrainings, versions
+from service.storage.energy import EnergySample
+from service.storage.retrainings import KnownPicture, NewLabels, RetrainingRow
+from service.training import EnergyExceeded, register_trained, train_in_child
+from service.training_job import TrainingJob
+
+LOCK_NAME = ".retrain.lock"
+RETRAINING_BUILD = f"{BUILD_PREFIX}retrain-"
+
+Report = Callable[[Progress], None]
+
+
+def retrain(
+    root: Path,
+    engine: Engine,
+    settings: Settings,
+    product: str,
+    *,
+    trigger: str,
+    fresh: bool = False,
+    force: bool = False,
+    steps: int | None = None,
+    report: Report = lambda progress: None,
+    on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
+) -> RetrainingRow:
+    """Retrain `product` from what was labelled, have the gate judge, act on it; return the row of the run.
+
+    Without new labels since the last run it is skipped, unless `force`; with too few pictures too. `fresh` begins from
+    zero and not with the champion's weights. Raises TamisError where another retraining runs or the product has no
+    champion of its own, and what training raises; the row then says `failed`, or `stopped` after a signal.
+    """
+    with retraining_lock(root):
+        clear_up(root, engine)
+        began = datetime.now(UTC)
+        with engine.begin() as connection:
+            if versions.champion(connection, product) is None:
+                there = ", ".join(sorted(versions.champions(connection))) or "none"
+                raise TamisError(
+                    f"product {product}: expected a champion of its own to retrain; products with one: {there}"
+                )
+            labels = retrainings.new_labels(connection, product, retrainings.last_learned(connection, product))
+            row = retrainings.request(
+                connection, product, trigger, state="running", requested_at=began, started_at=began
+            )
+            retrainings.change(connection, row.id, review_id=labels.review_id)
+        try:
+            if not labels.count and not force:
+                return _finish(engine, row, outcome="skipped", reason="no new labels since the last retraining")
+            begun = Begun(root, engine, settings, row, labels, fresh or settings.retrain_fresh, steps)
+            return _run(begun, report, on_start)
+        except TooFewImages as error:
+            return _finish(engine, row, outcome="skipped", reason=str(error))
+        except EnergyExceeded as error:
+            _fail(engine, row, "failed", str(error), error.sample)
+            raise
+        except Exception as error:
+            _fail(engine, row, "failed", str(error) or type(error).__name__)
+            raise
+        except BaseException:
+            _fail(engine, row, "stopped", "stopped by a signal")
+            raise
+
+
+@contextmanager
+def retraining_lock(root: Path) -> Iterator[None]:
+    """Hold the lock of the retrainings of `root`; the kernel lets go of it when the process ends.
+
+    Raises TamisError naming who holds it.
+    """
+    path = root / MODELS / LOCK_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode("utf-8", "replace") or "a process that did not say its name"
+            raise TamisError(f"root {root}: expected no other retraining; found one running: {holder}") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def clear_up(root: Path, engine: Engine) -> None:
+    """Finish what a killed retraining left: its row, its unfinished folder, a version that it had not registered.
+
+    Only for who holds the lock. May be repeated.
+    """
+    for build in (root / MODELS).glob(f"{RETRAINING_BUILD}*"):
+        remove_build(build)
+    with engine.connect() as connection:
+        left = retrainings.in_state(connection, "running")
+        known = {(row.product, row.version) for row in versions.versions(connection)}
+    for row in left:
+        for folder in sorted((root / MODELS / row.product).glob("[!.]*")):
+            if (row.product, folder.name) not in known and _made_by(folder) == row.id:
+                shutil.rmtree(folder)
+        with engine.begin() as connection:
+            retrainings.change(
+                connection, row.id, state="stopped", ended_at=datetime.now(UTC), reason="its process was killed"
+            )
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A retraining that has begun: where, with what settings, its row, what was labelled, and how it is to train."""
+
+    root: Path
+    engine: Engine
+    settings: Settings
+    row: RetrainingRow
+    labels: NewLabels
+    fresh: bool
+    steps: int | None
+
+
+def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[bytes]], None]) -> RetrainingRow:
+    root, engine, settings, row = begun.root, begun.engine, begun.settings, begun.row
+    # What there is to learn from
+    with engine.connect() as connection:
+        known = retrainings.known_pictures(connection, row.product)
+    champion = _champion(root, engine, row.product)
+    with engine.begin() as connection:
+        retrainings.change(connection, row.id, champion=champion.version)
+    gathered = gather(root, champion.folder, known)
+
+    # Train
+    job = _job(begun, champion, gathered)
+    trained = train_in_child(job, report=report, on_start=on_start)
+    challenger = trained.version
+    with engine.begin() as connection:
+        register_trained(connection, trained, reason=f"retrained, not judged yet (retraining {row.id})")
+        retrainings.change(
+            connection,
+            row.id,
+            challenger=challenger.version,
+            total_wh=trained.energy.total_wh if trained.energy else None,
+        )
+        drifting = retrainings.drifting_since(connection, row.product) is not None
+
+    # Judge
+    judgement, samples = run_gate(
+        root,
+        settings,
+        champion,
+        challenger,
+        known,
+        drifting=drifting,
+        report=lambda done, total: report(Progress("judging", done, total)),
+    )
+
+    # Promote, keep or reject; then tell
+    done = conclude(root, engine, settings, row, champion, challenger, judgement, [trained.energy, *samples])
+    page = render(
+        judgement,
+        outcome=done.outcome or "",
+        reason=done.reason or "",
+        champion=champion,
+        challenger=challenger,
+        learned=_learned(done, begun.labels, gathered, known),
+        made_at=datetime.now(UTC),
+    )
+    path = write_page(root, row.product, challenger.version, page)
+    with engine.begin() as connection:
+        retrainings.change(connection, row.id, report=path)
+        return retrainings.get(connection, row.id)
+
+
+def _champion(root: Path, engine: Engine, product: str) -> ModelVersion:
+    try:
+        return load_version(root, engine, product)[0]
+    except ConfigurationError as error:
+        # Not a reason to refuse a start: the daemon goes on with the version before it.
+        raise TamisError(str(error)) from None
+
+
+def _job(begun: Begun, champion: ModelVersion, gathered: Gathered) -> TrainingJob:
+    root, settings, row = begun.root, begun.settings, begun.row
+    manifest = champion.manifest
+    return TrainingJob(
+        pictures=_absolute(gathered.normals),
+        anomalies=_absolute(gathered.anomalies),
+        calibrate=_absolute(gathered.calibrate),
+        models_root=str((root / MODELS).absolute()),
+        product=row.product,
+        kind=champion.kind,
+        profile=str(manifest.get("profile") or "fast"),
+        false_alarm_rate=settings.false_alarm_rate_of(row.product, champion.trained_false_alarm_rate),
+        seed=int((manifest.get("training") or {}).get("seed", 0)),
+        minutes_max=settings.retrain_minutes_max,
+        memory_gb=settings.retrain_memory_gb,
+        energy_max_wh=settings.retrain_energy_max_wh,
+        trim_fraction=settings.trim_fraction,
+        warm=None if begun.fresh else str(champion.folder.absolute()),
+        retraining=row.id,
+        steps=begun.steps,
+        backbone=manifest["backbone"]["name"] if champion.kind == "classifier" else None,
+        file_bytes_max=settings.file_bytes_max,
+        pixels_max=settings.pixels_max,
+        energy_tracking=settings.energy_tracking,
+        energy_country=settings.energy_country,
+        energy_cpu_max_w=settings.energy_cpu_max_w,
+        build=f"{RETRAINING_BUILD}{uuid.uuid4().hex}",
+    )
+
+
+def _finish(engine: Engine, row: RetrainingRow, *, outcome: str, reason: str) -> RetrainingRow:
+    with engine.begin() as connection:
+        retrainings.change(connection, row.id, state="done", ended_at=datetime.now(UTC), outcome=outcome, reason=reason)
+        return retrainings.get(connection, row.id)
+
+
+def _fail(engine: Engine, row: RetrainingRow, state: str, reason: str, sample: EnergySample | None = None) -> None:
+    with engine.begin() as connection:
+        # Unless it came to its end before: then only the report is missing.
+        if retrainings.get(connection, row.id).state != "running":
+            return
+        if sample is not None:
+            energy.add(connection, sample)
+            retrainings.change(connection, row.id, total_wh=sample.total_wh)
+        retrainings.change(connection, row.id, state=state, ended_at=datetime.now(UTC), reason=reason)
+
+
+def _learned(
+    done: RetrainingRow, labels: NewLabels, gathered: Gathered, known: Mapping[str, KnownPicture]
+) -> dict[str, Any]:
+    kinds = [said for said in known.values() if said.label is not None]
+    return {
+        "asked for by": done.trigger,
+        "new labels": labels.count,
+        "vouched for as normal": sum(said.label == "normal" for said in kinds),
+        "vouched for as anomaly": sum(said.label == "anomaly" for said in kinds),
+        "golden, never trained on": sum(said.role == "golden" for said in kinds),
+        "normals given": len(gathered.normals) + len(gathered.calibrate),
+        "the champion's, overruled by a person": gathered.overruled,
+        "not there any more": gathered.gone,
+        "energy": None if done.total_wh is None else f"{done.total_wh:.3g} Wh",
+        **({} if done.saved_g is None else {"saved by the hour (estimate)": f"{done.saved_g:.2f} g CO2e"}),
+    }
+
+
+def _made_by(folder: Path) -> int | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return (manifest.get("training") or {}).get("retraining")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(str(path.absolute()) for path in paths)

@@ -1,0 +1,119 @@
+"""A root with a trained champion of kind `pixel` and with pictures that people labelled, as rows and files.
+
+The champion learned from few pictures; what was labelled is what it lacks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sqlalchemy import Engine, insert
+
+from models.registry import ModelVersion, file_sha256
+from service.storage.tables import Image as ImageRow
+from service.storage.tables import Review, TrainingPicture
+from service.training import run_training
+from service.training_job import TrainingJob
+
+PRODUCT = "bar"
+RATE = 0.1
+AT = datetime(2026, 3, 1, 8, tzinfo=UTC)
+
+
+def make_picture(path: Path, number: int, *, defect: bool = False) -> Path:
+    """Save a picture of 96 x 64: a light bar on a ground, whose place and brightness differ a little."""
+    rng = np.random.default_rng(number)
+    pixels = np.full((64, 96, 3), 60, dtype=np.uint8)
+    pixels[20:44, 10 + number % 24 : 60 + number % 24] = 150 + number % 5 * 12
+    if defect:
+        top, left = 22 + number % 12, 30 + number % 20
+        pixels[top : top + 9, left : left + 12] = [250, 30, 90]
+    pixels = np.clip(pixels + rng.integers(-10, 10, pixels.shape), 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def train_champion(root: Path, engine: Engine, folder: Path, count: int = 30, steps: int = 5) -> ModelVersion:
+    """Train a champion, badly: `steps` are few."""
+    pictures = [make_picture(folder / f"{number:03}.png", number) for number in range(count)]
+    return run_training(
+        engine,
+        TrainingJob(
+            pictures=tuple(map(str, pictures)),
+            models_root=str((root / "models").absolute()),
+            product=PRODUCT,
+            kind="pixel",
+            profile="fast",
+            false_alarm_rate=RATE,
+            steps=steps,
+            method="split",
+            energy_cpu_max_w=20.0,
+        ),
+    )
+
+
+def label(
+    root: Path,
+    engine: Engine,
+    numbers: range,
+    said: str | None,
+    role: str | None,
+    *,
+    defect: bool | None = None,
+    source: Path | None = None,
+    product: str = PRODUCT,
+    at: datetime = AT,
+) -> list[Path]:
+    """Have a person label pictures: files in `training/`, and rows as a review writes them; return the files.
+
+    `defect` says what the picture shows, where that is not what is `said`.
+    """
+    shows = said == "anomaly" if defect is None else defect
+    paths = []
+    with engine.begin() as connection:
+        for number in numbers:
+            id = f"{'AN'[said == 'normal']}{number:025}"
+            relative = f"training/{product}/{said or 'normal'}/{id}.png"
+            path = root / relative
+            if source is None:
+                make_picture(path, number, defect=shows)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, path)
+            sha256 = file_sha256(path)
+            taken = at + timedelta(minutes=number)
+            connection.execute(
+                insert(ImageRow).values(
+                    id=id,
+                    product=product,
+                    file_name=f"{number}.png",
+                    path=f"normal/{product}/{number}.png",
+                    destination=f"normal/{product}/{number}.png",
+                    state="placed",
+                    sha256=sha256,
+                    received_at=taken,
+                    decided_at=taken,
+                    attempts=1,
+                )
+            )
+            connection.execute(insert(Review).values(image_id=id, label=said, labelled_at=taken, source="command"))
+            connection.execute(
+                insert(TrainingPicture).values(
+                    product=product,
+                    sha256=sha256,
+                    label=said,
+                    role=role,
+                    path=relative,
+                    file_name=f"{number}.png",
+                    image_id=id,
+                    taken_at=taken,
+                    added_at=taken,
+                )
+            )
+            paths.append(path)
+    return paths
