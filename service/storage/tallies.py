@@ -63,12 +63,6 @@ def newest(connection: Connection | Session) -> str | None:
     return found
 
 
-def drift(connection: Connection | Session) -> dict[str, dict[str, Any]]:
-    """Return the latest row of the view `drift` of each product that has one."""
-    statement = text("SELECT * FROM drift WHERE id IN (SELECT max(id) FROM drift_events GROUP BY product)")
-    return {row["product"]: dict(row) for row in connection.execute(statement).mappings()}
-
-
 # What the view `results` does not have.
 FACTS = ("mode", "placed_at", "attempts", "uncertain", "uncertainty", "brightness", "contrast", "sharpness")
 

@@ -20,6 +20,7 @@ from service import __version__
 from service.errors import UsageError
 from service.explore import champion_of
 from service.review import label_pictures
+from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
 from service.storage import images, retrainings, review_pages, tallies, thresholds, versions
 from service.storage.review_pages import Filters, Order, Reviewed, Which
@@ -95,9 +96,8 @@ def add_description(app: FastAPI, site: Site) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=app.routes
-            )
+            found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            app.openapi_schema = _with_our_errors(found, locked=site.settings.web_password is not None)
         return app.openapi_schema
 
     @app.get(f"{PREFIX}/openapi.json", include_in_schema=False)
@@ -112,6 +112,27 @@ def add_description(app: FastAPI, site: Site) -> None:
             for method, one in methods.items()
         ]
         return site.page(request, "api.html", operations=found)
+
+
+def _with_our_errors(document: dict[str, Any], *, locked: bool) -> dict[str, Any]:
+    """Return an OpenAPI `document` that says how errors look, and how the password is sent where there is one."""
+    answer = {
+        "description": "What was expected and what was found",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    parts = document.setdefault("components", {})
+    schemas = parts.setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = answer
+    if locked:
+        parts["securitySchemes"] = {name: {"type": "http", "scheme": name} for name in ("basic", "bearer")}
+        document["security"] = [{"basic": []}, {"bearer": []}]
+    return document
 
 
 def _add_pictures(router: APIRouter, site: Site) -> None:
@@ -310,7 +331,7 @@ def _add_figures(router: APIRouter, site: Site) -> None:
 
     @router.get("/drift")
     def drift(product: OfProduct = None) -> dict[str, Any]:
-        """The latest drift state of each product that has one: rows of the view `drift`."""
+        """The drift state of each product whose present champion has shown one, with its cause and first picture."""
         with site.reading.connect() as connection:
-            found = tallies.drift(connection)
-        return {"drift": [row for name, row in sorted(found.items()) if product in (None, name)]}
+            found = drift_rows.latest(connection)
+        return {"drift": [asdict(row) for name, row in sorted(found.items()) if product in (None, name)]}

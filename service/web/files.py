@@ -47,23 +47,23 @@ def routes(site: Site) -> APIRouter:
 
     @router.get("/images/{id}/picture")
     async def picture(request: Request, id: str) -> Response:
-        return await _sent(request, partial(_whole, site, id, "picture"))
+        return await _sent(request, id, "picture", partial(_whole, site, id, "picture"))
 
     @router.get("/images/{id}/map")
     async def map_(request: Request, id: str) -> Response:
-        return await _sent(request, partial(_whole, site, id, "map"))
+        return await _sent(request, id, "map", partial(_whole, site, id, "map"))
 
     @router.get("/images/{id}/thumb")
     async def thumb(request: Request, id: str) -> Response:
-        return await _sent(request, partial(_small, site, id, "picture"))
+        return await _sent(request, id, "picture-small", partial(_small, site, id, "picture"))
 
     @router.get("/images/{id}/map-thumb")
     async def map_thumb(request: Request, id: str) -> Response:
-        return await _sent(request, partial(_small, site, id, "map"))
+        return await _sent(request, id, "map-small", partial(_small, site, id, "map"))
 
-    async def _sent(request: Request, make: Callable[[], Response]) -> Response:
-        # What a browser asks about again it has: a picture of an id is always the same.
-        if request.headers.get("if-none-match"):
+    async def _sent(request: Request, id: str, of: str, make: Callable[[], Response]) -> Response:
+        # What a browser has it keeps: a picture of an id is always the same.
+        if request.headers.get("if-none-match") == _tag(id, of):
             return Response(status_code=304, headers={"cache-control": PICTURE_AGE})
         made = await in_pool(make)
         return made or Response("too many pictures are asked for at once; try again\n", 503, {"retry-after": "2"})
@@ -106,7 +106,7 @@ def _whole(site: Site, id: str, kind: Kind) -> Response:
         "content-length": str(length),
         "content-disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
         "cache-control": PICTURE_AGE,
-        "etag": f'"{id}-{kind}"',
+        "etag": _tag(id, kind),
         # Opened by itself a picture is a document of its own: it loads and runs nothing.
         "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
     }
@@ -118,7 +118,7 @@ def _small(site: Site, id: str, kind: Kind) -> Response:
         _, made = _found(site, id, kind, lambda path: site.thumbnails.get(id, kind, path))
     except NotShown:
         return _nothing()
-    headers = {"cache-control": PICTURE_AGE, "etag": f'"{id}-{kind}-small"'}
+    headers = {"cache-control": PICTURE_AGE, "etag": _tag(id, f"{kind}-small")}
     return Response(made, media_type="image/jpeg", headers=headers)
 
 
@@ -136,6 +136,10 @@ def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tup
             if moved != path:
                 return moved, open_(moved)
         raise
+
+
+def _tag(id: str, of: str) -> str:
+    return f'"{id}-{of}"'
 
 
 def _nothing() -> Response:

@@ -16,12 +16,12 @@ from starlette.responses import RedirectResponse, Response
 
 from models import registry
 from models.errors import ModelError
-from service.errors import TamisError
+from service.errors import TamisError, UsageError
 from service.score import MODELS
 from service.storage import retrainings, shadow, versions
 from service.storage.versions import VersionRow
 from service.web.pictures import NotShown, read_below
-from service.web.security import caller
+from service.web.security import Caller, caller
 from service.web.site import NotFound, Site, segment
 
 COMPARED_MAX = 6
@@ -85,13 +85,13 @@ def routes(site: Site) -> APIRouter:
     @router.post("/models/{product}/rollback")
     def do_rollback(request: Request, product: str) -> Response:
         asked = caller(request)
-        roll_back(site, product, asked.field("reason"), asked.who, asked.field("now"))
+        roll_back(site, product, asked.field("reason"), asked.who, _confirmed(asked))
         return RedirectResponse(f"/models/{segment(product)}", 303)
 
     @router.post("/models/{product}/{version}/promote")
     def do_promotion(request: Request, product: str, version: str) -> Response:
         asked = caller(request)
-        promote(site, product, version, asked.field("reason"), asked.who, asked.field("now"))
+        promote(site, product, version, asked.field("reason"), asked.who, _confirmed(asked))
         return RedirectResponse(f"/models/{segment(product)}", 303)
 
     @router.get("/models/{product}/{version}/report")
@@ -206,6 +206,14 @@ def _before(connection: Connection, product: str) -> tuple[VersionRow, VersionRo
             f"{' alone' if now else ''}"
         )
     return now, version_of(connection, product, previous)
+
+
+def _confirmed(asked: Caller) -> str:
+    """Return the champion that the page showed when it asked whether to go on. Raises UsageError where none did."""
+    now = asked.field("now")
+    if now is None:
+        raise UsageError("now: expected the champion that the question named; found none. Open the question first")
+    return now
 
 
 def _check_expected(connection: Connection, product: str, expected: str | None) -> None:

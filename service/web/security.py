@@ -317,7 +317,7 @@ def _form(request: Request, body: bytes) -> list[tuple[str, str]]:
 async def _body(request: Request, receive: Receive) -> bytes:
     too_long = Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: expected at most {BODY_BYTES_MAX} bytes")
     announced = request.headers.get("content-length", "0")
-    if not announced.isdigit() or int(announced) > BODY_BYTES_MAX:
+    if not (announced.isascii() and announced.isdigit()) or int(announced) > BODY_BYTES_MAX:
         raise too_long
     body = bytearray()
     while True:

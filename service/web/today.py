@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.claim import instances, said_by
+from service.storage import drift, review_pages, scores, tallies, versions
 from service.storage import energy as energy_rows
-from service.storage import review_pages, scores, tallies, versions
 from service.web import charts
 from service.web.charts import Bar, Line
 from service.web.hours import Hour, Hours
@@ -99,16 +99,17 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         states = tallies.per_state(connection, now - DAY)
         newest = tallies.newest(connection)
         waiting = review_pages.waiting(connection)
-        drift = tallies.drift(connection)
+        drifting = drift.latest(connection)
         costs = energy_rows.per_kind(connection, now - DAY)
     at_hand = sorted(set(products) | set(champions))
     if product is not None and product not in at_hand:
         raise NotFound(f"product: expected one of {', '.join(at_hand) or 'none yet'}; found {product[:100]!r}")
     found = health(site)
     found["wrong"] += [
-        f"product {name} drifts since {event['at'][:16].replace('T', ' ')} UTC; cause: {event['cause'] or 'unknown'}"
-        for name, event in sorted(drift.items())
-        if event["state"] == "drifting"
+        f"product {name} drifts, as found at {row.at:%Y-%m-%d %H:%M} UTC; cause: {row.cause or 'unknown'};"
+        f" it began with picture {row.first_image_id or 'unknown'}"
+        for name, row in sorted(drifting.items())
+        if row.state == "drifting"
     ]
     normal, anomaly = sum(hour.normal for hour in counted), sum(hour.anomaly for hour in counted)
     scoring = next((row for row in costs if row["kind"] == "scoring"), None)
