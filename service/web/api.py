@@ -29,8 +29,8 @@ from service.web import image as image_page
 from service.web import model_pages
 from service.web.files import stored
 from service.web.pictures import map_path
-from service.web.review import LABELS_MAX, moment
-from service.web.security import caller
+from service.web.review import LABELS_MAX, NOTE_CHARACTERS_MAX, moment
+from service.web.security import WHO_CHARACTERS_MAX, caller, plain
 from service.web.site import Site
 from service.web.thresholds import LAST, choose_for, explored
 from service.web.today import health
@@ -59,8 +59,10 @@ class NewLabel(Asked):
     """What a person says of a picture. `label` null takes back what was said."""
 
     label: Verdict | None
-    by: str | None = Field(None, max_length=100, description="who says it, where neither password nor proxy says so")
-    note: str | None = Field(None, max_length=1000)
+    by: str | None = Field(
+        None, max_length=WHO_CHARACTERS_MAX, description="who says it, where neither password nor proxy says so"
+    )
+    note: str | None = Field(None, max_length=NOTE_CHARACTERS_MAX)
 
 
 class NewLabels(NewLabel):
@@ -221,8 +223,9 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
     def _label(request: Request, ids: list[str], asked: NewLabel) -> dict[str, Any]:
         who = caller(request)
         # Who a proxy or a password vouches for cannot give another's name.
-        by = who.who if who.vouched else asked.by or who.who
-        done = label_pictures(site.root, site.writing, ids, asked.label, by=by, source="api", note=asked.note)
+        by = who.who if who.vouched else plain(asked.by or "") or who.who
+        note = plain(asked.note or "", NOTE_CHARACTERS_MAX)
+        done = label_pictures(site.root, site.writing, ids, asked.label, by=by, source="api", note=note)
         return {"labelled": [asdict(one) for one in done]}
 
 

@@ -16,13 +16,14 @@ from service.review import label_pictures
 from service.storage import review_pages, reviews, shadow, tallies, versions
 from service.storage.review_pages import Filters, Order, Reviewed, Which
 from service.web.pictures import map_path
-from service.web.security import caller
+from service.web.security import caller, plain
 from service.web.site import Site, back_to, is_part, query
 
 PAGE = 48
 DISAGREEMENTS = 24
 # As many as a person can have seen: a selection, not a whole database.
 LABELS_MAX = 500
+NOTE_CHARACTERS_MAX = 1000
 TAKEN_BACK = "none"
 
 
@@ -90,7 +91,7 @@ def routes(site: Site) -> APIRouter:
             None if given == TAKEN_BACK else given or "",
             by=asked.who,
             source="web",
-            note=(asked.field("note") or "")[:1000] or None,
+            note=plain(asked.field("note") or "", NOTE_CHARACTERS_MAX),
         )
         back = asked.field("back")
         if not is_part(request):

@@ -202,7 +202,7 @@ class Guard:
 
     def _who(self, request: Request, user: str | None) -> tuple[str | None, bool]:
         if self._user_header is not None:
-            said = _name(request.headers.get(self._user_header, ""))
+            said = plain(request.headers.get(self._user_header, ""))
             if said is None and self._password is None and not _is_open(request.url.path):
                 raise Refused(
                     HTTPStatus.FORBIDDEN,
@@ -210,9 +210,9 @@ class Guard:
                 )
             if said is not None:
                 return said, True
-        if user is not None and (name := _name(user)) is not None:
+        if user is not None and (name := plain(user)) is not None:
             return name, True
-        return _name(unquote(_cookies(request).get(WHO_COOKIE, ""))), False
+        return plain(unquote(_cookies(request).get(WHO_COOKIE, ""))), False
 
     def _sending(self, request: Request, send: Send, session: Session | None) -> Send:
         async def sending(message: Message) -> None:
@@ -239,6 +239,12 @@ def cookie_header(request: Request, name: str, value: str, age_s: int | None = N
     if request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https":
         parts.append("Secure")
     return "; ".join(parts)
+
+
+def plain(said: str, characters_max: int = WHO_CHARACTERS_MAX) -> str | None:
+    """Return what somebody said as it is kept: printable, in one line, of bounded length; None where that is nothing."""
+    kept = "".join(one if one.isprintable() else " " * one.isspace() for one in said).strip()
+    return kept[:characters_max] or None
 
 
 def is_loopback(host: str) -> bool:
@@ -378,9 +384,3 @@ def _cookies(request: Request) -> dict[str, str]:
         except CookieError:
             continue
     return found
-
-
-def _name(said: str) -> str | None:
-    """Return a name as it is kept: printable, not empty, of bounded length; None where there is none."""
-    plain = "".join(character for character in said.strip() if character.isprintable())
-    return plain[:WHO_CHARACTERS_MAX] or None
