@@ -21,12 +21,13 @@ from service.score import MODELS
 from service.storage import retrainings, shadow, versions
 from service.storage.versions import VersionRow
 from service.web.pictures import NotShown, read_below
-from service.web.security import Caller, caller
+from service.web.security import Caller, caller, plain
 from service.web.site import NotFound, Site, segment
 
 COMPARED_MAX = 6
 COMPARED_FIRST = 4
 RUNS = 20
+REASON_CHARACTERS_MAX = 500
 REPORTS = "reports"
 REPORT_BYTES_MAX = 20_000_000
 LIST_BYTES_MAX = 50_000_000
@@ -228,7 +229,8 @@ def _check_expected(connection: Connection, product: str, expected: str | None) 
 
 def _reason(action: str, reason: str | None, by: str | None) -> str:
     said = f"{action} by {by or 'somebody'} on the page"
-    return f"{said}: {reason[:500]}" if reason else said
+    why = plain(reason or "", REASON_CHARACTERS_MAX)
+    return f"{said}: {why}" if why else said
 
 
 def _first(rows: list[VersionRow]) -> list[str]:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -202,7 +203,7 @@ class Guard:
 
     def _who(self, request: Request, user: str | None) -> tuple[str | None, bool]:
         if self._user_header is not None:
-            said = plain(request.headers.get(self._user_header, ""))
+            said = self._by_header(request)
             if said is None and self._password is None and not _is_open(request.url.path):
                 raise Refused(
                     HTTPStatus.FORBIDDEN,
@@ -213,6 +214,21 @@ class Guard:
         if user is not None and (name := plain(user)) is not None:
             return name, True
         return plain(unquote(_cookies(request).get(WHO_COOKIE, ""))), False
+
+    def _by_header(self, request: Request) -> str | None:
+        assert self._user_header is not None
+        given = request.headers.getlist(self._user_header)
+        if len(given) > 1:
+            # One is the caller's own: the proxy added to it where it should have taken its place.
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"header {self._user_header}: expected it once, from the proxy; found {len(given)}",
+            )
+        said = given[0] if given else ""
+        with suppress(UnicodeDecodeError):
+            # Read as Latin-1, as headers are; most proxies write UTF-8.
+            said = said.encode("latin-1").decode()
+        return plain(said)
 
     def _sending(self, request: Request, send: Send, session: Session | None) -> Send:
         async def sending(message: Message) -> None:
@@ -242,7 +258,7 @@ def cookie_header(request: Request, name: str, value: str, age_s: int | None = N
 
 
 def plain(said: str, characters_max: int = WHO_CHARACTERS_MAX) -> str | None:
-    """Return what somebody said as it is kept: printable, in one line, of bounded length; None where that is nothing."""
+    """Return what somebody said as it is kept: printable, in one line, of bounded length; None where it is nothing."""
     kept = "".join(one if one.isprintable() else " " * one.isspace() for one in said).strip()
     return kept[:characters_max] or None
 

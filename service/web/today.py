@@ -86,6 +86,14 @@ def health(site: Site) -> dict[str, Any]:
         wrong.append(
             f"{free / 1e9:.1f} GB free on the disk; claiming stops at {site.settings.free_bytes_min / 1e9:.1f}"
         )
+    with site.reading.connect() as connection:
+        states = drift.latest(connection)
+    wrong += [
+        f"product {name} drifts, as found at {row.at:%Y-%m-%d %H:%M} UTC; cause: {row.cause or 'unknown'};"
+        f" it began with picture {row.first_image_id or 'unknown'}"
+        for name, row in sorted(states.items())
+        if row.state == "drifting"
+    ]
     return {"daemons": daemons, "wrong": wrong, "free_bytes": free}
 
 
@@ -99,18 +107,11 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         states = tallies.per_state(connection, now - DAY)
         newest = tallies.newest(connection)
         waiting = review_pages.waiting(connection)
-        drifting = drift.latest(connection)
         costs = energy_rows.per_kind(connection, now - DAY)
     at_hand = sorted(set(products) | set(champions))
     if product is not None and product not in at_hand:
         raise NotFound(f"product: expected one of {', '.join(at_hand) or 'none yet'}; found {product[:100]!r}")
     found = health(site)
-    found["wrong"] += [
-        f"product {name} drifts, as found at {row.at:%Y-%m-%d %H:%M} UTC; cause: {row.cause or 'unknown'};"
-        f" it began with picture {row.first_image_id or 'unknown'}"
-        for name, row in sorted(drifting.items())
-        if row.state == "drifting"
-    ]
     normal, anomaly = sum(hour.normal for hour in counted), sum(hour.anomaly for hour in counted)
     scoring = next((row for row in costs if row["kind"] == "scoring"), None)
     drawn = [product] if product else at_hand[:HISTOGRAMS_MAX]

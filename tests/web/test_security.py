@@ -307,6 +307,14 @@ def test_header_of_the_proxy_says_who_and_nobody_else_can(root: Path, ids: list[
         assert visitor.json(f"/images/{ids[0]}")["labelled_by"] == "Ada"
 
 
+def test_header_that_came_twice_is_refused_and_one_in_utf_8_is_read(root: Path, ids: list[str]) -> None:
+    with Visitor(root, web_user_header="x-remote-user") as visitor:
+        twice = [("x-remote-user", "Mallory"), ("X-Remote-User", "Ada")]
+        assert visitor.client.get("/review", headers=twice).status_code == 403
+        answer = visitor.client.get("/review", headers=[(b"x-remote-user", "Zoë Łuk".encode())])
+        assert "You are <strong>Zoë Łuk</strong>" in answer.text
+
+
 def test_header_is_nothing_where_no_setting_names_it(visitor: Visitor, ids: list[str]) -> None:
     visitor.json(f"/images/{ids[0]}/label", {"label": "anomaly"}, **{"x-remote-user": "Mallory"})
     assert visitor.json(f"/images/{ids[0]}")["labelled_by"] is None
