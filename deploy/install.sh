@@ -156,7 +156,7 @@ make_environment() {
     fi
     if [ "$DEPENDENCIES" = yes ]; then
         if [ "$WEB" = yes ]; then
-            run "$PREFIX$VENV/bin/python" -m pip install --quiet --upgrade "$SOURCE[web]"
+            run "$PREFIX$VENV/bin/python" -m pip install --quiet --upgrade "${SOURCE}[web]"
         else
             run "$PREFIX$VENV/bin/python" -m pip install --quiet --upgrade "$SOURCE"
         fi
