@@ -12,12 +12,15 @@ ACTION=install
 DRY_RUN=no
 DEPENDENCIES=yes
 RAPL=no
+WEB=no
 START=yes
 
 HERE=$(cd "$(dirname "$0")" && pwd)
 VENV=/opt/tamis
 UNIT=/etc/systemd/system/tamis.service
 DROP_IN=/etc/systemd/system/tamis.service.d/group.conf
+WEB_UNIT=/etc/systemd/system/tamis-web.service
+WEB_DROP_IN=/etc/systemd/system/tamis-web.service.d/group.conf
 ENVIRONMENT=/etc/tamis/tamis.env
 TMPFILES=/etc/tmpfiles.d/tamis-rapl.conf
 # torch and the scoring runtime, with room for pip to unpack them.
@@ -31,9 +34,10 @@ usage: install.sh [OPTION]...
   --python PROGRAM    Python 3.11 or later that the environment is made with; default: python3
   --group NAME        an existing group whose members may drop pictures and read results
   --rapl              let the service read the processor's energy counters
-  --no-start          install, but neither enable nor start the service
+  --web               install the review page too, as a service of its own on http://localhost:8080
+  --no-start          install, but neither enable nor start the services
   --no-deps           do not install what Tamis depends on (it must be in the environment already)
-  --uninstall         remove the unit, the environment and the user; never the data
+  --uninstall         remove the units, the environment and the user; never the data
   --prefix DIR        install below DIR instead of /: no user, no systemd; for tests and packaging
   --dry-run           print what would be done, do nothing
   --help              this text
@@ -85,6 +89,7 @@ parse() {
         --group) need "$@" && GROUP=$2 && shift ;;
         --prefix) need "$@" && PREFIX=${2%/} && shift ;;
         --rapl) RAPL=yes ;;
+        --web) WEB=yes ;;
         --no-start) START=no ;;
         --no-deps) DEPENDENCIES=no ;;
         --uninstall) ACTION=uninstall ;;
@@ -150,7 +155,11 @@ make_environment() {
         run "$PYTHON" -m venv "$PREFIX$VENV"
     fi
     if [ "$DEPENDENCIES" = yes ]; then
-        run "$PREFIX$VENV/bin/python" -m pip install --quiet --upgrade "$SOURCE"
+        if [ "$WEB" = yes ]; then
+            run "$PREFIX$VENV/bin/python" -m pip install --quiet --upgrade "${SOURCE}[web]"
+        else
+            run "$PREFIX$VENV/bin/python" -m pip install --quiet --upgrade "$SOURCE"
+        fi
     fi
     # Once more by force: pip takes a rebuilt package of the same version for one that it has.
     run "$PREFIX$VENV/bin/python" -m pip install --quiet --force-reinstall --no-deps "$SOURCE"
@@ -190,11 +199,19 @@ share_root() {
     else
         say "note: no setfacl here (package acl); members need umask 002 when they make folders in incoming"
     fi
-    run mkdir -p "$PREFIX$(dirname "$DROP_IN")"
+    put_group "$DROP_IN"
+    if [ "$WEB" = yes ]; then
+        # What it moves and draws is for the same people to read.
+        put_group "$WEB_DROP_IN"
+    fi
+}
+
+put_group() {
+    run mkdir -p "$PREFIX$(dirname "$1")"
     if [ "$DRY_RUN" = yes ]; then
-        say "would write: $PREFIX$DROP_IN"
+        say "would write: $PREFIX$1"
     else
-        printf '[Service]\nGroup=%s\nSupplementaryGroups=tamis\nUMask=0027\n' "$GROUP" >"$PREFIX$DROP_IN"
+        printf '[Service]\nGroup=%s\nSupplementaryGroups=tamis\nUMask=0027\n' "$GROUP" >"$PREFIX$1"
     fi
 }
 
@@ -202,6 +219,10 @@ put_files() {
     run mkdir -p "$PREFIX$(dirname "$UNIT")" "$PREFIX$(dirname "$ENVIRONMENT")"
     run cp "$HERE/tamis.service" "$PREFIX$UNIT"
     run chmod 0644 "$PREFIX$UNIT"
+    if [ "$WEB" = yes ]; then
+        run cp "$HERE/tamis-web.service" "$PREFIX$WEB_UNIT"
+        run chmod 0644 "$PREFIX$WEB_UNIT"
+    fi
     # The environment file is the owner's once it is there.
     if [ ! -e "$PREFIX$ENVIRONMENT" ]; then
         run cp "$HERE/tamis.env" "$PREFIX$ENVIRONMENT"
@@ -224,16 +245,27 @@ start_service() {
         system systemctl enable --quiet tamis.service
         # The start brings an older database up to date and waits until the daemon says that it is ready.
         system systemctl restart tamis.service
+        if [ "$WEB" = yes ]; then
+            system systemctl enable --quiet tamis-web.service
+            system systemctl restart tamis-web.service
+        fi
     fi
 }
 
 install_all() {
     check_install
+    # An upgrade keeps the page that is there.
+    if [ -e "$PREFIX$WEB_UNIT" ]; then
+        WEB=yes
+    fi
     make_user
     if [ -x "$PREFIX$VENV/bin/tamis" ]; then
         say "upgrading $PREFIX$VENV"
         if [ -z "$PREFIX" ] && systemctl is-active --quiet tamis.service; then
             run systemctl stop tamis.service
+        fi
+        if [ -z "$PREFIX" ] && systemctl is-active --quiet tamis-web.service; then
+            run systemctl stop tamis-web.service
         fi
     else
         say "installing into $PREFIX$VENV"
@@ -243,6 +275,9 @@ install_all() {
     put_files
     start_service
     say "done; pictures go to $PREFIX$DATA/incoming/PRODUCT, settings are in $PREFIX$DATA/tamis.toml"
+    if [ "$WEB" = yes ]; then
+        say "the review page: http://localhost:8080; docs/deployment.md says how others reach it"
+    fi
     say "look at it: systemctl status tamis; runuser -u tamis -- $VENV/bin/tamis doctor --root $DATA"
 }
 
@@ -250,11 +285,16 @@ uninstall_all() {
     if [ -z "$PREFIX" ] && [ -e "$UNIT" ]; then
         run systemctl disable --now --quiet tamis.service
     fi
-    run rm -f "$PREFIX$UNIT" "$PREFIX$DROP_IN" "$PREFIX$TMPFILES"
-    if [ -d "$PREFIX$(dirname "$DROP_IN")" ]; then
-        # Other drop-ins are the owner's.
-        run rmdir --ignore-fail-on-non-empty "$PREFIX$(dirname "$DROP_IN")"
+    if [ -z "$PREFIX" ] && [ -e "$WEB_UNIT" ]; then
+        run systemctl disable --now --quiet tamis-web.service
     fi
+    run rm -f "$PREFIX$UNIT" "$PREFIX$DROP_IN" "$PREFIX$WEB_UNIT" "$PREFIX$WEB_DROP_IN" "$PREFIX$TMPFILES"
+    for folder in "$PREFIX$(dirname "$DROP_IN")" "$PREFIX$(dirname "$WEB_DROP_IN")"; do
+        if [ -d "$folder" ]; then
+            # Other drop-ins are the owner's.
+            run rmdir --ignore-fail-on-non-empty "$folder"
+        fi
+    done
     # A folder without this is no environment, and nothing that this script made.
     if [ -f "$PREFIX$VENV/pyvenv.cfg" ]; then
         run rm -rf "$PREFIX$VENV"

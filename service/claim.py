@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ulid import ULID
 
@@ -214,6 +215,18 @@ class InstanceLock:
 def instances(root: Path) -> list[str]:
     """Return the names of all instances that have a processing folder under `root`."""
     return sorted(path.name for path in (root / PROCESSING).iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def said_by(root: Path, instance: str) -> dict[str, Any]:
+    """Return what the daemon `instance` last said of itself, and whether it is running."""
+    path = root / PROCESSING / instance / STATUS_NAME
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        said = {}
+    return {"instance": instance, "running": InstanceLock(root, instance).held()} | {
+        key: value for key, value in said.items() if key != "instance"
+    }
 
 
 def make_folders(folder: Path, root: Path) -> None:

@@ -26,6 +26,7 @@ from service.commands import (
     status,
     train,
     versions,
+    web,
 )
 from service.errors import TamisError
 
@@ -43,6 +44,7 @@ app.command()(init.init)
 app.command()(train.train)
 app.command()(retrain.retrain)
 app.command()(run.run)
+app.command()(web.web)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)

@@ -92,6 +92,14 @@ class Picture:
     drafted: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture for people to look at: `image` upright RGB; `format` is that of the file."""
+
+    image: Image.Image
+    format: str
+
+
 def read_image(path: Path, size: tuple[int, int], *, draft: bool = False) -> npt.NDArray[np.uint8]:
     """Return the picture at `path` as uint8 `(H, W, 3)` RGB with `(H, W) == size`, as `decode`. Raises DecodeError."""
     return decode(read_file(path).data, size, draft=draft).pixels
@@ -162,6 +170,35 @@ def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, 
         if orientation in _UPRIGHT:
             resized = resized.transpose(_UPRIGHT[orientation])
         return Picture(np.asarray(resized, dtype=np.uint8), height, width, mode, drafted)
+
+
+def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:
+    """Return which of FORMATS the picture in `data` is, from its first bytes and not its name. Raises DecodeError."""
+    with _opened(data, pixels_max) as image:
+        return str(image.format)
+
+
+def decode_within(data: bytes, side_max: int | None = None, *, pixels_max: int = PIXELS_MAX) -> Shown:
+    """Return the picture in `data` with sides of at most `side_max`, its shape kept, never enlarged; None is its own.
+
+    A large JPEG is decoded as a draft. Raises DecodeError as `decode`.
+    """
+    with _opened(data, pixels_max) as image:
+        orientation, found = _orientation(image), str(image.format)
+        width, height = image.size
+        scale = min(1.0, side_max / max(width, height)) if side_max else 1.0
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        try:
+            if scale < 1.0:
+                _draft(image, size)
+            rgb = _as_rgb(image)
+            smaller = rgb if scale == 1.0 else rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            upright = smaller.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else smaller.copy()
+        except DecodeError:
+            raise
+        except Exception as error:  # noqa: BLE001  (as in `decode`)
+            raise DecodeError("damaged", f"cannot decode {found}: {_told(error)}") from None
+        return Shown(upright, found)
 
 
 def _read_exactly(file: io.FileIO, size: int) -> bytes:

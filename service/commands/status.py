@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ import typer
 from sqlalchemy import Connection, Engine
 
 from service import settings as settings_module
-from service.claim import INCOMING, PROCESSING, STATUS_NAME, InstanceLock, instances
+from service.claim import INCOMING, instances, said_by
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
@@ -60,7 +59,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
             newest = images.search(connection, limit=1)
             document = {
                 "root": str(root),
-                "daemons": [_daemon(root, name) for name in instances(root)],
+                "daemons": [said_by(root, name) for name in instances(root)],
                 "incoming": dict(sorted(waiting.items())),
                 "waiting_for_model": sorted(
                     product for product in waiting if product not in champion_of and "default" not in champion_of
@@ -116,17 +115,6 @@ def _retention(root: Path, engine: Engine, rules: Sequence[Rule], now: datetime)
     except TamisError as error:
         # What is wrong there is a line of the status, not its end.
         return {"rules": rules_document(rules), "last_run": last_run(root), "error": str(error)}
-
-
-def _daemon(root: Path, name: str) -> dict[str, Any]:
-    path = root / PROCESSING / name / STATUS_NAME
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        said = {}
-    return {"instance": name, "running": InstanceLock(root, name).held()} | {
-        key: value for key, value in said.items() if key != "instance"
-    }
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -43,14 +43,24 @@ def add(connection: Connection | Session, sample: EnergySample) -> int:
     return int(result.inserted_primary_key[0])
 
 
-def per_kind(connection: Connection | Session, since: datetime | None = None) -> list[dict[str, Any]]:
-    """Return one dict per kind of energy, started from `since` on.
+def per_kind(
+    connection: Connection | Session, since: datetime | None = None, until: datetime | None = None
+) -> list[dict[str, Any]]:
+    """Return one dict per kind of energy, started from `since` on and before `until`.
 
     Keys: kind, rows, duration_s, images, total_wh, emissions_g, wh_per_1000_images, g_per_1000_images, share
     (of the energy of all kinds), source (measured, estimated or mixed), rows_without_wh, rows_without_g.
     """
     statement = _since(select(_rows.c.kind, *_sums()).group_by(_rows.c.kind).order_by(_rows.c.kind), since)
+    if until is not None:
+        statement = statement.where(_rows.c.started_at < until)
     return _with_shares(_dicts(connection, statement))
+
+
+def first_at(connection: Connection | Session) -> datetime | None:
+    """Return when the first row began; None where there is none."""
+    found: datetime | None = connection.execute(select(func.min(_rows.c.started_at))).scalar_one()
+    return found
 
 
 def per_day(connection: Connection | Session, since: datetime | None = None) -> list[dict[str, Any]]:

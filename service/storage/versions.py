@@ -159,12 +159,7 @@ def rollback(
 
     Raises TamisError where `product` has no champion, or never had another.
     """
-    history = (
-        select(_promotions.c.action, _promotions.c.version)
-        .where(_promotions.c.product == product)
-        .order_by(_promotions.c.id)
-    )
-    line = _line((row.action, row.version) for row in connection.execute(history))
+    line = _line_of(connection, product)
     if len(line) < 2:
         found = f"{line[0]} alone" if line else "none"
         raise TamisError(f"product {product}: expected an earlier champion to go back to; found {found}")
@@ -172,6 +167,21 @@ def rollback(
     row = get(connection, product, line[-2])
     assert row is not None
     return row
+
+
+def previous(connection: Connection | Session, product: str) -> str | None:
+    """Return the version that a rollback would make champion of `product`; None where there is none."""
+    line = _line_of(connection, product)
+    return line[-2] if len(line) > 1 else None
+
+
+def _line_of(connection: Connection | Session, product: str) -> list[str]:
+    history = (
+        select(_promotions.c.action, _promotions.c.version)
+        .where(_promotions.c.product == product)
+        .order_by(_promotions.c.id)
+    )
+    return _line((row.action, row.version) for row in connection.execute(history))
 
 
 def _line(history: Iterable[tuple[str, str]]) -> list[str]:

@@ -26,7 +26,7 @@ STEPS = frozenset(
     }
 )  # fmt: skip
 # Who may be imported by whom: a module may import its own layer and those below it.
-LAYERS = ["storage", "steps", "pipeline", "daemon", "commands", "cli"]
+LAYERS = ["storage", "steps", "web", "pipeline", "daemon", "commands", "cli"]
 TRAINING_ONLY = frozenset({"torch", "torchvision", "timm"})
 
 
@@ -47,7 +47,7 @@ def layer_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "service" or len(parts) < 2:
         return None
-    if parts[1] in ("storage", "commands", "daemon", "cli"):
+    if parts[1] in ("storage", "web", "commands", "daemon", "cli"):
         return parts[1]
     if parts[1] in ("pipeline", "intake", "inspection", "workers", "folder_watch"):
         return "pipeline"
@@ -71,6 +71,14 @@ def test_imports_point_one_way(module: str) -> None:
         if (layer := layer_of(name)) and LAYERS.index(layer) > LAYERS.index(own) and name != "service.filesystem"
     }
     assert {name for name in above if not name.startswith("service.filesystem")} == set()
+
+
+def test_only_its_own_command_knows_the_page_and_only_once_it_is_asked_for() -> None:
+    """The daemon and every other command run without the page's packages."""
+    asking = {m for m in MODULES for name in imports_of(m) if name.startswith("service.web")}
+    assert {m for m in asking if not m.startswith("service.web")} == {"service.commands.web"}
+    script = "import sys, service.cli; assert not {'fastapi', 'starlette', 'uvicorn', 'jinja2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("models")])

@@ -20,6 +20,8 @@ VENV = "opt/tamis"
 DATA = "var/lib/tamis"
 UNIT = "etc/systemd/system/tamis.service"
 DROP_IN = "etc/systemd/system/tamis.service.d/group.conf"
+WEB_UNIT = "etc/systemd/system/tamis-web.service"
+WEB_DROP_IN = "etc/systemd/system/tamis-web.service.d/group.conf"
 ENVIRONMENT = "etc/tamis/tamis.env"
 
 STAND_IN = """
@@ -140,6 +142,32 @@ def test_group_may_drop_and_read_but_not_write_elsewhere(
     assert mode(prefix / DATA / "normal") == 0o2750
     assert mode(prefix / DATA) == 0o2750
     assert (prefix / DROP_IN).read_text() == "[Service]\nGroup=inspection\nSupplementaryGroups=tamis\nUMask=0027\n"
+
+
+def test_page_is_installed_when_asked_for_kept_by_an_upgrade_and_taken_away(
+    tmp_path: Path, installed: Path, wheels: tuple[Path, Path]
+) -> None:
+    assert not (installed / WEB_UNIT).exists()
+    prefix = copy_of(installed, tmp_path)
+    done = install("--prefix", prefix, "--source", wheels[0], "--no-deps", "--web", "--group", "inspection")
+    assert done.returncode == 0, done.stdout + done.stderr
+    unit = (INSTALL.parent / "tamis-web.service").read_bytes()
+    assert (prefix / WEB_UNIT).read_bytes() == unit
+    assert (prefix / WEB_DROP_IN).read_text() == (prefix / DROP_IN).read_text()
+    (prefix / WEB_UNIT).write_text("old")
+    assert install("--prefix", prefix, "--source", wheels[1], "--no-deps").returncode == 0
+    assert (prefix / WEB_UNIT).read_bytes() == unit
+    assert install("--prefix", prefix, "--uninstall").returncode == 0
+    assert not (prefix / WEB_UNIT).parent.joinpath("tamis-web.service.d").exists()
+    assert not (prefix / WEB_UNIT).exists()
+
+
+def test_dry_run_with_the_page_shows_its_packages_and_its_service(wheels: tuple[Path, Path]) -> None:
+    done = install("--source", wheels[0], "--dry-run", "--web")
+    assert done.returncode == 0, done.stderr
+    assert f"--upgrade {wheels[0]}[web]" in done.stdout
+    assert "systemctl enable --quiet tamis-web.service" in done.stdout
+    assert "tamis-web" not in install("--source", wheels[0], "--dry-run").stdout
 
 
 def test_uninstall_takes_the_program_and_keeps_the_data(installed: Path, tmp_path: Path) -> None:

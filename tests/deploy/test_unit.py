@@ -17,13 +17,16 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "tamis.service"
 # In the tool's unit for --threshold: ten times the exposure that it shows, so 6 is an exposure of 0.6.
 EXPOSURE_MAX = 0.6
+WEB_UNIT = DEPLOY / "tamis-web.service"
+# It has to answer on a network, if only on this machine's own.
+WEB_EXPOSURE_MAX = 1.3
 
 analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
-def directives() -> dict[str, list[str]]:
+def directives(unit: Path = UNIT) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         name, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
             found.setdefault(name, []).append(value)
@@ -67,6 +70,41 @@ def test_exposure_of_the_sandbox_is_at_most_0_6(copy: Path) -> None:
     shown = re.search(r"Overall exposure level for tamis\.service: ([0-9.]+)", done.stdout)
     assert shown is not None
     assert float(shown[1]) <= EXPOSURE_MAX
+
+
+@analyze
+def test_unit_of_the_page_is_understood_and_its_exposure_at_most_1_3(tmp_path: Path) -> None:
+    path = tmp_path / "tamis-web.service"
+    path.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={shutil.which('true')}", WEB_UNIT.read_text()))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=true"]
+    done = subprocess.run(
+        [*command, f"--threshold={WEB_EXPOSURE_MAX * 10:.0f}", str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+    shown = re.search(r"Overall exposure level for tamis-web\.service: ([0-9.]+)", done.stdout)
+    assert shown is not None
+    assert float(shown[1]) <= WEB_EXPOSURE_MAX
+
+
+def test_page_is_reached_from_this_machine_alone_and_writes_in_the_root_alone() -> None:
+    found = directives(WEB_UNIT)
+    assert found["ExecStart"] == ["/opt/tamis/bin/tamis web --root /var/lib/tamis"]
+    assert found["ReadWritePaths"] == ["/var/lib/tamis"]
+    assert found["IPAddressDeny"] == ["any"]
+    assert found["IPAddressAllow"] == ["localhost"]
+    assert found["UMask"] == ["0077"]
+    assert found["RestartPreventExitStatus"] == directives()["RestartPreventExitStatus"]
+    assert found["User"] == directives()["User"]
+
+
+def test_page_never_stops_the_daemon_with_it() -> None:
+    found = directives(WEB_UNIT)
+    assert not {"Requires", "BindsTo", "PartOf", "Conflicts"} & set(found)
+    assert int(found["Nice"][0]) > int(directives()["Nice"][0])
 
 
 @analyze

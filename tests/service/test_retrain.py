@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,9 +17,8 @@ from sqlalchemy import Engine
 from models.progress import Progress
 from models.registry import ModelVersion
 from service import settings as settings_module
-from service.errors import TamisError
-from service.gather import gather, read_images
-from service.retrain import LOCK_NAME, clear_up, retrain, retraining_lock
+from service.gather import read_images
+from service.retrain import LOCK_NAME, retrain
 from service.storage import retrainings, versions
 from service.storage.engine import open_database
 from service.training import EnergyExceeded

@@ -1,0 +1,281 @@
+"""Statements behind the review page: pictures in the order in which a person should look at them, a page at a time.
+
+A page is reached from the last row of the one before it, never by counting rows, and reads a bounded number of
+rows whatever the filters: where few pictures match, it ends early and says where to go on. The caller owns the
+transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from service.errors import UsageError
+from service.storage.tables import time_text
+
+Order = Literal["uncertain", "newest"]
+Reviewed = Literal["no", "yes", "all"]
+Which = Literal["normal", "anomaly", "quarantined"]
+
+# Index entries looked at for one page, in steps that grow: most pages are full after the first.
+STEPS = (200, 1000, 4000, 5000, 5000)
+# Up to so many pictures the filters' own index is read and sorted, and no index in order walked.
+FEW = 8000
+
+_COLUMNS = """
+    i.id, i.product, i.file_name, i.path, i.state, i.verdict, i.score, i.threshold, i.p_value, i.model_version,
+    i.uncertain, i.uncertainty, i.received_at, i.width, i.height, i.error,
+    r.id AS review_id, r.label, r.labelled_by, r.labelled_at"""
+_LATEST = "(SELECT max(latest.id) FROM reviews AS latest WHERE latest.image_id = i.id)"
+_BY_UNCERTAINTY = "images_by_uncertainty"
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which pictures a person wants to see; None is any. `since` is inclusive, `until` exclusive."""
+
+    product: str | None = None
+    which: Which | None = None
+    score_min: float | None = None
+    score_max: float | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    reviewed: Reviewed = "no"
+    order: Order = "uncertain"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows of a page; `after` is what the next one is asked for with, None at the end.
+
+    `whole` is False where the page ended early, since too many pictures in a row did not match.
+    """
+
+    rows: list[dict[str, Any]]
+    after: str | None
+    whole: bool = True
+
+
+def page(connection: Connection | Session, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
+    """Return the pictures that come after `after`, at most `limit`.
+
+    `after` is the id of a picture or, of those reviewed, the number of a review. Raises UsageError where there is
+    no such picture.
+    """
+    if filters.reviewed == "yes":
+        return _reviewed(connection, filters, after, limit)
+    last = None if after is None else _place_of(connection, after)
+    # What could not be scored has no uncertainty; nor has what was scored before there was any.
+    if filters.order == "newest" or filters.which == "quarantined":
+        return _walk(connection, filters, _Newest(filters), last, limit)
+    if _are_few(connection, filters):
+        return _sorted(connection, filters, last, limit)
+    return _walk(connection, filters, _Uncertain(filters), last, limit)
+
+
+def by_ids(connection: Connection | Session, ids: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of `ids` as `page` does, in their order; an unknown id is left out."""
+    if not ids:
+        return []
+    names = {f"id{n}": id for n, id in enumerate(ids)}
+    marks = ", ".join(f":{name}" for name in names)
+    statement = f"SELECT {_COLUMNS} FROM images AS i LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.id IN ({marks})"
+    found = {row["id"]: row for row in _rows(connection, statement, names)}
+    return [found[id] for id in ids if id in found]
+
+
+def waiting(connection: Connection | Session, most: int = 1000) -> int:
+    """Return how many uncertain pictures nobody has labelled yet; counted up to `most`."""
+    statement = text(
+        "SELECT count(*) FROM (SELECT 1 FROM images AS i INDEXED BY images_uncertain_by_received_at"
+        f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.uncertain = 1 AND r.label IS NULL LIMIT :most)"
+    )
+    return int(connection.execute(statement, {"most": most}).scalar_one())
+
+
+class _Uncertain:
+    """The index in order of uncertainty; product and time are read off it before any row is."""
+
+    columns = ("uncertainty", "received_at", "id")
+
+    def __init__(self, filters: Filters) -> None:
+        self.conditions = ["uncertainty IS NOT NULL"]
+        self.index = f"INDEXED BY {_BY_UNCERTAINTY}"
+        self.inside, self.outside = False, True
+
+
+class _Newest:
+    """The index of the filters that have one, in order of time."""
+
+    columns = ("received_at", "id")
+
+    def __init__(self, filters: Filters) -> None:
+        self.conditions = _indexed(filters)
+        self.index = ""
+        self.inside, self.outside = True, False
+
+
+def _walk(
+    connection: Connection | Session,
+    filters: Filters,
+    walk: _Uncertain | _Newest,
+    last: dict[str, Any] | None,
+    limit: int,
+) -> Page:
+    order = ", ".join(f"{column} DESC" for column in walk.columns)
+    names = ", ".join(dict.fromkeys([*walk.columns, "id", "product", "received_at"]))
+    outer = [*_unindexed(filters), *(f"c.{one}" for one in _indexed(filters, of_verdict=False) if walk.outside)]
+    if walk.outside:
+        outer += _of_verdict(filters, "i.")
+    parameters = _parameters(filters)
+    found: list[dict[str, Any]] = []
+    for step in STEPS:
+        inner = list(walk.conditions)
+        if last is not None:
+            inner.append(f"({', '.join(walk.columns)}) < ({', '.join(':last_' + c for c in walk.columns)})")
+            parameters |= {f"last_{column}": last[column] for column in walk.columns}
+        candidates = (
+            f"SELECT {names} FROM images {walk.index} WHERE {' AND '.join(inner) or '1'} ORDER BY {order} LIMIT :step"
+        )
+        statement = (
+            f"SELECT {_COLUMNS} FROM ({candidates}) AS c JOIN images AS i ON i.id = c.id"
+            f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE {' AND '.join(outer) or '1'}"
+            f" ORDER BY {', '.join(f'c.{column} DESC' for column in walk.columns)} LIMIT :limit"
+        )
+        asked = parameters | {"step": step, "limit": limit + 1 - len(found)}
+        found += _rows(connection, statement, asked)
+        if len(found) > limit:
+            return Page(found[:limit], found[limit - 1]["id"])
+        ends = list(
+            connection.execute(
+                text(f"SELECT {', '.join(walk.columns)} FROM ({candidates}) ORDER BY {order} LIMIT 1 OFFSET :end"),
+                asked | {"end": step - 1},
+            ).mappings()
+        )
+        if not ends:
+            return Page(found, None)
+        last = dict(ends[0])
+    return Page(found, str(last["id"]) if last is not None else None, whole=False)
+
+
+def _are_few(connection: Connection | Session, filters: Filters) -> bool:
+    conditions = _indexed(filters)
+    if not conditions:
+        return False
+    statement = text(
+        f"SELECT count(*) FROM (SELECT 1 FROM images INDEXED BY {_index_of(filters)}"
+        f" WHERE {' AND '.join(conditions)} LIMIT :most)"
+    )
+    return int(connection.execute(statement, _parameters(filters) | {"most": FEW + 1}).scalar_one()) <= FEW
+
+
+def _sorted(connection: Connection | Session, filters: Filters, last: dict[str, Any] | None, limit: int) -> Page:
+    conditions = ["i.uncertainty IS NOT NULL", *(f"i.{one}" for one in _indexed(filters)), *_unindexed(filters)]
+    parameters = _parameters(filters)
+    if last is not None:
+        conditions.append("(i.uncertainty, i.received_at, i.id) < (:last_uncertainty, :last_received_at, :last_id)")
+        parameters |= {f"last_{column}": last[column] for column in ("uncertainty", "received_at", "id")}
+    statement = (
+        f"SELECT {_COLUMNS} FROM images AS i INDEXED BY {_index_of(filters)}"
+        f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE {' AND '.join(conditions)}"
+        " ORDER BY i.uncertainty DESC, i.received_at DESC, i.id DESC LIMIT :limit"
+    )
+    found = _rows(connection, statement, parameters | {"limit": limit + 1})
+    return Page(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
+
+
+def _reviewed(connection: Connection | Session, filters: Filters, after: str | None, limit: int) -> Page:
+    """Return what was labelled, what was labelled last first; a picture is where its latest review is."""
+    last = None if after is None else _whole_number(after)
+    conditions = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
+    conditions += [f"i.{one}" for one in _indexed(filters, of_verdict=False)]
+    parameters = _parameters(filters)
+    found: list[dict[str, Any]] = []
+    for step in STEPS:
+        before = "" if last is None else "WHERE id < :last"
+        asked = parameters | {"step": step, "limit": limit + 1 - len(found), "last": last}
+        candidates = f"SELECT id FROM reviews {before} ORDER BY id DESC LIMIT :step"
+        found += _rows(
+            connection,
+            f"SELECT {_COLUMNS} FROM ({candidates}) AS c JOIN reviews AS r ON r.id = c.id"
+            f" JOIN images AS i ON i.id = r.image_id WHERE {' AND '.join(conditions)}"
+            " ORDER BY c.id DESC LIMIT :limit",
+            asked,
+        )
+        if len(found) > limit:
+            return Page(found[:limit], str(found[limit - 1]["review_id"]))
+        end = connection.execute(
+            text(f"SELECT id FROM ({candidates}) ORDER BY id DESC LIMIT 1 OFFSET :end"), asked | {"end": step - 1}
+        ).scalar_one_or_none()
+        if end is None:
+            return Page(found, None)
+        last = int(end)
+    return Page(found, str(last), whole=False)
+
+
+def _indexed(filters: Filters, *, of_verdict: bool = True) -> list[str]:
+    """Return the conditions that an index serves, without a table's name."""
+    conditions = ["product = :product"] if filters.product is not None else []
+    if of_verdict:
+        conditions += _of_verdict(filters, "")
+    conditions += ["received_at >= :since"] if filters.since is not None else []
+    return conditions + (["received_at < :until"] if filters.until is not None else [])
+
+
+def _of_verdict(filters: Filters, table: str) -> list[str]:
+    if filters.which == "quarantined":
+        return [f"{table}state = 'quarantined'"]
+    return [f"{table}verdict = :which"] if filters.which is not None else []
+
+
+def _of_score(filters: Filters) -> list[str]:
+    conditions = ["i.score >= :score_min"] if filters.score_min is not None else []
+    return conditions + (["i.score <= :score_max"] if filters.score_max is not None else [])
+
+
+def _unindexed(filters: Filters) -> list[str]:
+    conditions = _of_score(filters)
+    if filters.which != "quarantined":
+        # What lies nowhere can't be looked at.
+        conditions.append("i.state IN ('scored', 'placed', 'quarantined')")
+    return [*conditions, "r.label IS NULL"] if filters.reviewed == "no" else conditions
+
+
+def _index_of(filters: Filters) -> str:
+    product = "product_" if filters.product is not None else ""
+    verdict = "verdict_" if filters.which is not None else ""
+    return f"images_by_{product}{verdict}received_at_id"
+
+
+def _parameters(filters: Filters) -> dict[str, Any]:
+    return {
+        "product": filters.product,
+        "which": filters.which,
+        "score_min": filters.score_min,
+        "score_max": filters.score_max,
+        "since": None if filters.since is None else time_text(filters.since),
+        "until": None if filters.until is None else time_text(filters.until),
+    }
+
+
+def _place_of(connection: Connection | Session, id: str) -> dict[str, Any]:
+    statement = text("SELECT id, received_at, coalesce(uncertainty, 0) AS uncertainty FROM images WHERE id = :id")
+    row = connection.execute(statement, {"id": id}).mappings().one_or_none()
+    if row is None:
+        raise UsageError(f"after: expected the id of a picture on record; found {id!r}")
+    return dict(row)
+
+
+def _whole_number(after: str) -> int:
+    if not (after.isascii() and after.isdigit() and len(after) < 19):
+        raise UsageError(f"after: expected the number of a review; found {after!r}")
+    return int(after)
+
+
+def _rows(connection: Connection | Session, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]

@@ -1,0 +1,91 @@
+"""Statements that count pictures over time and look up what is known of one, each bounded by an index.
+
+The caller owns the transaction and chooses spans short enough to hold up no writer.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, get_args
+
+from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
+
+from service.storage.tables import ImageState, time_text
+
+
+def per_hour(
+    connection: Connection | Session, since: datetime, until: datetime, product: str | None = None
+) -> dict[str, dict[str, int]]:
+    """Return for each UTC hour `YYYY-MM-DDTHH` with pictures their numbers: `normal` and `anomaly`.
+
+    Each verdict is read off an index alone.
+    """
+    of_product = "product = :product AND " if product is not None else ""
+    statement = text(
+        "SELECT substr(received_at, 1, 13) AS hour, count(*) AS pictures FROM images"
+        f" WHERE {of_product}verdict = :verdict AND received_at >= :since AND received_at < :until GROUP BY 1"
+    )
+    found: dict[str, dict[str, int]] = {}
+    span = {"since": time_text(since), "until": time_text(until), "product": product}
+    for verdict in ("normal", "anomaly"):
+        for hour, pictures in connection.execute(statement, span | {"verdict": verdict}):
+            found.setdefault(hour, {"normal": 0, "anomaly": 0})[verdict] = pictures
+    return found
+
+
+def per_state(connection: Connection | Session, since: datetime) -> dict[str, int]:
+    """Return the number of pictures per state, received from `since` on; a state without any is left out.
+
+    A count for each, since one grouped by state would read the whole index.
+    """
+    statement = text("SELECT count(*) FROM images WHERE state = :state AND received_at >= :since")
+    counts = {
+        state: connection.execute(statement, {"state": state, "since": time_text(since)}).scalar_one()
+        for state in get_args(ImageState)
+    }
+    return {state: count for state, count in counts.items() if count}
+
+
+def products(connection: Connection | Session) -> list[str]:
+    """Return the products that have pictures, in order, with a look into the index for each and no more."""
+    statement = text(
+        "WITH RECURSIVE known(product) AS (SELECT min(product) FROM images UNION ALL"
+        " SELECT (SELECT min(product) FROM images WHERE product > known.product) FROM known"
+        " WHERE known.product IS NOT NULL) SELECT product FROM known WHERE product IS NOT NULL"
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def newest(connection: Connection | Session) -> str | None:
+    """Return when the latest picture was received, as text; None where there is none."""
+    found: str | None = connection.execute(text("SELECT max(received_at) FROM images")).scalar_one()
+    return found
+
+
+# What the view `results` does not have.
+FACTS = ("mode", "placed_at", "attempts", "uncertain", "uncertainty", "brightness", "contrast", "sharpness")
+
+
+def facts(connection: Connection | Session, id: str) -> dict[str, Any] | None:
+    """Return the row of `results` of one picture with what the table knows beside it; None for an unknown id."""
+    of_view = connection.execute(text("SELECT * FROM results WHERE id = :id"), {"id": id}).mappings().one_or_none()
+    if of_view is None:
+        return None
+    beside = connection.execute(text(f"SELECT {', '.join(FACTS)} FROM images WHERE id = :id"), {"id": id})
+    return {**of_view, **beside.mappings().one()}
+
+
+def neighbours(
+    connection: Connection | Session, product: str, received_at: str, id: str, each_way: int
+) -> tuple[list[str], list[str]]:
+    """Return the ids of the pictures of `product` just before and just after that one in time, both oldest first."""
+    asked = {"product": product, "received_at": received_at, "id": id, "limit": each_way}
+    found = []
+    for sign, direction in (("<", "DESC"), (">", "ASC")):
+        statement = text(
+            f"SELECT id FROM images WHERE product = :product AND (received_at, id) {sign} (:received_at, :id)"
+            f" ORDER BY received_at {direction}, id {direction} LIMIT :limit"
+        )
+        found.append(list(connection.execute(statement, asked).scalars()))
+    return found[0][::-1], found[1]

@@ -1,0 +1,93 @@
+"""Puts the page together: one root, its pages, its API, and the guard around them.
+
+Nothing happens at import; `create_app` opens the database and `close` of what it returns lets go of it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from service import __version__
+from service.settings import Settings
+from service.storage.engine import open_database
+from service.web import api, energy, files, image, login, model_pages, review, thresholds, today
+from service.web.errors import add_error_answers
+from service.web.pictures import Thumbnails
+from service.web.security import App, Guard, Receive, Scope, Send, names_of
+from service.web.sessions import Attempts, Password, Sessions
+from service.web.site import PICTURE_THREADS, Site, templates
+
+# A person is waiting: better an answer that says so than a page that hangs for as long as the daemon would wait.
+BUSY_TIMEOUT_S = 10.0
+REQUEST_THREADS = 8
+
+
+class WebApp:
+    """The page as an ASGI application."""
+
+    def __init__(self, guarded: App, inner: FastAPI, site: Site) -> None:
+        self._guarded = guarded
+        self.inner = inner
+        self.site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self._guarded(scope, receive, send)
+
+    def close(self) -> None:
+        """Let go of the database and of the threads."""
+        self.site.pool.shutdown(cancel_futures=True)
+        self.site.reading.dispose()
+        self.site.writing.dispose()
+
+
+def create_app(root: Path, settings: Settings) -> WebApp:
+    """Return the page of `root`. Raises as `open_database` where that cannot be opened, or is of another schema."""
+    site = Site(
+        root=root,
+        settings=settings,
+        reading=open_database(root, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S),
+        writing=open_database(root, migrate=False, busy_timeout_s=BUSY_TIMEOUT_S),
+        thumbnails=Thumbnails(root, bytes_max=settings.file_bytes_max, pixels_max=settings.pixels_max),
+        pool=ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures"),
+        templates=templates(),
+    )
+    app = FastAPI(
+        title="Tamis",
+        version=__version__,
+        summary="What was decided, what people said of it, and what it cost.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_lifespan,
+    )
+    add_error_answers(app, site)
+    for pages in (today, review, image, files, model_pages, thresholds, energy, login):
+        app.include_router(pages.routes(site), include_in_schema=False)
+    app.include_router(api.routes(site))
+    api.add_description(app, site)
+    password = settings.web_password
+    guard = Guard(
+        app,
+        hosts=names_of(settings.web_host, settings.web_hosts),
+        sessions=Sessions(secrets.token_bytes(32)),
+        password=None if password is None else Password(password.get_secret_value(), Attempts()),
+        user_header=settings.web_user_header,
+        # Cookies know no ports: two Tamis on one machine would sign each other's people out.
+        cookie=f"tamis_{settings.web_port}",
+    )
+    site.guard = guard
+    return WebApp(guard, app, site)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
+    yield

@@ -1,0 +1,90 @@
+"""Errors as answers: the sentence that a command would print, as JSON to programs and as a page to people."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.errors import ModelError
+from service.errors import ConfigurationError, TamisError, UsageError
+from service.logs import fields
+from service.storage.engine import is_locked
+from service.web.security import API, Refused
+from service.web.site import NotFound, Site
+
+log = logging.getLogger(__name__)
+
+
+def add_error_answers(app: FastAPI, site: Site) -> None:
+    """Have `app` answer every error in the one form."""
+
+    def answer(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+        if request.url.path.startswith(API):
+            return JSONResponse({"error": message}, status, headers)
+        response = site.page(request, "error.html", status, title=HTTPStatus(status).phrase, message=message)
+        response.headers.update(headers or {})
+        return response
+
+    async def of_tamis(request: Request, error: Exception) -> Response:
+        if isinstance(error, ConfigurationError):
+            log.error("request failed", extra=fields(path=request.url.path, reason=error))
+        return answer(request, _status(error), str(error))
+
+    async def of_refusal(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return answer(request, error.status, str(error), error.headers)
+
+    async def of_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer(request, 422, "; ".join(_sentence(problem) for problem in error.errors()[:5]))
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = str(error.detail)
+        if error.status_code == 404:
+            message = "page: expected one that there is; found none by this address"
+        headers = dict(error.headers) if error.headers else None
+        return answer(request, error.status_code, message, headers)
+
+    async def of_database(request: Request, error: Exception) -> Response:
+        assert isinstance(error, DBAPIError)
+        if is_locked(error):
+            return answer(
+                request, 503, "database: locked by another program for too long; try again", {"retry-after": "5"}
+            )
+        log.error("request failed", exc_info=error, extra=fields(path=request.url.path))
+        return answer(request, 500, "the database could not answer; the log of `tamis web` says why")
+
+    async def of_anything(request: Request, error: Exception) -> Response:
+        log.error("request failed", exc_info=error, extra=fields(path=request.url.path))
+        return answer(request, 500, "something went wrong; the log of `tamis web` says what")
+
+    app.add_exception_handler(TamisError, of_tamis)
+    app.add_exception_handler(ModelError, of_tamis)
+    app.add_exception_handler(Refused, of_refusal)
+    app.add_exception_handler(RequestValidationError, of_validation)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(DBAPIError, of_database)
+    app.add_exception_handler(Exception, of_anything)
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, NotFound):
+        return 404
+    if isinstance(error, UsageError):
+        return 400
+    return 500 if isinstance(error, ConfigurationError) else 409
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    found = problem.get("input")
+    return f"{name}: {problem['msg']}; found {str(found)[:100]!r}"

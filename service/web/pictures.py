@@ -1,0 +1,204 @@
+"""Pictures for the page: found by id, opened below the root alone, made small enough to look at many.
+
+Owns the cache of thumbnails, `maps/.thumbs/`, and its bound. Whatever a row says of where a file lies, nothing
+is opened that is not a regular file in a folder of pictures, reached without following a link.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from service.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
+
+FOLDERS = frozenset({"normal", "anomaly", "quarantine", "processing", "maps"})
+"""The folders of a root in which pictures lie."""
+
+AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+"""The formats that browsers show, with their content types; others are converted."""
+
+THUMB_SIDE = 400
+THUMB_QUALITY = 82
+SHOWN_QUALITY = 95
+CACHE_FOLDER = "maps/.thumbs"
+CACHE_BYTES_MAX = 256_000_000
+# Emptied to so much of the bound at once, so that not every new thumbnail looks through the folder.
+CACHE_KEPT_SHARE = 0.8
+_READ_BYTES = 1 << 18
+_HEADER_BYTES = 1 << 16
+
+Kind = Literal["picture", "map"]
+
+
+class NotShown(Exception):
+    """There is nothing to show: the file is gone, is no picture, or lies where no pictures lie."""
+
+
+def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> int:
+    """Return a descriptor of the regular file `relative` below `root`, opened without following any link.
+
+    Raises NotShown where it is not in one of `folders`, not a regular file, or not there.
+    """
+    parts = PurePosixPath(relative).parts
+    if len(parts) < 2 or parts[0] not in folders or ".." in parts or "\0" in relative:
+        raise NotShown(f"{relative!r}: expected a file in one of {', '.join(sorted(folders))}")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            descriptor = os.open(parts[-1], flags | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENAMETOOLONG):
+            raise NotShown(f"{relative!r}: {error.strerror}") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotShown(f"{relative!r}: expected a regular file")
+    return descriptor
+
+
+def map_path(id: str) -> str:
+    """Return where the anomaly map of picture `id` lies, if it has one, relative to the root."""
+    return f"maps/{id}.png"
+
+
+def read_below(root: Path, relative: str, bytes_max: int = FILE_BYTES_MAX, folders: frozenset[str] = FOLDERS) -> bytes:
+    """Return the content of the file `relative` below `root`. Raises NotShown, also for one above `bytes_max`."""
+    with os.fdopen(open_below(root, relative, folders), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > bytes_max:
+            raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")
+        return file.read(bytes_max)
+
+
+def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> tuple[str, int, Iterator[bytes]]:
+    """Return content type, length and content of the picture `relative`, converted where browsers cannot show it.
+
+    Raises NotShown where it is no picture, whatever its name says.
+    """
+    descriptor = open_below(root, relative)
+    file = os.fdopen(descriptor, "rb")
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > bytes_max:
+            raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")
+        # The header says what it is; of a JPEG it may lie behind more than that, then all of it is read.
+        found = _format(file.read(_HEADER_BYTES), pixels_max)
+        file.seek(0)
+        if found not in AS_THEY_ARE:
+            content = file.read(bytes_max)
+            found = _format(content, pixels_max)
+            if found not in AS_THEY_ARE:
+                content = _jpeg(content, None, SHOWN_QUALITY, pixels_max)
+                found = "JPEG"
+            file.close()
+            return AS_THEY_ARE[found], len(content), iter([content])
+    except BaseException as error:
+        file.close()
+        if isinstance(error, DecodeError):
+            raise NotShown(str(error)) from None
+        raise
+    return AS_THEY_ARE[found], size, _chunks(file, size)
+
+
+def _format(data: bytes, pixels_max: int) -> str:
+    try:
+        return format_of(data, pixels_max=pixels_max)
+    except DecodeError as error:
+        if error.code == "damaged" and len(data) == _HEADER_BYTES:
+            return ""
+        raise
+
+
+def _chunks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
+    # Exactly as much as was announced, whatever becomes of the file meanwhile.
+    with file:
+        left = size
+        while left > 0 and (part := file.read(min(left, _READ_BYTES))):
+            left -= len(part)
+            yield part
+
+
+def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> bytes:
+    buffer = io.BytesIO()
+    decode_within(data, side_max, pixels_max=pixels_max).image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+class Thumbnails:
+    """Small pictures of `root`, made when first asked for and kept in a folder of bounded size. Safe for threads."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        bytes_max: int = FILE_BYTES_MAX,
+        pixels_max: int = PIXELS_MAX,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+    ) -> None:
+        self._root = root
+        self._bytes_max = bytes_max
+        self._pixels_max = pixels_max
+        self._cache_bytes_max = cache_bytes_max
+        self._lock = threading.Lock()
+        self._cached_bytes: int | None = None
+
+    def get(self, id: str, kind: Kind, relative: str) -> bytes:
+        """Return the thumbnail of `kind` of picture `id`, whose file is `relative`, as a JPEG. Raises NotShown."""
+        place = self._root / CACHE_FOLDER / id[-2:] / f"{id}.{kind}.{THUMB_SIDE}.jpg"
+        with suppress(OSError):
+            return place.read_bytes()
+        try:
+            content = read_below(self._root, relative, self._bytes_max)
+            made = _jpeg(content, THUMB_SIDE, THUMB_QUALITY, self._pixels_max)
+        except DecodeError as error:
+            raise NotShown(str(error)) from None
+        # Without a place to keep it, on a full disk or one that may not be written, it is made again next time.
+        with suppress(OSError):
+            self._keep(place, made)
+        return made
+
+    def _keep(self, place: Path, content: bytes) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".tmp.{place.name}.{threading.get_ident()}")
+        partial.write_bytes(content)
+        partial.replace(place)
+        with self._lock:
+            if self._cached_bytes is None:
+                self._cached_bytes = sum(size for _, size, _ in self._kept())
+            else:
+                self._cached_bytes += len(content)
+            if self._cached_bytes > self._cache_bytes_max:
+                self._cached_bytes = self._shrink()
+
+    def _shrink(self) -> int:
+        """Remove the oldest until enough is free; return the bytes that are left."""
+        kept = sorted(self._kept())
+        left = sum(size for _, size, _ in kept)
+        for _, size, path in kept:
+            if left <= self._cache_bytes_max * CACHE_KEPT_SHARE:
+                break
+            with suppress(FileNotFoundError):
+                path.unlink()
+            left -= size
+        return left
+
+    def _kept(self) -> Iterator[tuple[float, int, Path]]:
+        for folder in (self._root / CACHE_FOLDER).iterdir():
+            for path in folder.iterdir() if folder.is_dir() else ():
+                with suppress(FileNotFoundError):
+                    status = path.lstat()
+                    yield status.st_mtime, status.st_size, path

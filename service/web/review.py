@@ -1,0 +1,191 @@
+"""The page *Review*: a wall of pictures to look through and to label, the most uncertain first."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+from fastapi import APIRouter
+from sqlalchemy import Connection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import UsageError
+from service.review import label_pictures
+from service.storage import review_pages, reviews, shadow, tallies, versions
+from service.storage.review_pages import Filters, Order, Reviewed, Which
+from service.web.pictures import map_path
+from service.web.security import caller, plain
+from service.web.site import Site, back_to, is_part, query
+
+PAGE = 48
+DISAGREEMENTS = 24
+# As many as a person can have seen: a selection, not a whole database.
+LABELS_MAX = 500
+NOTE_CHARACTERS_MAX = 1000
+TAKEN_BACK = "none"
+
+
+def routes(site: Site) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter()
+
+    @router.get("/review")
+    def review(
+        request: Request,
+        product: str | None = None,
+        verdict: str | None = None,
+        score_min: str | None = None,
+        score_max: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        reviewed: str | None = None,
+        order: str | None = None,
+        after: str | None = None,
+    ) -> Response:
+        filters = filters_of(product, verdict, score_min, score_max, since, until, reviewed, order)
+        given = {
+            "product": product,
+            "verdict": verdict,
+            "score_min": score_min,
+            "score_max": score_max,
+            "since": since,
+            "until": until,
+            "reviewed": reviewed,
+            "order": order,
+        }
+        with site.reading.connect() as connection:
+            page = review_pages.page(connection, filters, after or None, PAGE)
+            first = after in (None, "") and filters == Filters(product=filters.product)
+            differing = _disagreements(connection, filters.product) if first else []
+            products = [] if is_part(request) else tallies.products(connection)
+            waiting = None if is_part(request) else review_pages.waiting(connection)
+        at_the_top = {row["id"] for row in differing}
+        rows = [row for row in page.rows if row["id"] not in at_the_top]
+        return site.page(
+            request,
+            "parts/cards.html" if is_part(request) else "review.html",
+            differing=with_maps(site.root, differing),
+            rows=with_maps(site.root, rows),
+            more=None if page.after is None else f"/review{query(**given, after=page.after)}",
+            whole=page.whole,
+            products=products,
+            waiting=waiting,
+            given=given,
+            back=f"/review{query(**given, after=after)}",
+            filtered=bool(query(**given)),
+        )
+
+    @router.post("/review/label")
+    def label(request: Request) -> Response:
+        asked = caller(request)
+        ids = asked.fields("id")
+        given = asked.field("label")
+        if not ids or len(ids) > LABELS_MAX:
+            raise UsageError(f"id: expected 1 to {LABELS_MAX} pictures; found {len(ids)}")
+        label_pictures(
+            site.root,
+            site.writing,
+            ids,
+            None if given == TAKEN_BACK else given or "",
+            by=asked.who,
+            source="web",
+            note=plain(asked.field("note") or "", NOTE_CHARACTERS_MAX),
+        )
+        back = asked.field("back")
+        if not is_part(request):
+            return back_to(back, "/review")
+        with site.reading.connect() as connection:
+            rows = review_pages.by_ids(connection, ids)
+        return site.page(
+            request,
+            "parts/labelled.html",
+            rows=with_maps(site.root, rows),
+            back=back or "/review",
+        )
+
+    return router
+
+
+def filters_of(
+    product: str | None,
+    verdict: str | None,
+    score_min: str | None,
+    score_max: str | None,
+    since: str | None,
+    until: str | None,
+    reviewed: str | None,
+    order: str | None,
+) -> Filters:
+    """Return the filters that the fields of a form say; empty is any. Raises UsageError naming the field."""
+    return Filters(
+        product=product or None,
+        which=_one_of("verdict", verdict, get_args(Which)),
+        score_min=_number("score_min", score_min),
+        score_max=_number("score_max", score_max),
+        since=moment("since", since),
+        until=moment("until", until, of_day_end=True),
+        reviewed=_one_of("reviewed", reviewed, get_args(Reviewed)) or "no",
+        order=_one_of("order", order, get_args(Order)) or "uncertain",
+    )
+
+
+def moment(name: str, given: str | None, *, of_day_end: bool = False) -> datetime | None:
+    """Return the UTC time that a field says: a day or ISO 8601, UTC where no zone is given.
+
+    A day stands for its beginning, or with `of_day_end` for the beginning of the next. Raises UsageError.
+    """
+    if not given:
+        return None
+    try:
+        if len(given) == 10:
+            day = date.fromisoformat(given) + timedelta(days=of_day_end)
+            return datetime.combine(day, time(), UTC)
+        found = datetime.fromisoformat(given)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(f"{name}: expected a day or a time such as 2026-01-31T08:00; found {given[:40]!r}") from None
+
+
+def with_maps(root: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `rows` with `map`, whether there is an anomaly map of the picture."""
+    return [row | {"map": (root / map_path(row["id"])).is_file()} for row in rows]
+
+
+def _disagreements(connection: Connection, product: str | None) -> list[dict[str, Any]]:
+    """Return unlabelled pictures on which a challenger and the champion differ, as rows of a page."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in versions.versions(connection, product):
+        if row.state != "challenger" or len(found) >= DISAGREEMENTS:
+            continue
+        for one in shadow.disagreements(connection, row.product, row.version, DISAGREEMENTS - len(found)):
+            if one["label"] is None:
+                said = {"challenger": row.version, "shadow_verdict": one["shadow_verdict"]}
+                found[one["id"]] = said
+    return [row | found[row["id"]] for row in review_pages.by_ids(connection, list(found))]
+
+
+def history(connection: Connection, id: str) -> list[reviews.ReviewRow]:
+    """Return what was said of a picture, the latest first."""
+    return reviews.history(connection, id)
+
+
+def _one_of(name: str, given: str | None, known: tuple[Any, ...]) -> Any:
+    if not given:
+        return None
+    if given not in known:
+        raise UsageError(f"{name}: expected one of {', '.join(known)}; found {given[:40]!r}")
+    return given
+
+
+def _number(name: str, given: str | None) -> float | None:
+    if not given:
+        return None
+    try:
+        found = float(given)
+    except ValueError:
+        found = float("nan")
+    if not abs(found) < 1e300:
+        raise UsageError(f"{name}: expected a number; found {given[:40]!r}")
+    return found

@@ -1,0 +1,113 @@
+"""What the pages share: the root, its settings and database, templates, and answers that are the same everywhere.
+
+Made once by `service.web.app.create_app`; owns nothing that a page changes but its caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy import Engine
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from service import __version__
+from service.errors import TamisError
+from service.settings import Settings
+from service.web import shown
+from service.web.pictures import Thumbnails
+from service.web.security import Caller, Guard, caller
+
+STATIC = Path(__file__).with_name("static")
+# Decoding is what takes long; two at a time leave room for people who label meanwhile.
+PICTURE_THREADS = 2
+
+
+class NotFound(TamisError):
+    """There is no such picture, version or page."""
+
+
+@dataclass
+class Site:
+    """The root that is shown and what showing it needs; `reading` never writes, `writing` does so at once."""
+
+    root: Path
+    settings: Settings
+    reading: Engine
+    writing: Engine
+    thumbnails: Thumbnails
+    pool: ThreadPoolExecutor
+    templates: Environment
+    guard: Guard | None = None
+
+    def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+        """Return the page that `template` makes of `values`."""
+        who = caller(request)
+        html = self.templates.get_template(template).render(
+            csrf=who.session.token,
+            who=who.who,
+            vouched=who.vouched,
+            path=request.url.path,
+            has_password=self.settings.web_password is not None,
+            **values,
+        )
+        return HTMLResponse(html, status)
+
+
+def templates() -> Environment:
+    """Return the templates: everything that is not marked as safe by its maker is escaped, and no name is unknown."""
+    environment = Environment(
+        loader=PackageLoader("service.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": shown.number,
+        "count": shown.count,
+        "share": shown.share,
+        "moment": shown.moment,
+        "size": shown.size,
+        "segment": segment,
+    }
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir() if path.is_file()
+    }
+    static: Callable[[str], str] = lambda name: f"/static/{name}?v={hashes[name]}"  # noqa: E731
+    environment.globals |= {"static": static, "version": __version__}
+    return environment
+
+
+def segment(name: str) -> str:
+    """Return `name` as one segment of a path."""
+    return quote(name, safe="")
+
+
+def back_to(back: str | None, otherwise: str) -> Response:
+    """Return a redirect to `back` if that is a page of ours, else to `otherwise`."""
+    ours = back is not None and back.startswith("/") and not back.startswith(("//", "/\\")) and back.isprintable()
+    return RedirectResponse(back if ours and back else otherwise, 303)
+
+
+def query(**values: Any) -> str:
+    """Return `values` that are neither None nor empty as a query with its `?`; '' for none."""
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    return f"?{urlencode(given)}" if given else ""
+
+
+def is_part(request: Request) -> bool:
+    """Return whether htmx, or our own script, asks for a part of a page and not for all of it."""
+    return "hx-request" in request.headers
+
+
+def who(request: Request) -> Caller:
+    """Return who is asking."""
+    return caller(request)

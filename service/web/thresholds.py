@@ -1,0 +1,126 @@
+"""The page *Threshold*: what another false-alarm rate would do, and the choice of one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from service.errors import UsageError
+from service.explore import Exploration, champion_of, choose_rate, explore
+from service.storage import scores, thresholds, versions
+from service.web import charts
+from service.web.security import caller
+from service.web.site import Site, is_part, segment
+
+LAST = 1000
+RATE_MAX = 0.5
+STOPS = 60
+
+
+def routes(site: Site) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter()
+
+    @router.get("/thresholds")
+    def overview(request: Request) -> Response:
+        with site.reading.connect() as connection:
+            champions = versions.champions(connection)
+            choices = thresholds.latest(connection)
+        rows = [{"version": champions[name], "choice": choices.get(name)} for name in sorted(champions)]
+        return site.page(request, "thresholds.html", rows=rows)
+
+    @router.get("/thresholds/{product}")
+    def explorer(request: Request, product: str, rate: str | None = None, stop: str | None = None) -> Response:
+        values = _explored(site, product, rate, stop)
+        return site.page(request, "parts/explored.html" if is_part(request) else "threshold.html", **values)
+
+    @router.post("/thresholds/{product}")
+    def choose(request: Request, product: str) -> Response:
+        asked = caller(request)
+        given = asked.field("rate")
+        rate = None if asked.field("action") == "reset" else _rate(given or "")
+        choose_for(site, product, rate, asked.who)
+        return RedirectResponse(f"/thresholds/{segment(product)}", 303)
+
+    return router
+
+
+def choose_for(site: Site, product: str, rate: float | None, by: str | None) -> None:
+    """Choose `rate` for `product`, with None what the settings say. Raises as `service.explore.choose_rate`."""
+    with site.writing.begin() as connection:
+        choose_rate(site.root, connection, site.settings, product, rate, by=by, at=datetime.now(UTC))
+
+
+def explored(site: Site, product: str, rate: float, last: int = LAST) -> Exploration:
+    """Return what `rate` would do for `product`. Raises as `service.explore.explore`."""
+    with site.reading.connect() as connection:
+        return explore(site.root, connection, site.settings, product, rate, last)
+
+
+def stops_of(lowest: float) -> list[float]:
+    """Return the rates that the slider stops at, from the lowest that the calibration does for, evenly in their logs.
+
+    Each has two digits, so that it reads as people say it.
+    """
+    step = (RATE_MAX / lowest) ** (1 / (STOPS - 1)) if lowest < RATE_MAX else 1.0
+    rounded = {_two_digits(lowest * step**number) for number in range(STOPS)}
+    return sorted(rate for rate in rounded if lowest <= rate <= RATE_MAX) or [lowest]
+
+
+def _explored(site: Site, product: str, rate: str | None, stop: str | None) -> dict[str, Any]:
+    with site.reading.connect() as connection:
+        version = champion_of(site.root, connection, product)
+        choice = thresholds.latest(connection).get(product)
+    first = explored(site, product, version.trained_false_alarm_rate)
+    stops = stops_of(first.lowest_rate)
+    if rate:
+        wanted = _rate(rate)
+    elif stop:
+        wanted = stops[min(len(stops) - 1, _whole(stop))]
+    else:
+        wanted = first.present_rate or version.trained_false_alarm_rate
+    found = explored(site, product, wanted)
+    with site.reading.connect() as connection:
+        values, _ = scores.latest(connection, product, version.version, LAST)
+    said = f"Scores of the latest {len(values)} pictures; threshold in force and the one at {wanted:g}"
+    marks = [found.present_threshold] if found.present_threshold is not None else []
+    return {
+        "found": asdict(found),
+        "product": product,
+        "choice": choice,
+        "stops": stops,
+        "stop": min(range(len(stops)), key=lambda place: abs(math.log(stops[place] / wanted))),
+        "chart": charts.histogram(said, values, found.threshold, marks),
+        "changes": None if found.to_normal is None or found.to_anomaly is None else found.to_normal + found.to_anomaly,
+    }
+
+
+def _rate(given: str) -> float:
+    """Return a rate that a form says, in percent with a `%` and as a share without. Raises UsageError."""
+    plain = given.strip().replace(",", ".")
+    percent = plain.endswith("%")
+    try:
+        found = float(plain.rstrip("% ")) / (100 if percent else 1)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise UsageError(
+            f"false-alarm rate: expected more than 0 and less than 1, such as 0.01 or 1 %; found {given[:40]!r}"
+        )
+    return found
+
+
+def _whole(given: str) -> int:
+    if not (given.isascii() and given.isdigit() and len(given) < 6):
+        raise UsageError(f"stop: expected a whole number; found {given[:40]!r}")
+    return int(given)
+
+
+def _two_digits(rate: float) -> float:
+    return float(f"{rate:.2g}")

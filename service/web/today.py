@@ -1,0 +1,194 @@
+"""The page *Today*: how much came, what was decided, whether all is well, and what it cost."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter
+from sqlalchemy import Engine
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.claim import instances, said_by
+from service.storage import drift, review_pages, scores, tallies, versions
+from service.storage import energy as energy_rows
+from service.web import charts
+from service.web.charts import Bar, Line
+from service.web.hours import Hour, Hours
+from service.web.site import NotFound, Site, is_part, query
+
+DAY = timedelta(days=1)
+# What each choice of a span shows: hours in all, and hours that one bar stands for.
+SPANS = {"24h": (24, 1), "7d": (7 * 24, 4), "30d": (30 * 24, 24)}
+SCORES = 2000
+HISTOGRAMS_MAX = 6
+# Figures that all who look at the page share; none is older than so many seconds.
+KEPT_S = 4.0
+
+
+class Kept:
+    """Keeps what was asked for a few seconds, so that many pages refreshing cost as much as one. Safe for threads."""
+
+    def __init__(self, kept_s: float = KEPT_S) -> None:
+        self._kept_s = kept_s
+        self._lock = threading.Lock()
+        self._values: dict[Any, tuple[float, Any]] = {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return the value of `key`, made anew where it is too old."""
+        with self._lock:
+            now = time.monotonic()
+            self._values = {k: v for k, v in self._values.items() if now - v[0] < self._kept_s}
+            if key not in self._values:
+                self._values[key] = (now, make())
+            return self._values[key][1]
+
+
+def routes(site: Site) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter()
+    hours, kept = Hours(site.reading), Kept()
+
+    @router.get("/")
+    def today(request: Request, product: str | None = None, span: str = "24h") -> Response:
+        product = product or None
+        if span not in SPANS:
+            raise NotFound(f"span: expected one of {', '.join(SPANS)}; found {span[:40]!r}")
+        figures = kept.get((product, span), lambda: _figures(site, hours, product, span))
+        template = "parts/today.html" if is_part(request) else "today.html"
+        here = query(product=product, span=None if span == "24h" else span)
+        return site.page(request, template, spans=list(SPANS), span=span, product=product, here=here, **figures)
+
+    return router
+
+
+def health(site: Site) -> dict[str, Any]:
+    """Return how the daemons of the root are, and what is known to be wrong, as sentences."""
+    daemons = [said_by(site.root, name) for name in instances(site.root)]
+    wrong = []
+    if not daemons:
+        wrong.append("no daemon has run on this root yet: start one with `tamis run`")
+    for daemon in daemons:
+        if not daemon["running"]:
+            wrong.append(f"daemon {daemon['instance']} is not running: pictures wait in incoming")
+        elif daemon.get("paused"):
+            wrong.append(f"daemon {daemon['instance']} is paused: {daemon['paused']}")
+        for product in daemon.get("waiting_for_model") or ():
+            wrong.append(f"product {product} has no model: its pictures wait")
+    disk = os.statvfs(site.root)
+    free = disk.f_bavail * disk.f_frsize
+    if free < 2 * site.settings.free_bytes_min:
+        wrong.append(
+            f"{free / 1e9:.1f} GB free on the disk; claiming stops at {site.settings.free_bytes_min / 1e9:.1f}"
+        )
+    with site.reading.connect() as connection:
+        states = drift.latest(connection)
+    wrong += [
+        f"product {name} drifts, as found at {row.at:%Y-%m-%d %H:%M} UTC; cause: {row.cause or 'unknown'};"
+        f" it began with picture {row.first_image_id or 'unknown'}"
+        for name, row in sorted(states.items())
+        if row.state == "drifting"
+    ]
+    return {"daemons": daemons, "wrong": wrong, "free_bytes": free}
+
+
+def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    shown, each = SPANS[span]
+    counted = hours.get(now, shown, product)
+    with site.reading.connect() as connection:
+        products = tallies.products(connection)
+        champions = versions.champions(connection)
+        states = tallies.per_state(connection, now - DAY)
+        newest = tallies.newest(connection)
+        waiting = review_pages.waiting(connection)
+        costs = energy_rows.per_kind(connection, now - DAY)
+    at_hand = sorted(set(products) | set(champions))
+    if product is not None and product not in at_hand:
+        raise NotFound(f"product: expected one of {', '.join(at_hand) or 'none yet'}; found {product[:100]!r}")
+    found = health(site)
+    normal, anomaly = sum(hour.normal for hour in counted), sum(hour.anomaly for hour in counted)
+    scoring = next((row for row in costs if row["kind"] == "scoring"), None)
+    drawn = [product] if product else at_hand[:HISTOGRAMS_MAX]
+    return {
+        "now": now,
+        "products": at_hand,
+        "normal": normal,
+        "anomaly": anomaly,
+        "rate": anomaly / (normal + anomaly) if normal + anomaly else None,
+        "states": states,
+        "newest": newest,
+        "waiting": waiting,
+        "backlog": sum(daemon.get("backlog", 0) + daemon.get("in_flight", 0) for daemon in found["daemons"]),
+        "energy_wh": _sum(row["total_wh"] for row in costs),
+        "emissions_g": _sum(row["emissions_g"] for row in costs),
+        "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
+        "rate_chart": rate_chart(counted, each),
+        "count_chart": count_chart(counted, each),
+        "histograms": [one for name in drawn if (one := histogram(site.reading, name))],
+        **found,
+    }
+
+
+def rate_chart(counted: list[Hour], each: int) -> Any:
+    """Return the anomaly rate over time, in %, a point for every `each` hours."""
+    groups = _grouped(counted, each)
+    rates = [100 * a / (n + a) if n + a else None for _, n, a in groups]
+    known = [rate for rate in rates if rate is not None]
+    said = f"Anomaly rate over time: {min(known):.1f} to {max(known):.1f} %" if known else "Anomaly rate: no pictures"
+    return charts.lines(said, [Line("anomaly", rates)], _labels(groups, each), unit="%", least_top=1.0)
+
+
+def count_chart(counted: list[Hour], each: int) -> Any:
+    """Return the number of pictures over time by verdict, a bar for every `each` hours."""
+    groups = _grouped(counted, each)
+    drawn = [
+        Bar(f"{at:%Y-%m-%d %H:%M}: {n} normal, {a} anomalies", (("normal", n), ("anomaly", a))) for at, n, a in groups
+    ]
+    total = sum(n + a for _, n, a in groups)
+    return charts.bars(f"Pictures over time: {total:,} in all", drawn, _labels(groups, each))
+
+
+def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
+    """Return the latest scores of `product` by its champion, with their threshold; None where there are none."""
+    with reading.connect() as connection:
+        champions = versions.champions(connection)
+        champion = champions.get(product) or champions.get("default")
+        if champion is None:
+            return None
+        # Scores of another version cannot be compared with these.
+        found, thresholds = scores.latest(connection, product, champion.version, SCORES)
+    if not found:
+        return None
+    threshold = thresholds[0]
+    above = sum(score > threshold for score in found)
+    said = f"Scores of the latest {len(found)} pictures of {product}: {above} above the threshold {threshold:.4g}"
+    return {
+        "product": product,
+        "version": champion.version,
+        "pictures": len(found),
+        "above": above,
+        "threshold": threshold,
+        "chart": charts.histogram(said, found, threshold),
+    }
+
+
+def _grouped(counted: list[Hour], each: int) -> list[tuple[datetime, int, int]]:
+    groups = [counted[start : start + each] for start in range(0, len(counted), each)]
+    return [(group[0].at, sum(h.normal for h in group), sum(h.anomaly for h in group)) for group in groups]
+
+
+def _labels(groups: list[tuple[datetime, int, int]], each: int) -> list[tuple[int, str]]:
+    every = max(1, len(groups) // 6)
+    form = "%H:%M" if each == 1 else "%m-%d"
+    return [(place, f"{at:{form}}") for place, (at, _, _) in enumerate(groups) if place % every == 0]
+
+
+def _sum(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,29 @@
+"""A root that looks as if a daemon had sorted pictures in it, and somebody who looks at its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.service.brightness_version import install
+from tests.web.made_root import fill
+from tests.web.visitor import Visitor
+
+PICTURES = 30
+
+
+@pytest.fixture
+def ids(root: Path) -> list[str]:
+    """Ids of pictures of `default`, oldest first, in a root with a champion and a challenger."""
+    install(root)
+    install(root, version="v2", state="challenger", graph_offset=1.0)
+    return fill(root, PICTURES)
+
+
+@pytest.fixture
+def visitor(root: Path, ids: list[str]) -> Iterator[Visitor]:
+    """Somebody at the page of the root."""
+    with Visitor(root) as visitor:
+        yield visitor
