@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,8 +18,9 @@ from sqlalchemy import Engine
 from models.progress import Progress
 from models.registry import ModelVersion
 from service import settings as settings_module
-from service.gather import read_images
-from service.retrain import LOCK_NAME, retrain
+from service.errors import TamisError
+from service.gather import gather, read_images
+from service.retrain import LOCK_NAME, clear_up, retrain, retraining_lock
 from service.storage import retrainings, versions
 from service.storage.engine import open_database
 from service.training import EnergyExceeded
