@@ -179,7 +179,9 @@ def test_picture_at_full_size_is_zoomed_by_keys_and_labelled_there(driver, shown
     press(driver, Keys.ENTER)
     wide = "return document.querySelector('#big .picture').naturalWidth"
     until(driver, lambda: driver.execute_script(wide) == 640, "the picture at its full size")
-    sheet = "return document.querySelector('#big .sheet').clientWidth / document.querySelector('#big .pane').clientWidth"
+    sheet = (
+        "return document.querySelector('#big .sheet').clientWidth / document.querySelector('#big .pane').clientWidth"
+    )
     press(driver, "+", "+")
     assert driver.execute_script(sheet) == pytest.approx(2.25, rel=0.05)
     press(driver, "m")
