@@ -61,10 +61,12 @@ def root(tmp_path: Path, filled: Path) -> Path:
 
 
 @pytest.fixture
-def shown(root: Path) -> Iterator[WebProcess]:
+def shown(root: Path, driver: Any) -> Iterator[WebProcess]:
     """The page of the root."""
     with WebProcess(root) as process:
         yield process
+        # What it still loads would be told in the console once the server is gone.
+        driver.get("about:blank")
 
 
 @pytest.fixture(autouse=True)
