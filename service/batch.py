@@ -34,11 +34,17 @@ class Batcher(Generic[Key, Item]):
         """Let `item` wait for others with the same `key`."""
         self._waiting.setdefault(key, _Waiting(now)).items.append(item)
 
-    def take(self, now: float, *, nothing_to_come: bool = False) -> tuple[Key, list[Item]] | None:
-        """Return the batch that is due first, or None; with `nothing_to_come` waiting has no use and any is due."""
+    def take(
+        self, now: float, *, nothing_to_come: bool = False, full_only: bool = False
+    ) -> tuple[Key, list[Item]] | None:
+        """Return the batch that is due first, or None.
+
+        With `nothing_to_come` waiting has no use and any is due; with `full_only` none is that others may still join.
+        """
         for key, waiting in sorted(self._waiting.items(), key=lambda entry: entry[1].since):
             full = len(waiting.items) >= self.batch_size_max
-            if full or nothing_to_come or now - waiting.since >= self._batch_wait_s:
+            waited = nothing_to_come or now - waiting.since >= self._batch_wait_s
+            if full or (waited and not full_only):
                 batch, rest = waiting.items[: self.batch_size_max], waiting.items[self.batch_size_max :]
                 del self._waiting[key]
                 if rest:

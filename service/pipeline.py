@@ -118,6 +118,10 @@ class Pipeline:
         return not self._in_flight and not self._batches_recording
 
     @property
+    def _batch_on_its_way(self) -> bool:
+        return self._batches_scoring + self._batches_recording > 0
+
+    @property
     def batch_size_max(self) -> int:
         """Pictures in a micro-batch, at most; it may be set while the loop runs."""
         return self._batcher.batch_size_max
@@ -269,7 +273,8 @@ class Pipeline:
     def _score_what_is_due(self, now: float) -> None:
         while self._batches_scoring < 2:
             nothing_to_come = not self._decoding and self._batches_scoring == 0
-            taken = self._batcher.take(now, nothing_to_come=nothing_to_come)
+            # While a batch is on its way the next one may grow: a commit costs the same for one picture as for many.
+            taken = self._batcher.take(now, nothing_to_come=nothing_to_come, full_only=self._batch_on_its_way)
             if taken is None:
                 return
             self._batches_scoring += 1
@@ -349,7 +354,7 @@ class Pipeline:
         self._workers.run(self._workers.recording, f"record:{time.monotonic_ns()}", job, finished)
 
     def _next_at(self, claiming: bool) -> float | None:
-        times = [self._batcher.next_due_at() if self._batches_scoring < 2 else None]
+        times = [None if self._batch_on_its_way else self._batcher.next_due_at()]
         at_work = self._workers.at_work() if self._decoding else []
         times += [since + self._limits.decode_timeout_s + 0.1 for _, since in at_work[:1]]
         if claiming:

@@ -39,3 +39,12 @@ def test_every_item_comes_out_once_in_order_within_its_key(items: list[tuple[str
         out.setdefault(key, []).extend(batch)
     for key in "abc":
         assert out.get(key, []) == [value for k, value in items if k == key]
+
+
+def test_a_batch_that_others_may_join_waits_where_only_full_ones_are_wanted():
+    batcher: Batcher[str, int] = Batcher(2, 0.02)
+    batcher.add("m", 1, now=0.0)
+    assert batcher.take(now=9.0, full_only=True) is None
+    assert batcher.take(now=9.0, nothing_to_come=True, full_only=True) is None
+    batcher.add("m", 2, now=9.0)
+    assert batcher.take(now=9.0, full_only=True) == ("m", [1, 2])
