@@ -48,6 +48,7 @@ def call(*words: object, fails: type[BaseException] | None = None):
 
 @pytest.fixture
 def root(engine, tmp_path: Path, record_of) -> Path:
+    (tmp_path / "tamis.toml").touch()
     with engine.begin() as connection:
         numbers = range(1, 121)
         records = [record_of(n, verdict="anomaly" if n % 40 == 0 else "normal") for n in numbers]
@@ -228,7 +229,13 @@ def two_versions(engine, root, monkeypatch):
     def verify(folder: Path, sha256: str | None = None) -> registry.ModelVersion:
         if folder.name in corrupt:
             raise ModelCorrupt(f"{folder}/model.bin: expected another hash")
-        return registry.ModelVersion(folder, {"kind": "pixel", "calibration_scores": [0.1] * 500}, sha256 or "")
+        manifest = {
+            "product": "lid",
+            "version": folder.name,
+            "kind": "pixel",
+            "calibration": {"scores": [0.1] * 500, "false_alarm_rate": 0.01},
+        }
+        return registry.ModelVersion(folder, manifest, sha256 or "")
 
     monkeypatch.setattr(registry, "verify", verify)
     with engine.begin() as connection:
