@@ -1,6 +1,6 @@
 """`tamis retrain`: learns from what people labelled, and puts the better version in the champion's place.
 
-Runs at the lowest priority, so that scoring goes on beside it; the daemon starts the same command on schedule.
+Runs at a low priority, so that scoring goes on beside it; the daemon starts the same command on schedule.
 """
 
 from __future__ import annotations
