@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 NICENESS = 10
-"""A tenth of a core's time beside one that is always busy. With less, a line that never rests would never be learned from:
-of two cores that others kept busy, a training under SCHED_IDLE was given 0.016 of one.
+"""A tenth of a core beside what is always busy. With less, a line that never rests would never be learned from: of two
+cores that others kept busy, a training under SCHED_IDLE was given 0.016 of one.
 """
 OOM_SCORE = 500
 """Of the scale of oom_score_adj, -1000 to 1000: where memory runs out, this goes before scoring does."""
