@@ -297,7 +297,7 @@ def test_the_command_tells_the_row_as_json_and_runs_behind_everything_else(
 def test_sigterm_ends_child_and_row_and_leaves_nothing(root: Path, engine: Engine, champion: ModelVersion) -> None:
     labelled(root, engine)
     process = command(root, "--steps", "100000")
-    wait_for_line(process, "reading: 30")
+    wait_for_line(process, "reading: ")
     [child] = children(process.pid)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -314,7 +314,7 @@ def test_sigkill_ends_the_child_too_and_the_next_run_clears_up(
 ) -> None:
     labelled(root, engine)
     process = command(root, "--steps", "100000")
-    wait_for_line(process, "reading: 30")
+    wait_for_line(process, "reading: ")
     [child] = children(process.pid)
     (root / "models" / ".tmp-retrain-left").mkdir()
     process.kill()
