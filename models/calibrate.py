@@ -91,7 +91,7 @@ def threshold_at(calibration_scores: npt.ArrayLike, false_alarm_rate: float) -> 
     """
     scores = _sorted_finite(calibration_scores)
     n = len(scores)
-    false_alarms = math.floor((n + 1) * decimal(false_alarm_rate))  # n + 1 - k
+    false_alarms = _false_alarms(n, false_alarm_rate)  # n + 1 - k
     if false_alarms < 1:
         needed = calibration_images_needed(false_alarm_rate)
         raise TooFewImages(
@@ -173,7 +173,17 @@ def p_values(calibration_scores: npt.ArrayLike, scores: npt.ArrayLike) -> npt.ND
 
 def calibration_images_needed(false_alarm_rate: float) -> int:
     """Return the least n with ceil((n + 1)(1 - rate)) ≤ n: 99 at a rate of 0.01, 19 at 0.05."""
-    return math.ceil(1 / decimal(false_alarm_rate)) - 1
+    needed = math.ceil(1 / decimal(false_alarm_rate)) - 1
+    return needed - 1 if needed > 1 and _false_alarms(needed - 1, false_alarm_rate) else needed
+
+
+def _false_alarms(n: int, false_alarm_rate: float) -> int:
+    """Return the most of n + 1 that are no more than the rate's share: those m whose m / (n + 1), as float, is ≤ rate.
+
+    As written, a rate such as 0.3333333333333333 is a little less than the third that it stands for.
+    """
+    found = math.floor((n + 1) * decimal(false_alarm_rate))
+    return found + 1 if (found + 1) / (n + 1) <= false_alarm_rate else found
 
 
 def lowest_rate(calibration_images: int) -> float:

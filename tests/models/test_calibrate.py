@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.calibrate import (
@@ -29,7 +29,7 @@ RATES = st.sampled_from([0.001, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 1 /
 SCORES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=300)
 
 
-@pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.5, 1), (0.001, 999)])
+@pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.5, 1), (0.001, 999), (1 / 3, 2)])
 def test_images_needed_are_the_least_that_calibrate(rate: float, needed: int) -> None:
     assert calibration_images_needed(rate) == needed
     threshold_at(np.arange(needed), rate)
@@ -48,6 +48,8 @@ def test_threshold_is_the_kth_smallest_score(n: int, rate: float, k: int) -> Non
     assert threshold_at(shuffled, rate) == k
 
 
+@example([0.0] * 10 + [1.0], 1 / 3, 0.0)
+@example([0.0, 1.0], 1 / 3, 0.0)
 @given(SCORES, RATES, st.floats(-11, 11, width=32))
 def test_score_above_threshold_is_p_value_at_most_the_rate(scores: list[float], rate: float, asked: float) -> None:
     if len(scores) < calibration_images_needed(rate):
