@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,8 +48,8 @@ def place(
 
     `connection` is in a writing transaction, so that nobody else moves them meanwhile. `found_at` says where a file
     was seen, which goes over what its row says; `again` are ids whose files are moved although their rows say that
-    they have arrived. Unless `claims_are_own`, a file that is not found in `processing/` stays on its way: the instance
-    that claimed it may be moving it. Unknown ids are left out.
+    they have arrived. Unless `claims_are_own`, a file that was never delivered stays on its way: the instance that
+    claimed it moves it without the lock, and across devices two that copy would leave two. Unknown ids are left out.
     """
     found_at, latencies_ms = found_at or {}, latencies_ms or {}
     rows = images.find(connection, ids)
@@ -62,19 +61,17 @@ def place(
     }
     # Their latency alone is new; most have none.
     images.set_latencies(connection, [one for one in finished.values() if one.latency_ms is not None])
+    if not claims_are_own:
+        held = [row for row in rows.values() if row.id not in finished and in_processing(row.path)]
+        finished |= {row.id: Finished(row.id, SCORED, row.path, now, None) for row in held}
     waiting = [row for row in rows.values() if row.id not in finished]
     ended = _move(root, waiting, found_at)
     done = []
     for row in waiting:
         end, source = ended[row.id]
-        one = finished_as(row.id, source, row.destination, end, now, latencies_ms.get(row.id))
-        if end is Delivery.MISSING and in_processing(row.path) and not claims_are_own:
-            finished[row.id] = replace(one, state=SCORED, path=row.path, error_code=None, error=None)
-        else:
-            finished[row.id] = one
-            done.append(one)
+        done.append(finished_as(row.id, source, row.destination, end, now, latencies_ms.get(row.id)))
     images.finish(connection, done)
-    return finished
+    return finished | {one.id: one for one in done}
 
 
 def finished_as(

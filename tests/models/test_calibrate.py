@@ -29,7 +29,9 @@ RATES = st.sampled_from([0.001, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 1 /
 SCORES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=300)
 
 
-@pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.5, 1), (0.001, 999), (1 / 3, 2)])
+@pytest.mark.parametrize(
+    ("rate", "needed"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3), (0.5, 1), (0.001, 999), (1 / 3, 2)]
+)
 def test_images_needed_are_the_least_that_calibrate(rate: float, needed: int) -> None:
     assert calibration_images_needed(rate) == needed
     threshold_at(np.arange(needed), rate)

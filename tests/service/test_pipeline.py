@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,11 @@ from sqlalchemy import Engine
 
 from models.detector import Scored
 from service.claim import Claims
+from service.deliver import Delivery, Move, deliver
 from service.intake import Intake
 from service.pipeline import Limits, Pipeline, StageStuck
 from service.record import Recorder
+from service.review import label_pictures
 from service.settings import IGNORED_NAMES
 from service.settle import Settling
 from service.shadow import Shadows
@@ -200,6 +205,48 @@ def test_map_of_a_picture_that_cannot_be_read_again_is_drawn_from_what_is_in_mem
     [row] = house.rows()
     with Image.open(house.root / "maps" / f"{row['id']}.png") as drawn:
         assert drawn.size == (30, 20)
+
+
+@pytest.mark.parametrize("moment", ["before it moves", "in the middle of a copy", "after it moved"])
+def test_label_during_the_first_delivery_leaves_one_file_where_the_label_says(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    labelled: list[str] = []
+
+    def label() -> None:
+        if labelled:
+            return
+        [row] = house.rows()
+        labelled.append(
+            label_pictures(house.root, house.engine, [row["id"]], "anomaly", by="ada", source="web")[0].state
+        )
+
+    def deliver_and_label(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
+        if moment == "before it moves":
+            label()
+        ended = deliver(root, moves)
+        label()
+        return ended
+
+    def copy_and_label(*files: Any) -> None:
+        label()
+        shutil.copyfileobj(*files)
+
+    def other_device(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another device")
+
+    if moment == "in the middle of a copy":
+        monkeypatch.setattr("service.deliver._rename", other_device)
+        monkeypatch.setattr(
+            "service.deliver.shutil", SimpleNamespace(copyfileobj=copy_and_label, copystat=shutil.copystat)
+        )
+    monkeypatch.setattr("service.record.deliver", deliver_and_label)
+    drop("good.png", brightness=10)
+    house.settle_and_run()
+    [row] = house.rows()
+    assert labelled == ["scored"] and (row["verdict"], row["label"], row["state"]) == ("normal", "anomaly", "placed")
+    assert house.files("incoming", "processing", "normal", "anomaly") == [row["path"]]
+    assert row["path"].startswith("anomaly/") and row["latency_ms"] is not None
 
 
 def test_what_is_recorded_again_after_a_crash_has_its_regions_once(
