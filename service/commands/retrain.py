@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 
 from models.errors import ModelError
-from service import retrain as retraining
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.commands.training_progress import training_progress
@@ -50,6 +49,9 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """Retrain from new labels; a version that the gate finds better becomes the champion."""
+    # Not above: it brings scipy, and every command, the daemon's too, imports this module.
+    from service import retrain as retraining
+
     settings = settings_module.load(root)
     if product != ALL_PRODUCTS:
         check_product(product)

@@ -81,6 +81,12 @@ def test_only_its_own_command_knows_the_page_and_only_once_it_is_asked_for() -> 
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
+def test_no_command_brings_what_only_training_needs_before_it_is_asked_for() -> None:
+    """The daemon runs for years in the memory that is left once the commands are known."""
+    script = "import sys, service.cli; assert not {'scipy', 'sklearn', 'pandas', 'openvino'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("models")])
 def test_torch_is_named_nowhere_in_the_service(module: str) -> None:
     assert {name for name in imports_of(module) if name.split(".")[0] in TRAINING_ONLY} == set()
