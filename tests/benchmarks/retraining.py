@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,14 @@ REQUIRED = 0.6
 
 
 class Feed:
-    """Keeps files waiting in `incoming/`: variants of the captures, made as they are needed."""
+    """Keeps files waiting in `incoming/`: variants of the captures, made as they are needed.
 
-    def __init__(self, root: Path) -> None:
+    `placed` says how many pictures have reached their place so far.
+    """
+
+    def __init__(self, root: Path, placed: Callable[[], int]) -> None:
         self._root = root
+        self._placed = placed
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -47,7 +52,7 @@ class Feed:
 
     def _run(self) -> None:
         for number, content in enumerate(captures.variants(sys.maxsize)):
-            while number >= finished(self._root) + WAITING and not self._ending.is_set():
+            while number >= self._placed() + WAITING and not self._ending.is_set():
                 time.sleep(0.25)
             if self._ending.is_set():
                 return
@@ -75,11 +80,11 @@ def vouch(root: Path) -> None:
     engine.dispose()
 
 
-def rate(root: Path, window_s: float) -> float:
+def rate(placed: Callable[[], int], window_s: float) -> float:
     """Images per second that are brought to their place during `window_s` from now."""
-    before, began = finished(root), time.perf_counter()
+    before, began = placed(), time.perf_counter()
     time.sleep(window_s)
-    return (finished(root) - before) / (time.perf_counter() - began)
+    return (placed() - before) / (time.perf_counter() - began)
 
 
 def pair(root: Path, window_s: float, folder: Path, begun_cpu_s: float) -> dict[str, Any]:
@@ -100,16 +105,16 @@ def pair(root: Path, window_s: float, folder: Path, begun_cpu_s: float) -> dict[
         try:
             wait_until(lambda: _running(root), "a retraining on record", PATIENCE_S, poll_s=0.5)
             wait_until(lambda: _cpu_s(retraining.pid) >= begun_cpu_s, "a retraining under way", PATIENCE_S, poll_s=0.5)
-            feed = Feed(root)
+            feed = Feed(root, lambda: finished(root))
             wait_until(lambda: finished(root) >= WAITING // 2, "pictures that flow", PATIENCE_S, poll_s=0.5)
             cpu_before = _cpu_s(retraining.pid)
-            beside = rate(root, window_s)
+            beside = rate(lambda: finished(root), window_s)
             used = _cpu_s(retraining.pid) - cpu_before
             assert retraining.poll() is None, said.read_text()
         finally:
             retraining.terminate()
             retraining.wait()
-        without = rate(root, window_s)
+        without = rate(lambda: finished(root), window_s)
         feed.end()
         process.kill()
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,7 +105,7 @@ load_detector(verify(Path({str(trained.folder)!r})))
 assert "torch" not in sys.modules
 """
     subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, check=True, env={"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
+        [sys.executable, "-c", script], cwd=REPOSITORY, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     )
 
 
