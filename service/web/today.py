@@ -72,7 +72,7 @@ def health(site: Site) -> dict[str, Any]:
     daemons = [said_by(site.root, name) for name in instances(site.root)]
     wrong = []
     if not daemons:
-        wrong.append("no daemon has run on this root yet: start one with `tamis run`")
+        wrong.append("no daemon has run on this root yet: tamis run starts one")
     for daemon in daemons:
         if not daemon["running"]:
             wrong.append(f"daemon {daemon['instance']} is not running: pictures wait in incoming")
