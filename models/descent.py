@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,13 @@ from models.progress import Progress
 
 LOSS_STEPS = 50  # over which the last loss is averaged
 
+# Looks at what is kept apart: so many, evenly over the steps, from the share on at which the learning rate falls.
+# Before, losses go up and down with it. It has risen once so many looks in a row were worse than the best by so much.
+LOOKS = 20
+LOOKS_FROM = 0.4
+LOOKS_WORSE = 3
+WORSE = 1.05
+
 
 def descend(
     network: nn.Module,
@@ -22,11 +30,15 @@ def descend(
     deadline: float,
     report: Callable[[Progress], None],
     stage: str = "training",
+    apart: Callable[[], Tensor] | None = None,
 ) -> tuple[int, float]:
     """Train `network` to make small what `loss` returns, of a new batch each time; return steps done and last loss.
 
-    Ends early at `deadline`, on `time.monotonic`'s clock; `report` is told so.
+    Ends early at `deadline`, on `time.monotonic`'s clock, and when the loss that `apart` returns, of what `network` is
+    not trained on, rises: then the weights are those with which it was lowest. `report` is told of either. Looking at
+    it changes nothing otherwise.
     """
+    watch = _Watch(network, apart, steps) if apart is not None else None
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=learning_rate, total_steps=steps)
@@ -38,10 +50,43 @@ def descend(
         optimiser.step()
         schedule.step()
         losses.append(value.item())
-        cut = step < steps and time.monotonic() > deadline
-        note = f"{stage} stopped after {step} of {steps} steps: the minutes allowed are used up" if cut else None
-        report(Progress(stage, step, steps, note))
-        if cut:
+        why = None
+        if step < steps and time.monotonic() > deadline:
+            why = "the minutes allowed are used up"
+        elif step < steps and watch is not None and watch.rises(step):
+            why = f"the loss on pictures kept apart rises; it was lowest after {watch.go_back()}"
+        report(Progress(stage, step, steps, why and f"{stage} stopped after {step} of {steps} steps: {why}"))
+        if why:
             break
     network.eval()
     return len(losses), float(np.mean(losses[-LOSS_STEPS:]))
+
+
+class _Watch:
+    """Looks at the loss on what is kept apart, and keeps the weights with which it was lowest."""
+
+    def __init__(self, network: nn.Module, apart: Callable[[], Tensor], steps: int) -> None:
+        self._network, self._apart = network, apart
+        self._every, self._from = max(1, steps // LOOKS), LOOKS_FROM * steps
+        self._best, self._best_step, self._worse = float("inf"), 0, 0
+        self._weights: dict[str, Tensor] = {}
+
+    def rises(self, step: int) -> bool:
+        """Return whether the loss has risen for good, as far as can be told after `step`."""
+        if step < self._from or step % self._every:
+            return False
+        self._network.eval()
+        with torch.inference_mode():
+            found = self._apart().item()
+        self._network.train()
+        if found < self._best:
+            self._best, self._best_step, self._worse = found, step, 0
+            self._weights = copy.deepcopy(self._network.state_dict())
+        else:
+            self._worse = self._worse + 1 if found > WORSE * self._best else 0
+        return self._worse >= LOOKS_WORSE
+
+    def go_back(self) -> int:
+        """Give the network the weights with which the loss was lowest; return after which step that was."""
+        self._network.load_state_dict(self._weights)
+        return self._best_step

@@ -32,7 +32,7 @@ from models.feature_graph import (
     FeaturesAndResiduals,
     FeatureScoringGraph,
 )
-from models.feature_pool import CROP_SIDE, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
+from models.feature_pool import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted
 from models.limits import Limits
 from models.progress import Progress
@@ -56,6 +56,9 @@ PICTURES_FEW = 160
 DRAWN, PLAIN = 900, 300
 CROPS_EACH = 2
 PICTURES_HELD = 1000
+# Of the pictures kept from both networks, what tells that one begins to learn its pictures by heart.
+APART_POSITIONS = 16_384
+APART_DRAWN = 32
 
 
 def fit_feature(
@@ -82,9 +85,10 @@ def fit_feature(
 
     # Whitening, autoencoder, overviews
     extractor = load_extractor()
+    features = FrozenNetwork(extractor, size)
     copies = math.ceil(PICTURES_FEW / len(fitting))
     pool, overviews = position_pool(
-        FrozenNetwork(extractor, size),
+        features,
         _lit(fitting, size, copies, seed, read),
         copies * len(fitting),
         size,
@@ -92,6 +96,7 @@ def fit_feature(
         report,
         min(POOL_BYTES, limits.pool_bytes // 2),
     )
+    kept_apart = _positions_apart(features, list(chain(*tunes)), size, seed, report)
     whitening = Whitening()
     standardisation = Standardisation(DETAIL)
     whitening.fit(pool[:, :FEATURES])
@@ -104,7 +109,8 @@ def fit_feature(
         judges = start_features(warm, whitening, standardisation)
         if judges is None:
             first = max(2, round(TRIM_STEPS_SHARE * steps))
-            judge, _, _ = _fit_autoencoder(pool, whitening, seed, first, _half_way_to(limits.deadline), report)
+            until = _half_way_to(limits.deadline)
+            judge, _, _ = _fit_autoencoder(pool, kept_apart, whitening, seed, first, until, report)
         else:
             judge = judges[0]
         left_out = worst(shown, _pool_errors(pool, len(shown), whitening, judge), trim_fraction)
@@ -117,7 +123,7 @@ def fit_feature(
     begun = start_features(warm, whitening, standardisation)
     steps = max(2, round(WARM_STEPS_SHARE * steps)) if begun else steps
     autoencoder, done, loss = _fit_autoencoder(
-        pool, whitening, seed, steps, _half_way_to(limits.deadline), report, begun[0] if begun else None
+        pool, kept_apart, whitening, seed, steps, _half_way_to(limits.deadline), report, begun[0] if begun else None
     )
     del pool
 
@@ -134,12 +140,15 @@ def fit_feature(
     drawn_count, plain_count = (max(16, round(share * count)) for count in (DRAWN, PLAIN))
     drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
     plain = crop_pool(network, _plain(normal, plain_count, changes, seed), plain_count, CROPS_EACH, size, seed, report)
+    apart = balanced(tunes)
+    strange = _drawn(apart, APART_DRAWN, changes, seed, stream=5)
     head_steps = max(2, round(HEAD_STEPS_SHARE * steps))
     head, head_steps = fit_head(
         network,
         list(held.values()),
         drawn,
         plain,
+        crop_pool(network, strange, APART_DRAWN, CROPS_EACH, size, seed, report),
         seed,
         head_steps,
         limits.deadline,
@@ -180,6 +189,18 @@ def _tuning(paths: Sequence[Path]) -> list[Path]:
     return list(paths[: min(max(round(TUNE_SHARE * len(paths)), TUNE_MIN), TUNE_MAX)])
 
 
+def _positions_apart(
+    features: FrozenNetwork,
+    pictures: Sequence[UInt8Array],
+    size: tuple[int, int],
+    seed: int,
+    report: Callable[[Progress], None],
+) -> Tensor:
+    """Return features of positions of `pictures`, those kept from both networks, float16 `(n, 312)`."""
+    room = 2 * KEPT * max(APART_POSITIONS, len(pictures))
+    return position_pool(features, pictures, len(pictures), size, seed, report, room)[0]
+
+
 def _overview(overviews: Tensor) -> Whitening:
     whitening = Whitening(overviews.shape[1])
     whitening.fit_standardised(overviews, OVERVIEW_FLOOR)
@@ -188,6 +209,7 @@ def _overview(overviews: Tensor) -> Whitening:
 
 def _fit_autoencoder(
     pool: Tensor,
+    kept_apart: Tensor,
     whitening: Whitening,
     seed: int,
     steps: int,
@@ -199,14 +221,16 @@ def _fit_autoencoder(
     rate = LEARNING_RATE * (WARM_RATE_SHARE if begun else 1)
     chance = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
-        # Positions from everywhere, not crops: those of one crop are alike, and a step learns less from them.
-        drawn = torch.randint(len(pool), (POSITIONS,), generator=chance)
+    def loss_of(positions: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted: Tensor = whitening(pool[drawn, :FEATURES].float().T.reshape(1, FEATURES, 1, POSITIONS))
+            wanted: Tensor = whitening(positions[:, :FEATURES].float().T.reshape(1, FEATURES, 1, len(positions)))
         return functional.mse_loss(autoencoder(wanted), wanted)
 
-    done, last = descend(autoencoder, loss, rate, steps, deadline, report)
+    def loss() -> Tensor:
+        # Positions from everywhere, not crops: those of one crop are alike, and a step learns less from them.
+        return loss_of(pool[torch.randint(len(pool), (POSITIONS,), generator=chance)])
+
+    done, last = descend(autoencoder, loss, rate, steps, deadline, report, apart=lambda: loss_of(kept_apart))
     return autoencoder, done, last
 
 
@@ -242,12 +266,12 @@ def _held(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -
 
 
 def _drawn(
-    normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int
+    normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int, stream: int = 1
 ) -> Iterator[tuple[UInt8Array, Float32Array]]:
     """Yield pictures with drawn defects, and the share of each position that is defect; drawn on two threads."""
 
     def one(number: int) -> tuple[UInt8Array, Float32Array]:
-        chance = np.random.default_rng([seed, 1, number])
+        chance = np.random.default_rng([seed, stream, number])
         picture, mask = draw_defects(vary(normal[number % len(normal)], changes, chance), normal, chance)
         return picture, share_by_position(mask, STRIDE)
 
