@@ -40,6 +40,7 @@ from service.pipeline import Limits, Pipeline, StageStuck
 from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
+from service.restore import take_back
 from service.retention import RESTS_BESIDE_SCORING, Retention, rules_of
 from service.schedule import Schedule
 from service.score import Scorers
@@ -161,6 +162,7 @@ class Daemon:
         stack.callback(self._looking.dispose)
         self._claims = Claims(root, settings.instance)
         self._claims.prune()
+        take_back(root, self._engine, self._claims)
         self._recorder = Recorder(root, self._engine, self._claims, anomaly_maps=settings.anomaly_maps)
         self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
         self._drift = DriftWatch(root, settings, self._looking, self._engine)

@@ -19,6 +19,7 @@ PRODUCT_BYTES_MAX = 100
 _SUFFIX_BYTES_MAX = 16
 _ULID = r"[0-9A-HJKMNP-TV-Z]{26}"
 _CLAIMED = re.compile(rf"({_ULID})--([0-9]{{1,3}})--(.+)", re.DOTALL)
+_DELIVERED = re.compile(rf"(.+)\.({_ULID})", re.DOTALL)
 # Control characters and bytes that are not UTF-8 (surrogates), and what Windows clients of a share cannot show.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff<>:"/\\|?*]')
 
@@ -44,6 +45,13 @@ def parse_claimed_name(name: str) -> ClaimedName | None:
     """Return what `name` says, or None where it is not one that a claim gives."""
     match = _CLAIMED.fullmatch(name)
     return ClaimedName(match[1], int(match[2]), match[3]) if match else None
+
+
+def delivered_name(name: str) -> ClaimedName | None:
+    """Return what the name of a delivered file says, as a claim not tried yet; None where no delivery gives it."""
+    stem, suffix = split_suffix(name)
+    match = _DELIVERED.fullmatch(stem)
+    return ClaimedName(match[2], 1, f"{match[1]}{suffix}") if match else None
 
 
 def safe_name(name: str, bytes_max: int = NAME_BYTES_MAX) -> str:

@@ -1,4 +1,4 @@
-"""`tamis db`: upgrades, checks and backs up the database of a root."""
+"""`tamis db`: upgrades, checks, backs up and restores the database of a root."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from sqlalchemy import Connection, Engine, select
 import migrations
 from service.commands.options import AsJson, Root, print_json
 from service.errors import TamisError
+from service.restore import restore as restore_database
 from service.storage import schema
 from service.storage.backup import backup as copy_database
 from service.storage.engine import DATABASE_FILE, DatabaseCorrupt, open_database
 from service.storage.tables import Image
 
-app = typer.Typer(help="Upgrade, check and back up the database.", no_args_is_help=True)
+app = typer.Typer(help="Upgrade, check, back up and restore the database.", no_args_is_help=True)
 
 PAGE = 10_000
 # Where such a row says that its file lies, it should lie. The others are under way, or known to be elsewhere.
@@ -109,6 +110,20 @@ def backup(
         print_json({"backup": destination, "bytes": size})
     else:
         typer.echo(f"{destination}: {size:,} bytes, checked")
+
+
+@app.command()
+def restore(
+    root: Root,
+    source: Annotated[Path, typer.Argument(help="The backup.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup in the place of the database; what it does not know is scored anew at the next start."""
+    kept = restore_database(root, source)
+    if as_json:
+        print_json({"restored": source, "database_before": kept})
+    else:
+        typer.echo(f"{root / DATABASE_FILE}: restored from {source}; the one before is {kept}")
 
 
 def _revision(root: Path) -> str | None:
