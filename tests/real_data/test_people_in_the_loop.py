@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -26,14 +28,15 @@ from service.cron import parse_cron
 from service.decode import read_image
 from service.due import Facts, due
 from service.retrain import retrain
-from service.review import label_pictures
 from service.storage import images, retrainings, versions
 from service.storage.engine import open_database
 from service.storage.retrainings import RetrainingRow
 from service.training import run_training
 from service.training_job import TrainingJob
+from service.web.review import LABELS_MAX
 from tests.conftest import REAL_DATA
 from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.web.web_process import WebProcess
 
 pytestmark = [pytest.mark.realdata, pytest.mark.long]
 
@@ -134,14 +137,24 @@ def stream(root: Path, pictures: Sequence[Path]) -> None:
 
 
 def review(root: Path, engine: Engine, truth: Truth) -> int:
-    """Say of each picture that nobody said anything of what `truth` says of its name, as a reviewer would."""
+    """Say of each picture that nobody said anything of what `truth` says of its name, through the API as a reviewer would."""
     with engine.connect() as connection:
         rows = [row for row in images.search(connection, limit=10_000) if row["label"] is None]
-    for label in ("normal", "anomaly"):
-        ids = [row["id"] for row in rows if truth(row["file_name"]) == label]
-        if ids:
-            label_pictures(root, engine, ids, label, by="anna", source="api")
+    with WebProcess(root) as web:
+        for label in ("normal", "anomaly"):
+            ids = [row["id"] for row in rows if truth(row["file_name"]) == label]
+            for start in range(0, len(ids), LABELS_MAX):
+                said = {"ids": ids[start : start + LABELS_MAX], "label": label, "by": "anna"}
+                answer = post(f"{web.url}/api/v1/labels", said)
+                assert [one["label"] for one in answer["labelled"]] == [label] * len(said["ids"])
     return len(rows)
+
+
+def post(url: str, body: dict[str, Any]) -> Any:
+    """Return what the API answers to `body`."""
+    request = Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urlopen(request, timeout=300) as answer:
+        return json.load(answer)
 
 
 def retrain_when_due(root: Path, engine: Engine) -> RetrainingRow:
