@@ -137,7 +137,7 @@ def stream(root: Path, pictures: Sequence[Path]) -> None:
 
 
 def review(root: Path, engine: Engine, truth: Truth) -> int:
-    """Say of each picture that nobody said anything of what `truth` says of its name, through the API as a reviewer would."""
+    """Say of each picture that nobody labelled what `truth` says of its name, through the API as a reviewer does."""
     with engine.connect() as connection:
         rows = [row for row in images.search(connection, limit=10_000) if row["label"] is None]
     with WebProcess(root) as web:
