@@ -202,9 +202,16 @@ class Pipeline:
     def _begin_again(self, claim: Claim, now: float) -> None:
         self._intake.refresh_champions(now)
         scorer = self._intake.scorer(claim.product)
-        if scorer is not None:
-            self._in_flight[claim.id] = claim
-            self._decode(claim, scorer)
+        if scorer is None:
+            return
+        try:
+            # Not before its turn: what ends the process now must cost no attempt of those that wait behind it.
+            claim = self._claims.next_attempt(claim)
+        except FileNotFoundError:
+            log.warning("file removed while waiting to be scored again", extra=fields(path=claim.path))
+            return
+        self._in_flight[claim.id] = claim
+        self._decode(claim, scorer)
 
     def _decode(self, claim: Claim, scorer: Scorer, shadow: Shadow | None = None) -> None:
         self._decoding.add(claim.id)

@@ -84,7 +84,7 @@ def recover(
         if action is Action.SCORE_AGAIN and claim is not None:
             if not has_model(claim.product):
                 continue
-            recovered.again.append(claims.next_attempt(claim))
+            recovered.again.append(claim)
         elif action is Action.GIVE_UP and claim is not None:
             recovered.given_up.append(_given_up(root, claim))
         elif row is not None and action is Action.DELIVER:

@@ -231,7 +231,7 @@ def test_picture_that_ended_the_service_once_is_not_given_to_the_challenger(
     drop("a.png")
     claim = one.house.claims.claim("a.png", now=0.0)
     assert claim is not None
-    one.house.pipeline.score_again([one.house.claims.next_attempt(claim)])
+    one.house.pipeline.score_again([claim])
     one.house.run()
     assert [row["state"] for row in one.house.rows()] == ["placed"] and one.scores() == {}
 
