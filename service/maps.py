@@ -31,6 +31,7 @@ _OPACITY = 0.65
 # Seen on yellow and red, on dark parts and light.
 _BOX_COLOUR = (0, 230, 255)
 _GAP = 8
+_REACH = 3  # cells
 _PNG_FILTER_UP = 2
 _PNG_ROWS = 64
 
@@ -58,13 +59,14 @@ def overlay(
     framed; they are in pixels of a picture of `picture_size` (height, width), of `image` if not given.
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
-    colours = _steps(in_threshold_units(anomaly_map, pixel_threshold), image.shape[:2])
-    mask = colours.point(_table(_opacity))
-    colours.putpalette(_palette(_warm))
-    # Most of a picture is below: only the box that holds the rest is blended.
-    box = mask.getbbox()
+    grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
+    box = _box_above(grey, image.shape[:2])
+    # Most of a picture is below what shows: only the box that holds the rest is enlarged and blended.
     if box is not None:
-        picture.paste(colours.crop(box).convert("RGB"), box[:2], mask.crop(box))
+        colours = _enlarged(grey, image.shape[:2], box)
+        mask = colours.point(_table(_opacity))
+        colours.putpalette(_palette(_warm))
+        picture.paste(colours.convert("RGB"), box[:2], mask)
     _draw_boxes(picture, regions, picture_size or image.shape[:2])
     return np.asarray(picture)
 
@@ -82,7 +84,8 @@ def side_by_side(
     threshold, red from three times it on.
     """
     height, width = image.shape[:2]
-    steps = _steps(in_threshold_units(anomaly_map, pixel_threshold), (height, width))
+    grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
+    steps = _enlarged(grey, (height, width), (0, 0, width, height))
     steps.putpalette(_palette(_on_dark))
     drawn = overlay(image, anomaly_map, pixel_threshold, regions, picture_size)
     panels = (image, np.asarray(steps.convert("RGB")), drawn)
@@ -125,14 +128,36 @@ def _png(drawn: UInt8Array) -> bytes:
     )
 
 
-def _steps(units: Float32Array, size: tuple[int, int]) -> Image.Image:
-    """Return the map in units of the threshold at `size` (H, W), 0 to `_FULL_AT` as grey levels 0 to 255.
+def _grey_grid(units: Float32Array) -> UInt8Array:
+    """Return the map in units of the threshold, 0 to `_FULL_AT` as grey levels 0 to 255.
 
-    From the grid on which the regions are found, so that frames and colours agree.
+    On the grid on which the regions are found, so that frames and colours agree.
     """
     grid = np.minimum(on_common_grid(units), np.float32(_FULL_AT)) * np.float32(255 / _FULL_AT)
-    grey = Image.fromarray(np.rint(grid).astype(np.uint8))
-    return grey.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.rint(grid).astype(np.uint8)
+
+
+def _box_above(grey: UInt8Array, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom, in a picture of `size` (H, W), of what shows of `grey`; None of nothing."""
+    shows = grey > _FADE_FROM * 255 / _FULL_AT
+    rows, columns = np.flatnonzero(shows.any(axis=1)), np.flatnonzero(shows.any(axis=0))
+    if not len(rows):
+        return None
+    # Bicubic enlarging reaches two cells beyond, and its overshoot may show where no cell does.
+    sides = []
+    for found, cells, pixels in ((columns, grey.shape[1], size[1]), (rows, grey.shape[0], size[0])):
+        first, last = max(0, int(found[0]) - _REACH), min(cells, int(found[-1]) + 1 + _REACH)
+        sides.append((first * pixels // cells, -(-last * pixels // cells)))
+    (left, right), (top, bottom) = sides
+    return left, top, right, bottom
+
+
+def _enlarged(grey: UInt8Array, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """Return what `box` holds of `grey` enlarged to `size` (H, W), smooth: but for rounding as in the whole."""
+    left, top, right, bottom = box
+    down, across = grey.shape[0] / size[0], grey.shape[1] / size[1]
+    part = (left * across, top * down, right * across, bottom * down)
+    return Image.fromarray(grey).resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=part)
 
 
 def _draw_boxes(picture: Image.Image, regions: Sequence[Region], picture_size: tuple[int, int]) -> None:

@@ -74,3 +74,19 @@ def test_side_by_side_are_picture_map_and_overlay() -> None:
     np.testing.assert_array_equal(joined[:, 136:], overlay(image, anomaly_map, 2.0))
     in_the_middle = joined[:, 68:128].astype(int)
     assert in_the_middle[2, 57, 0] > 200 and in_the_middle[20:, :40].max() == 0
+
+
+@pytest.mark.parametrize(("cells", "size"), [((28, 40), (1000, 1500)), ((40, 60), (333, 777)), ((7, 5), (60, 90))])
+def test_what_is_drawn_of_a_part_is_as_if_the_whole_were_drawn(
+    cells: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.full((*size, 3), 90, np.uint8)
+    anomaly_map = np.full(cells, 0.2, np.float32)
+    anomaly_map[2:4, 1:3] = 2.5
+    part = overlay(picture, anomaly_map, 1.0)
+    assert (part != picture).any() and (part[-1, -1] == picture[-1, -1]).all()
+    monkeypatch.setattr("service.maps._box_above", lambda grey, whole: (0, 0, whole[1], whole[0]))
+    whole = overlay(picture, anomaly_map, 1.0)
+    away = np.abs(part.astype(int) - whole).max(axis=2)
+    # At the edge of what shows a grey level more or less is several of opacity.
+    assert away.max() <= 8 and (away > 1).mean() < 0.001
