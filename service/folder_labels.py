@@ -26,7 +26,7 @@ from service.decode import FILE_BYTES_MAX, FileState
 from service.folder_memory import FolderMemory
 from service.logs import fields
 from service.names import shown_name
-from service.place import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, state_at
+from service.place import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, place_in, state_at
 from service.storage import images, reviews
 from service.storage.images import Sent, Subject
 from service.storage.reviews import NewReview
@@ -60,6 +60,7 @@ class FolderLabels:
         self._memory = FolderMemory(root, KINDS, names)
         # Copies, files on their way and files that are no picture of ours: told again with every scan.
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._reviewed: int | None = None
         self.labelled = 0
 
     def scan(self, whole: bool = True) -> Iterator[None]:
@@ -67,6 +68,7 @@ class FolderLabels:
 
         With `whole` what was no label is asked about again, since a copy becomes one when the original goes.
         """
+        self._forget_what_was_sent_away()
         if whole:
             yield from self._look_at(list(self._waiting))
         for listed in self._memory.scan():
@@ -80,6 +82,18 @@ class FolderLabels:
                 self._memory.forget(listed.folder)
                 raise
             yield
+
+    def _forget_what_was_sent_away(self) -> None:
+        """Forget the names of pictures that were labelled since the last look: a person may drag such a file back."""
+        with self._engine.connect() as connection:
+            if self._reviewed is None:
+                self._reviewed = reviews.newest_id(connection) or 0
+            while found := reviews.pictures_after(connection, self._reviewed):
+                self._reviewed = found[-1][0]
+                for row in images.subjects(connection, {id for _, id in found}).values():
+                    for kind in KINDS:
+                        if (path := place_in(kind, row.destination, row.path, row.id)) != row.path:
+                            self._memory.forget_name(path)
 
     def _look_at(self, paths: Iterable[str]) -> Iterator[None]:
         """Find which of `paths`, relative to the root, were moved there by a person, and label those."""
@@ -190,6 +204,7 @@ class FolderLabels:
         # Into quarantine/ is no label, and the picture is what it was.
         state = row.state if kind == QUARANTINE and row.state != MISSING else state_at(path)
         stored = shown_name(path)
+        self._memory.forget_name(row.path)
         images.send(connection, [Sent(row.id, state, stored, stored)])
         now_there = replace(row, path=stored, destination=stored, state=state)
         if kind == QUARANTINE or kind == kind_of(row.path):

@@ -11,7 +11,7 @@ import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.watch import NameFilter
@@ -100,6 +100,18 @@ class FolderMemory:
         """Have `folder` read again in full the next time."""
         self._folders.pop(folder, None)
         self._names_held -= len(self._names.pop(folder, ()))
+
+    def forget_name(self, path: str) -> None:
+        """Have the file name of `path` told as new when its folder is read, and that read again the next time.
+
+        For a file that left: should it come back before its folder is read, nobody would know that it was away.
+        """
+        folder, _, name = path.rpartition("/")
+        if (known := self._folders.get(folder)) is not None:
+            self._folders[folder] = replace(known, doubtful=True)
+        if hash(name) in self._names.get(folder, ()):
+            self._names[folder] -= {hash(name)}
+            self._names_held -= 1
 
     def _read(self, folder: str) -> tuple[list[str], list[str]]:
         files, below = [], []

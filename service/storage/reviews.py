@@ -103,6 +103,14 @@ def newest_id(connection: Connection | Session) -> int | None:
     return connection.execute(statement).scalar_one_or_none()
 
 
+def pictures_after(connection: Connection | Session, review_id: int, limit: int = 1000) -> list[tuple[int, str]]:
+    """Return the reviews after `review_id`, the oldest first, each with the id of its picture; at most `limit`."""
+    statement = (
+        select(_reviews.c.id, _reviews.c.image_id).where(_reviews.c.id > review_id).order_by(_reviews.c.id).limit(limit)
+    )
+    return [(id, image_id) for id, image_id in connection.execute(statement)]
+
+
 def count_since(connection: Connection | Session, product: str, review_id: int | None) -> int:
     """Return how many pictures of `product` were reviewed after the review `review_id`; None counts from the first."""
     statement = (

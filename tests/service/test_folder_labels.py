@@ -94,6 +94,27 @@ def test_dragged_back_is_a_label_too(house: Watched) -> None:
     assert house.scan() == 1 and house.said(id) == ["anomaly", "normal"] and house.row(id).path == here
 
 
+@pytest.mark.parametrize("first", ["dragged", "labelled"])
+def test_dragged_back_before_its_folder_was_read_again_is_a_label_too(house: Watched, first: str) -> None:
+    id = house.picture("normal")
+    here = house.row(id).path
+    # In the middle of a look: the folder that it leaves was read before, the one that it goes to is read after.
+    looking = house.labels.scan()
+    moved = False
+    for _ in looking:
+        if not moved and "normal/lid/2026-01-31" in house.labels._memory._folders:
+            moved = True
+            if first == "dragged":
+                there = house.drag(here, here.replace("normal", "anomaly", 1))
+            else:
+                there = house.label(id, "anomaly").path
+    assert moved and house.review(id).label == "anomaly" and house.row(id).path == there
+    # When its folder is read next, the names in it are those that were there before.
+    house.drag(there, here)
+    house.scan()
+    assert house.review(id).label == "normal" and house.row(id).path == here
+
+
 def test_copy_is_no_move_until_the_first_is_gone(house: Watched) -> None:
     id = house.picture("normal")
     here, there = house.row(id).path, f"anomaly/a.{id}.png"
