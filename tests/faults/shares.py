@@ -48,9 +48,8 @@ class Share:
 @contextlib.contextmanager
 def bindfs(source: Path, at: Path) -> Iterator[Share]:
     """Mount `source` at `at` through a program in user space, as a virtual machine's shared folder is."""
-    with _ended(subprocess.Popen(["bindfs", "-f", str(source), str(at)])) as server:
-        with _mounted(at):
-            yield Share(at, server)
+    with _ended(subprocess.Popen(["bindfs", "-f", str(source), str(at)])) as server, _mounted(at):
+        yield Share(at, server)
 
 
 @contextlib.contextmanager

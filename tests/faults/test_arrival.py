@@ -1,5 +1,5 @@
-"""How pictures may arrive at a real daemon: slowly, overwritten, in bursts, without file events, through shares that hang
-or vanish, by clocks that are wrong. Each that was dropped is sorted once and whole.
+"""How pictures may arrive at a real daemon: slowly, overwritten, in bursts, without events, by shares that hang or vanish,
+by clocks that are wrong. Each that was dropped is sorted once and whole.
 """
 
 from __future__ import annotations
@@ -7,17 +7,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
-import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -495,16 +494,82 @@ def test_share_of_the_sorted_pictures_that_vanishes_makes_none_of_them_missing(t
 
 
 @needs_share("bindfs")
-def test_root_that_vanishes_under_load_loses_nothing_and_the_work_goes_on_when_it_is_back(tmp_path: Path) -> None:
+def test_root_that_vanishes_under_load_ends_the_daemon_and_nothing_is_lost_once_it_is_back(tmp_path: Path) -> None:
     behind = make_root(tmp_path / "behind")
     root = tmp_path / "root"
     root.mkdir()
+    # It goes under its open database, whose locks the next mount would not know: to end is all that is safe.
     with bindfs(behind, root) as share, DaemonProcess(root, environment=decoding_slowly(tmp_path, 0.02)) as process:
         process.wait_ready()
         dropped = drop_good(behind, 100)
         wait_until(lambda: sum(sorted_by_verdict(root).values()) > 10, "the first sorted")
         share.vanish()
-        import time
-        time.sleep(8)
-        print(process.process.poll(), process.log_text()[-3000:])
-        print(list(root.rglob("*")))
+        assert process.process.wait(60) == 1
+    assert list(root.rglob("*.png")) == []
+    with DaemonProcess(root) as process:
+        assert process.process.wait(60) == 78
+    with bindfs(behind, root), DaemonProcess(root) as process:
+        process.wait_ready()
+        wait_until(settled(root, 100), "all sorted")
+        assert process.stop() == 0, process.log_text()
+    assert query(behind, "SELECT id FROM images WHERE state <> 'placed'") == []
+    assert problems(behind, dropped) == []
+
+
+# Clocks
+
+
+def test_clocks_of_cameras_that_are_hours_wrong_change_nothing(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    names = [f"{number:02}.png" for number in range(24)]
+    contents = [picture_bytes(DARK, seed=number) for number in range(24)]
+    with DaemonProcess(root) as process:
+        process.wait_ready()
+        now = time.time()
+        for number, (name, content) in enumerate(zip(names, contents, strict=True)):
+            partial = root / "incoming/.camera.part"
+            partial.write_bytes(content)
+            # The later a picture comes the earlier its camera says it is, from a day ahead to a day behind.
+            at = now + (12 - number) * 7200
+            os.utime(partial, (at, at))
+            partial.rename(root / "incoming" / name)
+        wait_until(settled(root, 24), "all sorted")
+        assert process.stop() == 0, process.log_text()
+    assert problems(root, map(sha256, contents)) == []
+    rows = query(root, "SELECT * FROM results ORDER BY received_at")
+    assert [row["file_name"] for row in rows] == names
+    assert all(0 <= row["latency_ms"] < 20_000 for row in rows)
+    kept = {row["file_name"]: (root / row["path"]).stat().st_mtime for row in rows}
+    assert all(abs(kept[name] - (now + (12 - number) * 7200)) < 1 for number, name in enumerate(names))
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed")
+def test_clock_of_the_machine_that_jumps_back_and_ahead_loses_nothing_and_gives_no_id_twice(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    environment = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    contents = []
+    with DaemonProcess(root, environment=environment) as process:
+        process.wait_ready()
+        for number, offset in enumerate(["+0", "-2h", "+5h", "+0"]):
+            clock.write_text(offset)
+            contents += [picture_bytes(DARK, seed=100 * number + one) for one in range(10)]
+            for one, content in enumerate(contents[-10:]):
+                drop(root, f"{one}.png", content)
+            wait_until(settled(root, 10 * (number + 1)), f"those sorted that came at {offset}")
+        assert process.stop() == 0, process.log_text()
+    assert problems(root, map(sha256, contents)) == []
+    rows = query(root, "SELECT * FROM results")
+    assert len({row["id"] for row in rows}) == 40
+    assert all(0 <= row["latency_ms"] < 20_000 for row in rows)
+    # That the clock did jump: the hours of the pictures are apart as it was set.
+    hours = {row["sha256"]: datetime.fromisoformat(row["received_at"]) for row in rows}
+    groups = [max(hours[sha256(one)] for one in contents[at : at + 10]) for at in range(0, 40, 10)]
+    apart = [round((later - earlier).total_seconds() / 3600) for earlier, later in itertools.pairwise(groups)]
+    assert apart == [-2, 7, -5]
