@@ -468,28 +468,40 @@ def test_page_lives_while_the_share_of_the_sorted_pictures_hangs_and_the_work_go
 
 
 @needs_share("sshfs", str(SFTP_SERVER))
-def test_share_of_the_sorted_pictures_that_vanishes_makes_none_of_them_missing(tmp_path: Path) -> None:
+def test_share_of_the_sorted_pictures_that_vanishes_is_waited_for_and_none_of_them_is_missing(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     behind = tmp_path / "behind"
     behind.mkdir()
+    normal = root / "normal"
+
+    def nothing_changed() -> bool:
+        states = query(root, "SELECT DISTINCT state FROM images WHERE file_name NOT LIKE 'flowing-%'")
+        return states == [{"state": "placed"}] and list(normal.iterdir()) == []
+
     with DaemonProcess(root) as process:
         process.wait_ready()
-        with sshfs(behind, root / "normal") as share:
+        with sshfs(behind, normal) as share:
             dropped = drop_good(root, 12)
             wait_until(settled(root, 12), "the first sorted")
+            wait_until_it_says(root, "mounts", ["normal"])
+            # In full flow, so that some are on their way when it goes.
+            dropped += drop_good(root, 40, "flowing")
             share.vanish()
-            assert list((root / "normal").iterdir()) == []
-            # The bare mount point is looked at by several rescans, while anomalies come in.
-            more = [drop(root, f"later-{n}.png", picture_bytes(BRIGHT, seed=100 + n)) for n in range(6)]
-            wait_until(settled(root, 18), "the later ones sorted")
-            time.sleep(1.5)
-            assert process.process.poll() is None, process.log_text()
-        assert query(root, "SELECT id FROM images WHERE state <> 'placed'") == []
-        with sshfs(behind, root / "normal"):
-            more.append(drop(root, "last.png", picture_bytes(DARK, seed=200)))
-            wait_until(settled(root, 19), "one more sorted")
-            assert problems(root, [*dropped, *more]) == []
+            wait_until(lambda: "paused" in process.log_text(), "word of it")
+            dropped += drop_good(root, 6, "later")
+            assert "mounted at normal" in process.log_text() and nothing_changed()
         assert process.stop() == 0, process.log_text()
+    # As after a start of the machine at which the share could not be mounted.
+    with DaemonProcess(root) as process:
+        process.wait_ready()
+        wait_until(lambda: "paused" in process.log_text(), "word of it again")
+        assert len([path for path in waiting(root) if path.name.startswith("later")]) == 6 and nothing_changed()
+        with sshfs(behind, normal):
+            wait_until(settled(root, 58), "all sorted once it is back")
+            assert process.stop() == 0, process.log_text()
+            assert query(root, "SELECT id FROM images WHERE state <> 'placed'") == []
+            assert problems(root, dropped) == []
+    assert list(normal.iterdir()) == []
 
 
 @needs_share("bindfs")
