@@ -219,14 +219,19 @@ def instances(root: Path) -> list[str]:
 
 def said_by(root: Path, instance: str) -> dict[str, Any]:
     """Return what the daemon `instance` last said of itself, and whether it is running."""
+    return {"instance": instance, "running": InstanceLock(root, instance).held()} | {
+        key: value for key, value in last_status(root, instance).items() if key != "instance"
+    }
+
+
+def last_status(root: Path, instance: str) -> dict[str, Any]:
+    """Return what the daemon `instance` last wrote of itself; nothing where there is none or a power cut emptied it."""
     path = root / PROCESSING / instance / STATUS_NAME
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        said = {}
-    return {"instance": instance, "running": InstanceLock(root, instance).held()} | {
-        key: value for key, value in said.items() if key != "instance"
-    }
+    except (FileNotFoundError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def make_folders(folder: Path, root: Path) -> None:
