@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+UNMOUNT_WITHIN_S = 15.0
 
 
 def run(*command: str | Path) -> None:
@@ -55,8 +58,17 @@ def ext4(image: Path, at: Path, megabytes: int = 64, *, make: bool = True) -> It
     try:
         yield at
     finally:
-        subprocess.run(["umount", str(at)], check=False, capture_output=True)
-        subprocess.run(["umount", "--lazy", str(at)], check=False, capture_output=True)
+        _unmount(at)
+
+
+def _unmount(at: Path) -> None:
+    """Unmount `at` for good: while somebody has a file open there, another mount of its image would be a second one."""
+    until = time.monotonic() + UNMOUNT_WITHIN_S
+    while subprocess.run(["umount", str(at)], check=False, capture_output=True).returncode != 0:
+        if time.monotonic() > until:
+            subprocess.run(["umount", "--lazy", str(at)], check=False, capture_output=True)
+            raise AssertionError(f"{at}: expected to be unmounted; somebody has a file open there")
+        time.sleep(0.1)
 
 
 def _mount(*arguments: str) -> None:
