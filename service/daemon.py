@@ -468,6 +468,8 @@ class Daemon:
         status, pipeline = self._status(), self._pipeline
         if status == self._status_written:
             return
+        # Those without a model too: nobody else who looks at the unit would learn of them.
+        waiting = len(self._intake) + sum(self._intake.waiting.values())
         self._status_written = status
         path = self._root / PROCESSING / self._settings.instance / STATUS_NAME
         partial = path.with_name(STATUS_NAME + ".tmp")
@@ -476,7 +478,7 @@ class Daemon:
         self._notifier.status(
             f"{'paused: ' + self._state.paused if self._state.paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
-            f"{pipeline.counts.quarantined} quarantined, {len(self._intake)} waiting"
+            f"{pipeline.counts.quarantined} quarantined, {waiting} waiting"
         )
 
     def _sleep(self, next_at: float | None) -> None:

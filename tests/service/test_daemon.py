@@ -86,6 +86,7 @@ def test_files_without_a_model_wait_until_there_is_one(root: Path, drop: Callabl
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
         wait_until(lambda: "no model; files wait" in daemon.log_text(), "word of the missing model")
+        daemon.wait_for_message("STATUS=sorting; 0 placed, 0 anomalies, 0 quarantined, 1 waiting")
         assert (root / "incoming/gears/a.png").exists()
         install(root, product="gears")
         wait_until(lambda: finished(root) == 1, "the picture finished")

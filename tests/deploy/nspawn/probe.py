@@ -28,12 +28,19 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tried(act: Callable[[], object]) -> str:
-    """Return `done`, or the name of the error that kept it from being done."""
-    try:
-        act()
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, str(error))
-    return "done"
+    """Return `done`, or the name of the error that kept it from being done; in a process of its own, whose end it is."""
+    child = os.fork()
+    if child == 0:
+        code = 255
+        try:
+            act()
+            code = 0
+        except OSError as error:
+            code = error.errno or 255
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return "done" if code == 0 else errno.errorcode.get(code, f"ended with {code}")
 
 
 def call(name: str, *arguments: object) -> Callable[[], object]:
