@@ -455,7 +455,8 @@ class Daemon:
             "paused": self._state.paused,
             "stopping": self._stopping.is_set(),
             "products": self._scorers.products,
-            "waiting_for_model": self._intake.waiting,
+            # A copy: what was written is compared with what is, and the intake goes on counting.
+            "waiting_for_model": dict(self._intake.waiting),
             "backlog": len(self._intake),
             "in_flight": len(pipeline.in_flight),
             "placed": pipeline.counts.placed,
