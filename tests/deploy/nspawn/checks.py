@@ -215,9 +215,7 @@ def installed_and_ready() -> dict[str, Any]:
     for unit in UNITS:
         assert active(unit) and shown(unit, "NRestarts") == "0", told()
         assert run("systemctl", "is-enabled", unit).strip() == "enabled"
-        began, ready = (
-            int(shown(unit, f"{name}TimestampMonotonic")) for name in ("InactiveExit", "ActiveEnter")
-        )
+        began, ready = (int(shown(unit, f"{name}TimestampMonotonic")) for name in ("InactiveExit", "ActiveEnter"))
         figures[f"{unit} ready after s"] = round((ready - began) / 1e6, 2)
         assert shown(unit, "User") == "tamis"
     figures["status"] = shown("tamis.service", "StatusText")
@@ -483,9 +481,7 @@ def runs() -> list[dict[str, Any]]:
 
 def of_process(pid: int) -> dict[str, Any]:
     """Return how a process is bounded."""
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-    )
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     cgroup = Path(f"/proc/{pid}/cgroup").read_text()
     return {
         "niceness": os.getpriority(os.PRIO_PROCESS, pid),
