@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test check benchmarks clean
+.PHONY: setup demo test test-faults check benchmarks clean
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,11 @@ demo: setup
 # Two workers on two cores: threads of torch that spin for a core would keep it from the other worker.
 test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m "not long"
+
+# Every fault and the booted machine, the long ones too: an hour or so, as root; what cannot be tried here says why.
+test-faults: setup
+	sh tests/faults/install_tools.sh
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy
 
 check: setup
 	$(BIN)/ruff check .

@@ -474,7 +474,8 @@ class Daemon:
             "mounts": sorted(self._mounts.seen),
             "stopping": self._stopping.is_set(),
             "products": self._scorers.products,
-            "waiting_for_model": self._intake.waiting,
+            # A copy: what was written is compared with what is, and the intake goes on counting.
+            "waiting_for_model": dict(self._intake.waiting),
             "backlog": len(self._intake),
             "in_flight": len(pipeline.in_flight),
             "placed": pipeline.counts.placed,
@@ -487,6 +488,8 @@ class Daemon:
         status, pipeline = self._status(), self._pipeline
         if status == self._status_written:
             return
+        # Those without a model too: nobody else who looks at the unit would learn of them.
+        waiting = len(self._intake) + sum(self._intake.waiting.values())
         self._status_written = status
         path = self._root / PROCESSING / self._settings.instance / STATUS_NAME
         partial = path.with_name(STATUS_NAME + ".tmp")
@@ -495,7 +498,7 @@ class Daemon:
         self._notifier.status(
             f"{'paused: ' + self._state.paused if self._state.paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
-            f"{pipeline.counts.quarantined} quarantined, {len(self._intake)} waiting"
+            f"{pipeline.counts.quarantined} quarantined, {waiting} waiting"
         )
 
     def _sleep(self, next_at: float | None) -> None:

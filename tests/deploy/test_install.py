@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 INSTALL = Path(__file__).parents[2] / "deploy" / "install.sh"
+TOOLS = INSTALL.parents[1] / "tests/faults/install_tools.sh"
 VENV = "opt/tamis"
 DATA = "var/lib/tamis"
 UNIT = "etc/systemd/system/tamis.service"
@@ -94,8 +95,9 @@ def copy_of(prefix: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_script_is_clean_under_shellcheck() -> None:
-    done = subprocess.run(["shellcheck", str(INSTALL)], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("script", [INSTALL, TOOLS], ids=lambda script: script.name)
+def test_script_is_clean_under_shellcheck(script: Path) -> None:
+    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, timeout=60)
     assert done.stdout == ""
     assert done.returncode == 0
 

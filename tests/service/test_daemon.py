@@ -80,15 +80,22 @@ def test_energy_of_scoring_and_idling_is_on_record(house: Path, drop: Callable[.
     assert charged == pytest.approx(sum(row["total_wh"] for row in energy if row["kind"] == "scoring"))
 
 
-def test_files_without_a_model_wait_until_there_is_one(root: Path, drop: Callable[..., Path]) -> None:
+def test_files_without_a_model_are_counted_and_wait_until_there_is_one(root: Path, drop: Callable[..., Path]) -> None:
     (root / "tamis.toml").write_text(SETTINGS)
+    status = "STATUS=sorting; 0 placed, 0 anomalies, 0 quarantined, "
     drop("gears/a.png")
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: "no model; files wait" in daemon.log_text(), "word of the missing model")
-        assert (root / "incoming/gears/a.png").exists()
+        daemon.wait_for_message(f"{status}1 waiting")
+        assert "no model; files wait" in daemon.log_text()
+        # Whole at once, by a rename into a folder that is watched: one event, and no scan that finds it first.
+        drop("gears/b.part", seed=1).rename(root / "incoming/gears/b.png")
+        daemon.wait_for_message(f"{status}2 waiting")
+        [told] = root.glob("processing/*/.status.json")
+        assert json.loads(told.read_text())["waiting_for_model"] == {"gears": 2}
+        assert len(list((root / "incoming").rglob("*.png"))) == 2
         install(root, product="gears")
-        wait_until(lambda: finished(root) == 1, "the picture finished")
+        wait_until(lambda: finished(root) == 2, "the pictures finished")
         assert daemon.stop() == 0
         assert daemon.log_text().count("no model; files wait") == 1
 
