@@ -471,7 +471,8 @@ class Daemon:
             "started_at": self._started_at.isoformat(timespec="seconds"),
             "watching": self._state.watching,
             "paused": self._state.paused,
-            "mounts": sorted(self._mounts.seen),
+            # The root's own is no matter to the next run: a sandbox mounts it, a run by hand does not.
+            "mounts": sorted(self._mounts.seen - {"."}),
             "stopping": self._stopping.is_set(),
             "products": self._scorers.products,
             # A copy: what was written is compared with what is, and the intake goes on counting.

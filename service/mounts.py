@@ -14,7 +14,7 @@ from service.filesystem import MOUNTINFO, read_mounts
 
 
 class Mounts:
-    """The mounts at or below `folders` of `root`, which is absolute; `seen` are those of an earlier run.
+    """The mounts at `root`, which is absolute, and at or below its `folders`; `seen` are those of an earlier run.
 
     Paths are relative to the root.
     """
@@ -44,5 +44,5 @@ class Mounts:
         for mount in read_mounts(self._mountinfo.read_bytes()):
             if mount.mount_point.is_relative_to(self._root):
                 relative = mount.mount_point.relative_to(self._root)
-                if relative.parts[:1] and relative.parts[0] in self._folders:
+                if not relative.parts or relative.parts[0] in self._folders:
                     yield str(relative)

@@ -34,7 +34,7 @@ def test_mount_that_was_seen_and_is_not_there_is_gone_until_it_is_back(table: Ta
     mounts = Mounts(ROOT, FOLDERS, mountinfo=table.path)
     assert mounts.look() == [] and not mounts.any_gone()
     table.set("normal", "anomaly/lid")
-    assert mounts.look() == [] and mounts.seen == {"normal", "anomaly/lid"}
+    assert mounts.look() == [] and mounts.seen == {".", "normal", "anomaly/lid"}
     table.set("anomaly/lid")
     assert mounts.look() == ["normal"] and mounts.any_gone()
     table.set("normal", "anomaly/lid")
@@ -45,10 +45,17 @@ def test_mount_that_an_earlier_run_saw_is_gone(table: Table) -> None:
     assert Mounts(ROOT, FOLDERS, ["normal"], table.path).look() == ["normal"]
 
 
-def test_root_itself_and_mounts_elsewhere_are_no_matter(table: Table) -> None:
+def test_mounts_elsewhere_are_no_matter(table: Table) -> None:
     table.set("incoming", "normality", "../other/normal")
     mounts = Mounts(ROOT, FOLDERS, mountinfo=table.path)
-    assert mounts.look() == [] and mounts.seen == frozenset()
+    assert mounts.look() == [] and mounts.seen == {"."}
+
+
+def test_root_itself_is_gone_when_its_mount_is(table: Table) -> None:
+    mounts = Mounts(ROOT, FOLDERS, mountinfo=table.path)
+    mounts.look()
+    table.path.write_text(LINE.format(at="/", type="ext4"))
+    assert mounts.look() == ["."]
 
 
 def test_without_a_table_nothing_is_gone(tmp_path: Path) -> None:
