@@ -516,7 +516,11 @@ def test_root_that_vanishes_under_load_ends_the_daemon_and_nothing_is_lost_once_
         wait_until(lambda: sum(sorted_by_verdict(root).values()) > 10, "the first sorted")
         share.vanish()
         assert process.process.wait(60) == 1
-    assert list(root.rglob("*")) == []
+    # Of a batch that was being delivered there may be empty folders, which some mounts refuse to hide; never a picture.
+    left = sorted(root.rglob("*"), reverse=True)
+    assert all(path.is_dir() for path in left)
+    for path in left:
+        path.rmdir()
     with DaemonProcess(root) as process:
         assert process.process.wait(60) == 78
     with bindfs(behind, root), DaemonProcess(root) as process:
