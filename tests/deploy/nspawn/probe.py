@@ -28,7 +28,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tried(act: Callable[[], object]) -> str:
-    """Return `done`, or the name of the error that kept it from being done; in a process of its own, whose end it is."""
+    """Return `done`, or the name of the error that kept it from being done; a process of its own is what it changes."""
     child = os.fork()
     if child == 0:
         code = 255
@@ -98,9 +98,9 @@ def writable_code() -> None:
 def strangers() -> int:
     """How many processes of other users can be seen."""
     seen = 0
-    for name in os.listdir("/proc"):
+    for process in Path("/proc").iterdir():
         try:
-            seen += name.isdigit() and Path("/proc", name).stat().st_uid != os.getuid()
+            seen += process.name.isdigit() and process.stat().st_uid != os.getuid()
         except OSError:
             continue
     return seen
