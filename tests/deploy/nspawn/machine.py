@@ -131,7 +131,8 @@ class Machine:
         command = [
             "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network",
             # For the filter of addresses, which is a program in the kernel.
-            "--system-call-filter=bpf", "--console=pipe", f"--directory={self.root}", f"--bind={self.result}:/srv/result",
+            "--system-call-filter=bpf", "--console=pipe", f"--directory={self.root}",
+            f"--bind={self.result}:/srv/result",
             *(f"--bind-ro={here}:{there}" for here, there in binds.items()),
         ]  # fmt: skip
         # Control groups as in any machine of today, whatever this one has.
