@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-faults check benchmarks clean
+.PHONY: setup demo test test-faults check audit benchmarks clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ test: setup
 test-faults: setup
 	sh tests/faults/install_tools.sh
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy
+
+# The bill of materials, and what of it is known to be vulnerable.
+audit: setup
+	$(BIN)/python -m pip install --quiet --editable '.[audit]'
+	$(BIN)/python .ci/audit.py
 
 check: setup
 	$(BIN)/ruff check .

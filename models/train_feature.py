@@ -56,9 +56,8 @@ PICTURES_FEW = 160
 DRAWN, PLAIN = 900, 300
 CROPS_EACH = 2
 PICTURES_HELD = 1000
-# Of the pictures kept from both networks, what tells that one begins to learn its pictures by heart.
+# Of the pictures kept from both networks, what tells that the autoencoder begins to learn its pictures by heart.
 APART_POSITIONS = 16_384
-APART_DRAWN = 32
 
 
 def fit_feature(
@@ -97,6 +96,7 @@ def fit_feature(
         min(POOL_BYTES, limits.pool_bytes // 2),
     )
     kept_apart = _positions_apart(features, list(chain(*tunes)), size, seed, report)
+    del features
     whitening = Whitening()
     standardisation = Standardisation(DETAIL)
     whitening.fit(pool[:, :FEATURES])
@@ -140,15 +140,12 @@ def fit_feature(
     drawn_count, plain_count = (max(16, round(share * count)) for count in (DRAWN, PLAIN))
     drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
     plain = crop_pool(network, _plain(normal, plain_count, changes, seed), plain_count, CROPS_EACH, size, seed, report)
-    apart = balanced(tunes)
-    strange = _drawn(apart, APART_DRAWN, changes, seed, stream=5)
     head_steps = max(2, round(HEAD_STEPS_SHARE * steps))
     head, head_steps = fit_head(
         network,
         list(held.values()),
         drawn,
         plain,
-        crop_pool(network, strange, APART_DRAWN, CROPS_EACH, size, seed, report),
         seed,
         head_steps,
         limits.deadline,
@@ -266,12 +263,12 @@ def _held(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -
 
 
 def _drawn(
-    normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int, stream: int = 1
+    normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int
 ) -> Iterator[tuple[UInt8Array, Float32Array]]:
     """Yield pictures with drawn defects, and the share of each position that is defect; drawn on two threads."""
 
     def one(number: int) -> tuple[UInt8Array, Float32Array]:
-        chance = np.random.default_rng([seed, stream, number])
+        chance = np.random.default_rng([seed, 1, number])
         picture, mask = draw_defects(vary(normal[number % len(normal)], changes, chance), normal, chance)
         return picture, share_by_position(mask, STRIDE)
 

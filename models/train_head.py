@@ -30,7 +30,6 @@ def fit_head(
     normal: Sequence[UInt8Array],
     drawn: Crops,
     plain: Crops,
-    apart: Crops,
     seed: int,
     steps: int,
     deadline: float,
@@ -39,19 +38,18 @@ def fit_head(
 ) -> tuple[SegmentationHead, int]:
     """Return the head, `begun` trained on if given, and the steps done, at most twice `steps`.
 
-    `normal` are searched for its false alarms; a round ends early when the loss on the crops `apart` rises.
+    `normal` are searched for its false alarms.
     """
     head = (begun or SegmentationHead()).to(memory_format=torch.channels_last)
-    done = _round(head, (drawn, plain), apart, 0, seed, steps, deadline, report)
+    done = _round(head, (drawn, plain), 0, seed, steps, deadline, report)
     hard = hardest_crops(network, _contiguous(head), normal, FALSE_ALARMS, report)
-    done += _round(head, (drawn, plain, hard), apart, 1, seed, steps, deadline, report)
+    done += _round(head, (drawn, plain, hard), 1, seed, steps, deadline, report)
     return head.to(memory_format=torch.contiguous_format), done
 
 
 def _round(
     head: SegmentationHead,
     pools: Sequence[Crops],
-    apart: Crops,
     number: int,
     seed: int,
     steps: int,
@@ -71,11 +69,8 @@ def _round(
         crops = (crops * kept / (1 - DROPPED)).contiguous(memory_format=torch.channels_last)
         return defect_loss(head(crops)[:, 0], torch.cat(shares))
 
-    def loss_apart() -> Tensor:
-        return defect_loss(head(apart.seen.float())[:, 0], apart.defect_share)
-
     stage = f"training the head, round {number + 1} of {len(ROUNDS)}"
-    return descend(head, loss, LEARNING_RATES[number], steps, deadline, report, stage, loss_apart)[0]
+    return descend(head, loss, LEARNING_RATES[number], steps, deadline, report, stage)[0]
 
 
 def _contiguous(head: SegmentationHead) -> Callable[[Tensor], Tensor]:

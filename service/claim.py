@@ -29,6 +29,7 @@ PROCESSING = "processing"
 LOCK_NAME = ".lock"
 STATUS_NAME = ".status.json"
 LOOKS = 5
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 LOOK_INTERVAL_S = 0.1
 
 
@@ -219,29 +220,54 @@ def instances(root: Path) -> list[str]:
 
 def said_by(root: Path, instance: str) -> dict[str, Any]:
     """Return what the daemon `instance` last said of itself, and whether it is running."""
+    return {"instance": instance, "running": InstanceLock(root, instance).held()} | {
+        key: value for key, value in last_status(root, instance).items() if key != "instance"
+    }
+
+
+def last_status(root: Path, instance: str) -> dict[str, Any]:
+    """Return what the daemon `instance` last wrote of itself; nothing where there is none or a power cut emptied it."""
     path = root / PROCESSING / instance / STATUS_NAME
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        said = {}
-    return {"instance": instance, "running": InstanceLock(root, instance).held()} | {
-        key: value for key, value in said.items() if key != "instance"
-    }
+    except (FileNotFoundError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def make_folders(folder: Path, root: Path) -> None:
     """Make `folder` and what lacks above it up to `root`, durably; refuse a link on the way (NotADirectoryError)."""
-    current = root
+    os.close(open_folder(folder, root))
+
+
+def open_folder(folder: Path, root: Path) -> int:
+    """Return a descriptor of `folder`, which is made as by `make_folders`.
+
+    Each part is looked up in the one above it, held open: a link that takes its place meanwhile leads nowhere.
+    """
+    current, path = os.open(root, _FOLDER), root
     for part in folder.relative_to(root).parts:
-        parent, current = current, current / part
+        path = path / part
         try:
-            current.mkdir()
-            sync_folder(parent)
-        except FileExistsError:
-            if current.is_symlink() or not current.is_dir():
-                raise NotADirectoryError(
-                    errno.ENOTDIR, "expected a folder, found a link or a file", str(current)
-                ) from None
+            below = _open_below(current, part)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                message = "expected a folder, found a link or a file"
+                raise NotADirectoryError(errno.ENOTDIR, message, str(path)) from None
+            raise
+        finally:
+            os.close(current)
+        current = below
+    return current
+
+
+def _open_below(folder: int, name: str) -> int:
+    with suppress(FileNotFoundError):
+        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    with suppress(FileExistsError):
+        os.mkdir(name, dir_fd=folder)
+        os.fsync(folder)
+    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
 
 
 def sync_folder(folder: Path) -> None:

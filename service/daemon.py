@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError
 from models.registry import ModelVersion
 from models.self_measurement import BATCH_MIN, Measured, batch_size
 from service import __version__
-from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances
+from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances, last_status
 from service.decide import Judge
 from service.drift_watch import DriftWatch
 from service.energy import EnergyMeter
@@ -35,8 +35,10 @@ from service.folder_watch import FolderWatch
 from service.intake import Intake
 from service.loading import DetectorLoader
 from service.logs import configure, fields
+from service.mounts import Mounts
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
+from service.place import KINDS
 from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
@@ -143,6 +145,7 @@ class Daemon:
         """Open everything the loop needs, in the order in which `stack` closes it backwards."""
         settings, root = self._settings, self._root
         self._lock(stack)
+        self._mounts = Mounts(root.resolve(), KINDS, last_status(root, settings.instance).get("mounts", ()))
         self._watcher = Watcher(root / INCOMING, self._wake.set)
         stack.callback(self._watcher.stop)
         self._watch()
@@ -163,7 +166,13 @@ class Daemon:
         self._claims = Claims(root, settings.instance)
         self._claims.prune()
         take_back(root, self._engine, self._claims)
-        self._recorder = Recorder(root, self._engine, self._claims, anomaly_maps=settings.anomaly_maps)
+        self._recorder = Recorder(
+            root,
+            self._engine,
+            self._claims,
+            anomaly_maps=settings.anomaly_maps,
+            delivery_waits=self._mounts.any_gone,
+        )
         self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
         self._drift = DriftWatch(root, settings, self._looking, self._engine)
         stack.callback(self._close_meter)
@@ -204,9 +213,10 @@ class Daemon:
             if self._folders.error is not None:
                 raise self._folders.error
             self._take_events(now)
+            # Before the scan, whose recovery delivers.
+            self._check_space(now)
             if now >= self._due.scan or self._intake.scan_needed:
                 self._rescan(now)
-            self._check_space(now)
             next_at = self._pipeline.step(now, claiming=self._state.paused is None)
             self._write_idle_row(now)
             self._look_for_drift(now)
@@ -354,6 +364,8 @@ class Daemon:
         self._schedule.look()
 
     def _recover(self) -> None:
+        if self._mounts.any_gone():
+            return
         with ExitStack() as dead:
             self._adopt(dead)
             try:
@@ -400,6 +412,12 @@ class Daemon:
         reason = _lack_of_space(self._root, self._settings.free_bytes_min, self._settings.free_inodes_min)
         if reason is None:
             reason = None if (self._root / INCOMING).is_dir() else "incoming/ is gone"
+        if reason is None and (gone := self._mounts.look()):
+            status = f"{PROCESSING}/{self._settings.instance}/{STATUS_NAME}"
+            reason = (
+                f"expected a disk or share mounted at {', '.join(gone)}, as before; found none. Mount it; "
+                f"or, if it is to lie on the root's disk from now on, stop the service and remove {status}"
+            )
         self._pause(reason)
         self._due.space = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)
 
@@ -453,6 +471,7 @@ class Daemon:
             "started_at": self._started_at.isoformat(timespec="seconds"),
             "watching": self._state.watching,
             "paused": self._state.paused,
+            "mounts": sorted(self._mounts.seen),
             "stopping": self._stopping.is_set(),
             "products": self._scorers.products,
             # A copy: what was written is compared with what is, and the intake goes on counting.

@@ -23,6 +23,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 FILE_BYTES_MAX = 200_000_000
 PIXELS_MAX = 60_000_000
+# More than any picture comes to: 12 megapixels of one colour in the format that packs it best are 23,000. What claims
+# more has a damaged header, and would take the memory of the largest picture before that shows.
+PIXELS_A_BYTE_MAX = 50_000
 
 # A JPEG may be decoded at a half, a quarter or an eighth, straight from its coefficients, as long as that leaves so
 # many times the wanted height and width: the filter that follows then still sees more than it gives.
@@ -226,6 +229,10 @@ def _opened(data: bytes, pixels_max: int) -> Image.Image:
     if width * height > pixels_max:
         image.close()
         raise DecodeError("too_many_pixels", f"expected at most {pixels_max} pixels; found {width} x {height}")
+    if width * height > len(data) * PIXELS_A_BYTE_MAX:
+        image.close()
+        found = f"{width} x {height} in {len(data)} bytes"
+        raise DecodeError("damaged", f"expected at most {PIXELS_A_BYTE_MAX} pixels to a byte; found {found}")
     return image
 
 

@@ -11,13 +11,15 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service.claim import make_folders, sync_folder
+from service.claim import open_folder, sync_folder
+
+TRIES = 3
 
 
 class Delivery(Enum):
@@ -44,8 +46,7 @@ def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
     folders: set[Path] = set()
     for move in moves:
         source, destination = root / move.source, root / move.destination
-        make_folders(destination.parent, root)
-        ended[move.id] = _deliver_one(root, source, destination, move)
+        ended[move.id] = _deliver_into(destination.parent, root, move)
         if ended[move.id] is Delivery.DONE:
             folders |= {source.parent, destination.parent}
     for folder in sorted(folders):
@@ -54,7 +55,29 @@ def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
     return ended
 
 
-def _deliver_one(root: Path, source: Path, destination: Path, move: Move) -> Delivery:
+def _deliver_into(folder: Path, root: Path, move: Move) -> Delivery:
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with _held_open(folder, root) as held:
+                return _deliver_one(root / move.source, held / Path(move.destination).name, move)
+        except FileNotFoundError:
+            # Retention takes empty folders away, perhaps this one since it was opened.
+            if not tries_left:
+                raise
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _held_open(folder: Path, root: Path) -> Iterator[Path]:
+    """Yield a path to `folder` by way of its descriptor: a link put into its place meanwhile leads nowhere."""
+    descriptor = open_folder(folder, root)
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
     if move.source == move.destination:
         return Delivery.DONE if os.path.lexists(destination) else Delivery.MISSING
     _remove_partial(destination, move.id)
@@ -68,8 +91,10 @@ def _deliver_one(root: Path, source: Path, destination: Path, move: Move) -> Del
             return Delivery.DONE
         return Delivery.CONFLICT
     try:
-        _rename(source, destination, root)
+        _rename(source, destination)
     except FileNotFoundError:
+        if os.path.lexists(source):
+            raise
         return Delivery.MISSING
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -78,15 +103,8 @@ def _deliver_one(root: Path, source: Path, destination: Path, move: Move) -> Del
     return Delivery.DONE
 
 
-def _rename(source: Path, destination: Path, root: Path) -> None:
-    try:
-        source.rename(destination)
-    except FileNotFoundError:
-        if not os.path.lexists(source):
-            raise
-        # Retention takes empty folders away, perhaps this one since it was made.
-        make_folders(destination.parent, root)
-        source.rename(destination)
+def _rename(source: Path, destination: Path) -> None:
+    source.rename(destination)
 
 
 def _copy_across(source: Path, destination: Path, id: str) -> None:
@@ -98,7 +116,8 @@ def _copy_across(source: Path, destination: Path, id: str) -> None:
         os.fsync(writing.fileno())
     shutil.copystat(source, partial)
     partial.rename(destination)
-    sync_folder(destination.parent)
+    # The open folder has a link for a path, which `sync_folder` would refuse.
+    sync_folder(destination.parent.resolve())
     source.unlink(missing_ok=True)
 
 

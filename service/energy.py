@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker
     from codecarbon.output_methods.emissions_data import EmissionsData
 
+log = logging.getLogger(__name__)
+
 # The tracker's own timer would measure between our samples, from a thread of its own and without a lock.
 _OWN_TIMER_S = 10 * 365 * 86400
 _MEASURING_MODES = frozenset({"intel_rapl", "intel_power_gadget", "windows_emi", "apple_powermetrics"})
@@ -47,6 +49,10 @@ class EnergyMeter:
             self._tracker: OfflineEmissionsTracker | None = self._started(tracking, country, cpu_max_w)
         modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
         self.source: Literal["measured", "estimated"] = "measured" if modes & _MEASURING_MODES else "estimated"
+        # It keeps to itself what it trips over when it starts, and would tell of zero for ever after.
+        self._counts = self._tracker._start_time is not None
+        if not self._counts:
+            log.warning("the energy meter did not start; energy is unknown")
         self._total = _Total(0.0, 0.0, 0.0, 0.0, 0.0)
         self._given = self._total
         self._given_at = time.monotonic()
@@ -118,16 +124,17 @@ class EnergyMeter:
         now, total, given = time.monotonic(), self._total, self._given
         started_at, duration_s = self._started_at, now - self._given_at
         self._given, self._given_at, self._started_at = total, now, datetime.now(UTC)
+        counts = self._counts
         return EnergySample(
             kind=kind,
             started_at=started_at,
             duration_s=duration_s,
             images=images,
-            cpu_wh=total.cpu_wh - given.cpu_wh,
-            gpu_wh=total.gpu_wh - given.gpu_wh,
-            ram_wh=total.ram_wh - given.ram_wh,
-            total_wh=total.total_wh - given.total_wh,
-            emissions_g=total.emissions_g - given.emissions_g if self._country else None,
+            cpu_wh=total.cpu_wh - given.cpu_wh if counts else None,
+            gpu_wh=total.gpu_wh - given.gpu_wh if counts else None,
+            ram_wh=total.ram_wh - given.ram_wh if counts else None,
+            total_wh=total.total_wh - given.total_wh if counts else None,
+            emissions_g=total.emissions_g - given.emissions_g if counts and self._country else None,
             source=self.source,
             country=self._country,
         )

@@ -81,7 +81,10 @@ class BatchReport:
 
 
 class Recorder:
-    """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by."""
+    """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by.
+
+    While `delivery_waits` says so, what is recorded stays in `processing/`, where recovery finds it.
+    """
 
     def __init__(
         self,
@@ -91,12 +94,14 @@ class Recorder:
         *,
         anomaly_maps: bool,
         clock: Callable[[], float] = time.monotonic,
+        delivery_waits: Callable[[], bool] = lambda: False,
     ) -> None:
         self._root = root
         self._engine = engine
         self._claims = claims
         self._anomaly_maps = anomaly_maps
         self._clock = clock
+        self._delivery_waits = delivery_waits
 
     def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
         """Record, deliver and finish `batch`; energy since the last sample is charged to it."""
@@ -116,6 +121,8 @@ class Recorder:
             self._draw_maps(kept, found)
         records = {judged.claim.id: _record_of(judged, datetime.now(UTC)) for judged in kept}
         self._record(records, found, kept, meter, report)
+        if self._delivery_waits():
+            return report
         ended = deliver(self._root, (_move_of(record) for record in records.values()))
         self._finish(kept, records, ended, report)
         return report

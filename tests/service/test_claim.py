@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from service.claim import Claims, InstanceLock, instances, make_folders
+from service.claim import Claims, InstanceLock, instances, last_status, make_folders, said_by
 from service.names import parse_claimed_name
 
 
@@ -123,3 +123,10 @@ def test_looking_at_a_lock_neither_takes_nor_makes_it(root: Path) -> None:
     assert InstanceLock(root, "main").held() and InstanceLock(root, "main").acquire_patiently() is not None
     lock.release()
     assert not lock.held()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"paused": nu', b"[]", b"\xff"])
+def test_status_that_a_power_cut_cut_short_says_nothing(root: Path, content: bytes) -> None:
+    (root / "processing/main").mkdir()
+    (root / "processing/main/.status.json").write_bytes(content)
+    assert last_status(root, "main") == {} and said_by(root, "main") == {"instance": "main", "running": False}

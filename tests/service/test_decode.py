@@ -173,6 +173,21 @@ def png_with_header(width: int, height: int, chunks: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunks + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def test_header_that_claims_more_pixels_than_its_bytes_can_hold_is_refused_before_decoding() -> None:
+    content = bytearray(encoded(Image.new("RGB", (64, 48)), "WEBP", lossless=True))
+    assert decode(bytes(content), (8, 8)).width == 64
+    # Width and height less one, 14 bits each, follow the signature byte of a lossless WebP: now 7168 x 8192.
+    content[21:25] = ((7168 - 1) | (8192 - 1) << 14).to_bytes(4, "little")
+    with pytest.raises(DecodeError, match="pixels to a byte; found 7168 x 8192") as caught:
+        decode(bytes(content), (8, 8))
+    assert caught.value.code == "damaged"
+
+
+def test_large_picture_of_one_colour_in_a_few_bytes_is_scored() -> None:
+    content = encoded(Image.new("RGB", (4000, 3000), (20, 20, 20)), "WEBP", lossless=True)
+    assert len(content) < 1000 and int(decode(content, (8, 8)).pixels.mean()) == 20
+
+
 @pytest.mark.parametrize("side", [9_000, 10_000, 20_000])
 def test_too_many_pixels_are_refused_before_decoding(side: int) -> None:
     with pytest.raises(DecodeError) as caught:

@@ -83,6 +83,24 @@ def test_destination_folder_swapped_for_a_link_is_refused(root: Path, move: Move
     assert (root / SOURCE).exists()
 
 
+def test_destination_folder_swapped_for_a_link_in_the_last_moment_takes_nothing_outside(
+    root: Path, move: Move, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "2026-11-22").mkdir(parents=True)
+    real = Path.rename
+
+    def swap_and_rename(self: Path, target: Path) -> Path:
+        real(root / "normal/default", root / "normal/aside")
+        (root / "normal/default").symlink_to(outside)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", swap_and_rename)
+    deliver(root, [move])
+    assert [path for path in outside.rglob("*") if path.is_file()] == []
+    assert (root / "normal/aside/2026-11-22/a.01.png").read_bytes() == b"bytes"
+
+
 @pytest.mark.usefixtures("other_device")
 def test_file_is_copied_whole_to_another_device_and_keeps_its_mtime(root: Path, move: Move) -> None:
     os.utime(root / SOURCE, ns=(1_000_000_000, 2_000_000_000))
@@ -120,8 +138,8 @@ def test_destination_folder_that_was_taken_away_meanwhile_is_made_again(
 
     def rename(self: Path, target: Path) -> Path:
         if not taken:
-            taken.append(target.parent)
-            target.parent.rmdir()
+            taken.append(target)
+            (root / DESTINATION).parent.rmdir()
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)

@@ -55,3 +55,19 @@ def test_meter_does_not_bring_pyarrow_which_a_daemon_has_no_use_for() -> None:
         "assert 'pyarrow' not in sys.modules; import pyarrow"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_meter_that_did_not_start_says_unknown_and_not_zero(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from codecarbon import OfflineEmissionsTracker
+
+    def trips(_self: object) -> None:
+        raise OSError("no such file: the table of processors")
+
+    monkeypatch.setattr(OfflineEmissionsTracker, "_ensure_hardware_ready", trips)
+    meter = EnergyMeter(country="FRA")
+    for sample in (meter.take("scoring", images=3), meter.close()):
+        assert sample is not None
+        assert (sample.total_wh, sample.cpu_wh, sample.gpu_wh, sample.ram_wh, sample.emissions_g) == (None,) * 5
+    assert "did not start" in caplog.text

@@ -24,6 +24,7 @@ from service.deliver import Delivery, Move, deliver
 from service.intake import Intake
 from service.pipeline import Limits, Pipeline, StageStuck
 from service.record import Recorder
+from service.recover import recover
 from service.review import label_pictures
 from service.settings import IGNORED_NAMES
 from service.settle import Settling
@@ -61,7 +62,15 @@ class House:
         self.root, self.engine, self.now = root, engine, 1000.0
         self.woken = threading.Event()
         self.claims = Claims(root, "main")
-        self.recorder = Recorder(root, engine, self.claims, anomaly_maps=True, clock=lambda: self.now)
+        self.delivery_waits = False
+        self.recorder = Recorder(
+            root,
+            engine,
+            self.claims,
+            anomaly_maps=True,
+            clock=lambda: self.now,
+            delivery_waits=lambda: self.delivery_waits,
+        )
         settling = Settling(limits.settle_time_s, empty_file_timeout_s=60.0)
         self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling, shadows)  # type: ignore[arg-type]
         self.pipeline = Pipeline(
@@ -133,6 +142,28 @@ def test_dropped_pictures_are_scored_sorted_and_on_record(house: House, drop: Ca
         assert row["path"].startswith(row["verdict"]) and row["id"] in row["path"]
         assert (row["width"], row["height"]) == (30, 20) and row["latency_ms"] >= 0
     assert house.files("incoming", "processing") == []
+
+
+def test_while_delivery_waits_a_picture_is_on_record_and_stays_where_recovery_finds_it(
+    house: House, drop: Callable[..., Path]
+) -> None:
+    drop("good.png", brightness=10)
+    house.delivery_waits = True
+    house.settle_and_run()
+    [row] = house.rows()
+    assert (row["state"], row["verdict"]) == ("scored", "normal")
+    assert house.files("normal") == [] and house.files("processing") == [row["path"]]
+    house.delivery_waits = False
+    recovered = recover(
+        house.root,
+        house.engine,
+        house.claims,
+        house.recorder,
+        in_flight=(),
+        attempts_max=3,
+        has_model=lambda _: True,
+    )
+    assert recovered.delivered == 1 and house.rows()[0]["state"] == "placed"
 
 
 def test_anomaly_gets_a_map_and_a_normal_picture_none(house: House, drop: Callable[..., Path]) -> None:

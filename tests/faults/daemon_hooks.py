@@ -1,0 +1,49 @@
+"""What a daemon of the fault tests is made to do before its first line: to decode slowly, or to have few file events.
+
+Each returns an environment for the daemon. The hook is a `sitecustomize`, so that the service has none in its code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DECODE_SLOWLY = """
+import time
+import PIL.Image
+real = PIL.Image.open
+def slow(*args, **kwargs):
+    time.sleep({seconds})
+    return real(*args, **kwargs)
+PIL.Image.open = slow
+"""
+
+# The kernel counts watches by user namespace: in one of its own, limits touch no other process of the machine.
+LIMIT_EVENTS = """
+import ctypes, os
+from pathlib import Path
+libc = ctypes.CDLL(None, use_errno=True)
+user, group = os.geteuid(), os.getegid()
+if libc.unshare(0x10000000):
+    raise OSError(ctypes.get_errno(), "unshare")
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"{{user}} {{user}} 1")
+Path("/proc/self/gid_map").write_text(f"{{group}} {{group}} 1")
+Path("/proc/sys/user/{limit}").write_text("{value}")
+"""
+
+
+def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
+    """Every picture takes `seconds` more to decode."""
+    return _hook(folder, DECODE_SLOWLY.format(seconds=seconds))
+
+
+def with_few_events(folder: Path, limit: str, value: int) -> dict[str, str]:
+    """The kernel gives at most `value` of `limit`: `max_inotify_instances` or `max_inotify_watches`."""
+    return _hook(folder, LIMIT_EVENTS.format(limit=limit, value=value))
+
+
+def _hook(folder: Path, code: str) -> dict[str, str]:
+    hook = folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(hook)}
