@@ -38,6 +38,17 @@ log_format = "json"
 """
 WATCHDOG_S = 60
 UNITS = ("tamis.service", "tamis-web.service")
+# Directives that nothing else in the unit stands in for, with a value that opens them.
+MISSING_PARTS = {
+    "ProtectSystem": "no",
+    "ProtectHome": "no",
+    "PrivateTmp": "no",
+    "ProtectProc": "default",
+    "RestrictAddressFamilies": "",
+    "RestrictNamespaces": "no",
+    "RestrictSUIDSGID": "no",
+    "LockPersonality": "no",
+}
 CHECKS: dict[str, Callable[[], dict[str, Any]]] = {}
 dropped: list[str] = []
 
@@ -345,24 +356,27 @@ def others() -> None:
         run("useradd", "--create-home", "ada")
     Path("/home/ada").chmod(0o755)
     Path("/home/ada/open").write_text("to be read by all")
-    Path("/srv/others").mkdir(exist_ok=True)
+    for folder, mode in (("/srv/others", 0o755), ("/srv/open", 0o777)):
+        Path(folder).mkdir(exist_ok=True)
+        Path(folder).chmod(mode)
     Path("/srv/others/closed").write_text("to be read by its owner")
     Path("/srv/others/closed").chmod(0o600)
     Path("/etc/tamis/web.env").write_text("# nothing\n")
     Path("/etc/tamis/web.env").chmod(0o600)
 
 
-def probed(unit: str) -> dict[str, Any]:
-    """Return what a program within the unit's own sandbox could do."""
+def probed(unit: str, change: str = "") -> dict[str, Any]:
+    """Return what a program within the unit's own sandbox could do; `change` is a directive that goes over it."""
     Path("/tmp/tamis-was-here").unlink(missing_ok=True)
     result = ROOT / "probe.json"
     command = f"ExecStartPost=/usr/bin/python3 /srv/tests/tests/deploy/nspawn/probe.py {ROOT} {result}"
-    with drop_in(unit, f"[Service]\n{command}\n"):
+    with drop_in(unit, f"[Service]\n{change}\n{command}\n"):
+        # So many starts are not those of a daemon that dies again and again.
+        run("systemctl", "reset-failed", unit, expected=None)
         run("systemctl", "restart", unit)
         found: dict[str, Any] = json.loads(result.read_text())
         result.unlink()
-    run("systemctl", "restart", unit)
-    assert not Path("/tmp/tamis-was-here").exists(), "its /tmp is everybody's"
+    found["tmp_is_shared"] = Path("/tmp/tamis-was-here").exists()
     return found
 
 
@@ -383,9 +397,14 @@ def denied(found: dict[str, Any]) -> None:
     assert "done" not in found["read"].values(), found["read"]
     assert "done" not in found["kernel"].values(), found["kernel"]
     assert found["strangers"] == 0
+    assert not found["tmp_is_shared"]
     status = found["status"]
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0 and status["Uid"] != "0"
+
+
+def no_network(found: dict[str, Any]) -> None:
+    assert set(found["network"].values()) == {"EAFNOSUPPORT"}, found["network"]
 
 
 @check
@@ -398,11 +417,11 @@ def sandbox_of_the_daemon_denies_all_but_its_root() -> dict[str, Any]:
         for one in sockets:
             one.close()
     denied(found)
-    assert set(found["network"].values()) == {"EAFNOSUPPORT"}, found["network"]
+    no_network(found)
     # Without the sandbox the same user could: this is what a probe that finds nothing open is worth.
     assert free["network"]["loopback"] == free["network"]["outside"] == free["network"]["netlink"] == "done"
     assert free["read"]["/home/ada/open"] == "done" and free["strangers"] > 0
-    assert free["kernel"]["personality"] == free["kernel"]["suid"] == free["write_tmp"] == "done"
+    assert free["kernel"]["personality"] == free["kernel"]["suid"] == free["write"]["/srv/open"] == "done"
     return {"within": found, "without": free}
 
 
@@ -437,6 +456,27 @@ def page_reaches_no_other_address() -> dict[str, Any]:
             one.close()
     assert reached in ("ETIMEDOUT", "EPERM"), reached
     return {"another address": reached}
+
+
+@check
+def each_part_taken_out_of_the_box_is_noticed() -> dict[str, Any]:
+    """The checks above would fail: a box is found open where one directive of it is missing."""
+    noticed = {}
+    for directive, value in MISSING_PARTS.items():
+        found = probed("tamis.service", f"{directive}={value}")
+        try:
+            denied(found)
+            no_network(found)
+        except AssertionError:
+            noticed[directive] = True
+        else:
+            noticed[directive] = False
+    page = probed("tamis-web.service", "MemoryDenyWriteExecute=no")
+    noticed["MemoryDenyWriteExecute of the page"] = page["writable_code"] != "EPERM"
+    for unit in UNITS:
+        run("systemctl", "restart", unit)
+    assert all(noticed.values()), noticed
+    return noticed
 
 
 @check
@@ -640,6 +680,7 @@ BOOTS = (
         sandbox_of_the_daemon_denies_all_but_its_root,
         sandbox_of_the_page_denies_all_but_its_root_and_its_address,
         page_reaches_no_other_address,
+        each_part_taken_out_of_the_box_is_noticed,
         page_answers_and_a_label_moves_the_file_within_its_sandbox,
         other_people_of_the_machine_read_nothing,
         journal_can_be_read,

@@ -17,7 +17,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ELSEWHERE = ("/etc", "/usr", "/opt/tamis", "/srv/others", "/root", "/home", "/home/ada", "/boot", "/run", "/var/log")
+ELSEWHERE = (
+    "/etc",
+    "/usr",
+    "/opt/tamis",
+    "/srv/others",
+    "/root",
+    "/home",
+    "/home/ada",
+    "/boot",
+    "/run",
+    "/var/log",
+    "/srv/open",
+)
 OTHERS = ("/etc/shadow", "/etc/tamis/tamis.env", "/etc/tamis/web.env", "/home/ada/open", "/srv/others/closed")
 # A listener of the test, and an address that is this machine's but not its loopback.
 LOOPBACK, OUTSIDE = ("127.0.0.1", 9), ("192.0.2.1", 9)
