@@ -38,11 +38,11 @@ log_format = "json"
 """
 WATCHDOG_S = 60
 UNITS = ("tamis.service", "tamis-web.service")
-# Directives that nothing else in the unit stands in for, with a value that opens them.
+# Directives that nothing else in the unit stands in for, with a value that opens them. Without PrivateTmp, for one,
+# /tmp would be read only.
 MISSING_PARTS = {
     "ProtectSystem": "no",
     "ProtectHome": "no",
-    "PrivateTmp": "no",
     "ProtectProc": "default",
     "RestrictAddressFamilies": "",
     "RestrictNamespaces": "no",
