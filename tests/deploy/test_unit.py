@@ -153,7 +153,7 @@ def test_retraining_is_a_process_of_the_boxed_daemon_and_may_die_alone() -> None
     assert found["KillMode"] == ["mixed"]
     assert "Delegate" not in found
     bounds = {name: Settings.model_fields[name].default for name in ("retrain_minutes_max", "retrain_memory_gb")}
-    assert 0 < bounds["retrain_minutes_max"] <= 24 * 60 and 0 < bounds["retrain_memory_gb"]
+    assert 0 < bounds["retrain_minutes_max"] <= 24 * 60 and bounds["retrain_memory_gb"] > 0
     words = [word for path in (DEPLOY.parent / "service").rglob("*.py") for word in path.read_text().split('"')]
     assert "systemd-run" not in words
 

@@ -130,11 +130,17 @@ class Machine:
         }
         command = [
             "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network",
-            "--console=pipe", f"--directory={self.root}", f"--bind={self.result}:/srv/result",
+            # For the filter of addresses, which is a program in the kernel.
+            "--system-call-filter=bpf", "--console=pipe", f"--directory={self.root}",
+            f"--bind={self.result}:/srv/result",
             *(f"--bind-ro={here}:{there}" for here, there in binds.items()),
         ]  # fmt: skip
+        # Control groups as in any machine of today, whatever this one has.
+        environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         with (self.folder / f"console-{number}.txt").open("wb") as console:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment
+            )
             try:
                 process.wait(BOOT_TIMEOUT_S)
             finally:

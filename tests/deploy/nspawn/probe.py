@@ -17,7 +17,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ELSEWHERE = ("/etc", "/usr", "/opt/tamis", "/srv/others", "/root", "/home", "/home/ada", "/boot", "/run", "/var/log")
+ELSEWHERE = (
+    "/etc",
+    "/usr",
+    "/opt/tamis",
+    "/srv/others",
+    "/root",
+    "/home",
+    "/home/ada",
+    "/boot",
+    "/run",
+    "/var/log",
+    "/srv/open",
+)
 OTHERS = ("/etc/shadow", "/etc/tamis/tamis.env", "/etc/tamis/web.env", "/home/ada/open", "/srv/others/closed")
 # A listener of the test, and an address that is this machine's but not its loopback.
 LOOPBACK, OUTSIDE = ("127.0.0.1", 9), ("192.0.2.1", 9)
@@ -28,7 +40,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def tried(act: Callable[[], object]) -> str:
-    """Return `done`, or the name of the error that kept it from being done; in a process of its own, whose end it is."""
+    """Return `done`, or the name of the error that kept it from being done; a process of its own is what it changes."""
     child = os.fork()
     if child == 0:
         code = 255
@@ -98,9 +110,9 @@ def writable_code() -> None:
 def strangers() -> int:
     """How many processes of other users can be seen."""
     seen = 0
-    for name in os.listdir("/proc"):
+    for process in Path("/proc").iterdir():
         try:
-            seen += name.isdigit() and Path("/proc", name).stat().st_uid != os.getuid()
+            seen += process.name.isdigit() and process.stat().st_uid != os.getuid()
         except OSError:
             continue
     return seen
