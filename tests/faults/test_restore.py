@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from tests.conftest import REPOSITORY, picture_bytes
 from tests.daemon_process import DaemonProcess, nothing_left, wait_until
 from tests.service.brightness_version import install
 
-PICTURES = 120
+BEFORE, AFTERWARDS = 30, 30
 SETTINGS = {"TAMIS_SETTLE_TIME_S": "0.05", "TAMIS_RESCAN_INTERVAL_S": "0.5"}
 
 
@@ -84,20 +83,27 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
     backup = tmp_path / "nightly.db"
     dropped: list[str] = []
 
+    saved = threading.Event()
+
     def feed() -> None:
-        for number in range(PICTURES):
-            dropped.append(drop(root, number))
-            time.sleep(0.01)
+        # Until the backup is there, and then some more, which it cannot know.
+        while not saved.wait(0.02):
+            dropped.append(drop(root, len(dropped)))
+        for _ in range(AFTERWARDS):
+            dropped.append(drop(root, len(dropped)))
 
     with DaemonProcess(root, environment=SETTINGS) as process:
         process.wait_ready()
         feeder = threading.Thread(target=feed)
         feeder.start()
-        wait_until(lambda: len(rows(root / "tamis.db")) >= PICTURES // 4, "a quarter on record")
-        made = tamis(root, "db", "backup", str(backup))
+        try:
+            wait_until(lambda: len(rows(root / "tamis.db")) >= BEFORE, "some on record")
+            made = tamis(root, "db", "backup", str(backup))
+        finally:
+            saved.set()
+            feeder.join()
         assert made.returncode == 0, made.stderr
-        feeder.join()
-        wait_until(lambda: finished(root, PICTURES) and nothing_left(root), "all placed")
+        wait_until(lambda: finished(root, len(dropped)) and nothing_left(root), "all placed")
         # A label after the backup: the file tells what the backup cannot.
         relabelled = next(id for id, row in rows(root / "tamis.db").items() if row["verdict"] == "anomaly")
         assert tamis(root, "review", relabelled, "--label", "normal").returncode == 0
@@ -105,7 +111,7 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
     with sqlite3.connect(backup) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     known, before = rows(backup), rows(root / "tamis.db")
-    assert 0 < len(known) < PICTURES
+    assert BEFORE <= len(known) <= len(before) - AFTERWARDS
     lying = files(root)
 
     # A disk eats the database.
@@ -118,7 +124,7 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
 
     with DaemonProcess(root, environment=SETTINGS) as process:
         process.wait_ready()
-        wait_until(lambda: finished(root, PICTURES) and nothing_left(root), "all placed again")
+        wait_until(lambda: finished(root, len(dropped)) and nothing_left(root), "all placed again")
         wait_until(lambda: (root / str(rows(root / "tamis.db")[relabelled]["path"])).exists(), "the label's file found")
         assert process.stop() == 0, process.log_text()
     after = rows(root / "tamis.db")
