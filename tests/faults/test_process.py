@@ -11,18 +11,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from service.storage.engine import open_database
-from tests.daemon_process import DaemonProcess, wait_until
+from tests.daemon_process import REPOSITORY, DaemonProcess, wait_until
 from tests.faults.cgroup import memory_group
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, run_until_settled, settled, waiting
 from tests.service.brightness_version import install
 from tests.service.labelled_root import PRODUCT, label, train_champion
 
+UNIT = REPOSITORY / "deploy/tamis.service"
 STOPS_WITHIN_S = 45.0
 LEAVES_WITHIN_S = 5.0
 
@@ -87,18 +88,31 @@ def test_locked_database_holds_up_verdicts_and_loses_and_repeats_none(house: Pat
         daemon.wait_ready()
         wait_until(settled(house, 10), "ten at their place")
         with locked(house):
-            until = time.monotonic() + locked_s
-            number = 0
-            while time.monotonic() < until:
+            began = last = time.monotonic()
+            number, gap_s = 0, 0.0
+            while time.monotonic() < began + locked_s:
                 dropped += drop_good(house, 5, f"locked-{number}")
                 number += 1
-                # A sign of life while the lock is held: the loop waits for nobody.
-                daemon.wait_for_message("WATCHDOG=1", 10.0)
+                # The loop waits for nobody; but it gives no sign of life while a thread waits for longer than 30 s.
+                with suppress(AssertionError):
+                    daemon.wait_for_message("WATCHDOG=1", 2.0)
+                    gap_s, last = max(gap_s, time.monotonic() - last), time.monotonic()
             assert daemon.process.poll() is None and len(waiting(house)) == 5 * number
+        daemon.wait_for_message("WATCHDOG=1", 30.0)
+        gap_s = max(gap_s, time.monotonic() - last)
+        print(f"locked {locked_s:.0f} s: longest time without a sign of life {gap_s:.1f} s")
+        # Or systemd would end the daemon, which would lose nothing and cost a start.
+        assert gap_s < watchdog_s()
         wait_until(settled(house, len(dropped)), "all at their place")
         assert daemon.stop() == 0, daemon.log_text()
     print(f"locked {locked_s:.0f} s: {len(dropped)} pictures, {len(query(house, 'SELECT id FROM images'))} rows")
     assert problems(house, dropped) == []
+
+
+def watchdog_s() -> float:
+    """After how many seconds without a sign of life systemd ends the daemon, by the unit that is shipped."""
+    [line] = [line for line in UNIT.read_text().splitlines() if line.startswith("WatchdogSec=")]
+    return float(line.partition("=")[2])
 
 
 def overwrite_header(path: Path) -> None:
@@ -236,8 +250,8 @@ def test_out_of_memory_takes_the_training_and_leaves_the_scoring_and_the_champio
             daemon.wait_ready()
             dropped = drop_good(house, 5)
             wait_until(settled(house, 5), "five at their place")
-            # Room for the scoring, and for no process that trains.
-            group.limit(group.used + 150_000_000)
+            # Room for the scoring and for `tamis retrain`; the process that trains needs twice that.
+            group.limit(group.used + 260_000_000)
             label(house, engine, range(100, 160), "normal", "train")
             ending = threading.Event()
             feeding = threading.Thread(target=lambda: feed(house, dropped, ending))
