@@ -31,16 +31,18 @@ def problems(root: pathlib.Path, dropped: list[tuple[str, str]]) -> list[str]:
             found.append(f"content {sha256[:12]}: dropped {count} times, found {there[sha256]} times")
     found += [f"content {sha256[:12]}: found and never dropped" for sha256 in there.keys() - expected.keys()]
     database = sqlite3.connect(f"file:{root}/tamis.db?mode=ro", uri=True)
-    rows = database.execute("SELECT id, path, state, verdict, sha256, error_code, energy_wh FROM results").fetchall()
+    rows = database.execute(
+        "SELECT id, path, state, coalesce(label, verdict), sha256, error_code FROM results"
+    ).fetchall()
     if len({row[0] for row in rows}) != len(rows):
         found.append("an id has more than one row")
     at_path = collections.Counter(row[1] for row in rows)
-    for id_, path, state, verdict, sha256, error_code, _ in rows:
+    for id_, path, state, kind, sha256, error_code in rows:
         folder = path.split("/")[0]
         if state not in ("placed", "quarantined"):
             found.append(f"{id_}: state {state} after everything settled")
-        elif folder != (verdict or "quarantine"):
-            found.append(f"{id_}: verdict {verdict} and file in {folder}/")
+        elif folder != (kind or "quarantine"):
+            found.append(f"{id_}: label or verdict {kind} and file in {folder}/")
         elif files.get(root / path) != sha256 and error_code not in ("attempts_exhausted", "too_many_bytes", "empty"):
             found.append(f"{id_}: {path} is not there with its bytes")
         elif at_path[path] > 1:
