@@ -1,4 +1,4 @@
-"""SECURITY.md names the tests that tried what it claims: they are there."""
+"""SECURITY.md and docs/reliability.md name the tests that tried what they claim: they are there."""
 
 from __future__ import annotations
 
@@ -34,3 +34,17 @@ def test_every_check_of_the_booted_machine_that_the_page_names_is_there_and_runs
     in_words = {word for word in re.findall(r"`([a-z]+(?:_[a-z0-9]+){3,})`", PAGE) if not word.startswith("retrain_")}
     assert in_words
     assert in_words <= of_boots
+
+
+def test_every_test_that_the_page_of_promises_names_is_there() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    defined = {
+        name
+        for path in (REPOSITORY / "tests").rglob("*.py")
+        for name in re.findall(r"^\s*def (test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
+    named_here = set(re.findall(r"`(?:tests/[\w/]+\.py)?(?:::)?(test_\w+)`", page))
+    assert len(named_here) > 40 and named_here <= defined, named_here - defined
+    files = set(re.findall(r"`(tests/[\w/]+\.py)", page))
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+    assert set(re.findall(r"machine `([a-z_]+)`", page)) <= set(checks.CHECKS)
