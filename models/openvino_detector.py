@@ -23,11 +23,17 @@ class OpenVinoDetector(Detector):
     def __init__(self, version: ModelVersion, threads: int = 0) -> None:
         """Load and compile the graph of `version` for `threads` cores; 0 is every core this process may use.
 
-        Raises ModelCorrupt if the graph cannot be read or does not take pictures of the version's input size.
+        Raises ModelCorrupt if the graph cannot be read or does not score a picture of the version's input size.
         """
         self._input_size = version.input_size
-        self._compiled = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
+        graph, shape = str(version.folder / GRAPH), (1, *version.input_size, 3)
+        self._compiled = _compile(graph, shape, threads)
         self.use_streams(threads or allowed_cores())
+        try:
+            # Some graphs that compile fail only here, and later it would be a picture that fails.
+            self.score(np.zeros(shape, dtype=np.uint8))
+        except RuntimeError as error:
+            raise ModelCorrupt(f"{graph}: expected a graph that scores a black picture; found {error}") from None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -72,7 +78,8 @@ def _compile(graph: str, shape: tuple[int, int, int, int], threads: int) -> Any:
         model = openvino().Core().read_model(graph)
         model.reshape(list(shape))
         return compile_for_cpu(model, threads)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
+        # The second where the graph is not even text: OpenVINO quotes it in its message.
         raise ModelCorrupt(f"{graph}: expected a graph that takes uint8 {shape}; found {error}") from None
 
 

@@ -215,7 +215,24 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
     missing = [name for name in wanted if name not in manifest]
     if missing or not isinstance(manifest["files"], dict):
         raise ModelCorrupt(f"{path}: expected the fields {', '.join(wanted)}; missing {', '.join(missing) or 'files'}")
+    _check_figures(path, manifest)
     return manifest
+
+
+def _check_figures(path: Path, manifest: dict[str, Any]) -> None:
+    """Raise ModelCorrupt where a figure that all who load a version rely on is none."""
+    calibration: Any = manifest["calibration"]
+    try:
+        datetime.fromisoformat(manifest["created_at"])
+        height, width = (int(side) for side in manifest["input_size"])
+        scores = np.asarray(calibration["scores"], dtype=np.float32)
+        rate, pixel_threshold = float(calibration["false_alarm_rate"]), float(calibration.get("pixel_threshold", 0))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelCorrupt(
+            f"{path}: expected the figures of a version; found {type(error).__name__}: {error}"
+        ) from None
+    if min(height, width) < 1 or scores.ndim != 1 or not np.isfinite([*scores, rate, pixel_threshold]).all():
+        raise ModelCorrupt(f"{path}: expected sides above 0 and finite scores; found {height} x {width}, {scores!r}")
 
 
 def _check_file(folder: Path, name: str, expected: object) -> None:

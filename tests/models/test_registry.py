@@ -88,6 +88,29 @@ def test_manifest_that_is_none_is_corrupt(tmp_path: Path, content: str) -> None:
         verify(folder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"created_at": "yesterday"},
+        {"created_at": 3},
+        {"input_size": [64]},
+        {"input_size": [0, 96]},
+        {"input_size": "64x96"},
+        {"calibration": []},
+        {"calibration": {"false_alarm_rate": 0.1}},
+        {"calibration": {"false_alarm_rate": None, "scores": [0.5]}},
+        {"calibration": {"false_alarm_rate": 0.1, "scores": [0.5, "x"]}},
+        {"calibration": {"false_alarm_rate": 0.1, "scores": [float("inf")]}},
+        {"calibration": {"false_alarm_rate": 0.1, "scores": [[0.5]]}},
+        {"calibration": {"false_alarm_rate": 0.1, "scores": [0.5], "pixel_threshold": "x"}},
+    ],
+    ids=str,
+)
+def test_manifest_with_figures_that_are_none_is_corrupt(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelCorrupt, match=r"model\.json: expected"):
+        verify(make_build(tmp_path, **changes))
+
+
 def test_manifest_cannot_speak_of_files_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"")
     build = make_build(tmp_path)
