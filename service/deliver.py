@@ -99,6 +99,9 @@ def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
+        # The kernel says so before it looks for the source, which may be gone.
+        if not os.path.lexists(source):
+            return Delivery.MISSING
         _copy_across(source, destination, move.id)
     return Delivery.DONE
 

@@ -145,3 +145,9 @@ def test_destination_folder_that_was_taken_away_meanwhile_is_made_again(
     monkeypatch.setattr(Path, "rename", rename)
     assert deliver(root, [move]) == {"01": Delivery.DONE}
     assert taken and (root / DESTINATION).read_bytes() == b"bytes"
+
+
+@pytest.mark.usefixtures("other_device")
+def test_file_that_is_gone_is_missing_also_where_its_folder_lies_on_another_device(root: Path, move: Move) -> None:
+    (root / SOURCE).unlink()
+    assert deliver(root, [move]) == {"01": Delivery.MISSING}
