@@ -6,6 +6,7 @@ stops claiming, brings what is in flight to its end and closes in the reverse or
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,11 +71,13 @@ DRIFT_PRODUCTS_MAX = 4
 RETENTION_AFTER_S = 600.0
 RETENTION_INTERVAL_S = 86_400.0
 EXIT_FAILED = 1
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 def run(root: Path, settings: Settings) -> int:
     """Run the daemon on `root` until it is told to stop; return the exit code. Raises ConfigurationError."""
     configure(settings.log_format, settings.log_level)
+    _share_arenas()
     # Pillow warns of damage and of sizes that are judged here anyway; a share full of bad files must not fill the log.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with ExitStack() as stack:
@@ -95,6 +98,12 @@ def run(root: Path, settings: Settings) -> int:
             log.critical("ended by an error", exc_info=True)
             return EXIT_FAILED
     return 0
+
+
+def _share_arenas() -> None:
+    """Have the threads share two arenas of memory: with one for each, what each once took is kept, 20 MB in all."""
+    with suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from service.storage.journal import JournalChoice, journal_choice
 DATABASE_FILE = "tamis.db"
 # Longer than a minute, so that a lock of a minute is waited out and nothing is lost.
 BUSY_TIMEOUT_S = 90.0
+JOURNAL_WAIT_S = 5.0
 # Checking every page takes seconds for a gigabyte; up to here (some 30,000 pictures) it is not noticed at a start.
 # Beyond it a bad page is found by the statement that meets it, or by `tamis db check`.
 CHECK_AT_OPEN_BYTES_MAX = 32_000_000
@@ -173,7 +175,7 @@ def _engine(path: Path, journal: JournalChoice, read_only: bool, busy_timeout_s:
 
 def _set_journal(connection: sqlite3.Connection, journal: JournalChoice, path: Path) -> None:
     try:
-        found = connection.execute(f"PRAGMA journal_mode = {journal.mode}").fetchone()[0]
+        found = _patiently(connection, f"PRAGMA journal_mode = {journal.mode}")
         connection.execute(f"PRAGMA synchronous = {journal.synchronous}")
     except sqlite3.DatabaseError as error:
         if _is_corruption(error):
@@ -184,6 +186,18 @@ def _set_journal(connection: sqlite3.Connection, journal: JournalChoice, path: P
             f"{path}: expected journal mode {journal.mode}; found {found.upper()}, kept by another program"
             " that has the database open. Stop all that use it, then start again"
         )
+
+
+def _patiently(connection: sqlite3.Connection, pragma: str) -> str:
+    """Return what `pragma` answers. While another process changes the journal, too, it is refused without any wait."""
+    until = time.monotonic() + JOURNAL_WAIT_S
+    while True:
+        try:
+            return str(connection.execute(pragma).fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def _check(engine: Engine, path: Path) -> None:
