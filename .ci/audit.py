@@ -13,6 +13,7 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 BILL = Path("artefacts/sbom.cdx.json")
+PATIENCE_S = 300
 
 
 def main() -> int:
@@ -23,10 +24,14 @@ def main() -> int:
     )
     components = json.loads(BILL.read_text())["components"]
     print(f"{BILL}: {len(components)} components")
-    asked = subprocess.run(
-        [BIN / "pip-audit", "--progress-spinner", "off", "--skip-editable", "--format", "json"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    try:
+        asked = subprocess.run(
+            [BIN / "pip-audit", "--progress-spinner", "off", "--skip-editable", "--format", "json"],
+            capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        print(f"NOT AUDITED: no answer within {PATIENCE_S} s")
+        return 0
     try:
         packages = json.loads(asked.stdout)["dependencies"]
     except ValueError:
