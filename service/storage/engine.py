@@ -29,7 +29,6 @@ from service.storage.journal import JournalChoice, journal_choice
 DATABASE_FILE = "tamis.db"
 # Longer than a minute, so that a lock of a minute is waited out and nothing is lost.
 BUSY_TIMEOUT_S = 90.0
-JOURNAL_WAIT_S = 5.0
 # Checking every page takes seconds for a gigabyte; up to here (some 30,000 pictures) it is not noticed at a start.
 # Beyond it a bad page is found by the statement that meets it, or by `tamis db check`.
 CHECK_AT_OPEN_BYTES_MAX = 32_000_000
@@ -157,7 +156,7 @@ def _engine(path: Path, journal: JournalChoice, read_only: bool, busy_timeout_s:
     def set_up(connection: Any, entry: ConnectionPoolEntry) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         if mode == "rw":
-            _set_journal(connection, journal, path)
+            _set_journal(connection, journal, path, busy_timeout_s)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -173,9 +172,9 @@ def _engine(path: Path, journal: JournalChoice, read_only: bool, busy_timeout_s:
     return engine
 
 
-def _set_journal(connection: sqlite3.Connection, journal: JournalChoice, path: Path) -> None:
+def _set_journal(connection: sqlite3.Connection, journal: JournalChoice, path: Path, busy_timeout_s: float) -> None:
     try:
-        found = _patiently(connection, f"PRAGMA journal_mode = {journal.mode}")
+        found = _patiently(connection, f"PRAGMA journal_mode = {journal.mode}", busy_timeout_s)
         connection.execute(f"PRAGMA synchronous = {journal.synchronous}")
     except sqlite3.DatabaseError as error:
         if _is_corruption(error):
@@ -188,9 +187,9 @@ def _set_journal(connection: sqlite3.Connection, journal: JournalChoice, path: P
         )
 
 
-def _patiently(connection: sqlite3.Connection, pragma: str) -> str:
-    """Return what `pragma` answers. While another process changes the journal, too, it is refused without any wait."""
-    until = time.monotonic() + JOURNAL_WAIT_S
+def _patiently(connection: sqlite3.Connection, pragma: str, timeout_s: float) -> str:
+    """Return what `pragma` answers, tried for `timeout_s`: SQLite does not wait while another changes it, too."""
+    until = time.monotonic() + timeout_s
     while True:
         try:
             return str(connection.execute(pragma).fetchone()[0])
