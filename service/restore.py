@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from service.logs import fields
 from service.names import ClaimedName, delivered_name
 from service.place import KINDS
 from service.storage import images
+from service.storage.backup import sync
 from service.storage.engine import DATABASE_FILE, open_database
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ MARK = ".restored"
 _ASIDE = ".restoring"
 # SQLite keeps these beside the database; with another database they would be taken for its own.
 _BESIDE = ("-wal", "-shm", "-journal")
-_NAMES_A_TURN = 500
 
 
 def restore(root: Path, backup: Path) -> Path:
@@ -66,39 +66,39 @@ def take_back(root: Path, engine: Engine, claims: Claims) -> int:
     mark = root / MARK
     if not mark.exists():
         return 0
-    taken = 0
-    for part in _parts(_delivered(root)):
-        with engine.connect() as connection:
-            known = images.find(connection, [name.id for _, name in part])
-        for path, name in part:
-            if name.id in known:
-                continue
-            product = path.split("/")[1]
-            target = root / claims.folder / product / str(name)
-            make_folders(target.parent, root)
-            try:
-                (root / path).rename(target)
-            except FileNotFoundError:  # another instance on the same root was there first
-                continue
-            sync_folder(target.parent)
-            sync_folder((root / path).parent)
-            taken += 1
+    taken = sum(_take_back(root, engine, claims, folder, names) for folder, names in _delivered(root))
     mark.unlink(missing_ok=True)
     sync_folder(root)
     log.warning("looked through the folders after a restoring", extra=fields(without_row=taken))
     return taken
 
 
+def _take_back(root: Path, engine: Engine, claims: Claims, folder: Path, names: dict[str, ClaimedName]) -> int:
+    """Give those of the files `names` of `folder`, relative to the root, back that have no row; return how many."""
+    with engine.connect() as connection:
+        known = images.find(connection, [name.id for name in names.values()])
+    without = {file_name: name for file_name, name in names.items() if name.id not in known}
+    if not without:
+        return 0
+    target = root / claims.folder / folder.parts[1]
+    make_folders(target, root)
+    taken = 0
+    for file_name, name in without.items():
+        # Another instance on the same root may have been there first.
+        with suppress(FileNotFoundError):
+            (root / folder / file_name).rename(target / str(name))
+            taken += 1
+    sync_folder(target)
+    sync_folder(root / folder)
+    return taken
+
+
 def _copy(backup: Path, fresh: Path) -> None:
     try:
         shutil.copyfile(backup, fresh)
-        descriptor = os.open(fresh, os.O_RDONLY | os.O_CLOEXEC)
+        sync(fresh)
     except OSError as error:
         raise TamisError(f"restore {backup}: expected a backup to read; found: {error.strerror}") from error
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check(aside: Path, backup: Path) -> None:
@@ -131,25 +131,15 @@ def _exchange(root: Path, fresh: Path) -> Path:
     return before
 
 
-def _delivered(root: Path) -> Iterator[tuple[str, ClaimedName]]:
-    """Yield the files that lie where a delivery puts them, as paths relative to `root`, with their names as claims."""
+def _delivered(root: Path) -> Iterator[tuple[Path, dict[str, ClaimedName]]]:
+    """Yield each folder into which is delivered, relative to `root`, with its files by name, as claims."""
     for kind in KINDS:
-        for folder, _, names in os.walk(root / kind):
-            relative = Path(folder).relative_to(root)
-            if len(relative.parts) != 3:
-                continue
-            for name in names:
-                known = delivered_name(name)
-                if known is not None and (Path(folder) / name).is_file() and not (Path(folder) / name).is_symlink():
-                    yield f"{relative}/{name}", known
+        for walked, _, file_names in os.walk(root / kind):
+            folder = Path(walked)
+            if len(folder.relative_to(root).parts) == 3:
+                names = {name: delivered_name(name) for name in file_names if _is_plain(folder / name)}
+                yield folder.relative_to(root), {name: known for name, known in names.items() if known is not None}
 
 
-def _parts(found: Iterator[tuple[str, ClaimedName]]) -> Iterator[Sequence[tuple[str, ClaimedName]]]:
-    part: list[tuple[str, ClaimedName]] = []
-    for one in found:
-        part.append(one)
-        if len(part) == _NAMES_A_TURN:
-            yield part
-            part = []
-    if part:
-        yield part
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()

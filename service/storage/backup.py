@@ -35,11 +35,11 @@ def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
     try:
         _copy(engine, part)
-        _sync(part)
+        sync(part)
         part.replace(destination)
     finally:
         part.unlink(missing_ok=True)
-    _sync(destination.parent)
+    sync(destination.parent)
     return destination.stat().st_size
 
 
@@ -87,7 +87,8 @@ def _restart_limit() -> Callable[[int, int, int], None]:
     return progress
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make the content of the file `path`, or the names in a folder, last through a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
