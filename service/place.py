@@ -30,7 +30,6 @@ QUARANTINED = "quarantined"
 MISSING = "missing"
 CONFLICT = "conflict"
 
-LOOKS = 3
 PICTURES_A_TURN = 64
 
 
@@ -120,21 +119,10 @@ def place_in(kind: str, row_destination: str, otherwise: str, id: str) -> str:
 
 
 def _move(root: Path, rows: Iterable[StoredImage], found_at: Mapping[str, str]) -> dict[str, tuple[Delivery, str]]:
-    """Deliver the files of `rows`; return by id how that ended and where each came from.
-
-    The first delivery of another instance holds no lock. It may take a file from where it was just seen, and then
-    the file is at its end: a second look finds it.
-    """
-    ended: dict[str, tuple[Delivery, str]] = {}
-    left = list(rows)
-    for _ in range(LOOKS):
-        tries = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in left]
-        ends = deliver(root, tries)
-        ended.update((move.id, (ends[move.id], move.source)) for move in tries)
-        left = [row for row in left if ends[row.id] is Delivery.MISSING]
-        if not left:
-            break
-    return ended
+    """Deliver the files of `rows`; return by id how that ended and where each came from."""
+    moves = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in rows]
+    ends = deliver(root, moves)
+    return {move.id: (ends[move.id], move.source) for move in moves}
 
 
 def _source(root: Path, row: StoredImage, found_at: str | None) -> str:
