@@ -22,26 +22,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from service.commands.init import FOLDERS
 from service.review import label_pictures
 from service.storage import versions
 from service.storage.engine import open_database
 from tests.conftest import picture_bytes
 from tests.daemon_process import DaemonProcess, nothing_left, wait_until
+from tests.faults.root_for_faults import KINDS, make_root
 from tests.service.brightness_version import install
 
-KINDS = ("normal", "anomaly", "quarantine")
 NAMES = ("part.png", "part (1).png", "bracket/part.png", "-rf.png", "größe.png", "bracket/a'b\"c.png")
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 HOURS = (-26, -2, 3, 500)
 PATIENCE_S = 60.0
-SETTINGS = """settle_time_s = 0.05
-rescan_interval_s = 0.5
-free_bytes_min = 0
-free_inodes_min = 0
-anomaly_maps = false
-burst_gap_s = 0.0
-"""
+SETTINGS = "anomaly_maps = false\nburst_gap_s = 0.0\n"
 
 
 class Line(RuleBasedStateMachine):
@@ -60,12 +53,9 @@ class Line(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        for folder in FOLDERS:
-            (self.root / folder).mkdir(parents=True)
+        make_root(self.root, SETTINGS)
         (self.root / "incoming/bracket").mkdir()
-        (self.root / "tamis.toml").write_text(SETTINGS)
-        self.engine = open_database(self.root, create=True)
-        install(self.root, version="v1")
+        self.engine = open_database(self.root)
         # Finds a picture twice as bright as v1 does, so that the two differ on some.
         install(self.root, version="v2", state="challenger", graph_offset=60.0)
         self.start()

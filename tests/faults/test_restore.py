@@ -13,38 +13,26 @@ from pathlib import Path
 
 import pytest
 
-from service.commands.init import FOLDERS
 from service.errors import TamisError
 from service.restore import MARK, restore
-from service.storage.engine import open_database
 from tests.conftest import REPOSITORY, picture_bytes
 from tests.daemon_process import DaemonProcess, nothing_left, wait_until
-from tests.service.brightness_version import install
+from tests.faults.root_for_faults import drop, make_root
 
 BEFORE, AFTERWARDS = 30, 30
-SETTINGS = {"TAMIS_SETTLE_TIME_S": "0.05", "TAMIS_RESCAN_INTERVAL_S": "0.5"}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    root = tmp_path / "root"
-    for folder in FOLDERS:
-        (root / folder).mkdir(parents=True)
-    (root / "tamis.toml").write_text("")
-    open_database(root, create=True).dispose()
-    install(root)
+    root = make_root(tmp_path / "root")
+    (root / "incoming/lid").mkdir()
     return root
 
 
-def drop(root: Path, number: int) -> str:
+def drop_numbered(root: Path, number: int) -> str:
     """Drop picture `number`, every fifth an anomaly and every seventh of a product of its own; return its SHA-256."""
-    content = picture_bytes(200 if number % 5 == 0 else 20, seed=number)
-    folder = root / "incoming" / ("lid" if number % 7 == 0 else "")
-    folder.mkdir(exist_ok=True)
-    partial = folder / f".{number}.part"
-    partial.write_bytes(content)
-    partial.rename(folder / f"part {number}.png")
-    return hashlib.sha256(content).hexdigest()
+    folder = "lid/" if number % 7 == 0 else ""
+    return drop(root, f"{folder}part {number}.png", picture_bytes(200 if number % 5 == 0 else 20, seed=number))
 
 
 def rows(database: Path) -> dict[str, dict[str, object]]:
@@ -88,11 +76,11 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
     def feed() -> None:
         # Until the backup is there, and then some more, which it cannot know.
         while not saved.wait(0.02):
-            dropped.append(drop(root, len(dropped)))
+            dropped.append(drop_numbered(root, len(dropped)))
         for _ in range(AFTERWARDS):
-            dropped.append(drop(root, len(dropped)))
+            dropped.append(drop_numbered(root, len(dropped)))
 
-    with DaemonProcess(root, environment=SETTINGS) as process:
+    with DaemonProcess(root) as process:
         process.wait_ready()
         feeder = threading.Thread(target=feed)
         feeder.start()
@@ -122,7 +110,7 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
     kept = Path(json.loads(restored.stdout)["database_before"])
     assert kept.is_file() and (root / MARK).exists() and files(root) == lying
 
-    with DaemonProcess(root, environment=SETTINGS) as process:
+    with DaemonProcess(root) as process:
         process.wait_ready()
         wait_until(lambda: finished(root, len(dropped)) and nothing_left(root), "all placed again")
         wait_until(lambda: (root / str(rows(root / "tamis.db")[relabelled]["path"])).exists(), "the label's file found")
@@ -145,7 +133,7 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
 def test_restoring_waits_for_no_daemon_and_changes_nothing_beside_one(root: Path, tmp_path: Path) -> None:
     backup = tmp_path / "nightly.db"
     assert tamis(root, "db", "backup", str(backup)).returncode == 0
-    with DaemonProcess(root, environment=SETTINGS) as process:
+    with DaemonProcess(root) as process:
         process.wait_ready()
         with pytest.raises(TamisError, match="expected no daemon on it; found"):
             restore(root, backup)
@@ -192,7 +180,7 @@ def test_a_file_that_lies_where_no_delivery_puts_it_or_bears_no_id_is_left_alone
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(picture_bytes(20))
     restore(root, backup)
-    with DaemonProcess(root, environment=SETTINGS) as process:
+    with DaemonProcess(root) as process:
         process.wait_ready()
         assert process.stop() == 0
     assert sorted(files(root)) == sorted(foreign) and rows(root / "tamis.db") == {}
