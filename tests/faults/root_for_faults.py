@@ -58,8 +58,9 @@ def drop_good(root: Path, count: int, prefix: str = "good") -> list[str]:
 
 
 def query(root: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
-    """Return rows of the database, read only."""
-    with contextlib.closing(sqlite3.connect(f"file:{root}/tamis.db?mode=ro", uri=True, timeout=60)) as connection:
+    """Return rows of the database; what a crash broke off in it is first rolled back, which a mere reader may not."""
+    with contextlib.closing(sqlite3.connect(f"file:{root}/tamis.db?mode=rw", uri=True, timeout=60)) as connection:
+        connection.execute("PRAGMA query_only = ON")
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(statement, values)]
 

@@ -7,12 +7,10 @@ lies in the root once, with its row.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
 import random
-import sqlite3
 import struct
 import threading
 import time
@@ -107,9 +105,7 @@ def test_power_cuts_lose_no_visible_row_and_leave_no_file_without_one(tmp_path: 
                     (folders / kind).mkdir()
                 os.sync()  # the settings, too, would be gone with the first cut
             else:
-                # Not read only: what the cut broke off in the middle is first rolled back by whoever opens it.
-                with contextlib.closing(sqlite3.connect(root / "tamis.db")) as connection:
-                    rows = dict(connection.execute("SELECT id, verdict FROM images").fetchall())
+                rows = {row["id"]: row["verdict"] for row in query(root, "SELECT id, verdict FROM images")}
                 lost = [id for id, verdict in seen.items() if rows.get(id, "none") != verdict]
                 assert lost == [], f"cut {turn}: rows that were seen are gone"
             for kind in ("normal", "anomaly"):
