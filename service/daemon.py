@@ -7,6 +7,7 @@ stops claiming, brings what is in flight to its end and closes in the reverse or
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -77,6 +78,7 @@ _M_ARENA_MAX = -8  # of malloc.h
 def run(root: Path, settings: Settings) -> int:
     """Run the daemon on `root` until it is told to stop; return the exit code. Raises ConfigurationError."""
     configure(settings.log_format, settings.log_level)
+    faulthandler.enable()  # else a crash in a library's own code ends without a word
     _share_arenas()
     # Pillow warns of damage and of sizes that are judged here anyway; a share full of bad files must not fill the log.
     warnings.filterwarnings("ignore", module=r"PIL\.")

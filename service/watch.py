@@ -10,6 +10,7 @@ import fcntl
 import fnmatch
 import os
 import re
+import signal
 import stat
 import threading
 from collections import deque
@@ -201,6 +202,9 @@ def being_written(path: Path) -> bool:
     except OSError:
         return False
     try:
+        # Who opens the file for writing while the lease is held makes the kernel send its holder a signal: SIGIO,
+        # which ends a process, unless it is told to send another, here one that nothing comes of.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError:

@@ -50,6 +50,9 @@ class DaemonProcess:
     ) -> None:
         if self.process.poll() is None:
             self.kill()
+        elif kind is not None:
+            # What the test waited for may have failed since nobody was there any more to do it.
+            print(f"the daemon had ended with {self.process.returncode}; its log:\n{self.log_text()[-4000:]}")
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"END", f"{self._folder.name}/notify")
         self._receiver.join()

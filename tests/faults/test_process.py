@@ -81,6 +81,20 @@ def test_second_sigterm_ends_at_once_what_the_first_cannot_end(house: Path) -> N
     assert problems(house, dropped) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
+def test_crash_in_native_code_is_told_of_and_loses_nothing(house: Path, number: signal.Signals) -> None:
+    dropped = drop_good(house, 60)
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+        wait_until(lambda: bool(claimed(house)), "a claim")
+        daemon.process.send_signal(number)
+        assert daemon.process.wait(LEAVES_WITHIN_S) == -number
+        # Other threads run on while their stacks are written down, so not all of them always are.
+        assert "Fatal Python error" in daemon.log_text(), daemon.log_text()
+    run_until_settled(house, 60)
+    assert problems(house, dropped) == []
+
+
 @pytest.mark.parametrize("locked_s", [pytest.param(8.0, id="8s"), pytest.param(60.0, id="60s", marks=pytest.mark.long)])
 def test_locked_database_holds_up_verdicts_and_loses_and_repeats_none(house: Path, locked_s: float) -> None:
     dropped = drop_good(house, 10)

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -63,6 +65,31 @@ def test_file_held_open_for_writing_is_seen(tmp_path: Path) -> None:
     with path.open("rb"):
         assert not being_written(path)
     assert not being_written(tmp_path / "gone.png")
+
+
+_OPENED_MEANWHILE = """
+import fcntl, os, sys
+from service.watch import being_written
+ask = fcntl.fcntl
+path = sys.argv[1]
+def and_open(descriptor, command, argument):
+    answer = ask(descriptor, command, argument)
+    if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
+        try:
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except BlockingIOError:
+            print("a lease was in the way", flush=True)
+    return answer
+fcntl.fcntl = and_open
+print(being_written(path))
+"""
+
+
+def test_a_writer_that_opens_the_file_while_it_is_asked_about_does_not_end_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    asked = subprocess.run([sys.executable, "-c", _OPENED_MEANWHILE, path], capture_output=True, text=True, timeout=60)
+    assert (asked.returncode, asked.stdout) == (0, "a lease was in the way\nFalse\n"), asked.stderr
 
 
 class _Events:
