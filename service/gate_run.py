@@ -1,7 +1,8 @@
 """Has champion and challenger score the same golden pictures, decoded as they ship, for the gate to judge.
 
 Where too few anomalies are known, defects drawn on the normals stand in for them. No torch comes into this process;
-what it takes is metered.
+what it takes is metered. What a picture costs is measured apart from that, in turns of both versions: the neighbours of
+this process, and pictures not yet in memory, would count against whichever comes first.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-from models.detector import Detector, UInt8Array
+from models.detector import UInt8Array
 from models.drawn_defects import draw_defects
 from models.errors import TooFewImages
 from models.evaluate import Read, score_files
@@ -34,6 +36,10 @@ from service.thresholds import judge_of
 NORMALS_MAX = 1000
 DRAWN_MAX = 200
 _OTHERS = 8  # normals that drawn defects take parts from
+_TURNS = 5
+_TURN_S_MIN = 0.5
+"""How long one turn of a version lasts: long against the 50 ms below which the meter counts nothing."""
+_TURN_PICTURES = 12
 _UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 
 
@@ -47,12 +53,45 @@ class _Pictures:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What one version made of the pictures that it could score, and what a picture took of the processor."""
+    """What one version made of the pictures that it could score."""
 
     normals: Mapping[Path, float]
     anomalies: Mapping[Path, float]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a picture takes of one version, from the file to its score: the median of its turns."""
+
     cpu_ms_per_image: float
     wh_per_1000_images: float | None
+
+
+class _Contestant:
+    """A version, loaded, and how pictures are read for it."""
+
+    def __init__(self, version: ModelVersion, settings: Settings) -> None:
+        self.version = version
+        self.detector = OpenVinoDetector(version, settings.scoring_threads)
+        self._settings = settings
+
+    def read(self, path: Path, size: tuple[int, int]) -> UInt8Array:
+        settings = self._settings
+        file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
+        return decode(file.data, size, pixels_max=settings.pixels_max, draft=self.version.draft).pixels
+
+    def scores(
+        self, paths: Sequence[Path], read: Read | None = None, tell: Callable[[int], None] = lambda count: None
+    ) -> dict[Path, float]:
+        """Return the scores of the pictures that can be read."""
+        found: dict[Path, float] = {}
+        batches = score_files(
+            self.detector, paths, read or self.read, unreadable=_UNREADABLE, decode_threads=self._settings.decoders
+        )
+        for batch in batches:
+            found |= {scored.path: scored.score for scored in batch.scored}
+            tell(len(batch.scored) + len(batch.failures))
+        return found
 
 
 def run_gate(
@@ -92,16 +131,28 @@ def run_gate(
     meter = EnergyMeter(
         tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
     )
+
+    def take(images: int) -> EnergySample | None:
+        sample = meter.take("evaluation", images)
+        if sample is not None:
+            samples.append(sample)
+        return sample
+
     try:
-        scored = [_score(version, settings, pictures, base, meter, samples, tell) for version in versions]
+        contestants = [_Contestant(version, settings) for version in versions]
+        scored = []
+        for contestant in contestants:
+            scored.append(_score(contestant, pictures, base, tell))
+            take(len(scored[-1].normals) + len(scored[-1].anomalies))
+        normals = [path for path in scored[0].normals if path in scored[1].normals]
+        if len(normals) < gate.NORMALS_MIN:
+            return gate.not_judged(
+                f"expected at least {gate.NORMALS_MIN} normals that both versions can score; found {len(normals)}"
+            ), samples
+        costs = _costs(contestants, normals[:_TURN_PICTURES], take)
     finally:
         meter.close()
-    sides = _paired(versions, _judges(settings, versions, chosen_rate), scored)
-    if len(sides[0].normal_scores) < gate.NORMALS_MIN:
-        return gate.not_judged(
-            f"expected at least {gate.NORMALS_MIN} normals that both versions can score; found "
-            f"{len(sides[0].normal_scores)}"
-        ), samples
+    sides = _paired(versions, _judges(settings, versions, chosen_rate), scored, costs)
     judgement = gate.judge(
         sides[0],
         sides[1],
@@ -128,51 +179,37 @@ def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) ->
     )
 
 
-def _score(
-    version: ModelVersion,
-    settings: Settings,
-    pictures: _Pictures,
-    base: tuple[int, int],
-    meter: EnergyMeter,
-    samples: list[EnergySample],
-    tell: Callable[[int], None],
-) -> _Scored:
-    def read(path: Path, size: tuple[int, int]) -> UInt8Array:
-        file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
-        return decode(file.data, size, pixels_max=settings.pixels_max, draft=version.draft).pixels
+def _score(contestant: _Contestant, pictures: _Pictures, base: tuple[int, int], tell: Callable[[int], None]) -> _Scored:
+    normals = contestant.scores(pictures.normals, tell=tell)
+    if pictures.anomalies_from == "golden":
+        return _Scored(normals, contestant.scores(pictures.anomalies, tell=tell))
+    others = [contestant.read(path, base) for path in list(normals)[:_OTHERS]]
+    drawing = _drawing(contestant.read, base, others)
+    return _Scored(normals, contestant.scores(pictures.anomalies, drawing, tell))
 
-    def take(images: int) -> EnergySample | None:
-        sample = meter.take("evaluation", images)
-        if sample is not None:
-            samples.append(sample)
-        return sample
 
-    detector = OpenVinoDetector(version, settings.scoring_threads)
-    detector.score(np.zeros((1, *version.input_size, 3), dtype=np.uint8))  # the first one also allocates
+def _costs(
+    contestants: Sequence[_Contestant], paths: Sequence[Path], take: Callable[[int], EnergySample | None]
+) -> list[_Cost]:
+    """Return what a picture takes of each, measured in turns on the same pictures, who begins changing each time."""
+    turns: dict[_Contestant, list[tuple[float, float | None]]] = {contestant: [] for contestant in contestants}
     take(0)
-    began = time.process_time()
-    normals = _scores(detector, pictures.normals, read, settings.decoders, tell)
-    drawn = pictures.anomalies_from == "drawn"
-    anomalies = {} if drawn else _scores(detector, pictures.anomalies, read, settings.decoders, tell)
-    images = max(1, len(normals) + len(anomalies))
-    cpu_ms = 1000 * (time.process_time() - began) / images
-    sample = take(images)
-    if drawn:
-        others = [read(path, base) for path in list(normals)[:_OTHERS]]
-        anomalies = _scores(detector, pictures.anomalies, _drawing(read, base, others), settings.decoders, tell)
-        take(len(anomalies))
-    wh = None if sample is None or sample.total_wh is None else 1000 * sample.total_wh / images
-    return _Scored(normals, anomalies, cpu_ms, wh)
+    for turn in range(_TURNS):
+        for contestant in contestants if turn % 2 == 0 else reversed(contestants):
+            images, cpu_s, until = 0, time.process_time(), time.monotonic() + _TURN_S_MIN
+            while time.monotonic() < until:
+                contestant.scores(paths)
+                images += len(paths)
+            cpu_s = time.process_time() - cpu_s
+            sample = take(images)
+            wh = None if sample is None or sample.total_wh is None else 1000 * sample.total_wh / images
+            turns[contestant].append((1000 * cpu_s / images, wh))
+    return [_median_cost(turns[contestant]) for contestant in contestants]
 
 
-def _scores(
-    detector: Detector, paths: Sequence[Path], read: Read, threads: int, tell: Callable[[int], None]
-) -> dict[Path, float]:
-    found: dict[Path, float] = {}
-    for batch in score_files(detector, paths, read, unreadable=_UNREADABLE, decode_threads=threads):
-        found |= {scored.path: scored.score for scored in batch.scored}
-        tell(len(batch.scored) + len(batch.failures))
-    return found
+def _median_cost(turns: Sequence[tuple[float, float | None]]) -> _Cost:
+    energies = [wh for _, wh in turns if wh is not None]
+    return _Cost(median(cpu_ms for cpu_ms, _ in turns), median(energies) if energies else None)
 
 
 def _drawing(read: Read, base: tuple[int, int], others: Sequence[UInt8Array]) -> Read:
@@ -198,13 +235,13 @@ def _judges(settings: Settings, versions: Sequence[ModelVersion], chosen_rate: f
 
 
 def _paired(
-    versions: Sequence[ModelVersion], judges: Sequence[Judge], scored: Sequence[_Scored]
+    versions: Sequence[ModelVersion], judges: Sequence[Judge], scored: Sequence[_Scored], costs: Sequence[_Cost]
 ) -> tuple[gate.Side, gate.Side]:
     """Return both sides on the pictures that both could score."""
     normals = [path for path in scored[0].normals if path in scored[1].normals]
     anomalies = [path for path in scored[0].anomalies if path in scored[1].anomalies]
     sides = []
-    for version, judge, one in zip(versions, judges, scored, strict=True):
+    for version, judge, one, cost in zip(versions, judges, scored, costs, strict=True):
         sides.append(
             gate.Side(
                 version=version.version,
@@ -212,8 +249,8 @@ def _paired(
                 anomaly_scores=_array(one.anomalies, anomalies),
                 threshold=judge.threshold,
                 promised_rate=getattr(judge.policy, "false_alarm_rate", None),
-                cpu_ms_per_image=one.cpu_ms_per_image,
-                wh_per_1000_images=one.wh_per_1000_images,
+                cpu_ms_per_image=cost.cpu_ms_per_image,
+                wh_per_1000_images=cost.wh_per_1000_images,
             )
         )
     return sides[0], sides[1]
