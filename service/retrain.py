@@ -1,21 +1,17 @@
 """Retrain: one retraining of one product, from the labels to the swap, in the process that calls it.
 
-Owns the order of the steps, the lock that makes it the only one of its root, and the row that says how far it came.
+Owns the order of the steps, and the row that says how far it came.
 Training itself runs in a child, `service.training`; what is good enough is the gate's. A kill at any line leaves one
 champion, and what the next retraining finds and clears up.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import socket
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +28,7 @@ from service.errors import ConfigurationError, TamisError
 from service.gate_run import run_gate
 from service.gather import Gathered, gather
 from service.report.gate_page import render, write_page
+from service.retraining_lock import retraining_lock
 from service.score import MODELS
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
@@ -41,7 +38,6 @@ from service.storage.thresholds import chosen
 from service.training import EnergyExceeded, register_trained, train_in_child
 from service.training_job import TrainingJob
 
-LOCK_NAME = ".retrain.lock"
 RETRAINING_BUILD = f"{BUILD_PREFIX}retrain-"
 
 Report = Callable[[Progress], None]
@@ -96,28 +92,6 @@ def retrain(
         except BaseException:
             _fail(engine, row, "stopped", "stopped by a signal")
             raise
-
-
-@contextmanager
-def retraining_lock(root: Path) -> Iterator[None]:
-    """Hold the lock of the retrainings of `root`; the kernel lets go of it when the process ends.
-
-    Raises TamisError naming who holds it.
-    """
-    path = root / MODELS / LOCK_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode("utf-8", "replace") or "a process that did not say its name"
-            raise TamisError(f"root {root}: expected no other retraining; found one running: {holder}") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def clear_up(root: Path, engine: Engine) -> None:

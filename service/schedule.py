@@ -25,6 +25,7 @@ from service import carbon
 from service.cron import parse_cron
 from service.due import Due, Facts, counting, due
 from service.logs import fields
+from service.retraining_lock import retraining_runs
 from service.settings import Settings
 from service.storage import retrainings, versions
 from service.storage.engine import open_database
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 END_WAIT_S = 15.0
 DURATION_UNKNOWN = timedelta(minutes=10)
+ANOTHER_RUNS_WAIT = timedelta(minutes=1)
 _SAID_BYTES_MAX = 400
 # What systemd told the daemon is none of a child's business.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -127,6 +129,11 @@ class Schedule:
             if found is None:
                 self._seen = seen
                 break
+            if retraining_runs(self._root):
+                # One by hand. What is due is due still when that has ended; on record as failed it would be lost.
+                if timed:
+                    self._due_time.set()
+                return ANOTHER_RUNS_WAIT
             if not self._put_off(engine, *found, now):
                 self._retrain(engine, *found)
             now = max(now, self._clock())

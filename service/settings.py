@@ -365,8 +365,13 @@ def origins(root: Path, settings: Settings, **options: Any) -> dict[str, str]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # Not only what is no TOML or no UTF-8: a whole number of 5,000 digits is a ValueError too.
+    except ValueError as error:
         raise ConfigurationError(f"{path}: expected TOML; found {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: expected TOML; found lists or tables in each other beyond measure") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: expected a file that can be read; found {error.strerror}") from None
 
 
 def _refuse_unknown(table: dict[str, Any], path: Path) -> None:

@@ -20,7 +20,8 @@ import pytest
 from models import registry
 from service.commands.versions import promote, rollback
 from service.errors import TamisError
-from service.retrain import LOCK_NAME, clear_up, retrain, retraining_lock
+from service.retrain import clear_up, retrain
+from service.retraining_lock import LOCK_NAME, retraining_lock
 from service.settings import load
 from service.storage import retrainings, versions
 from service.storage.engine import open_database

@@ -20,7 +20,8 @@ from models.registry import ModelVersion
 from service import settings as settings_module
 from service.errors import TamisError
 from service.gather import gather, read_images
-from service.retrain import LOCK_NAME, clear_up, retrain, retraining_lock
+from service.retrain import clear_up, retrain
+from service.retraining_lock import LOCK_NAME, retraining_lock
 from service.storage import retrainings, versions
 from service.storage.engine import open_database
 from service.training import EnergyExceeded

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.retrain import LOCK_NAME
+from service.retraining_lock import LOCK_NAME, retraining_lock
 from service.schedule import Schedule
 from service.settings import load
 from service.storage import retrainings
@@ -153,6 +153,15 @@ def test_scheduled_run_waits_for_the_greenest_hours_and_is_on_record_as_waiting(
     assert house.look(SUNDAY + 5 * HOUR) == [(PRODUCT, "cron")]
     [row] = house.runs()
     assert (row.state, row.requested_at) == ("done", asked)
+
+
+def test_scheduled_run_that_meets_one_by_hand_begins_when_that_has_ended(root: Path, engine: Engine) -> None:
+    house = House(root, engine, WEEKLY)
+    label(root, engine, range(4), "normal", "train", at=SUNDAY - 5 * DAY)
+    with retraining_lock(root):
+        assert house.look(SUNDAY + DAY, timed=True) == [] and house.runs() == []
+        assert house.wait is not None and house.wait <= HOUR
+    assert house.look(SUNDAY + DAY + HOUR) == [(PRODUCT, "cron")]
 
 
 def test_retraining_begins_in_the_daemon_after_labels_and_ends_with_it(root: Path, tmp_path: Path) -> None:

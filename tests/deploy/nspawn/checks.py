@@ -37,6 +37,7 @@ retrain_cron = ""
 log_format = "json"
 """
 WATCHDOG_S = 60
+KILLS = 12
 UNITS = ("tamis.service", "tamis-web.service")
 # Directives that nothing else in the unit stands in for, with a value that opens them. Without PrivateTmp, for one,
 # /tmp would be read only.
@@ -96,6 +97,15 @@ def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> 
         assert time.monotonic() - began < timeout_s, f"expected {what} within {timeout_s} s; {told()}"
         time.sleep(0.05)
     return round(time.monotonic() - began, 2)
+
+
+def until_another_than(pid: str, timeout_s: float = 120.0) -> None:
+    """Wait until the daemon runs, as another process."""
+    until(
+        lambda: active("tamis.service") and shown("tamis.service", "MainPID") not in ("0", pid),
+        "another one",
+        timeout_s,
+    )
 
 
 def told() -> str:
@@ -261,7 +271,7 @@ def killed_is_back_and_has_lost_nothing() -> dict[str, Any]:
     drop(60)
     os.kill(int(before), 9)
     at = time.monotonic()
-    until(lambda: active("tamis.service") and shown("tamis.service", "MainPID") not in ("0", before), "another one")
+    until_another_than(before)
     back = round(time.monotonic() - at, 2)
     assert shown("tamis.service", "NRestarts") == "1"
     until(all_sorted, "all sorted")
@@ -275,10 +285,7 @@ def hung_is_ended_by_the_watchdog_and_goes_on() -> dict[str, Any]:
     os.kill(int(before), 19)
     at = time.monotonic()
     drop(20)
-    until(
-        lambda: active("tamis.service") and shown("tamis.service", "MainPID") not in ("0", before),
-        "another one", 2.5 * WATCHDOG_S,
-    )  # fmt: skip
+    until_another_than(before, 2.5 * WATCHDOG_S)
     back = round(time.monotonic() - at, 2)
     assert "Watchdog timeout" in run("journalctl", "-u", "tamis.service")
     assert shown("tamis.service", "NRestarts") == "2"
@@ -304,6 +311,20 @@ def stop_drains_and_exits_0() -> dict[str, Any]:
     until(all_sorted, "all sorted")
     assert problems() == []
     return {"stopped after s": took, "waited in incoming": waiting, "pictures": len(dropped)}
+
+
+@check
+def killed_again_and_again_is_started_every_time() -> dict[str, Any]:
+    # More often than the ten starts in ten minutes, after which many a unit stays down.
+    assert active("tamis.service")
+    for _ in range(KILLS):
+        drop(5)
+        before = shown("tamis.service", "MainPID")
+        os.kill(int(before), 9)
+        until_another_than(before)
+        until(all_sorted, "all sorted")
+    assert problems() == []
+    return {"kills": KILLS, "pictures": len(dropped)}
 
 
 @check
@@ -676,6 +697,7 @@ BOOTS = (
         killed_is_back_and_has_lost_nothing,
         hung_is_ended_by_the_watchdog_and_goes_on,
         stop_drains_and_exits_0,
+        killed_again_and_again_is_started_every_time,
         wrong_setting_stays_down_with_78,
         sandbox_of_the_daemon_denies_all_but_its_root,
         sandbox_of_the_page_denies_all_but_its_root_and_its_address,
