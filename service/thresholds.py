@@ -13,8 +13,9 @@ from models.errors import NoAnomalyScores, TooFewImages
 from models.registry import ModelVersion
 from service.decide import Judge
 from service.errors import ConfigurationError
-from service.settings import Settings
-from service.storage.thresholds import latest
+from service.settings import DEFAULT_PRODUCT, Settings
+from service.storage import versions
+from service.storage.thresholds import Choice, latest
 
 
 def policy_of(
@@ -86,10 +87,18 @@ def reason_not_to_promote(connection: Connection, settings: Settings, version: M
     """Return why `version` could not judge its product as it is judged now, or None where it can.
 
     It could not where its calibration does not do for the false-alarm rate that a person chose or the settings ask
-    for: the daemon would have to leave it aside, and the product would be judged by another than the champion.
+    for: the daemon would have to leave it aside, and the product would be judged by another than the champion. A
+    version of `default` also judges the products without a champion of their own, each at its own rate.
     """
-    product = version.product
-    choice = latest(connection).get(product)
+    choices = latest(connection)
+    products = [version.product]
+    if version.product == DEFAULT_PRODUCT:
+        products += sorted({*choices, *settings.products} - {DEFAULT_PRODUCT, *versions.champions(connection)})
+    reasons = (_reason_not_to_judge(settings, product, version, choices.get(product)) for product in products)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _reason_not_to_judge(settings: Settings, product: str, version: ModelVersion, choice: Choice | None) -> str | None:
     rate = choice.false_alarm_rate if choice is not None else None
     try:
         threshold_of(settings, product, version, chosen_rate=rate)

@@ -32,9 +32,9 @@ def engine(root: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def choose(engine: Engine, rate: float | None) -> None:
+def choose(engine: Engine, rate: float | None, product: str = "default") -> None:
     with engine.begin() as connection:
-        thresholds.choose(connection, "default", rate, "ann", AT)
+        thresholds.choose(connection, product, rate, "ann", AT)
 
 
 def models(root: Path, *options: str) -> Result:
@@ -56,6 +56,21 @@ def test_promotion_by_hand_is_refused_with_rate_version_and_way_out(root: Path, 
     for part in ("product default, version v2", "0.002 that ann chose", "tamis models threshold"):
         assert part in said, said
     choose(engine, None)
+    assert models(root, "promote", "default", "v2").exit_code == 0 and champion(engine) == "v2"
+
+
+def test_version_that_could_not_judge_those_it_stands_in_for_is_refused(root: Path, engine: Engine) -> None:
+    install(root, version="v1", scores=MANY)
+    install(root, version="v2", state="challenger")
+    install(root, "nut", scores=MANY)
+    # It has a champion of its own, so that nothing changes for it.
+    choose(engine, 0.002, "nut")
+    choose(engine, 0.002, "bolt")
+    refused = models(root, "promote", "default", "v2")
+    assert refused.exit_code == 1 and champion(engine) == "v1"
+    said = str(refused.exception or "") + refused.output
+    assert "product bolt" in said and "nut" not in said, said
+    choose(engine, None, "bolt")
     assert models(root, "promote", "default", "v2").exit_code == 0 and champion(engine) == "v2"
 
 
