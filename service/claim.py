@@ -1,23 +1,18 @@
 """Claim: a settled file leaves `incoming/` for `processing/<instance>/` and gets its id.
 
-Owns that rename and the lock that says which instance a processing folder belongs to. A claim needs no
-row: the file's name in `processing/` is the log of claims.
+Owns that rename. A claim needs no row: the file's name in `processing/` is the log of claims. Whose a processing folder
+is, is `service.instances`'.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
-import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ulid import ULID
 
@@ -26,11 +21,7 @@ from service.names import ClaimedName, new_id, parse_claimed_name, product_of, s
 
 INCOMING = "incoming"
 PROCESSING = "processing"
-LOCK_NAME = ".lock"
-STATUS_NAME = ".status.json"
-LOOKS = 5
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-LOOK_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,81 +149,6 @@ class Claims:
         received_at = _time_of(name.id) or datetime.now(UTC)
         relative = path.relative_to(self._root)
         return Claim(name.id, name.attempt, product_of(folder), str(relative), name.name, received_at, None)
-
-
-class InstanceLock:
-    """Held by a running daemon on its processing folder; the kernel lets go of it when the process ends."""
-
-    def __init__(self, root: Path, instance: str) -> None:
-        self._path = root / PROCESSING / instance / LOCK_NAME
-        self._descriptor: int | None = None
-
-    def acquire(self) -> str | None:
-        """Take the lock and return None, or return who holds it."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode("utf-8", "replace")
-            os.close(descriptor)
-            return holder or "a process that did not say its name"
-        self._descriptor = descriptor
-        os.ftruncate(descriptor, 0)
-        owner = {"instance": self._path.parent.name, "pid": os.getpid(), "host": socket.gethostname()}
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
-        return None
-
-    def acquire_patiently(self) -> str | None:
-        """As `acquire`, but outlast whoever only looks whether the lock is held."""
-        for _ in range(LOOKS):
-            holder = self.acquire()
-            if holder is None:
-                return None
-            time.sleep(LOOK_INTERVAL_S)
-        return holder
-
-    def held(self) -> bool:
-        """Return whether a running process holds the lock; changes nothing."""
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
-
-    def release(self) -> None:
-        """Let go of the lock."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def instances(root: Path) -> list[str]:
-    """Return the names of all instances that have a processing folder under `root`."""
-    return sorted(path.name for path in (root / PROCESSING).iterdir() if path.is_dir() and not path.is_symlink())
-
-
-def said_by(root: Path, instance: str) -> dict[str, Any]:
-    """Return what the daemon `instance` last said of itself, and whether it is running."""
-    return {"instance": instance, "running": InstanceLock(root, instance).held()} | {
-        key: value for key, value in last_status(root, instance).items() if key != "instance"
-    }
-
-
-def last_status(root: Path, instance: str) -> dict[str, Any]:
-    """Return what the daemon `instance` last wrote of itself; nothing where there is none or a power cut emptied it."""
-    path = root / PROCESSING / instance / STATUS_NAME
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def make_folders(folder: Path, root: Path) -> None:

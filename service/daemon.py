@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import json
 import logging
 import os
 import signal
@@ -16,7 +15,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,16 +22,17 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
-from models.registry import ModelVersion
 from models.self_measurement import BATCH_MIN, Measured, batch_size
 from service import __version__
-from service.claim import INCOMING, PROCESSING, STATUS_NAME, Claims, InstanceLock, instances, last_status
-from service.decide import Judge
+from service.claim import INCOMING, PROCESSING, Claims
 from service.drift_watch import DriftWatch
+from service.duties import duties_of
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
-from service.filesystem import mount_of, sends_events
+from service.filesystem import lack_of_space, mount_of, sends_events
 from service.folder_watch import FolderWatch
+from service.in_charge import InCharge
+from service.instances import STATUS_NAME, instance_lock, last_status, others, take_root, write_status
 from service.intake import Intake
 from service.loading import DetectorLoader
 from service.logs import configure, fields
@@ -41,21 +40,16 @@ from service.mounts import Mounts
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
 from service.place import KINDS
-from service.probation import Probation, standing
 from service.record import Recorder
 from service.recover import recover
 from service.restore import take_back
-from service.retention import RESTS_BESIDE_SCORING, Retention, rules_of
 from service.schedule import Schedule
 from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
 from service.shadow import Shadows
 from service.storage.engine import is_locked, open_database
-from service.storage.thresholds import chosen
-from service.storage.versions import VersionRow, champions, versions
-from service.thresholds import judge_of
-from service.upkeep import Duty, Upkeep
+from service.upkeep import Upkeep
 from service.watch import NameFilter, Watcher
 
 log = logging.getLogger(__name__)
@@ -68,9 +62,6 @@ STUCK_AFTER_S = 30.0
 DRIFT_INTERVAL_S = 5.0
 # Looked at in one go, so that the thread that records is never kept for long.
 DRIFT_PRODUCTS_MAX = 4
-# Not at once: whoever starts the service with a new limit, or a wrong clock, has time to see it.
-RETENTION_AFTER_S = 600.0
-RETENTION_INTERVAL_S = 86_400.0
 EXIT_FAILED = 1
 _M_ARENA_MAX = -8  # of malloc.h
 
@@ -141,7 +132,6 @@ class Daemon:
         self._due = _Schedule()
         self._state = _State()
         self._status_written: dict[str, object] = {}
-        self._rates: Mapping[str, float] = {}
         self._drift: DriftWatch | None = None
         self._started_at = datetime.now(UTC)
 
@@ -155,14 +145,20 @@ class Daemon:
     def open(self, stack: ExitStack) -> None:
         """Open everything the loop needs, in the order in which `stack` closes it backwards."""
         settings, root = self._settings, self._root
-        self._lock(stack)
+        take_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self._mounts = Mounts(root.resolve(), KINDS, last_status(root, settings.instance).get("mounts", ()))
         self._watcher = Watcher(root / INCOMING, self._wake.set)
         stack.callback(self._watcher.stop)
         self._watch()
         self._loader = DetectorLoader(settings.scoring_threads, self._take_batch_size)
+        self._in_charge = InCharge(lambda: self._looking.connect(), settings)
         self._scorers = Scorers(
-            root, self._champions, self._judge_of, self._loader, settings.models_loaded_max, lambda: self._rates
+            root,
+            self._in_charge.champions,
+            self._in_charge.judge_of,
+            self._loader,
+            settings.models_loaded_max,
+            lambda: self._in_charge.rates,
         )
         settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
         self._shadows = self._make_shadows(stack)
@@ -198,7 +194,10 @@ class Daemon:
         stack.callback(self._folders.stop)
         self._folders.start()
         self._load_models()
-        self._start_upkeep(stack)
+        stopping = threading.Event()
+        upkeep = Upkeep(duties_of(root, self._engine, settings, stopping), stopping)
+        stack.callback(upkeep.close)
+        upkeep.start()
         self._schedule = Schedule(root, settings)
         stack.callback(self._schedule.close)
         self._schedule.start()
@@ -256,8 +255,8 @@ class Daemon:
         shadows = Shadows(
             self._root,
             self._scorers,
-            self._challengers,
-            self._judge_of,
+            self._in_charge.challengers,
+            self._in_charge.judge_of,
             self._loader,
             share=settings.shadow_share,
             loaded_max=settings.models_loaded_max,
@@ -265,53 +264,9 @@ class Daemon:
         stack.callback(shadows.close)
         return shadows
 
-    def _start_upkeep(self, stack: ExitStack) -> None:
-        settings, now = self._settings, time.monotonic()
-        duties = []
-        if settings.shadow_hours:
-            probation = Probation(self._root, self._engine, settings)
-            duties.append(Duty("probation", lambda: _end_probations(probation), now, settings.rescan_interval_s))
-        stopping = threading.Event()
-        retention = Retention(
-            self._root,
-            self._engine,
-            rules_of(settings),
-            stopping=stopping.is_set,
-            rest=stopping.wait,
-            rests=RESTS_BESIDE_SCORING,
-        )
-        duties.append(
-            Duty("retention", lambda: _remove_old_files(retention), now + RETENTION_AFTER_S, RETENTION_INTERVAL_S)
-        )
-        upkeep = Upkeep(duties, stopping)
-        stack.callback(upkeep.close)
-        upkeep.start()
-
     def _take_batch_size(self, measured: Measured) -> None:
         if not self._settings.batch_size_max:
             self._pipeline.batch_size_max = batch_size(measured.chosen_images_per_s, self._settings.in_flight_max)
-
-    def _lock(self, stack: ExitStack) -> None:
-        lock = InstanceLock(self._root, self._settings.instance)
-        holder = lock.acquire_patiently()
-        if holder is not None:
-            raise ConfigurationError(
-                f"root {self._root}: instance {self._settings.instance!r} is already running: {holder}"
-            )
-        stack.callback(lock.release)
-        if self._settings.share_root:
-            return
-        for name in self._others():
-            other = InstanceLock(self._root, name)
-            holder = other.acquire()
-            if holder is not None:
-                raise ConfigurationError(
-                    f"root {self._root}: expected no other daemon; found {holder}. Stop it, or set share_root on both."
-                )
-            other.release()
-
-    def _others(self) -> list[str]:
-        return [name for name in instances(self._root) if name != self._settings.instance]
 
     def _watch(self) -> None:
         mode = self._settings.watch_mode
@@ -408,8 +363,8 @@ class Daemon:
 
     def _adopt(self, dead: ExitStack) -> None:
         # Their locks are held until their rows are finished, then let go: a host that was lost may come back.
-        for name in self._others():
-            lock = InstanceLock(self._root, name)
+        for name in others(self._root, self._settings.instance):
+            lock = instance_lock(self._root, name)
             if lock.acquire() is None:
                 dead.callback(lock.release)
                 dead.callback(self._claims.disown, name)
@@ -420,7 +375,7 @@ class Daemon:
     def _check_space(self, now: float) -> None:
         if now < self._due.space:
             return
-        reason = _lack_of_space(self._root, self._settings.free_bytes_min, self._settings.free_inodes_min)
+        reason = lack_of_space(self._root, self._settings.free_bytes_min, self._settings.free_inodes_min)
         if reason is None:
             reason = None if (self._root / INCOMING).is_dir() else "incoming/ is gone"
         if reason is None and (gone := self._mounts.look()):
@@ -503,10 +458,7 @@ class Daemon:
         # Those without a model too: nobody else who looks at the unit would learn of them.
         waiting = len(self._intake) + sum(self._intake.waiting.values())
         self._status_written = status
-        path = self._root / PROCESSING / self._settings.instance / STATUS_NAME
-        partial = path.with_name(STATUS_NAME + ".tmp")
-        partial.write_text(json.dumps(status), encoding="utf-8")
-        partial.replace(path)
+        write_status(self._root, self._settings.instance, status)
         self._notifier.status(
             f"{'paused: ' + self._state.paused if self._state.paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
@@ -550,41 +502,6 @@ class Daemon:
         self._write_status()
         log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
 
-    def _judge_of(self, product: str, version: ModelVersion) -> Judge:
-        return judge_of(self._settings, product, version, chosen_rate=self._rates.get(product))
-
-    def _champions(self) -> Mapping[str, list[VersionRow]]:
-        try:
-            with self._looking.connect() as connection:
-                all_versions = versions(connection)
-                champion_of = champions(connection)
-                self._rates = chosen(connection)
-        except OperationalError as error:
-            if not is_locked(error):
-                raise
-            return self._scorers.known
-        return {
-            product: [champion] + [row for row in all_versions if row.product == product and row.state == "retired"]
-            for product, champion in champion_of.items()
-        }
-
-    def _challengers(self) -> Mapping[str, VersionRow]:
-        try:
-            with self._looking.connect() as connection:
-                return standing(connection, self._settings.shadow_hours, datetime.now(UTC))
-        except OperationalError as error:
-            if not is_locked(error):
-                raise
-            return self._shadows.known if self._shadows is not None else {}
-
-
-def _end_probations(probation: Probation) -> None:
-    probation.end_those_over(datetime.now(UTC))
-
-
-def _remove_old_files(retention: Retention) -> None:
-    retention.run(datetime.now(UTC))
-
 
 def _limits(settings: Settings) -> Limits:
     as_set = {name: getattr(settings, name) for name in Limits.__dataclass_fields__}
@@ -595,17 +512,6 @@ def _limits(settings: Settings) -> Limits:
             "batch_size_max": settings.batch_size_max or min(BATCH_MIN, settings.in_flight_max),
         }
     )
-
-
-def _lack_of_space(root: Path, bytes_min: int, inodes_min: int) -> str | None:
-    status = os.statvfs(root)
-    free = status.f_bavail * status.f_frsize
-    if free < bytes_min:
-        return f"expected at least {bytes_min} bytes free on the disk of {root}; found {free}"
-    # Some file systems count no inodes and say 0 of 0.
-    if status.f_files and status.f_favail < inodes_min:
-        return f"expected at least {inodes_min} inodes free on the disk of {root}; found {status.f_favail}"
-    return None
 
 
 def _leave_at_once() -> None:

@@ -1,11 +1,12 @@
 """Which file system a path lies on, and what can be expected of it.
 
-Reads the kernel's mount table and nothing else; the storage refuses network file systems by it, the watching
-chooses between events and polling by it.
+The storage refuses network file systems by the kernel's mount table, the watching chooses between events and polling
+by it, and claiming stops before the disk is full.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +131,15 @@ def _unescaped(field: str) -> str:
         field.encode("utf-8", "surrogateescape"),
     )
     return plain.decode("utf-8", "surrogateescape")
+
+
+def lack_of_space(root: Path, bytes_min: int, inodes_min: int) -> str | None:
+    """Return what the disk of `root` lacks to have so many bytes and inodes free; None where it lacks nothing."""
+    status = os.statvfs(root)
+    free = status.f_bavail * status.f_frsize
+    if free < bytes_min:
+        return f"expected at least {bytes_min} bytes free on the disk of {root}; found {free}"
+    # Some file systems count no inodes and say 0 of 0.
+    if status.f_files and status.f_favail < inodes_min:
+        return f"expected at least {inodes_min} inodes free on the disk of {root}; found {status.f_favail}"
+    return None

@@ -18,8 +18,9 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from service.claim import Claims, InstanceLock, instances, make_folders, sync_folder
+from service.claim import Claims, make_folders, sync_folder
 from service.errors import TamisError
+from service.instances import instance_lock, instances
 from service.logs import fields
 from service.names import ClaimedName, delivered_name
 from service.place import KINDS
@@ -44,7 +45,7 @@ def restore(root: Path, backup: Path) -> Path:
     """
     with ExitStack() as stack:
         for name in instances(root):
-            lock = InstanceLock(root, name)
+            lock = instance_lock(root, name)
             if (holder := lock.acquire_patiently()) is not None:
                 raise TamisError(f"restore {root}: expected no daemon on it; found {holder}. Stop it first")
             stack.callback(lock.release)

@@ -26,11 +26,11 @@ from models import registry
 from models.errors import ModelError
 from service import doctor as judge
 from service import filesystem
-from service.claim import LOCK_NAME
 from service.commands.init import FOLDERS
 from service.commands.options import AsJson, Root, print_json
 from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError, TamisError
+from service.instances import LOCK_NAME
 from service.names import parse_claimed_name, product_of
 from service.retention import rules_of
 from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins

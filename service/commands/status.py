@@ -12,10 +12,11 @@ import typer
 from sqlalchemy import Connection, Engine
 
 from service import settings as settings_module
-from service.claim import INCOMING, instances, said_by
+from service.claim import INCOMING
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
+from service.instances import instances, said_by
 from service.names import product_of
 from service.retention import Rule, last_run, rules_document, rules_of
 from service.storage import drift, images, thresholds

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.claim import instances, said_by
+from service.instances import instances, said_by
 from service.storage import drift, review_pages, scores, tallies, versions
 from service.storage import energy as energy_rows
 from service.web import charts

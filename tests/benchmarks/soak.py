@@ -124,21 +124,27 @@ class Soak:
         )
 
     def _all_placed(self) -> bool:
-        with closing(sqlite3.connect(f"file:{self._root}/tamis.db?mode=ro", uri=True, timeout=60)) as connection:
+        with self._database() as connection:
             [count] = connection.execute(
-                "SELECT count(*) FROM images WHERE file_name LIKE 'soak-%' AND state = 'placed'"
+                "SELECT count(*) FROM images WHERE file_name LIKE 'soak-%' AND state IN ('placed', 'quarantined')"
             ).fetchone()
         return int(count) == len(self.dropped)
 
+    def _database(self) -> closing[sqlite3.Connection]:
+        # Not read only: what a kill broke off in the middle is first rolled back by whoever opens it.
+        return closing(sqlite3.connect(f"file:{self._root}/tamis.db?mode=rw", uri=True, timeout=60))
+
     def figures(self) -> dict[str, Any]:
         """Return what the run came to."""
-        with closing(sqlite3.connect(f"file:{self._root}/tamis.db?mode=ro", uri=True)) as connection:
+        with self._database() as connection:
             rows = connection.execute(
                 "SELECT file_name, count(*), max(latency_ms) FROM images"
                 " WHERE file_name LIKE 'soak-%' GROUP BY file_name"
             ).fetchall()
+            [quarantined] = connection.execute("SELECT count(*) FROM images WHERE state = 'quarantined'").fetchone()
         latencies = [latency for name, _, latency in sorted(rows) if latency is not None]
         warm = self.samples[round(WARM_UP_SHARE * len(self.samples)) :]
+        minute = max(1, round(60 * self._rate))
         third = max(1, len(latencies) // 3)
         first, last = _medians(latencies[:third]), _medians(latencies[-third:])
         return {
@@ -149,8 +155,12 @@ class Soak:
             "twice": sum(count > 1 for count in self.found.values()),
             "differing": len(self.differing),
             "rows_twice": sum(count > 1 for _, count, _ in rows),
+            "quarantined": quarantined,
             "without_row": len(self.dropped.keys() - {name for name, _, _ in rows}),
             "latency_ms": {"first_third": first, "last_third": last},
+            "latency_ms_by_minute": [
+                _medians(latencies[at : at + minute]) for at in range(0, len(latencies) - minute + 1, minute)
+            ],
             "latency_factor": last["p50"] / first["p50"],
             "resident_mb": {"after_warm_up": _mean(warm[: len(warm) // 5], "resident_mb"),
                             "at_the_end": _mean(warm[-(len(warm) // 5) :], "resident_mb")},
@@ -169,16 +179,23 @@ def _mean(samples: list[dict[str, float]], name: str) -> float:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Draw memory, open files and what waits over time."""
+    """Draw memory, open files, what waits and the latency over time."""
     from matplotlib.figure import Figure
 
     names = ("resident_mb", "open_files", "waiting")
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    for axes, name in zip(figure.subplots(len(names), 1, sharex=True), names, strict=True):
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    *upper, lowest = figure.subplots(len(names) + 1, 1, sharex=True)
+    for axes, name in zip(upper, names, strict=True):
         axes.plot([one["s"] / 60 for one in figures["samples"]], [one[name] for one in figures["samples"]])
         axes.set_ylabel(name.replace("_", " "))
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("minutes")
+    for part in ("p50", "p95"):
+        values = [one[part] for one in figures["latency_ms_by_minute"]]
+        lowest.plot([minute + 0.5 for minute in range(len(values))], values, label=part)
+    lowest.set_ylabel("latency ms")
+    lowest.set_yscale("log")
+    lowest.legend()
+    lowest.set_xlabel("minutes")
     figure.savefig(path)
 
 
@@ -200,7 +217,7 @@ def main() -> None:
         figures = soak.figures()
     growth = figures["resident_mb"]["at_the_end"] / figures["resident_mb"]["after_warm_up"] - 1
     more = figures["open_files"]["at_the_end"] - figures["open_files"]["after_warm_up"]
-    kept = not any(figures[name] for name in ("lost", "twice", "differing", "rows_twice", "without_row"))
+    kept = not any(figures[name] for name in ("lost", "twice", "differing", "rows_twice", "without_row", "quarantined"))
     steady = growth < GROWTH_MAX and more < OPEN_FILES_MORE_MAX and figures["latency_factor"] < LATENCY_FACTOR_MAX
     if options.plot:
         plot(figures, options.plot)

@@ -16,10 +16,11 @@ from typing import Any
 from models.openvino_detector import OpenVinoDetector
 from models.registry import verify
 from service import settings as settings_module
-from service.claim import INCOMING, Claims, InstanceLock
+from service.claim import INCOMING, Claims
 from service.decode import decode, read_file
 from service.energy import EnergyMeter
 from service.inspection import Decoded, judge
+from service.instances import instance_lock
 from service.record import FileFacts, Recorder
 from service.score import Scorer
 from service.storage.engine import open_database
@@ -65,7 +66,7 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
         float(version.manifest["calibration"]["pixel_threshold"]),
         version.draft,
     )
-    lock = InstanceLock(root, settings.instance)
+    lock = instance_lock(root, settings.instance)
     assert lock.acquire() is None
     engine, claims, meter = open_database(root), Claims(root, settings.instance), EnergyMeter()
     recorder = Recorder(root, engine, claims, anomaly_maps=settings.anomaly_maps)

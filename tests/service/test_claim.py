@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from service.claim import Claims, InstanceLock, instances, last_status, make_folders, said_by
+from service.claim import Claims, make_folders
+from service.instances import instance_lock, instances, last_status, said_by
 from service.names import parse_claimed_name
 
 
@@ -75,7 +76,7 @@ def test_sync_survives_folders_that_are_gone(root: Path) -> None:
 
 
 def test_lock_names_its_holder_to_the_second(root: Path) -> None:
-    first, second = InstanceLock(root, "main"), InstanceLock(root, "main")
+    first, second = instance_lock(root, "main"), instance_lock(root, "main")
     assert first.acquire() is None
     holder = second.acquire()
     assert holder is not None and '"instance": "main"' in holder
@@ -117,10 +118,10 @@ def test_empty_folders_are_pruned_and_files_kept(root: Path) -> None:
 
 
 def test_looking_at_a_lock_neither_takes_nor_makes_it(root: Path) -> None:
-    lock = InstanceLock(root, "main")
+    lock = instance_lock(root, "main")
     assert not lock.held() and instances(root) == []
     assert lock.acquire_patiently() is None
-    assert InstanceLock(root, "main").held() and InstanceLock(root, "main").acquire_patiently() is not None
+    assert instance_lock(root, "main").held() and instance_lock(root, "main").acquire_patiently() is not None
     lock.release()
     assert not lock.held()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner
 
-from service.claim import InstanceLock
 from service.commands.status import report, status
+from service.instances import instance_lock
 from service.settings import IGNORED_NAMES
 from service.storage import drift, thresholds
 from service.storage.drift import DriftRow
@@ -30,7 +30,7 @@ def test_files_that_wait_are_counted_by_product_and_by_lack_of_a_model(root: Pat
 
 
 def test_running_daemon_is_told_from_one_that_ended(root: Path) -> None:
-    lock = InstanceLock(root, "main")
+    lock = instance_lock(root, "main")
     assert lock.acquire() is None
     assert [d["running"] for d in report(root, IGNORED_NAMES, datetime.now(UTC))["daemons"]] == [True]
     lock.release()

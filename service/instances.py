@@ -1,0 +1,79 @@
+"""Instances: the daemons of one root, each with a folder in `processing/`, its lock and what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from service.claim import PROCESSING
+from service.errors import ConfigurationError
+from service.locks import ProcessLock
+
+LOCK_NAME = ".lock"
+STATUS_NAME = ".status.json"
+
+
+def instance_lock(root: Path, instance: str) -> ProcessLock:
+    """Return the lock that the daemon `instance` of `root` holds while it runs."""
+    return ProcessLock(root / PROCESSING / instance / LOCK_NAME, instance=instance)
+
+
+def instances(root: Path) -> list[str]:
+    """Return the names of all instances that have a processing folder under `root`."""
+    return sorted(path.name for path in (root / PROCESSING).iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def take_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> None:
+    """Lock `root` for the daemon `instance` until `stack` closes.
+
+    Raises ConfigurationError where one of that name runs already, or, unless the root is `shared`, any other.
+    """
+    lock = instance_lock(root, instance)
+    holder = lock.acquire_patiently()
+    if holder is not None:
+        raise ConfigurationError(f"root {root}: instance {instance!r} is already running: {holder}")
+    stack.callback(lock.release)
+    for name in () if shared else others(root, instance):
+        other = instance_lock(root, name)
+        holder = other.acquire()
+        if holder is not None:
+            raise ConfigurationError(
+                f"root {root}: expected no other daemon; found {holder}. Stop it, or set share_root on both."
+            )
+        other.release()
+
+
+def others(root: Path, instance: str) -> list[str]:
+    """Return the names of all instances but `instance`."""
+    return [name for name in instances(root) if name != instance]
+
+
+def said_by(root: Path, instance: str) -> dict[str, Any]:
+    """Return what the daemon `instance` last said of itself, and whether it is running."""
+    return {"instance": instance, "running": instance_lock(root, instance).held()} | {
+        key: value for key, value in last_status(root, instance).items() if key != "instance"
+    }
+
+
+def last_status(root: Path, instance: str) -> dict[str, Any]:
+    """Return what the daemon `instance` last wrote of itself; nothing where there is none or a power cut emptied it."""
+    try:
+        said = json.loads(_status_path(root, instance).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def write_status(root: Path, instance: str, status: Mapping[str, object]) -> None:
+    """Put `status` in the place of what `instance` last wrote of itself."""
+    path = _status_path(root, instance)
+    partial = path.with_name(STATUS_NAME + ".tmp")
+    partial.write_text(json.dumps(status), encoding="utf-8")
+    partial.replace(path)
+
+
+def _status_path(root: Path, instance: str) -> Path:
+    return root / PROCESSING / instance / STATUS_NAME
