@@ -29,9 +29,11 @@ DEFAULT_PRODUCT = "default"
 TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
 
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Cost = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-FiniteScore = Annotated[float, Field(allow_inf_nan=False)]
+# One in a million: a rate of that takes a million normal pictures to calibrate.
+Rate = Annotated[float, Field(ge=1e-6, lt=1)]
+Cost = Annotated[float, Field(gt=0)]
+Days = Annotated[float, Field(gt=0, le=36_500)]
+Gigabytes = Annotated[float, Field(gt=0, le=1_000_000)]
 Band = Annotated[float, Field(ge=1, le=1000)]
 PolicyName = Literal["false_alarm_rate", "f1", "cost", "fixed"]
 # What each policy cannot do without; `f1` and `cost` also need a model with scores of known anomalies.
@@ -61,11 +63,11 @@ IGNORED_NAMES = (
 class ProductSettings(BaseModel):
     """What one product sets differently: a table `[products.NAME]` in `tamis.toml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     false_alarm_rate: Rate | None = Field(None, description="as the setting of that name, for this product")
     threshold_policy: PolicyName | None = Field(None, description="as the setting of that name, for this product")
-    threshold_fixed: FiniteScore | None = Field(None, description="as the setting of that name, for this product")
+    threshold_fixed: float | None = Field(None, description="as the setting of that name, for this product")
     cost_of_miss: Cost | None = Field(None, description="as the setting of that name, for this product")
     cost_of_false_alarm: Cost | None = Field(None, description="as the setting of that name, for this product")
     anomaly_prevalence: Rate | None = Field(None, description="as the setting of that name, for this product")
@@ -81,6 +83,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         validate_default=True,
+        allow_inf_nan=False,
     )
 
     # The instance
@@ -110,7 +113,7 @@ class Settings(BaseSettings):
     )
     decode_timeout_s: float = Field(
         30.0,
-        gt=0,
+        ge=1,
         le=3600,
         description="s after which a picture that is still decoding stops the daemon, to be retried alone",
     )
@@ -144,7 +147,7 @@ class Settings(BaseSettings):
         description="what sets the threshold: the false-alarm rate, the best F1 or the least cost on known anomalies, "
         "or a fixed score",
     )
-    threshold_fixed: FiniteScore | None = Field(
+    threshold_fixed: float | None = Field(
         None, description="anomaly score above which a picture is an anomaly, by the policy `fixed`"
     )
     cost_of_miss: Cost | None = Field(
@@ -183,7 +186,7 @@ class Settings(BaseSettings):
         0, ge=0, description="new labels of a product after which it is retrained at once; 0 is never"
     )
     retrain_minutes_max: float = Field(60.0, gt=0, le=10_080, description="minutes that a retraining may take")
-    retrain_memory_gb: float = Field(6.0, gt=0, description="GB of memory that a retraining may take")
+    retrain_memory_gb: Gigabytes = Field(6.0, description="GB of memory that a retraining may take")
     retrain_energy_max_wh: float | None = Field(
         None, gt=0, description="Wh after which a retraining is ended; without it there is no such limit"
     )
@@ -232,17 +235,17 @@ class Settings(BaseSettings):
     )
 
     # Retention
-    keep_normal_days: float | None = Field(
-        None, gt=0, description="days after which files of normal verdict without a label are removed; rows stay"
+    keep_normal_days: Days | None = Field(
+        None, description="days after which files of normal verdict without a label are removed; rows stay"
     )
-    keep_anomaly_days: float | None = Field(
-        None, gt=0, description="days after which files of anomaly verdict without a label are removed; rows stay"
+    keep_anomaly_days: Days | None = Field(
+        None, description="days after which files of anomaly verdict without a label are removed; rows stay"
     )
-    keep_normal_gb: float | None = Field(
-        None, gt=0, description="GB of files of normal verdict, beyond which the oldest without a label are removed"
+    keep_normal_gb: Gigabytes | None = Field(
+        None, description="GB of files of normal verdict, beyond which the oldest without a label are removed"
     )
-    keep_anomaly_gb: float | None = Field(
-        None, gt=0, description="GB of files of anomaly verdict, beyond which the oldest without a label are removed"
+    keep_anomaly_gb: Gigabytes | None = Field(
+        None, description="GB of files of anomaly verdict, beyond which the oldest without a label are removed"
     )
 
     # Keeping safe
@@ -261,7 +264,7 @@ class Settings(BaseSettings):
         description="ISO 3166 alpha-3 code of the grid; without it grams of CO2e are unknown",
     )
     energy_cpu_max_w: float | None = Field(
-        None, gt=0, description="W of the processor at full load, where it cannot be measured or looked up"
+        None, gt=0, le=100_000, description="W of the processor at full load, where it cannot be measured or looked up"
     )
     energy_idle_row_s: float = Field(
         300.0, gt=0, le=86_400, description="s of idling that make one row of energy, at most"

@@ -347,7 +347,7 @@ def test_picture_that_hangs_the_decoder_is_quarantined_after_its_attempts(
         "    return image\n"
         "PIL.Image.open = hang\n"
     )
-    (house / "tamis.toml").write_text(SETTINGS + "decode_timeout_s = 0.5\nattempts_max = 2\n")
+    (house / "tamis.toml").write_text(SETTINGS + "decode_timeout_s = 1.0\nattempts_max = 2\n")
     (house / "incoming/poison.png").write_bytes(picture_bytes(20, size=(31, 17)))
     for _ in range(2):
         with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
