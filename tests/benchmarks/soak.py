@@ -103,7 +103,8 @@ class Soak:
                     if hashlib.sha256(path.read_bytes()).hexdigest() != self.dropped.get(name):
                         self.differing.append(name)
                     path.unlink()
-        for path in (self._root / "maps").glob("*.png"):
+        # Not the hidden ones, which a daemon is about to put in place.
+        for path in (self._root / "maps").glob("[!.]*.png"):
             path.unlink(missing_ok=True)
 
     def _sample(self, process: DaemonProcess, now: float) -> None:
