@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,13 @@ def side_by_side(
 def save_overlay(path: Path, drawn: UInt8Array) -> None:
     """Write `drawn`, uint8 `(H, W, 3)`, as the PNG `path`, whole or not at all."""
     partial = path.with_name(f".tmp.{path.name}")
-    partial.write_bytes(_png(drawn))
-    partial.replace(path)
+    try:
+        partial.write_bytes(_png(drawn))
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _png(drawn: UInt8Array) -> bytes:

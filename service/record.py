@@ -6,8 +6,10 @@ is committed before its file moves, and finished after. See "From drop to verdic
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,7 @@ from service.decide import ANOMALY, Decision
 from service.decode import DecodeError, FileState, Picture, StillChanging, decode, read_file
 from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
+from service.logs import fields
 from service.maps import drawn_size, overlay, regions_of, save_overlay
 from service.names import destination, shown_name
 from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
@@ -34,6 +37,8 @@ from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
 from service.watch import look
+
+log = logging.getLogger(__name__)
 
 MAPS = "maps"
 
@@ -102,6 +107,7 @@ class Recorder:
         self._anomaly_maps = anomaly_maps
         self._clock = clock
         self._delivery_waits = delivery_waits
+        self._no_maps: int | None = None
 
     def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
         """Record, deliver and finish `batch`; energy since the last sample is charged to it."""
@@ -222,7 +228,20 @@ class Recorder:
             size = (picture.height, picture.width)
             image = self._image(judged.claim, picture)
             drawn = overlay(image, judged.anomaly_map, judged.pixel_threshold, found[id], size)
-            save_overlay(self._root / MAPS / f"{id}.png", drawn)
+            self._save_map(self._root / MAPS / f"{id}.png", drawn)
+
+    def _save_map(self, path: Path, drawn: UInt8Array) -> None:
+        """Write the map; where that cannot be, the verdict stands without it, and it is said once."""
+        try:
+            with suppress(FileExistsError):  # somebody tidied it away; what else has its name fails below
+                path.parent.mkdir()
+            save_overlay(path, drawn)
+        except OSError as error:
+            if self._no_maps != error.errno:
+                log.error("no anomaly map; pictures are sorted without", extra=fields(reason=error))
+            self._no_maps = error.errno
+        else:
+            self._no_maps = None
 
     def _image(self, claim: Claim, picture: Picture) -> UInt8Array:
         """Return the picture at the size at which it is drawn, uint8 `(H, W, 3)`.

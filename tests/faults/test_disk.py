@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -233,6 +234,35 @@ def test_calls_that_fail_now_and_then_lose_nothing(tmp_path: Path, calls: str, e
     # A file that could not be read is put aside with the reason, and is there.
     aside = query(root, "SELECT error_code FROM results WHERE verdict IS NULL")
     assert found == [] and all(row["error_code"] for row in aside)
+
+
+def test_maps_that_cannot_be_written_hold_up_no_verdict(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    maps = root / "maps"
+
+    def drop_and_sort(count: int) -> None:
+        before = len(dropped)
+        dropped.extend(drop_good(root, count, f"round-{before}"))
+        wait_until(settled(root, len(dropped)), "all sorted")
+
+    dropped: list[str] = []
+    with DaemonProcess(root) as process:
+        process.wait_ready()
+        drop_and_sort(9)
+        assert len(list(maps.iterdir())) == 3
+        shutil.rmtree(maps)
+        drop_and_sort(9)
+        assert len(list(maps.iterdir())) == 3
+        shutil.rmtree(maps)
+        maps.write_bytes(b"")
+        drop_and_sort(9)
+        drop_and_sort(9)
+        assert process.log_text().count("no anomaly map") == 1, process.log_text()
+        maps.unlink()
+        drop_and_sort(9)
+        assert len(list(maps.iterdir())) == 3
+        assert process.stop() == 0, process.log_text()
+    assert problems(root, dropped) == []
 
 
 def test_frozen_storage_stops_the_watchdog_and_not_the_page_and_nothing_is_lost(tmp_path: Path) -> None:
