@@ -22,3 +22,7 @@ class ConfigurationError(TamisError):
     """Settings, schema, model or folder refuse a start: exit code 78 (EX_CONFIG); a restart would not help."""
 
     exit_code = 78
+
+
+class RootMissing(ConfigurationError):
+    """The root is not there, or bare: never made, or a disk that is not mounted."""

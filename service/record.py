@@ -7,6 +7,7 @@ is committed before its file moves, and finished after. See "From drop to verdic
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -21,7 +22,7 @@ from sqlalchemy import Connection, Engine
 from models.appearance import Appearance
 from models.detector import Float32Array, UInt8Array
 from models.regions import Region
-from service.claim import Claim, Claims
+from service.claim import PROCESSING, Claim, Claims
 from service.decide import ANOMALY, Decision
 from service.decode import DecodeError, FileState, Picture, StillChanging, decode, read_file
 from service.deliver import Delivery, Move, deliver
@@ -233,15 +234,29 @@ class Recorder:
     def _save_map(self, path: Path, drawn: UInt8Array) -> None:
         """Write the map; where that cannot be, the verdict stands without it, and it is said once."""
         try:
-            with suppress(FileExistsError):  # somebody tidied it away; what else has its name fails below
-                path.parent.mkdir()
-            save_overlay(path, drawn)
+            try:
+                save_overlay(path, drawn)
+            except FileNotFoundError:
+                self._make_maps()
+                save_overlay(path, drawn)
         except OSError as error:
             if self._no_maps != error.errno:
                 log.error("no anomaly map; pictures are sorted without", extra=fields(reason=error))
             self._no_maps = error.errno
         else:
             self._no_maps = None
+
+    def _make_maps(self) -> None:
+        """Make the folder that somebody tidied away, beside `processing/`: where the root is gone, that is too.
+
+        By its path it could come to be in the bare mount point, and be hidden when the root is mounted again.
+        """
+        beside = os.open(self._root / PROCESSING, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(f"../{MAPS}", dir_fd=beside)
+        finally:
+            os.close(beside)
 
     def _image(self, claim: Claim, picture: Picture) -> UInt8Array:
         """Return the picture at the size at which it is drawn, uint8 `(H, W, 3)`.

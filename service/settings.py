@@ -21,7 +21,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, RootMissing
 
 SETTINGS_FILE = "tamis.toml"
 ENVIRONMENT_PREFIX = "TAMIS_"
@@ -333,9 +333,9 @@ def load(root: Path, **options: Any) -> Settings:
     """
     path = root / SETTINGS_FILE
     if not root.is_dir():
-        raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
+        raise RootMissing(f"root {root}: no such folder; make one with `tamis init {root}`")
     if not path.is_file():
-        raise ConfigurationError(f"root {root}: no {SETTINGS_FILE} in it; make one with `tamis init {root}`")
+        raise RootMissing(f"root {root}: no {SETTINGS_FILE} in it; make one with `tamis init {root}`")
     table = _read_toml(path)
     _refuse_unknown(table, path)
 

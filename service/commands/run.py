@@ -6,6 +6,7 @@ import typer
 
 from service import settings as settings_module
 from service.commands.options import Root
+from service.errors import RootMissing, TamisError
 
 
 def run(
@@ -17,5 +18,9 @@ def run(
     from service import daemon
 
     root = root.resolve()
-    settings = settings_module.load(root, instance=instance, log_format=log_format)
+    try:
+        settings = settings_module.load(root, instance=instance, log_format=log_format)
+    except RootMissing as error:
+        # Not 78, after which the service would stay down: it is to go on once the disk is there.
+        raise TamisError(f"{error}; or, where it is a disk of its own, mount it") from None
     raise typer.Exit(daemon.run(root, settings))
