@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -117,7 +117,6 @@ class _State:
 
     watching: str = "starting"
     paused: str | None = None
-    alerts: list[str] = field(default_factory=list)
 
 
 class Daemon:

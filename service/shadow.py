@@ -94,11 +94,6 @@ class Shadows:
         self._pool: ThreadPoolExecutor | None = None
         scorers.make_room = self._make_room
 
-    @property
-    def known(self) -> Mapping[str, VersionRow]:
-        """The challengers whose time it is, by product, as last asked."""
-        return self._known
-
     def refresh(self, *, champions_changed: bool) -> None:
         """Ask again whose time it is, let go of the others, and begin to load what is missing."""
         self._known = self._challengers()

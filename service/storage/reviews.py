@@ -14,12 +14,10 @@ from sqlalchemy import Connection, Table, func, insert, select
 from sqlalchemy.orm import Session
 
 from service.storage.images import CHUNK
-from service.storage.tables import Image, Review, review_queue_view
+from service.storage.tables import Review, review_queue_view
 
 _reviews = cast(Table, Review.__table__)
-_images = cast(Table, Image.__table__)
 _insert = insert(_reviews)
-_of_product = select(_reviews.c.id).join(_images, _images.c.id == _reviews.c.image_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +89,6 @@ def next_in_queue(
     return None
 
 
-def latest_id(connection: Connection | Session, product: str) -> int | None:
-    """Return the id of the latest review of a picture of `product`; None where there is none."""
-    statement = _of_product.where(_images.c.product == product).order_by(_reviews.c.id.desc()).limit(1)
-    return connection.execute(statement).scalar_one_or_none()
-
-
 def newest_id(connection: Connection | Session) -> int | None:
     """Return the id of the latest review of any picture."""
     statement = select(_reviews.c.id).order_by(_reviews.c.id.desc()).limit(1)
@@ -109,13 +101,3 @@ def pictures_after(connection: Connection | Session, review_id: int, limit: int 
         select(_reviews.c.id, _reviews.c.image_id).where(_reviews.c.id > review_id).order_by(_reviews.c.id).limit(limit)
     )
     return [(id, image_id) for id, image_id in connection.execute(statement)]
-
-
-def count_since(connection: Connection | Session, product: str, review_id: int | None) -> int:
-    """Return how many pictures of `product` were reviewed after the review `review_id`; None counts from the first."""
-    statement = (
-        select(func.count(_reviews.c.image_id.distinct()))
-        .join(_images, _images.c.id == _reviews.c.image_id)
-        .where(_images.c.product == product, _reviews.c.id > (review_id or 0))
-    )
-    return connection.execute(statement).scalar_one()
