@@ -69,7 +69,9 @@ _M_ARENA_MAX = -8  # of malloc.h
 def run(root: Path, settings: Settings) -> int:
     """Run the daemon on `root` until it is told to stop; return the exit code. Raises ConfigurationError."""
     configure(settings.log_format, settings.log_level)
-    faulthandler.enable()  # else a crash in a library's own code ends without a word
+    # Else a crash in a library's own code ends without a word. The stack of the thread that crashed and no other: the
+    # others run on, and to read theirs meanwhile can crash in turn and hide from systemd which signal it was.
+    faulthandler.enable(all_threads=False)
     _share_arenas()
     # Pillow warns of damage and of sizes that are judged here anyway; a share full of bad files must not fill the log.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -89,7 +89,6 @@ def test_crash_in_native_code_is_told_of_and_loses_nothing(house: Path, number: 
         wait_until(lambda: bool(claimed(house)), "a claim")
         daemon.process.send_signal(number)
         assert daemon.process.wait(LEAVES_WITHIN_S) == -number
-        # Other threads run on while their stacks are written down, so not all of them always are.
         assert "Fatal Python error" in daemon.log_text(), daemon.log_text()
     run_until_settled(house, 60)
     assert problems(house, dropped) == []
