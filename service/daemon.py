@@ -48,7 +48,7 @@ from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
 from service.shadow import Shadows
-from service.storage.engine import is_locked, open_database
+from service.storage.engine import open_database, trouble
 from service.upkeep import Upkeep
 from service.watch import NameFilter, Watcher
 
@@ -346,9 +346,9 @@ class Daemon:
                     has_model=self._scorers.has,
                 )
             except OperationalError as error:
-                if not is_locked(error):
+                if (why := trouble(error)) is None:
                     raise
-                log.warning("database locked; recovery waits for the next rescan")
+                log.warning(f"database {why}; recovery waits for the next rescan")
                 return
         self._pipeline.score_again(recovered.again)
         self._pipeline.give_up(recovered.given_up)

@@ -166,8 +166,21 @@ def judge_sqlite(version: str, choice: JournalChoice) -> Finding:
     return Finding("SQLite", "ok", f"{found}; safe, but each commit costs more and reports wait for it", advice)
 
 
+def judge_postgresql(facts: Mapping[str, str]) -> Finding:
+    """Judge the server by its settings: whether what it has committed lasts through a power cut, and damage is seen."""
+    check, version = "PostgreSQL", facts["server_version"]
+    off = [name for name in ("fsync", "full_page_writes") if facts[name] != "on"]
+    if off:
+        advice = f"set {' and '.join(off)} to on: pictures leave incoming/ once their rows are committed"
+        return Finding(check, "error", f"{version}: {' and '.join(off)} off, a power cut can lose rows", advice)
+    if facts["data_checksums"] != "on":
+        advice = "stop the server and run pg_checksums --enable; damage of the disk is then seen when it is read"
+        return Finding(check, "warning", f"{version}: commits last; no data checksums", advice)
+    return Finding(check, "ok", f"{version}: commits last, data checksums on")
+
+
 def judge_database(revision: str | None, head: str, quick_check: str) -> list[Finding]:
-    """Judge the schema's revision and the answer of SQLite's quick check."""
+    """Judge the schema's revision and the answer of the quick check."""
     if revision == head:
         found = [Finding("database revision", "ok", head)]
     else:
@@ -175,7 +188,7 @@ def judge_database(revision: str | None, head: str, quick_check: str) -> list[Fi
         found = [Finding("database revision", "error", f"{revision or 'none'}, expected {head}", advice)]
     if quick_check == "ok":
         return [*found, Finding("database integrity", "ok", "quick check passed")]
-    advice = "stop the service, keep a copy of tamis.db, put back a backup (docs/database.md, 'Backup')"
+    advice = "stop the service, keep a copy of the database, put back a backup (docs/database.md, 'Backup')"
     return [*found, Finding("database integrity", "error", quick_check, advice)]
 
 

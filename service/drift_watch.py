@@ -26,7 +26,7 @@ from service.score import MODELS
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import drift as rows
 from service.storage.drift import DriftRow, Reign, Seen
-from service.storage.engine import is_locked
+from service.storage.engine import trouble
 from service.storage.thresholds import chosen
 from service.thresholds import threshold_of
 
@@ -65,7 +65,7 @@ class DriftWatch:
                 if row is not None and self._write(row):
                     changed.append(row)
             except OperationalError as error:
-                if not is_locked(error):
+                if trouble(error) is None:
                     raise
                 continue
             except ModelCorrupt as error:

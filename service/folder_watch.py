@@ -22,7 +22,7 @@ from service import training_set
 from service.folder_labels import FolderLabels
 from service.logs import fields
 from service.storage import reviews
-from service.storage.engine import is_locked, open_database
+from service.storage.engine import open_database, trouble
 from service.watch import NameFilter
 
 log = logging.getLogger(__name__)
@@ -102,9 +102,9 @@ class FolderWatch:
                         return
                     since = time.monotonic()
         except OperationalError as error:
-            if not is_locked(error):
+            if (why := trouble(error)) is None:
                 raise
-            log.warning("database locked; labels by folder wait for the next rescan")
+            log.warning(f"database {why}; labels by folder wait for the next rescan")
         except OSError as error:
             log.error("labels by folder wait for the next rescan", extra=fields(reason=error))
 

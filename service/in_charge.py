@@ -15,7 +15,7 @@ from models.registry import ModelVersion
 from service.decide import Judge
 from service.probation import standing
 from service.settings import Settings
-from service.storage.engine import is_locked
+from service.storage.engine import trouble
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
 from service.thresholds import judge_of
@@ -40,7 +40,7 @@ class InCharge:
                 champion_of = champions(connection)
                 self.rates = chosen(connection)
         except OperationalError as error:
-            if not is_locked(error):
+            if trouble(error) is None:
                 raise
             return self._champions
         self._champions = {
@@ -55,7 +55,7 @@ class InCharge:
             with self._connect() as connection:
                 self._challengers = standing(connection, self._settings.shadow_hours, datetime.now(UTC))
         except OperationalError as error:
-            if not is_locked(error):
+            if trouble(error) is None:
                 raise
         return self._challengers
 

@@ -34,6 +34,7 @@ from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, pl
 from service.shadow import ShadowDecision
 from service.storage import energy as energy_rows
 from service.storage import images, regions, shadow
+from service.storage.database import write
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
@@ -154,8 +155,11 @@ class Recorder:
     def add_row(self, sample: EnergySample | None) -> None:
         """Write `sample` as a row of its own; None is no row."""
         if sample is not None:
-            with self._engine.begin() as connection:
-                energy_rows.add(connection, sample)
+            write(
+                self._engine,
+                lambda connection: energy_rows.add(connection, sample),
+                lambda connection: energy_rows.find(connection, sample),
+            )
 
     def _record(
         self,
@@ -167,13 +171,14 @@ class Recorder:
     ) -> None:
         scored = sum(judged.decision is not None for judged in kept)
         sample = meter.take("scoring", images=scored) if meter is not None and scored else None
-        with self._engine.begin() as connection:
+        for judged in kept:
+            verdict = judged.decision.verdict if judged.decision else QUARANTINE
+            report.verdicts[verdict] = report.verdicts.get(verdict, 0) + 1
+            if judged.decision is None:
+                report.rejected.append(judged)
+
+        def add(connection: Connection) -> bool:
             energy_id = energy_rows.add(connection, sample) if sample is not None else None
-            for judged in kept:
-                verdict = judged.decision.verdict if judged.decision else QUARANTINE
-                report.verdicts[verdict] = report.verdicts.get(verdict, 0) + 1
-                if judged.decision is None:
-                    report.rejected.append(judged)
             new = regions.without_row(connection, found)
             with_energy = [r for r in records.values() if r.error_code is None]
             without = [r for r in records.values() if r.error_code is not None]
@@ -183,6 +188,9 @@ class Recorder:
                 images.record(connection, without, None)
             regions.record(connection, new)
             shadow.record(connection, [_shadow_of(judged) for judged in kept if _is_shadowed(judged)])
+            return True
+
+        write(self._engine, add, lambda connection: bool(images.find(connection, records)) or None)
         report.wh = sample.total_wh if sample is not None else None
 
     def _finish(
@@ -201,12 +209,13 @@ class Recorder:
             finished.append(finished_as(record.id, record.path, record.destination, ended[record.id], now, latency_ms))
             if latency_ms is not None:
                 report.latency_ms_max = max(report.latency_ms_max or 0.0, latency_ms)
-        with self._engine.begin() as connection:
-            delivered = [one for one in finished if ended[one.id] is Delivery.DONE]
+        delivered = [one for one in finished if ended[one.id] is Delivery.DONE]
+
+        def finish(connection: Connection) -> list[Finished]:
             all_delivered = images.finish_where_sent(connection, delivered) and len(delivered) == len(finished)
-            if not all_delivered:
-                finished = self._finish_one_by_one(connection, finished)
-        for one in finished:
+            return finished if all_delivered else self._finish_one_by_one(connection, finished)
+
+        for one in write(self._engine, finish):
             report.states[one.state] = report.states.get(one.state, 0) + 1
             if one.state in (MISSING, CONFLICT):
                 report.interfered.append((one.state, records[one.id].path))

@@ -59,6 +59,12 @@ def restore(root: Path, backup: Path) -> Path:
         return _exchange(root, aside / DATABASE_FILE)
 
 
+def mark_restored(root: Path) -> None:
+    """Have the next start look through the folders for pictures that the database does not know."""
+    (root / MARK).touch()
+    sync_folder(root)
+
+
 def take_back(root: Path, engine: Engine, claims: Claims) -> int:
     """Give pictures without a row back to be scored, if the database was restored; return how many.
 
@@ -107,7 +113,7 @@ def _check(aside: Path, backup: Path) -> None:
         engine = open_database(aside, migrate=False, read_only=True)
         try:
             with engine.connect() as connection:
-                found = list(connection.exec_driver_sql("PRAGMA integrity_check(1)").scalars())
+                found = engine.check(connection, quick=False)
         finally:
             engine.dispose()
     except (TamisError, DBAPIError) as error:
@@ -119,8 +125,7 @@ def _check(aside: Path, backup: Path) -> None:
 def _exchange(root: Path, fresh: Path) -> Path:
     before = root / f"{DATABASE_FILE}.before-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
     # First of all: if this breaks off, looking through the folders once too often does no harm.
-    (root / MARK).touch()
-    sync_folder(root)
+    mark_restored(root)
     present = root / DATABASE_FILE
     for suffix in _BESIDE:
         if (beside := root / f"{DATABASE_FILE}{suffix}").exists():

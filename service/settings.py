@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     instance: str = Field("main", description="name of this daemon; its claims lie in processing/<instance>")
     share_root: bool = Field(False, description="allow daemons of other names on the same root")
 
+    # Database
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL database of this root, `postgresql://user@host/name`; with a password better as "
+        "TAMIS_DATABASE_URL than in the file; without it, tamis.db in the root",
+    )
+
     # Watching
     watch_mode: Literal["auto", "events", "polling"] = Field(
         "auto", description="file events, polling, or events where the file system sends them"
@@ -348,6 +355,21 @@ def load(root: Path, **options: Any) -> Settings:
         raise ConfigurationError(_describe(error, path)) from None
     _refuse_unmet_policies(loaded, path)
     return loaded
+
+
+def database_url(root: Path) -> str | None:
+    """Return the setting `database_url` of `root`, None where there is none.
+
+    By itself, since commands open the database of a root that need no other setting. Raises ConfigurationError.
+    """
+    name = ENVIRONMENT_PREFIX + "DATABASE_URL"
+    value: Any = next((value for variable, value in os.environ.items() if variable.upper() == name), None)
+    path = root / SETTINGS_FILE
+    if value is None and path.is_file():
+        value = _read_toml(path).get("database_url")
+        if not isinstance(value, str | None):
+            raise ConfigurationError(f"{path}: setting database_url: expected text; found {value!r}")
+    return value or None
 
 
 def origins(root: Path, settings: Settings, **options: Any) -> dict[str, str]:

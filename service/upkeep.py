@@ -14,10 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sqlalchemy.exc import OperationalError
-
 from service.logs import fields
-from service.storage.engine import is_locked
+from service.storage.engine import trouble
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +77,8 @@ class Upkeep:
         try:
             duty.run()
         except Exception as error:
-            if isinstance(error, OperationalError) and is_locked(error):
-                log.warning("database locked; waits for its next turn", extra=fields(duty=duty.name))
+            if (why := trouble(error)) is not None:
+                log.warning(f"database {why}; waits for its next turn", extra=fields(duty=duty.name))
                 return
             once = (duty.name, f"{type(error).__name__}: {error}")
             if once not in self._said:

@@ -3,12 +3,12 @@
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.ddl import append_only, check, finite, one_of, only_where, whole
+
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
-
-FINITE = "1.7976931348623157e308"
 
 # The latest review of a picture is joined by its number, found in the index; so filters on `results` reach
 # the indexes of `images`, and columns that are not asked for cost nothing.
@@ -55,11 +55,11 @@ def upgrade() -> None:
         sa.Column("source", sa.Text, nullable=False),
         sa.Column("country", sa.Text),
         sa.PrimaryKeyConstraint("id"),
-        _check("energy_rows_kind", _one_of("kind", "scoring", "idle", "training", "evaluation")),
-        _check("energy_rows_source", _one_of("source", "measured", "estimated")),
-        _check("energy_rows_images", _whole("images", 0)),
-        _check("energy_rows_duration", "duration_s >= 0"),
-        _check("energy_rows_total", "total_wh >= 0"),
+        check("energy_rows_kind", one_of("kind", "scoring", "idle", "training", "evaluation")),
+        check("energy_rows_source", one_of("source", "measured", "estimated")),
+        check("energy_rows_images", whole("images", 0)),
+        check("energy_rows_duration", "duration_s >= 0"),
+        check("energy_rows_total", "total_wh >= 0"),
     )
     op.create_index("energy_rows_by_started_at", "energy_rows", ["started_at"])
 
@@ -91,17 +91,17 @@ def upgrade() -> None:
         sa.Column("error", sa.Text),
         sa.Column("energy_id", sa.Integer),
         sa.PrimaryKeyConstraint("id"),
-        _check("images_state", _one_of("state", "scored", "placed", "quarantined", "missing", "conflict")),
-        _check("images_verdict", _one_of("verdict", "normal", "anomaly")),
-        _check("images_verdict_has_score", "verdict IS NULL OR (score IS NOT NULL AND threshold IS NOT NULL)"),
-        _check("images_score", _finite("score")),
-        _check("images_threshold", _finite("threshold")),
-        _check("images_p_value", "p_value >= 0 AND p_value <= 1"),
-        _check("images_sha256", "length(sha256) = 64"),
-        _check("images_width", _whole("width", 1)),
-        _check("images_height", _whole("height", 1)),
-        _check("images_bytes", _whole("bytes", 0)),
-        _check("images_attempts", _whole("attempts", 0)),
+        check("images_state", one_of("state", "scored", "placed", "quarantined", "missing", "conflict")),
+        check("images_verdict", one_of("verdict", "normal", "anomaly")),
+        check("images_verdict_has_score", "verdict IS NULL OR (score IS NOT NULL AND threshold IS NOT NULL)"),
+        check("images_score", finite("score")),
+        check("images_threshold", finite("threshold")),
+        check("images_p_value", "p_value >= 0 AND p_value <= 1"),
+        check("images_sha256", "length(sha256) = 64"),
+        check("images_width", whole("width", 1)),
+        check("images_height", whole("height", 1)),
+        check("images_bytes", whole("bytes", 0)),
+        check("images_attempts", whole("attempts", 0)),
         sa.ForeignKeyConstraint(["energy_id"], ["energy_rows.id"], name="images_energy_id"),
     )
     for columns in (
@@ -112,7 +112,7 @@ def upgrade() -> None:
         ["state", "received_at", "id"],
     ):
         op.create_index("images_by_" + "_".join(columns), "images", columns)
-    op.create_index("images_by_sha256", "images", ["sha256"], sqlite_where=sa.text("duplicate_of IS NULL"))
+    op.create_index("images_by_sha256", "images", ["sha256"], **only_where("duplicate_of IS NULL"))
 
     op.create_table(
         "reviews",
@@ -124,11 +124,11 @@ def upgrade() -> None:
         sa.Column("source", sa.Text, nullable=False),
         sa.Column("note", sa.Text),
         sa.PrimaryKeyConstraint("id"),
-        _check("reviews_label", _one_of("label", "normal", "anomaly")),
+        check("reviews_label", one_of("label", "normal", "anomaly")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="reviews_image_id"),
     )
     op.create_index("reviews_by_image_id", "reviews", ["image_id", "id"])
-    _append_only("reviews")
+    append_only("reviews")
 
     op.create_table(
         "versions",
@@ -146,16 +146,16 @@ def upgrade() -> None:
         sa.Column("images", sa.Integer),
         sa.Column("sha256", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("product", "version"),
-        _check("versions_state", _one_of("state", "champion", "challenger", "retired", "rejected")),
-        _check("versions_images", _whole("images", 0)),
-        _check("versions_sha256", "length(sha256) = 64"),
+        check("versions_state", one_of("state", "champion", "challenger", "retired", "rejected")),
+        check("versions_images", whole("images", 0)),
+        check("versions_sha256", "length(sha256) = 64"),
     )
     op.create_index(
         "versions_one_champion",
         "versions",
         ["product"],
         unique=True,
-        sqlite_where=sa.text("state = 'champion'"),
+        **only_where("state = 'champion'"),
     )
 
     op.create_table(
@@ -167,10 +167,10 @@ def upgrade() -> None:
         sa.Column("at", sa.Text, nullable=False),
         sa.Column("reason", sa.Text),
         sa.PrimaryKeyConstraint("id"),
-        _check("promotions_action", _one_of("action", "promote", "rollback")),
+        check("promotions_action", one_of("action", "promote", "rollback")),
     )
     op.create_index("promotions_by_product_id", "promotions", ["product", "id"])
-    _append_only("promotions")
+    append_only("promotions")
 
     for view in (RESULTS, ENERGY, MODEL_VERSIONS):
         op.execute(view)
@@ -178,27 +178,3 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     raise NotImplementedError("there is nothing before the first schema")
-
-
-def _check(name: str, condition: str) -> sa.CheckConstraint:
-    return sa.CheckConstraint(condition, name=op.f(name))
-
-
-def _one_of(column: str, *names: str) -> str:
-    return f"{column} IN ({', '.join(map(repr, names))})"
-
-
-def _whole(column: str, least: int) -> str:
-    return f"{column} IS NULL OR (typeof({column}) = 'integer' AND {column} >= {least})"
-
-
-def _finite(column: str) -> str:
-    return f"{column} IS NULL OR (typeof({column}) = 'real' AND abs({column}) <= {FINITE})"
-
-
-def _append_only(table: str) -> None:
-    for change in ("UPDATE", "DELETE"):
-        op.execute(
-            f"CREATE TRIGGER {table}_refuse_{change.lower()} BEFORE {change} ON {table}"
-            f" BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        )

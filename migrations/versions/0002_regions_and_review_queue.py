@@ -7,12 +7,12 @@ in them, since what a band would have said of them is not known.
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.ddl import check, finite, on_sqlite, only_where, whole
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
-
-FINITE = "1.7976931348623157e308"
 
 REGIONS = """
 CREATE VIEW regions AS
@@ -26,7 +26,7 @@ CREATE VIEW review_queue AS
 SELECT
     i.id, i.product, i.file_name, i.path, i.verdict, i.score, i.threshold, i.p_value,
     i.uncertain, i.uncertainty, i.received_at, r.label
-FROM images AS i INDEXED BY images_by_uncertainty
+FROM images AS i{index}
 LEFT JOIN reviews AS r ON r.id = (SELECT max(latest.id) FROM reviews AS latest WHERE latest.image_id = i.id)
 WHERE i.uncertainty IS NOT NULL AND i.state IN ('scored', 'placed') AND r.label IS NULL
 ORDER BY i.uncertainty DESC, i.received_at DESC, i.id DESC
@@ -39,14 +39,12 @@ def upgrade() -> None:
         ("uncertainty", "FLOAT", "uncertainty >= 0 AND uncertainty <= 1"),
     ):
         op.execute(f"ALTER TABLE images ADD COLUMN {column} {kind} CONSTRAINT images_{column} CHECK ({condition})")
-    op.create_index(
-        "images_uncertain_by_received_at", "images", ["received_at", "id"], sqlite_where=sa.text("uncertain = 1")
-    )
+    op.create_index("images_uncertain_by_received_at", "images", ["received_at", "id"], **only_where("uncertain = 1"))
     op.create_index(
         "images_by_uncertainty",
         "images",
         ["uncertainty", "received_at", "id", "product"],
-        sqlite_where=sa.text("uncertainty IS NOT NULL"),
+        **only_where("uncertainty IS NOT NULL"),
     )
 
     op.create_table(
@@ -62,34 +60,23 @@ def upgrade() -> None:
         sa.Column("peak", sa.Float, nullable=False),
         sa.Column("mean", sa.Float, nullable=False),
         sa.PrimaryKeyConstraint("image_id", "number"),
-        _check("region_rows_number", _whole("number", 1)),
-        _check("region_rows_x", _whole("x", 0)),
-        _check("region_rows_y", _whole("y", 0)),
-        _check("region_rows_width", _whole("width", 1)),
-        _check("region_rows_height", _whole("height", 1)),
-        _check("region_rows_area", _whole("area", 1)),
-        _check("region_rows_area_share", "area_share > 0 AND area_share <= 1"),
-        _check("region_rows_peak", _finite("peak")),
-        _check("region_rows_mean", _finite("mean")),
+        check("region_rows_number", whole("number", 1)),
+        check("region_rows_x", whole("x", 0)),
+        check("region_rows_y", whole("y", 0)),
+        check("region_rows_width", whole("width", 1)),
+        check("region_rows_height", whole("height", 1)),
+        check("region_rows_area", whole("area", 1)),
+        check("region_rows_area_share", "area_share > 0 AND area_share <= 1"),
+        check("region_rows_peak", finite("peak")),
+        check("region_rows_mean", finite("mean")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="region_rows_image_id"),
         sqlite_with_rowid=False,
     )
 
-    for view in (REGIONS, REVIEW_QUEUE):
+    index = " INDEXED BY images_by_uncertainty" if on_sqlite() else ""
+    for view in (REGIONS, REVIEW_QUEUE.format(index=index)):
         op.execute(view)
 
 
 def downgrade() -> None:
     raise NotImplementedError("there is no way back but a backup")
-
-
-def _check(name: str, condition: str) -> sa.CheckConstraint:
-    return sa.CheckConstraint(condition, name=op.f(name))
-
-
-def _whole(column: str, least: int) -> str:
-    return f"{column} IS NULL OR (typeof({column}) = 'integer' AND {column} >= {least})"
-
-
-def _finite(column: str) -> str:
-    return f"{column} IS NULL OR (typeof({column}) = 'real' AND abs({column}) <= {FINITE})"

@@ -6,12 +6,13 @@ Columns are added in place; rows from before have NULL in them, since how bright
 import sqlalchemy as sa
 from alembic import op
 
+from migrations.ddl import check, finite, only_where
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-FINITE = "1.7976931348623157e308"
 VERDICTS = "'normal', 'anomaly'"
 
 VIEWS = (
@@ -37,24 +38,22 @@ FROM drift_events
 
 def upgrade() -> None:
     for column in ("brightness", "contrast", "sharpness"):
-        op.execute(f"ALTER TABLE images ADD COLUMN {column} FLOAT CONSTRAINT images_{column} CHECK ({_finite(column)})")
+        op.execute(f"ALTER TABLE images ADD COLUMN {column} FLOAT CONSTRAINT images_{column} CHECK ({finite(column)})")
 
     # The files that are there, oldest first, with their sizes; and those that a crash left on their way out.
     op.create_index(
         "images_placed",
         "images",
         ["verdict", "received_at", "id", "bytes", "state"],
-        sqlite_where=sa.text("state = 'placed'"),
+        **only_where("state = 'placed'"),
     )
     op.create_index(
         "images_being_removed",
         "images",
         ["id"],
-        sqlite_where=sa.text("error_code = 'removing_by_retention'"),
+        **only_where("error_code = 'removing_by_retention'"),
     )
-    op.create_index(
-        "images_by_duplicate_of", "images", ["duplicate_of"], sqlite_where=sa.text("duplicate_of IS NOT NULL")
-    )
+    op.create_index("images_by_duplicate_of", "images", ["duplicate_of"], **only_where("duplicate_of IS NOT NULL"))
 
     op.create_table(
         "training_pictures",
@@ -69,9 +68,9 @@ def upgrade() -> None:
         sa.Column("taken_at", sa.Text, nullable=False),
         sa.Column("added_at", sa.Text, nullable=False),
         sa.Column("added_by", sa.Text),
-        _check("training_pictures_label", f"label IN ({VERDICTS})"),
-        _check("training_pictures_role", "role IN ('train', 'calibrate', 'golden')"),
-        _check("training_pictures_sha256", "length(sha256) = 64"),
+        check("training_pictures_label", f"label IN ({VERDICTS})"),
+        check("training_pictures_role", "role IN ('train', 'calibrate', 'golden')"),
+        check("training_pictures_sha256", "length(sha256) = 64"),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="training_pictures_image_id"),
     )
     op.create_index("training_pictures_once", "training_pictures", ["product", "sha256"], unique=True)
@@ -97,9 +96,9 @@ def upgrade() -> None:
         sa.Column("report", sa.Text),
         sa.Column("total_wh", sa.Float),
         sa.Column("saved_g", sa.Float),
-        _check("retraining_runs_trigger", "trigger IN ('cron', 'labels', 'drift', 'command')"),
-        _check("retraining_runs_state", "state IN ('waiting', 'running', 'done', 'failed', 'stopped')"),
-        _check("retraining_runs_outcome", "outcome IN ('promoted', 'challenger', 'rejected', 'skipped')"),
+        check("retraining_runs_trigger", "trigger IN ('cron', 'labels', 'drift', 'command')"),
+        check("retraining_runs_state", "state IN ('waiting', 'running', 'done', 'failed', 'stopped')"),
+        check("retraining_runs_outcome", "outcome IN ('promoted', 'challenger', 'rejected', 'skipped')"),
     )
     op.create_index("retraining_runs_by_product_id", "retraining_runs", ["product", "id"])
 
@@ -113,10 +112,10 @@ def upgrade() -> None:
         sa.Column("verdict", sa.Text, nullable=False),
         sa.Column("champion_verdict", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("image_id", "version"),
-        _check("shadow_scores_verdict", f"verdict IN ({VERDICTS})"),
-        _check("shadow_scores_champion_verdict", f"champion_verdict IN ({VERDICTS})"),
-        _check("shadow_scores_score", _finite("score")),
-        _check("shadow_scores_threshold", _finite("threshold")),
+        check("shadow_scores_verdict", f"verdict IN ({VERDICTS})"),
+        check("shadow_scores_champion_verdict", f"champion_verdict IN ({VERDICTS})"),
+        check("shadow_scores_score", finite("score")),
+        check("shadow_scores_threshold", finite("threshold")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="shadow_scores_image_id"),
         sqlite_with_rowid=False,
     )
@@ -125,7 +124,7 @@ def upgrade() -> None:
         "shadow_scores_disagreeing",
         "shadow_scores",
         ["product", "version", "image_id"],
-        sqlite_where=sa.text("verdict <> champion_verdict"),
+        **only_where("verdict <> champion_verdict"),
     )
 
     op.create_table(
@@ -135,7 +134,7 @@ def upgrade() -> None:
         sa.Column("false_alarm_rate", sa.Float),
         sa.Column("chosen_by", sa.Text),
         sa.Column("chosen_at", sa.Text, nullable=False),
-        _check("threshold_choices_false_alarm_rate", "false_alarm_rate > 0 AND false_alarm_rate < 1"),
+        check("threshold_choices_false_alarm_rate", "false_alarm_rate > 0 AND false_alarm_rate < 1"),
     )
     op.create_index("threshold_choices_by_product_id", "threshold_choices", ["product", "id"])
 
@@ -149,8 +148,8 @@ def upgrade() -> None:
         sa.Column("first_image_id", sa.Text),
         sa.Column("at", sa.Text, nullable=False),
         sa.Column("figures", sa.Text, nullable=False),
-        _check("drift_events_state", "state IN ('steady', 'drifting')"),
-        _check("drift_events_cause", "cause IN ('light', 'defects', 'unknown')"),
+        check("drift_events_state", "state IN ('steady', 'drifting')"),
+        check("drift_events_cause", "cause IN ('light', 'defects', 'unknown')"),
     )
     op.create_index("drift_events_by_product_id", "drift_events", ["product", "id"])
 
@@ -160,11 +159,3 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     raise NotImplementedError("there is no way back but a backup")
-
-
-def _check(name: str, condition: str) -> sa.CheckConstraint:
-    return sa.CheckConstraint(condition, name=op.f(name))
-
-
-def _finite(column: str) -> str:
-    return f"{column} IS NULL OR (typeof({column}) = 'real' AND abs({column}) <= {FINITE})"

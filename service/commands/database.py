@@ -12,11 +12,13 @@ from sqlalchemy import Connection, Engine, select
 
 import migrations
 from service.commands.options import AsJson, Root, print_json
-from service.errors import TamisError
+from service.errors import TamisError, UsageError
+from service.restore import mark_restored
 from service.restore import restore as restore_database
+from service.settings import database_url
 from service.storage import schema
 from service.storage.backup import backup as copy_database
-from service.storage.engine import DATABASE_FILE, DatabaseCorrupt, open_database
+from service.storage.engine import DatabaseCorrupt, name_of_database, open_database
 from service.storage.tables import Image
 
 app = typer.Typer(help="Upgrade, check, back up and restore the database.", no_args_is_help=True)
@@ -34,9 +36,9 @@ def upgrade(root: Root, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"before": before, "after": migrations.HEAD})
     elif before == migrations.HEAD:
-        typer.echo(f"{root / DATABASE_FILE}: at revision {before} already")
+        typer.echo(f"{name_of_database(root)}: at revision {before} already")
     else:
-        typer.echo(f"{root / DATABASE_FILE}: upgraded from revision {before} to {migrations.HEAD}")
+        typer.echo(f"{name_of_database(root)}: upgraded from revision {before} to {migrations.HEAD}")
 
 
 @app.command()
@@ -62,7 +64,7 @@ def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
     Files that are gone do not make it unsound: people may clear out old pictures.
     """
     found: dict[str, Any] = {
-        "database": str(root / DATABASE_FILE),
+        "database": name_of_database(root),
         "sound": False,
         "integrity": [],
         "broken_references": None,
@@ -75,9 +77,8 @@ def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
         engine = open_database(root, read_only=True, migrate=False)
         try:
             with engine.connect() as connection:
-                found["integrity"] = list(connection.exec_driver_sql("PRAGMA integrity_check").scalars())
-                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-                found["broken_references"] = len(broken)
+                found["integrity"] = engine.check(connection, quick=False)
+                found["broken_references"] = len(engine.broken_references(connection))
                 found["revision"] = schema.revision_of(connection)
             if files:
                 found["rows"], found["rows_without_file"] = _count_files(engine, root)
@@ -99,6 +100,7 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy the database, also while Tamis runs, into a file that is checked before it appears."""
+    _refuse_server(root, "pg_dump --format=custom --file=FILE URL")
     engine = open_database(root, read_only=True, migrate=False)
     try:
         size = copy_database(engine, destination, force=force)
@@ -119,11 +121,28 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Put a backup in the place of the database; what it does not know is scored anew at the next start."""
+    _refuse_server(root, "pg_restore --clean --if-exists --dbname=URL FILE and then `tamis db reconcile`")
     kept = restore_database(root, source)
     if as_json:
         print_json({"restored": source, "database_before": kept})
     else:
-        typer.echo(f"{root / DATABASE_FILE}: restored from {source}; the one before is {kept}")
+        typer.echo(f"{name_of_database(root)}: restored from {source}; the one before is {kept}")
+
+
+@app.command()
+def reconcile(root: Root) -> None:
+    """Have the next start look through the folders, as after `restore`, for pictures without a row."""
+    open_database(root, read_only=True, migrate=False).dispose()
+    mark_restored(root)
+    typer.echo(f"root {root}: the next start of `tamis run` looks through the folders")
+
+
+def _refuse_server(root: Path, instead: str) -> None:
+    if database_url(root) is not None:
+        raise UsageError(
+            f"root {root}: expected its database in a file; found {name_of_database(root)}, a server's, whose own tools"
+            f" do this: {instead} (docs/database.md, 'PostgreSQL')"
+        )
 
 
 def _revision(root: Path) -> str | None:

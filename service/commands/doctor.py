@@ -77,7 +77,8 @@ def examine(root: Path) -> list[Finding]:
     findings.append(judge.judge_renames(failure))
     products, folders = _incoming(root / "incoming")
     findings.append(judge.judge_inotify(read_inotify(), folders))
-    findings.append(judge.judge_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
+    if settings.database_url is None:
+        findings.append(judge.judge_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
     known = _database(root)
     findings += known.findings
     space = read_space(root)
@@ -195,7 +196,7 @@ def _incoming(incoming: Path) -> tuple[set[str], int]:
 
 def _database(root: Path) -> _Database:
     from service.storage import drift, schema, thresholds, versions
-    from service.storage.engine import DATABASE_FILE, open_database
+    from service.storage.engine import open_database
 
     try:
         engine = open_database(root, migrate=False, read_only=True)
@@ -205,8 +206,10 @@ def _database(root: Path) -> _Database:
     try:
         with engine.connect() as connection:
             revision = schema.revision_of(connection)
-            answer = str(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+            [answer] = engine.check(connection, quick=True)
             findings = judge.judge_database(revision, migrations.HEAD, answer)
+            if engine.dialect.name == "postgresql":
+                findings.append(judge.judge_postgresql(read_server(connection)))
             if revision != migrations.HEAD:
                 return _Database(findings, {}, None)
             newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
@@ -214,13 +217,19 @@ def _database(root: Path) -> _Database:
             choices, drifts = thresholds.latest(connection), drift.latest(connection)
             bytes_a_day = _bytes_a_day(connection, datetime.now(UTC))
     except ConfigurationError as error:  # the engine's word for damage that a statement met
-        advice = f"stop the service, keep a copy of {DATABASE_FILE}, put back a backup"
+        advice = "stop the service, keep a copy of the database, put back a backup"
         return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
     finally:
         engine.dispose()
     return _Database(
         findings, champions, datetime.fromisoformat(newest) if newest else None, choices, drifts, bytes_a_day
     )
+
+
+def read_server(connection: Connection) -> dict[str, str]:
+    """Return what of PostgreSQL's settings says whether its commits last."""
+    names = ("server_version", "fsync", "full_page_writes", "data_checksums")
+    return {name: str(connection.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in names}
 
 
 def _bytes_a_day(connection: Connection, now: datetime) -> float | None:

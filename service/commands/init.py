@@ -16,13 +16,14 @@ import typer
 from service import filesystem
 from service.commands.options import AsJson, print_json
 from service.errors import ConfigurationError, TamisError, UsageError
-from service.settings import SETTINGS_FILE, ProductSettings, Settings
+from service.settings import SETTINGS_FILE, ProductSettings, Settings, database_url
 
 FOLDERS = ("incoming", "processing", "normal", "anomaly", "quarantine", "maps", "models", "training")
 
 # The first setting of each group, in the order of the class, and what the group is called.
 GROUPS = {
     "instance": "The instance",
+    "database_url": "Database",
     "watch_mode": "Watching",
     "file_bytes_max": "Decoding",
     "batch_size_max": "Scoring",
@@ -44,6 +45,7 @@ EXAMPLES: dict[str, Any] = {
     "anomaly_prevalence": 0.01,
     "retrain_energy_max_wh": 20.0,
     "retrain_carbon_file": "grid_intensity.csv",
+    "database_url": "postgresql://tamis@localhost/tamis",
     "web_password": "a long sentence",
     "web_user_header": "X-Forwarded-User",
     "keep_normal_days": 90.0,
@@ -190,10 +192,11 @@ def _make_settings(root: Path, made: Made) -> None:
 
 def _make_database(root: Path, made: Made) -> None:
     # Imported here: `tamis --help` should not wait for SQLAlchemy.
-    from service.storage.engine import DATABASE_FILE, open_database
+    from service.storage.engine import DATABASE_FILE, has_database, name_of_database, open_database
 
-    if (root / DATABASE_FILE).exists():
-        made.kept.append(DATABASE_FILE)  # an older one is left for `tamis db upgrade`
+    name = DATABASE_FILE if database_url(root) is None else name_of_database(root)
+    if has_database(root):
+        made.kept.append(name)  # an older one is left for `tamis db upgrade`
         return
     open_database(root, create=True).dispose()
-    made.made.append(DATABASE_FILE)
+    made.made.append(name)

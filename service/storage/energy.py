@@ -43,6 +43,12 @@ def add(connection: Connection | Session, sample: EnergySample) -> int:
     return int(result.inserted_primary_key[0])
 
 
+def find(connection: Connection | Session, sample: EnergySample) -> int | None:
+    """Return the id of the row that was inserted of `sample`; None where there is none."""
+    statement = select(_rows.c.id).where(_rows.c.kind == sample.kind, _rows.c.started_at == sample.started_at)
+    return connection.execute(statement).scalar_one_or_none()
+
+
 def per_kind(
     connection: Connection | Session, since: datetime | None = None, until: datetime | None = None
 ) -> list[dict[str, Any]]:

@@ -1,73 +1,29 @@
-"""Opens the database of a root: refuses what is not safe to use, and sets every connection up.
+"""Opens the database of a root, SQLite's or PostgreSQL's: refuses what is not safe to use.
 
-Owns the file, the journal mode, the locking and the schema's revision; the statements are in the files of the
-nouns. Read with `engine.connect()`, write with `engine.begin()`: see `Database`.
+Owns which database is a root's, and the schema's revision at open; the statements are in the files of the nouns.
+Read with `engine.connect()`, write with `engine.begin()`: see `Database`.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import ConnectionPoolEntry
 
 import migrations
 from service import filesystem
-from service.errors import ConfigurationError, TamisError
-from service.storage import schema
-from service.storage.journal import JournalChoice, journal_choice
+from service.errors import ConfigurationError
+from service.settings import database_url
+from service.storage import schema, sqlite
+from service.storage.database import Database, DatabaseCorrupt, trouble, write
+from service.storage.journal import JournalChoice
+from service.storage.sqlite import DATABASE_FILE
 
-DATABASE_FILE = "tamis.db"
+__all__ = ["BUSY_TIMEOUT_S", "DATABASE_FILE", "Database", "DatabaseCorrupt", "has_database", "name_of_database",
+           "open_database", "trouble", "write"]  # fmt: skip
+
 # Longer than a minute, so that a lock of a minute is waited out and nothing is lost.
 BUSY_TIMEOUT_S = 90.0
-# Checking every page takes seconds for a gigabyte; up to here (some 30,000 pictures) it is not noticed at a start.
-# Beyond it a bad page is found by the statement that meets it, or by `tamis db check`.
-CHECK_AT_OPEN_BYTES_MAX = 32_000_000
-
-_WRITES = "tamis_writes"
-
-
-class DatabaseCorrupt(ConfigurationError):
-    """The file is not a sound SQLite database; raised at open, and by any statement that meets a bad page."""
-
-
-class Database(Engine):
-    """An engine whose `begin()` writes and whose `connect()` reads.
-
-    `begin()` takes SQLite's write lock at once (BEGIN IMMEDIATE): a transaction that reads first and writes
-    later would otherwise fail, without waiting, when another has written in between. `connect()` begins
-    without a lock and may not write: SQLite then answers "attempt to write a readonly database".
-    """
-
-    @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that may write; an error rolls it back."""
-        with self.connect() as connection:
-            connection.execution_options(**{_WRITES: True})
-            with connection.begin():
-                yield connection
-
-    @contextmanager
-    def begin_schema_change(self) -> Iterator[Connection]:
-        """As `begin`, with foreign keys off: rebuilding a table, as SQLite must, would break references."""
-        with self.connect() as connection:
-            driver: Any = connection.connection.driver_connection
-            driver.execute("PRAGMA foreign_keys = OFF")  # without effect inside a transaction, so before it
-            try:
-                connection.execution_options(**{_WRITES: True})
-                with connection.begin():
-                    yield connection
-            finally:
-                driver.execute("PRAGMA foreign_keys = ON")
 
 
 def open_database(
@@ -78,36 +34,73 @@ def open_database(
     read_only: bool = False,
     journal: JournalChoice | None = None,
     busy_timeout_s: float = BUSY_TIMEOUT_S,
-) -> Engine:
-    """Return the engine of the database in `root`, at the program's revision.
+) -> Database:
+    """Return the database of `root`, at the program's revision: `tamis.db`, or the one that `database_url` names.
 
-    `create` makes the file where there is none. `migrate` brings an older schema up to date; with `read_only`
-    it only demands that it is. `journal` overrides the choice made for this SQLite. A statement waits
-    `busy_timeout_s` for another's lock; `is_locked` tells that error. Raises ConfigurationError
-    for a network file system, a missing or corrupt file, a file that is not Tamis's, or a newer schema; TamisError
-    where the file is locked for longer than `busy_timeout_s`.
+    `create` makes the file, or the tables, where there is none. `migrate` brings an older schema up to date; with
+    `read_only` it only demands that it is. `journal` overrides the choice made for this SQLite. A statement waits
+    `busy_timeout_s` for another's lock; `trouble` tells that error. Raises ConfigurationError
+    for a network file system, a missing or corrupt file, a database that is not Tamis's or another root's, or a newer
+    schema; TamisError where it is locked for longer than `busy_timeout_s`, or no server answers.
     """
-    path = root / DATABASE_FILE
+    url = database_url(root)
     _refuse_network(root)
-    _ensure_file(path, root, create=create and not read_only)
-    engine = _engine(path, journal or journal_choice(sqlite3.sqlite_version_info), read_only, busy_timeout_s)
+    if url is None:
+        sqlite.ensure_file(root, create=create and not read_only)
+        engine: Database = sqlite.engine_of(root, journal, read_only=read_only, busy_timeout_s=busy_timeout_s)
+    else:
+        engine = _server(root, url, read_only=read_only, busy_timeout_s=busy_timeout_s)
     try:
         if not read_only:
-            _check(engine, path)
+            engine.check_at_open()
         with engine.connect() as connection:
-            found = schema.judge(connection, path, new=create)
+            found = schema.judge(connection, new=create)
+            if found is not None:
+                engine.check_owner(connection)
         if migrate and found != migrations.HEAD:
             if read_only:
-                schema.require_head(found, path)
+                schema.require_head(found, engine.known_as)
             with engine.begin_schema_change() as connection:
-                schema.upgrade(connection, path, new=create)
+                schema.upgrade(connection, new=create)
     except DBAPIError as error:
         engine.dispose()
-        raise _unopened(path, error.orig) from error
+        raise engine.unopened(error) from error
     except BaseException:
         engine.dispose()
         raise
     return engine
+
+
+def has_database(root: Path) -> bool:
+    """Return whether the database of `root` was made before. Raises as `open_database`."""
+    url = database_url(root)
+    if url is None:
+        return (root / DATABASE_FILE).exists()
+    engine = _server(root, url, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)
+    try:
+        with engine.connect() as connection:
+            return schema.judge(connection, new=True) is not None
+    except DBAPIError as error:
+        raise engine.unopened(error) from error
+    finally:
+        engine.dispose()
+
+
+def name_of_database(root: Path) -> str:
+    """Return what messages call the database of `root`: its path, or its URL without the password."""
+    url = database_url(root)
+    if url is None:
+        return str(root / DATABASE_FILE)
+    from service.storage.postgresql import shown
+
+    return shown(url)
+
+
+def _server(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -> Database:
+    # Imported where it is asked for: SQLAlchemy's part for PostgreSQL takes memory from a daemon that needs none of it.
+    from service.storage import postgresql
+
+    return postgresql.engine_of(root, url, read_only=read_only, busy_timeout_s=busy_timeout_s)
 
 
 def _refuse_network(root: Path) -> None:
@@ -121,110 +114,3 @@ def _refuse_network(root: Path) -> None:
             f" ({mount.source} on {mount.mount_point}), on which SQLite's locks are not safe."
             " Put the root on a local disk; cameras may write into its incoming/ through a share of it"
         )
-
-
-def _ensure_file(path: Path, root: Path, *, create: bool) -> None:
-    if path.is_file():
-        return
-    if not root.is_dir():
-        raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
-    if not create:
-        raise ConfigurationError(f"root {root}: no {DATABASE_FILE} in it; make one with `tamis init {root}`")
-    # SQLite would make it 0644 less the umask; so a group that the umask lets write can. Its journals follow.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666))
-
-
-def is_locked(error: DBAPIError) -> bool:
-    """Return whether a statement failed because another held the lock for longer than it waited."""
-    code = getattr(error.orig, "sqlite_errorcode", 0)
-    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _engine(path: Path, journal: JournalChoice, read_only: bool, busy_timeout_s: float) -> Database:
-    # A reader still opens the file for writing where it may: only then can it roll back what a crash left.
-    mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
-    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
-
-    def connect() -> sqlite3.Connection:
-        # isolation_level None: the driver begins nothing by itself, the listener below does.
-        return sqlite3.connect(uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False)
-
-    plain = create_engine("sqlite:///" + str(path), creator=connect)
-    engine = Database(plain.pool, plain.dialect, plain.url)
-
-    @event.listens_for(engine, "connect")
-    def set_up(connection: Any, entry: ConnectionPoolEntry) -> None:
-        connection.execute("PRAGMA foreign_keys = ON")
-        if mode == "rw":
-            _set_journal(connection, journal, path, busy_timeout_s)
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False) and not read_only
-        connection.exec_driver_sql(f"PRAGMA query_only = {'OFF' if writes else 'ON'}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    @event.listens_for(engine, "handle_error")
-    def name_corruption(context: ExceptionContext) -> BaseException | None:
-        found = context.original_exception
-        return _corrupt(path, found) if _is_corruption(found) else None
-
-    return engine
-
-
-def _set_journal(connection: sqlite3.Connection, journal: JournalChoice, path: Path, busy_timeout_s: float) -> None:
-    try:
-        found = _patiently(connection, f"PRAGMA journal_mode = {journal.mode}", busy_timeout_s)
-        connection.execute(f"PRAGMA synchronous = {journal.synchronous}")
-    except sqlite3.DatabaseError as error:
-        if _is_corruption(error):
-            raise _corrupt(path, error) from error
-        raise
-    if found.upper() != journal.mode:
-        raise ConfigurationError(
-            f"{path}: expected journal mode {journal.mode}; found {found.upper()}, kept by another program"
-            " that has the database open. Stop all that use it, then start again"
-        )
-
-
-def _patiently(connection: sqlite3.Connection, pragma: str, timeout_s: float) -> str:
-    """Return what `pragma` answers, tried for `timeout_s`: SQLite does not wait while another changes it, too."""
-    until = time.monotonic() + timeout_s
-    while True:
-        try:
-            return str(connection.execute(pragma).fetchone()[0])
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        time.sleep(0.02)
-
-
-def _check(engine: Engine, path: Path) -> None:
-    if path.stat().st_size > CHECK_AT_OPEN_BYTES_MAX:
-        return
-    with engine.connect() as connection:
-        answer = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-    if answer != "ok":
-        raise _corrupt(path, answer)
-
-
-def _unopened(path: Path, found: BaseException | None) -> TamisError:
-    """Return the error for a file that did not open: a lock or a full disk may pass, so only the rest is final."""
-    code = getattr(found, "sqlite_errorcode", 0) & 0xFF
-    passing = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
-    message = f"{path}: expected a database that opens; found: {found}"
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        message += ". Another program holds it; `fuser` on the file names it"
-    return TamisError(message) if passing else ConfigurationError(message)
-
-
-def _is_corruption(error: BaseException | None) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _corrupt(path: Path, found: object) -> DatabaseCorrupt:
-    return DatabaseCorrupt(
-        f"{path}: expected a sound SQLite database; found: {found}."
-        " Stop Tamis, keep a copy of the file, and put back a backup (docs/database.md, 'Backup')"
-    )

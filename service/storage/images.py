@@ -17,7 +17,6 @@ from sqlalchemy import (
     FromClause,
     Table,
     Text,
-    UnaryExpression,
     bindparam,
     func,
     literal,
@@ -26,11 +25,10 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
-from sqlalchemy.sql import operators
 
 from service.errors import TamisError
+from service.storage.insert_new import insert_new
 from service.storage.tables import Image, results_view, time_text
 
 # SQLite takes at most 32,766 parameters in a statement.
@@ -38,7 +36,6 @@ CHUNK = 10_000
 
 _images = cast(Table, Image.__table__)
 _marked = _images.alias("marked")
-_plus: operators.custom_op[str] = operators.custom_op("+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +128,7 @@ class Subject:
     duplicate_of: str | None
 
 
-_insert = insert(_images).on_conflict_do_nothing(index_elements=["id"])
+_insert = insert_new(_images)
 # What a finish does not know keeps what was known before.
 _finish = (
     update(_images)
@@ -373,7 +370,7 @@ def _conditions(
     for name, value in (("product", product), ("verdict", verdict), ("state", state)):
         if value is not None:
             # SQLite takes the index of the uncertain, which are few, only where no other seems to serve.
-            column = UnaryExpression(columns[name], operator=_plus, type_=Text()) if uncertain else columns[name]
+            column = columns[name].concat("") if uncertain else columns[name]
             conditions.append(column == value)
     if uncertain:
         conditions.append(columns.uncertain == 1)

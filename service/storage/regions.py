@@ -10,17 +10,17 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from sqlalchemy import Connection, Table, bindparam, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from models.regions import Region
+from service.storage.insert_new import insert_new
 from service.storage.tables import Image, RegionRow, regions_view
 
 # SQLite takes at most 32,766 parameters in a statement.
 CHUNK = 10_000
 
 _images = cast(Table, Image.__table__)
-_insert = insert(cast(Table, RegionRow.__table__)).on_conflict_do_nothing(index_elements=["image_id", "number"])
+_insert = insert_new(cast(Table, RegionRow.__table__))
 _known = select(_images.c.id).where(_images.c.id.in_(bindparam("ids", expanding=True)))
 _of = (
     select(regions_view)

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Connection, text
-from sqlalchemy.orm import Session
 
 from service.errors import UsageError
 from service.storage.tables import time_text
@@ -61,7 +60,7 @@ class Page:
     whole: bool = True
 
 
-def page(connection: Connection | Session, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
+def page(connection: Connection, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
     """Return the pictures that come after `after`, at most `limit`.
 
     `after` is the id of a picture or, of those reviewed, the number of a review. Raises UsageError where there is
@@ -78,7 +77,7 @@ def page(connection: Connection | Session, filters: Filters, after: str | None =
     return _walk(connection, filters, _Uncertain(filters), last, limit)
 
 
-def by_ids(connection: Connection | Session, ids: list[str]) -> list[dict[str, Any]]:
+def by_ids(connection: Connection, ids: list[str]) -> list[dict[str, Any]]:
     """Return the rows of `ids` as `page` does, in their order; an unknown id is left out."""
     if not ids:
         return []
@@ -89,11 +88,11 @@ def by_ids(connection: Connection | Session, ids: list[str]) -> list[dict[str, A
     return [found[id] for id in ids if id in found]
 
 
-def waiting(connection: Connection | Session, most: int = 1000) -> int:
+def waiting(connection: Connection, most: int = 1000) -> int:
     """Return how many uncertain pictures nobody has labelled yet; counted up to `most`."""
     statement = text(
-        "SELECT count(*) FROM (SELECT 1 FROM images AS i INDEXED BY images_uncertain_by_received_at"
-        f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.uncertain = 1 AND r.label IS NULL LIMIT :most)"
+        f"SELECT count(*) FROM (SELECT 1 FROM images AS i{_by(connection, 'images_uncertain_by_received_at')}"
+        f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.uncertain = 1 AND r.label IS NULL LIMIT :most) AS some"
     )
     return int(connection.execute(statement, {"most": most}).scalar_one())
 
@@ -105,7 +104,7 @@ class _Uncertain:
 
     def __init__(self, filters: Filters) -> None:
         self.conditions = ["uncertainty IS NOT NULL"]
-        self.index = f"INDEXED BY {_BY_UNCERTAINTY}"
+        self.index: str | None = _BY_UNCERTAINTY
         self.inside, self.outside = False, True
 
 
@@ -116,12 +115,12 @@ class _Newest:
 
     def __init__(self, filters: Filters) -> None:
         self.conditions = _indexed(filters)
-        self.index = ""
+        self.index: str | None = None
         self.inside, self.outside = True, False
 
 
 def _walk(
-    connection: Connection | Session,
+    connection: Connection,
     filters: Filters,
     walk: _Uncertain | _Newest,
     last: dict[str, Any] | None,
@@ -140,11 +139,12 @@ def _walk(
             inner.append(f"({', '.join(walk.columns)}) < ({', '.join(':last_' + c for c in walk.columns)})")
             parameters |= {f"last_{column}": last[column] for column in walk.columns}
         candidates = (
-            f"SELECT {names} FROM images {walk.index} WHERE {' AND '.join(inner) or '1'} ORDER BY {order} LIMIT :step"
+            f"SELECT {names} FROM images{_by(connection, walk.index)} WHERE {' AND '.join(inner) or 'TRUE'}"
+            f" ORDER BY {order} LIMIT :step"
         )
         statement = (
             f"SELECT {_COLUMNS} FROM ({candidates}) AS c JOIN images AS i ON i.id = c.id"
-            f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE {' AND '.join(outer) or '1'}"
+            f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE {' AND '.join(outer) or 'TRUE'}"
             f" ORDER BY {', '.join(f'c.{column} DESC' for column in walk.columns)} LIMIT :limit"
         )
         asked = parameters | {"step": step, "limit": limit + 1 - len(found)}
@@ -153,7 +153,7 @@ def _walk(
             return Page(found[:limit], found[limit - 1]["id"])
         ends = list(
             connection.execute(
-                text(f"SELECT {', '.join(walk.columns)} FROM ({candidates}) ORDER BY {order} LIMIT 1 OFFSET :end"),
+                text(f"SELECT {', '.join(walk.columns)} FROM ({candidates}) AS c ORDER BY {order} LIMIT 1 OFFSET :end"),
                 asked | {"end": step - 1},
             ).mappings()
         )
@@ -163,25 +163,25 @@ def _walk(
     return Page(found, str(last["id"]) if last is not None else None, whole=False)
 
 
-def _are_few(connection: Connection | Session, filters: Filters) -> bool:
+def _are_few(connection: Connection, filters: Filters) -> bool:
     conditions = _indexed(filters)
     if not conditions:
         return False
     statement = text(
-        f"SELECT count(*) FROM (SELECT 1 FROM images INDEXED BY {_index_of(filters)}"
-        f" WHERE {' AND '.join(conditions)} LIMIT :most)"
+        f"SELECT count(*) FROM (SELECT 1 FROM images{_by(connection, _index_of(filters))}"
+        f" WHERE {' AND '.join(conditions)} LIMIT :most) AS some"
     )
     return int(connection.execute(statement, _parameters(filters) | {"most": FEW + 1}).scalar_one()) <= FEW
 
 
-def _sorted(connection: Connection | Session, filters: Filters, last: dict[str, Any] | None, limit: int) -> Page:
+def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | None, limit: int) -> Page:
     conditions = ["i.uncertainty IS NOT NULL", *(f"i.{one}" for one in _indexed(filters)), *_unindexed(filters)]
     parameters = _parameters(filters)
     if last is not None:
         conditions.append("(i.uncertainty, i.received_at, i.id) < (:last_uncertainty, :last_received_at, :last_id)")
         parameters |= {f"last_{column}": last[column] for column in ("uncertainty", "received_at", "id")}
     statement = (
-        f"SELECT {_COLUMNS} FROM images AS i INDEXED BY {_index_of(filters)}"
+        f"SELECT {_COLUMNS} FROM images AS i{_by(connection, _index_of(filters))}"
         f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE {' AND '.join(conditions)}"
         " ORDER BY i.uncertainty DESC, i.received_at DESC, i.id DESC LIMIT :limit"
     )
@@ -189,7 +189,7 @@ def _sorted(connection: Connection | Session, filters: Filters, last: dict[str, 
     return Page(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
 
 
-def _reviewed(connection: Connection | Session, filters: Filters, after: str | None, limit: int) -> Page:
+def _reviewed(connection: Connection, filters: Filters, after: str | None, limit: int) -> Page:
     """Return what was labelled, what was labelled last first; a picture is where its latest review is."""
     last = None if after is None else _whole_number(after)
     conditions = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
@@ -210,7 +210,7 @@ def _reviewed(connection: Connection | Session, filters: Filters, after: str | N
         if len(found) > limit:
             return Page(found[:limit], str(found[limit - 1]["review_id"]))
         end = connection.execute(
-            text(f"SELECT id FROM ({candidates}) ORDER BY id DESC LIMIT 1 OFFSET :end"), asked | {"end": step - 1}
+            text(f"SELECT id FROM ({candidates}) AS c ORDER BY id DESC LIMIT 1 OFFSET :end"), asked | {"end": step - 1}
         ).scalar_one_or_none()
         if end is None:
             return Page(found, None)
@@ -252,6 +252,11 @@ def _index_of(filters: Filters) -> str:
     return f"images_by_{product}{verdict}received_at_id"
 
 
+def _by(connection: Connection, index: str | None) -> str:
+    """Return the words that have SQLite read by `index`; PostgreSQL has none, and knows how rows are spread."""
+    return f" INDEXED BY {index}" if index is not None and connection.dialect.name == "sqlite" else ""
+
+
 def _parameters(filters: Filters) -> dict[str, Any]:
     return {
         "product": filters.product,
@@ -263,7 +268,7 @@ def _parameters(filters: Filters) -> dict[str, Any]:
     }
 
 
-def _place_of(connection: Connection | Session, id: str) -> dict[str, Any]:
+def _place_of(connection: Connection, id: str) -> dict[str, Any]:
     statement = text("SELECT id, received_at, coalesce(uncertainty, 0) AS uncertainty FROM images WHERE id = :id")
     row = connection.execute(statement, {"id": id}).mappings().one_or_none()
     if row is None:
@@ -277,5 +282,5 @@ def _whole_number(after: str) -> int:
     return int(after)
 
 
-def _rows(connection: Connection | Session, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(text(statement), parameters).mappings()]

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from sqlalchemy import Connection, Table, and_, bindparam, func, literal, select, true
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
+from service.storage.insert_new import insert_new
 from service.storage.tables import RetrainingRun, Review, ShadowScore, results_view
 
 _scores = cast(Table, ShadowScore.__table__)
@@ -55,7 +55,7 @@ class GatedRun:
     passed: bool | None
 
 
-_insert = insert(_scores).on_conflict_do_nothing(index_elements=["image_id", "version"])
+_insert = insert_new(_scores)
 _of_version = and_(_scores.c.product == bindparam("product"), _scores.c.version == bindparam("version"))
 _counts = (
     select(_scores.c.verdict, _scores.c.champion_verdict, func.count())

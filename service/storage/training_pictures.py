@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from sqlalchemy import Connection, Table, bindparam, select, update
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from service.storage.images import CHUNK
+from service.storage.insert_new import insert_new
 from service.storage.tables import Image, Review, TrainingPicture
 
 _pictures = cast(Table, TrainingPicture.__table__)
@@ -60,7 +60,7 @@ class TrainingPictureRow:
 
 
 _rows = select(*(_pictures.c[name] for name in TrainingPictureRow.__dataclass_fields__))
-_insert = insert(_pictures).on_conflict_do_nothing(index_elements=["product", "sha256"])
+_insert = insert_new(_pictures)
 _set_label = (
     update(_pictures)
     .where(_pictures.c.id == bindparam("of_id"))

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from models.errors import ModelError
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.logs import fields
-from service.storage.engine import is_locked
+from service.storage.engine import trouble
 from service.web.security import API, Refused
 from service.web.site import NotFound, Site
 
@@ -56,10 +56,9 @@ def add_error_answers(app: FastAPI, site: Site) -> None:
 
     async def of_database(request: Request, error: Exception) -> Response:
         assert isinstance(error, DBAPIError)
-        if is_locked(error):
-            return answer(
-                request, 503, "database: locked by another program for too long; try again", {"retry-after": "5"}
-            )
+        if (why := trouble(error)) is not None:
+            said = "locked by another program for too long" if why == "locked" else "its server does not answer"
+            return answer(request, 503, f"database: {said}; try again", {"retry-after": "5"})
         log.error("request failed", exc_info=error, extra=fields(path=request.url.path))
         return answer(request, 500, "the database could not answer; the log of `tamis web` says why")
 

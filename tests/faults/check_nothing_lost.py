@@ -12,6 +12,8 @@ import json
 import pathlib
 import sqlite3
 import sys
+import tomllib
+from typing import Any
 
 FOLDERS = ("incoming", "processing", "normal", "anomaly", "quarantine")
 
@@ -30,7 +32,8 @@ def problems(root: pathlib.Path, dropped: list[tuple[str, str]]) -> list[str]:
         if there[sha256] != count:
             found.append(f"content {sha256[:12]}: dropped {count} times, found {there[sha256]} times")
     found += [f"content {sha256[:12]}: found and never dropped" for sha256 in there.keys() - expected.keys()]
-    database = sqlite3.connect(f"file:{root}/tamis.db?mode=ro", uri=True)
+    url = tomllib.loads((root / "tamis.toml").read_text()).get("database_url")
+    database = sqlite3.connect(f"file:{root}/tamis.db?mode=ro", uri=True) if url is None else _server(url)
     rows = database.execute(
         "SELECT id, path, state, coalesce(label, verdict), sha256, error_code FROM results"
     ).fetchall()
@@ -59,15 +62,23 @@ def problems(root: pathlib.Path, dropped: list[tuple[str, str]]) -> list[str]:
         if path.relative_to(root).parts[0] in ("incoming", "processing")
     ]
     found += [f"{path.relative_to(root)}: half a copy left" for path in root.rglob(".tmp.*")]
-    [integrity] = database.execute("PRAGMA integrity_check").fetchone()
-    if integrity != "ok":
-        found.append(f"database: {integrity}")
+    if url is None:
+        [integrity] = database.execute("PRAGMA integrity_check").fetchone()
+        if integrity != "ok":
+            found.append(f"database: {integrity}")
     charged, scored = database.execute(
         "SELECT (SELECT sum(energy_wh) FROM results), (SELECT sum(total_wh) FROM energy WHERE kind = 'scoring')"
     ).fetchone()
     if charged is not None and charged > scored * (1 + 1e-9):
         found.append(f"energy: pictures were charged {charged} Wh of {scored} Wh")
+    database.close()
     return found
+
+
+def _server(url: str) -> Any:
+    import psycopg
+
+    return psycopg.connect(url, autocommit=True)
 
 
 if __name__ == "__main__":

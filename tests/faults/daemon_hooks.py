@@ -1,4 +1,4 @@
-"""What a daemon of the fault tests is made to do before its first line: to decode slowly, or to have few file events.
+"""What a daemon of the fault tests is made to do before its first line: to decode slowly, to have few file events.
 
 Each returns an environment for the daemon. The hook is a `sitecustomize`, so that the service has none in its code.
 """
@@ -31,6 +31,19 @@ Path("/proc/self/gid_map").write_text(f"{{group}} {{group}} 1")
 Path("/proc/sys/user/{limit}").write_text("{value}")
 """
 
+LOSE_ANSWERS = """
+import psycopg
+real, commits = psycopg.Connection.commit, 0
+def commit(self):
+    global commits
+    real(self)
+    commits += 1
+    if commits % {every} == 0:
+        self.close()
+        raise psycopg.OperationalError("the answer of this commit was lost on purpose")
+psycopg.Connection.commit = commit
+"""
+
 
 def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
     """Every picture takes `seconds` more to decode."""
@@ -40,6 +53,11 @@ def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
 def with_few_events(folder: Path, limit: str, value: int) -> dict[str, str]:
     """The kernel gives at most `value` of `limit`: `max_inotify_instances` or `max_inotify_watches`."""
     return _hook(folder, LIMIT_EVENTS.format(limit=limit, value=value))
+
+
+def losing_answers(folder: Path, every: int) -> dict[str, str]:
+    """Of every so many commits by PostgreSQL one holds, and the daemon is told that its connection is lost."""
+    return _hook(folder, LOSE_ANSWERS.format(every=every))
 
 
 def _hook(folder: Path, code: str) -> dict[str, str]:

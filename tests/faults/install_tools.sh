@@ -18,6 +18,7 @@ need shellcheck shellcheck
 need testparm samba-common-bin
 need mkfs.ext4 e2fsprogs
 need setpriv util-linux
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
 [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing faketime"
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def drop_good(root: Path, count: int, prefix: str = "good") -> list[str]:
 
 def query(root: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
     """Return rows of the database; what a crash broke off in it is first rolled back, which a mere reader may not."""
+    url = tomllib.loads((root / "tamis.toml").read_text()).get("database_url")
+    if url is not None:
+        import psycopg
+        from psycopg.rows import dict_row
+
+        with psycopg.connect(url, autocommit=True, row_factory=dict_row) as server:
+            return list(server.execute(statement.replace("?", "%s"), values))
     with contextlib.closing(sqlite3.connect(f"file:{root}/tamis.db?mode=rw", uri=True, timeout=60)) as connection:
         connection.execute("PRAGMA query_only = ON")
         connection.row_factory = sqlite3.Row

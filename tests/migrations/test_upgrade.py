@@ -124,7 +124,7 @@ def test_upgrading_again_changes_nothing(tmp_path: Path):
     before = (tmp_path / DATABASE_FILE).read_bytes()
     engine = open_database(tmp_path, create=True)
     with engine.begin() as connection:
-        schema.upgrade(connection, tmp_path / DATABASE_FILE, new=False)
+        schema.upgrade(connection, new=False)
     engine.dispose()
     assert (tmp_path / DATABASE_FILE).read_bytes() == before
 

@@ -13,6 +13,7 @@ from service.storage import images
 from service.storage.backup import backup
 from service.storage.engine import DATABASE_FILE, open_database
 from service.storage.journal import JournalChoice
+from tests.storage.conftest import on_sqlite
 
 
 def ids(path: Path) -> int:
@@ -42,6 +43,7 @@ def test_a_backup_is_one_whole_file_that_opens_as_a_root(tmp_path: Path, record_
     copied.dispose()
 
 
+@on_sqlite
 def test_a_file_that_is_there_is_kept_unless_forced(engine, tmp_path: Path):
     target = tmp_path / "kept"
     target.write_text("precious")
@@ -53,11 +55,13 @@ def test_a_file_that_is_there_is_kept_unless_forced(engine, tmp_path: Path):
 
 
 @pytest.mark.parametrize("target", [".", "absent/copy.db"])
+@on_sqlite
 def test_a_destination_that_cannot_be_is_refused(engine, tmp_path: Path, target):
     with pytest.raises(TamisError, match="expected"):
         backup(engine, tmp_path / target)
 
 
+@on_sqlite
 def test_a_copy_that_is_not_sound_does_not_appear(engine, tmp_path: Path, monkeypatch):
     def torn(source, target):
         source.backup(target)

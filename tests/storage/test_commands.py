@@ -26,6 +26,7 @@ from service.storage import images, regions
 from service.storage import versions as stored_versions
 from service.storage.engine import DATABASE_FILE, open_database
 from service.storage.images import Finished
+from tests.storage.conftest import on_sqlite
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -300,7 +301,8 @@ def test_check_of_a_sound_database_counts_rows_whose_file_is_gone(engine, root):
     assert (found["rows"], found["rows_without_file"]) == (3, 2)
 
 
-def test_check_of_a_broken_reference_fails(root):
+@on_sqlite
+def test_check_of_a_broken_reference_fails(engine, root):
     connection = sqlite3.connect(root / DATABASE_FILE)
     connection.execute("UPDATE images SET energy_id = 99 WHERE id LIKE '%7'")
     connection.commit()
@@ -319,7 +321,8 @@ def test_upgrade_says_that_there_was_nothing_to_do(root):
     assert f"at revision {migrations.HEAD} already" in call("db", "upgrade", "--root", root).stdout
 
 
-def test_backup_writes_a_file_that_opens(root, tmp_path):
+@on_sqlite
+def test_backup_writes_a_file_that_opens(engine, root, tmp_path):
     (tmp_path / "backup").mkdir()
     call("db", "backup", "--root", root, tmp_path / "backup" / DATABASE_FILE)
     copied = open_database(tmp_path / "backup", read_only=True)

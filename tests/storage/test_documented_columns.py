@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.engine import BUSY_TIMEOUT_S, CHECK_AT_OPEN_BYTES_MAX
+from service.storage.engine import BUSY_TIMEOUT_S
 from service.storage.journal import journal_choice
+from service.storage.sqlite import CHECK_AT_OPEN_BYTES_MAX
 from service.storage.tables import VIEWS
+from tests.storage.conftest import on_sqlite
 
 PAGE = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="utf-8")
 
@@ -34,6 +36,7 @@ def test_the_documented_columns_are_those_of_the_view_in_their_order(engine, vie
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+@on_sqlite
 def test_the_documented_types_are_those_of_the_columns(engine, view):
     with engine.connect() as connection:
         rows = connection.exec_driver_sql(f"PRAGMA table_info({view.name})").all()
@@ -42,6 +45,7 @@ def test_the_documented_types_are_those_of_the_columns(engine, view):
     assert {name: names[declared[name]] for name in declared} == dict(documented(view.name))
 
 
+@on_sqlite
 def test_the_views_are_all_documented(engine):
     with engine.connect() as connection:
         names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'view'").scalars().all()

@@ -12,6 +12,7 @@ from service.storage import drift, versions
 from service.storage.drift import DriftRow
 from service.storage.images import record
 from service.storage.tables import Review
+from tests.storage.conftest import on_sqlite
 from tests.storage.test_plans import plan
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -98,11 +99,13 @@ def test_pictures_come_oldest_first_from_either_end_with_the_last_label(engine, 
 
 
 @pytest.mark.parametrize("read", [drift.newest, drift.oldest])
+@on_sqlite
 def test_pictures_are_read_off_an_index_without_sorting(engine, read):
     found = plan(engine, lambda connection: read(connection, "lid", NOON, 100))
     assert "SEARCH images USING INDEX images_by_product_received_at_id (product=? AND received_at>?)" in found
     assert "reviews_by_image_id (image_id=?)" in found and "TEMP B-TREE" not in found
 
 
+@on_sqlite
 def test_last_changes_are_found_by_an_index(engine):
     assert "COVERING INDEX drift_events_by_product_id" in plan(engine, drift.last)

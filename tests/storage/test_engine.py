@@ -16,10 +16,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 import migrations
 from service import filesystem
 from service.errors import ConfigurationError, TamisError
-from service.storage import engine as engine_module
-from service.storage import images
+from service.storage import images, sqlite
 from service.storage.engine import BUSY_TIMEOUT_S, DATABASE_FILE, DatabaseCorrupt, open_database
 from service.storage.journal import JournalChoice, journal_choice
+from tests.storage.conftest import on_sqlite
 
 WAL = JournalChoice("WAL", "FULL", "test")
 ROLLBACK = JournalChoice("DELETE", "EXTRA", "test")
@@ -42,11 +42,13 @@ def test_every_connection_has_its_pragmas(tmp_path: Path, journal):
     engine.dispose()
 
 
+@on_sqlite
 def test_the_journal_is_the_choice_for_this_sqlite(engine):
     with engine.connect() as connection:
         assert pragma(connection, "journal_mode").upper() == journal_choice(sqlite3.sqlite_version_info).mode
 
 
+@on_sqlite
 def test_foreign_keys_hold(engine, record_of):
     with pytest.raises(IntegrityError, match="FOREIGN KEY"), engine.begin() as connection:
         images.record(connection, [record_of()], energy_id=77)
@@ -59,6 +61,7 @@ def test_foreign_keys_hold_on_the_connection_that_migrated(tmp_path: Path):
     engine.dispose()
 
 
+@on_sqlite
 def test_a_reading_connection_may_not_write_and_a_writing_one_may_afterwards(engine, record_of):
     with engine.connect() as connection, pytest.raises(OperationalError, match="readonly"):
         images.record(connection, [record_of()], None)
@@ -68,6 +71,7 @@ def test_a_reading_connection_may_not_write_and_a_writing_one_may_afterwards(eng
         assert images.count(connection) == 1
 
 
+@on_sqlite
 def test_an_error_rolls_the_whole_transaction_back(engine, record_of):
     with pytest.raises(RuntimeError), engine.begin() as connection:
         images.record(connection, [record_of()], None)
@@ -179,7 +183,7 @@ def test_an_overwritten_page_of_a_large_database_is_named_by_the_statement_that_
     tmp_path: Path, record_of, monkeypatch
 ):
     fill_and_overwrite_a_page(tmp_path, record_of)
-    monkeypatch.setattr(engine_module, "CHECK_AT_OPEN_BYTES_MAX", 0)
+    monkeypatch.setattr(sqlite, "CHECK_AT_OPEN_BYTES_MAX", 0)
     engine = open_database(tmp_path)
     with pytest.raises(DatabaseCorrupt, match=DATABASE_FILE), engine.connect() as connection:
         connection.execute(text("SELECT * FROM images ORDER BY error")).all()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from service.errors import TamisError
@@ -75,7 +75,7 @@ def test_recording_a_batch_takes_one_look_up_and_one_insert(engine, record_of):
         engine, "before_cursor_execute", lambda c, cur, statement, *rest: statements.append((statement, rest[2]))
     )
     record(engine, *(record_of(n) for n in range(8)))
-    work = [s for s in statements if not s[0].startswith(("PRAGMA", "BEGIN"))]
+    work = [s for s in statements if not s[0].startswith(("PRAGMA", "BEGIN", "SELECT set_config"))]
     assert [(s.split()[0], many) for s, many in work] == [("SELECT", False), ("INSERT", True)]
 
 
@@ -103,7 +103,8 @@ def test_a_name_that_is_not_utf_8_is_kept_readable(engine, record_of):
     ids=str,
 )
 def test_what_cannot_be_is_refused_by_the_database(engine, record_of, bad):
-    with pytest.raises(IntegrityError, match="CHECK"):
+    # SQLite takes text for a number, but for the constraint; PostgreSQL has the type.
+    with pytest.raises((IntegrityError, DataError), match=r"(?i)check|invalid input syntax"):
         record(engine, record_of(1, **bad))
 
 

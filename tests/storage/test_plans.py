@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import event
 
 from service.storage import images, regions, retention, shadow
+from tests.storage.conftest import on_sqlite
 
 SINCE = datetime(2026, 1, 30, tzinfo=UTC)
 
@@ -45,6 +46,7 @@ def plan(engine, run) -> str:
     ],
     ids=str,
 )
+@on_sqlite
 def test_a_search_walks_one_index_and_neither_scans_nor_sorts(engine, filters, index):
     found = plan(engine, lambda connection: images.search(connection, **filters))
     assert index in found
@@ -60,6 +62,7 @@ def test_a_search_walks_one_index_and_neither_scans_nor_sorts(engine, filters, i
     [{}, {"since": SINCE}, {"product": "lid"}, {"before": ("2026-01-30T00:00:00.000000Z", "x"), "verdict": "normal"}],
     ids=str,
 )
+@on_sqlite
 def test_a_search_of_the_uncertain_walks_the_index_of_those_alone_and_does_not_sort(engine, filters):
     found = plan(engine, lambda connection: images.search(connection, uncertain=True, **filters))
     assert "marked USING INDEX images_uncertain_by_received_at" in found.splitlines()[0]
@@ -77,6 +80,7 @@ def test_a_search_of_the_uncertain_walks_the_index_of_those_alone_and_does_not_s
         "ORDER BY uncertainty DESC, received_at DESC",
     ],
 )
+@on_sqlite
 def test_the_review_queue_walks_one_index_in_its_order_and_does_not_sort(engine, filters):
     def read(connection):
         connection.exec_driver_sql(f"SELECT * FROM review_queue {filters} LIMIT 50").all()
@@ -87,27 +91,32 @@ def test_the_review_queue_walks_one_index_in_its_order_and_does_not_sort(engine,
     assert "SEARCH r USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN" in found
 
 
+@on_sqlite
 def test_regions_of_a_picture_are_found_by_its_id(engine):
     found = plan(engine, lambda connection: regions.of_pictures(connection, ["a", "b"]))
     assert found == "SEARCH region_rows USING PRIMARY KEY (image_id=?)"
 
 
 @pytest.mark.parametrize("filters", [{}, {"since": SINCE}, {"product": "lid", "verdict": "anomaly"}], ids=str)
+@on_sqlite
 def test_a_count_reads_an_index_alone(engine, filters):
     found = plan(engine, lambda connection: images.count(connection, **filters))
     assert "COVERING INDEX" in found and "\n" not in found
 
 
+@on_sqlite
 def test_duplicates_are_looked_up_by_hash(engine, record_of):
     found = plan(engine, lambda connection: images._earliest(connection, ["a" * 64, "b" * 64]))
     assert found == "SEARCH images USING INDEX images_by_sha256 (sha256=?)"
 
 
+@on_sqlite
 def test_the_unfinished_are_found_by_state(engine):
     found = plan(engine, images.unfinished)
     assert found == "SEARCH images USING INDEX images_by_state_received_at_id (state=?)"
 
 
+@on_sqlite
 def test_what_retention_may_remove_is_read_oldest_first_off_the_index_of_what_is_there(engine):
     for after in (None, (SINCE, "x")):
         found = plan(engine, lambda connection, after=after: retention.removable(connection, "normal", 25, after))
@@ -117,22 +126,26 @@ def test_what_retention_may_remove_is_read_oldest_first_off_the_index_of_what_is
         assert "training_pictures_once (product=? AND sha256=?)" in found
 
 
+@on_sqlite
 def test_the_size_of_what_is_there_is_summed_up_in_an_index_alone(engine):
     found = plan(engine, lambda connection: retention.total_bytes(connection, "normal"))
     assert found == "SEARCH images USING COVERING INDEX images_placed (verdict=?)"
 
 
+@on_sqlite
 def test_what_a_crash_left_on_its_way_out_is_found_by_its_own_index(engine):
     found = plan(engine, lambda connection: retention.marked(connection, 25))
     assert "USING INDEX images_being_removed" in found and "TEMP B-TREE" not in found
 
 
+@on_sqlite
 def test_shadow_figures_are_counted_in_an_index_alone(engine):
     found = plan(engine, lambda connection: shadow.summary(connection, "lid", "v2"))
     assert found == "SEARCH shadow_scores USING COVERING INDEX shadow_scores_by_verdicts (product=? AND version=?)"
 
 
 @pytest.mark.parametrize("before", [None, (False, "x"), (True, "x")])
+@on_sqlite
 def test_disagreements_walk_the_index_of_those_alone_and_do_not_sort_them(engine, before):
     found = plan(engine, lambda connection: shadow.disagreements(connection, "lid", "v2", 50, before))
     assert "USING INDEX shadow_scores_disagreeing (product=? AND version=?" in found

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.storage import scores, thresholds
 from service.storage.images import record
+from tests.storage.conftest import on_sqlite
 from tests.storage.test_plans import plan
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -76,12 +77,14 @@ def test_latest_scores_stop_looking_for_a_version_that_scored_long_ago(engine, r
         assert len(scores.latest(connection, "lid", "old", 2)[0]) == 1
 
 
+@on_sqlite
 def test_latest_scores_are_read_off_the_end_of_an_index(engine):
     found = plan(engine, lambda connection: scores.latest(connection, "lid", "v1", 1000))
     assert "SEARCH images USING INDEX images_by_product_received_at_id (product=?)" in found
     assert "SCAN images" not in found
 
 
+@on_sqlite
 def test_choices_are_found_by_an_index_alone(engine):
     found = plan(engine, thresholds.latest)
     assert "COVERING INDEX threshold_choices_by_product_id" in found

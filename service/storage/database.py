@@ -1,0 +1,121 @@
+"""What every kind of database of a root has in common: who may write when, and what its troubles are called.
+
+`service.storage.engine` opens one; what only SQLite or only PostgreSQL does is in the files of those names.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from service.errors import ConfigurationError, TamisError
+
+Result = TypeVar("Result")
+Trouble = Literal["locked", "away"]
+
+# How long a write waits for a server that went away: it is started again, or the machine is.
+AWAY_TIMEOUT_S = 90.0
+ASK_AGAIN_S = 0.5
+WRITES = "tamis_writes"
+
+# Of PostgreSQL, https://www.postgresql.org/docs/current/errcodes-appendix.html: connection exceptions, a server that
+# ends or ended, one that starts; and a lock that did not come in time.
+_CONNECTION_CLASS = "08"
+_AWAY_STATES = ("57P01", "57P02", "57P03")
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+class DatabaseCorrupt(ConfigurationError):
+    """The database is damaged; raised at open, and by any statement that meets the damage."""
+
+
+class Database(Engine):
+    """An engine whose `begin()` writes and whose `connect()` reads; `known_as` is what messages call it.
+
+    Writers wait for each other from their beginning on: a transaction that reads first and writes later could otherwise
+    decide by what another has changed meanwhile. `connect()` sees one moment, waits for no writer and may not write.
+    """
+
+    root: Path
+    known_as: str
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction that may write; an error rolls it back."""
+        with self.connect() as connection:
+            connection.execution_options(**{WRITES: True})
+            with connection.begin():
+                yield connection
+
+    def begin_schema_change(self) -> AbstractContextManager[Connection]:
+        """As `begin`, for migrations."""
+        return self.begin()
+
+    def check_at_open(self) -> None:
+        """Raise DatabaseCorrupt where damage is found in no more time than a start has."""
+
+    def check_owner(self, connection: Connection) -> None:
+        """Raise ConfigurationError where the database, which has a schema, is that of another root."""
+
+    def take_possession(self, connection: Connection) -> None:
+        """Say in a new database, within the transaction that makes its schema, that it is this root's."""
+
+    def unopened(self, error: DBAPIError) -> TamisError:
+        """Return the error for a database that did not open: final, or one that may pass."""
+        raise NotImplementedError
+
+    def tables(self, connection: Connection) -> set[str]:
+        """Return the names of the tables."""
+        raise NotImplementedError
+
+    def broken_references(self, connection: Connection) -> list[str]:
+        """Return for each reference that does not hold the table that it is in."""
+        raise NotImplementedError
+
+    def check(self, connection: Connection, *, quick: bool) -> list[str]:
+        """Return what is damaged, `["ok"]` where nothing is found. A quick check reads less."""
+        raise NotImplementedError
+
+
+def trouble(error: BaseException) -> Trouble | None:
+    """Return why a statement failed if that may pass: another held the lock for too long, or the server went away."""
+    if not isinstance(error, DBAPIError):
+        return None
+    if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "locked"
+    state = getattr(error.orig, "sqlstate", "")
+    if state == _LOCK_NOT_AVAILABLE:
+        return "locked"
+    if state is None:  # no answer by a server
+        return "away" if isinstance(error, OperationalError) else None
+    return "away" if state[:2] == _CONNECTION_CLASS or state in _AWAY_STATES else None
+
+
+def write(
+    engine: Engine, work: Callable[[Connection], Result], done: Callable[[Connection], Result | None] = lambda _: None
+) -> Result:
+    """Return what `work` does in a transaction that may write, begun anew when the server came back after going away.
+
+    A connection that is lost at the end leaves open whether its transaction holds: `done` returns the result of one
+    that does, and None where there is nothing of it; without it, doing it twice must do no harm. Gives up after
+    AWAY_TIMEOUT_S with the error, and at once with any other.
+    """
+    until: float | None = None
+    while True:
+        try:
+            with engine.begin() as connection:
+                held = None if until is None else done(connection)
+                return work(connection) if held is None else held
+        except OperationalError as error:
+            now = time.monotonic()
+            until = now + AWAY_TIMEOUT_S if until is None else until
+            if trouble(error) != "away" or now > until:
+                raise
+        time.sleep(ASK_AGAIN_S)
