@@ -20,7 +20,7 @@ demo: setup
 test: setup
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m "not long"
 
-# Every fault and the booted machine, the long ones too: an hour or so, as root; what cannot be tried here says why.
+# Every fault and the booted machine, the long ones too: two hours or so, as root; what cannot be tried here says why.
 test-faults: setup
 	sh tests/faults/install_tools.sh
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +17,7 @@ from service.commands.init import FOLDERS
 from service.decide import Judge
 from service.score import Scorer
 from service.storage.engine import open_database
+from tests.postgres_server import PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
@@ -35,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_S))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "root" in metafunc.fixturenames and getattr(metafunc.module, "EACH_DATABASE", False):
+        metafunc.parametrize("root", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in list(os.environ):
@@ -42,13 +48,26 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(variable)
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for tests that do not stop it; it syncs nothing."""
+    pytest.importorskip("psycopg")
+    with PostgresServer(lasting=False) as server:
+        yield server
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """An empty root with its folders, an empty tamis.toml and a database."""
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty root with its folders, an empty tamis.toml and a database.
+
+    In modules that set EACH_DATABASE, of both kinds in turn; tamis.toml then names that of a server.
+    """
     root = tmp_path / "root"
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True)
-    (root / "tamis.toml").write_text("")
+    on_server = getattr(request, "param", "sqlite") == "postgresql"
+    url = request.getfixturevalue("postgres").url() if on_server else None
+    (root / "tamis.toml").write_text("" if url is None else f'database_url = "{url}"\n')
     open_database(root, create=True).dispose()
     return root
 

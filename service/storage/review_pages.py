@@ -92,7 +92,7 @@ def waiting(connection: Connection, most: int = 1000) -> int:
     """Return how many uncertain pictures nobody has labelled yet; counted up to `most`."""
     statement = text(
         f"SELECT count(*) FROM (SELECT 1 FROM images AS i{_by(connection, 'images_uncertain_by_received_at')}"
-        f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.uncertain = 1 AND r.label IS NULL LIMIT :most) AS some"
+        f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.uncertain = 1 AND r.label IS NULL LIMIT :most) AS counted"
     )
     return int(connection.execute(statement, {"most": most}).scalar_one())
 
@@ -169,7 +169,7 @@ def _are_few(connection: Connection, filters: Filters) -> bool:
         return False
     statement = text(
         f"SELECT count(*) FROM (SELECT 1 FROM images{_by(connection, _index_of(filters))}"
-        f" WHERE {' AND '.join(conditions)} LIMIT :most) AS some"
+        f" WHERE {' AND '.join(conditions)} LIMIT :most) AS counted"
     )
     return int(connection.execute(statement, _parameters(filters) | {"most": FEW + 1}).scalar_one()) <= FEW
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from service.cli import app
@@ -86,19 +86,24 @@ class Root:
 def seen(root: Path, images: int, *, alarms: int = 0) -> None:
     """Write pictures that champion and challenger scored: all normal by the champion, the first `alarms` not by v2."""
     at = time_text(CREATED_AT)
-    with sqlite3.connect(root / "tamis.db") as connection:
-        for number in range(images):
-            id = f"01ARZ3NDEKTSV4RRFFQ69G{number:04d}"
-            connection.execute(
+    rows = [
+        {"id": f"01ARZ3NDEKTSV4RRFFQ69G{number:04d}", "at": at, "verdict": "anomaly" if number < alarms else "normal"}
+        for number in range(images)
+    ]
+    engine = open_database(root)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
                 "INSERT INTO images (id, product, file_name, path, destination, state, verdict, score, threshold,"
                 " received_at, decided_at, attempts)"
-                " VALUES (?, 'default', 'a', 'a', 'a', 'placed', 'normal', 1.0, 100.0, ?, ?, 1)",
-                (id, at, at),
-            )
-            verdict = "anomaly" if number < alarms else "normal"
-            connection.execute(
-                "INSERT INTO shadow_scores VALUES (?, 'default', 'v2', 1.0, 100.0, ?, 'normal')", (id, verdict)
-            )
+                " VALUES (:id, 'default', 'a', 'a', 'a', 'placed', 'normal', 1.0, 100.0, :at, :at, 1)"
+            ),
+            rows,
+        )
+        connection.execute(
+            text("INSERT INTO shadow_scores VALUES (:id, 'default', 'v2', 1.0, 100.0, :verdict, 'normal')"), rows
+        )
+    engine.dispose()
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from service.storage.engine import open_database
 from tests.service.brightness_version import CREATED_AT, install
 from tests.service.test_probation import seen
 
+EACH_DATABASE = True
+
 AT = datetime(2026, 3, 1, 8, tzinfo=UTC)
 # 1000 scores keep a rate of 0.002, 100 do not.
 MANY = range(1, 1001)
@@ -103,7 +105,8 @@ def test_challenger_that_passed_the_gate_waits_where_it_could_not_keep_the_rate(
 def test_challenger_whose_hours_are_over_waits_where_it_could_not_keep_the_rate(root: Path, engine: Engine) -> None:
     install(root, version="v1", scores=MANY)
     install(root, version="v2", state="challenger")
-    (root / "tamis.toml").write_text("shadow_hours = 24.0\n")
+    settings = (root / "tamis.toml").read_text()
+    (root / "tamis.toml").write_text(f"{settings}shadow_hours = 24.0\n")
     seen(root, 100)
     with engine.begin() as connection:
         connection.exec_driver_sql(

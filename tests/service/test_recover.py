@@ -13,6 +13,8 @@ from service.storage import images
 from service.storage.engine import open_database
 from service.storage.images import Finished, ImageRecord, StoredImage
 
+EACH_DATABASE = True
+
 DESTINATION = "normal/default/2026-11-22/a.{id}.png"
 
 

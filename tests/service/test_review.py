@@ -21,6 +21,8 @@ from service.storage.engine import open_database
 from service.storage.images import Finished, ImageRecord
 from tests.conftest import picture_bytes
 
+EACH_DATABASE = True
+
 RECEIVED = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 

@@ -13,23 +13,15 @@ from sqlalchemy import Engine
 
 from service.storage.engine import open_database
 from service.storage.images import ImageRecord
-from tests.postgres_server import PostgresServer
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
-    with PostgresServer(lasting=False) as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """A new database of each kind: what is stored is stored alike."""
     if request.param == "postgresql":
-        pytest.importorskip("psycopg")
-        monkeypatch.setenv("TAMIS_DATABASE_URL", request.getfixturevalue("server").url())
+        monkeypatch.setenv("TAMIS_DATABASE_URL", request.getfixturevalue("postgres").url())
     engine = open_database(tmp_path, create=True)
     yield engine
     engine.dispose()

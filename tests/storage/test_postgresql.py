@@ -32,8 +32,8 @@ on_postgresql = pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
 
 
 @pytest.fixture
-def url(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    url = server.url()
+def url(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    url = postgres.url()
     monkeypatch.setenv("TAMIS_DATABASE_URL", url)
     return url
 
@@ -87,25 +87,25 @@ def test_database_of_another_root_is_refused_and_left_as_it_is(url: str, tmp_pat
         open_database(tmp_path / "moved")
 
 
-def test_database_of_something_else_or_empty_is_refused(url: str, server: PostgresServer, tmp_path: Path) -> None:
+def test_database_of_something_else_or_empty_is_refused(url: str, postgres: PostgresServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"found an empty database.*tamis init"):
         open_database(tmp_path)
-    server.run_sql(url.split("/")[3].split("?")[0], "CREATE TABLE recipes (cake text)")
+    postgres.run_sql(url.split("/")[3].split("?")[0], "CREATE TABLE recipes (cake text)")
     with pytest.raises(ConfigurationError, match=r"found a database of something else \(recipes\)"):
         open_database(tmp_path, create=True)
 
 
-def test_newer_schema_is_refused(url: str, server: PostgresServer, tmp_path: Path) -> None:
+def test_newer_schema_is_refused(url: str, postgres: PostgresServer, tmp_path: Path) -> None:
     with opened(tmp_path, create=True):
         pass
-    server.run_sql(url.split("/")[3].split("?")[0], "UPDATE alembic_version SET version_num = '9999'")
+    postgres.run_sql(url.split("/")[3].split("?")[0], "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="found 9999"):
         open_database(tmp_path)
 
 
-def test_database_that_is_not_in_utf_8_is_refused(server: PostgresServer, tmp_path: Path) -> None:
-    server.run_sql("postgres", "CREATE DATABASE old ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
-    engine = engine_of(tmp_path, server.url_of("old"), read_only=False, busy_timeout_s=1.0)
+def test_database_that_is_not_in_utf_8_is_refused(postgres: PostgresServer, tmp_path: Path) -> None:
+    postgres.run_sql("postgres", "CREATE DATABASE old ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    engine = engine_of(tmp_path, postgres.url_of("old"), read_only=False, busy_timeout_s=1.0)
     with pytest.raises(ConfigurationError, match="found LATIN1"):
         engine.connect()
     engine.dispose()
@@ -218,12 +218,12 @@ def test_writer_gives_up_on_a_lock_in_its_time_and_says_locked(engine: Database,
 
 @on_postgresql
 def test_commits_last_even_where_the_server_would_not_wait_for_its_disk(
-    engine: Database, server: PostgresServer, tmp_path: Path
+    engine: Database, postgres: PostgresServer, tmp_path: Path
 ) -> None:
     assert asked(engine, "SHOW synchronous_commit") == "on"
     name = engine.url.database
     for weaker, expected in (("off", "on"), ("remote_apply", "remote_apply")):
-        server.run_sql("postgres", f"ALTER DATABASE {name} SET synchronous_commit = {weaker}")
+        postgres.run_sql("postgres", f"ALTER DATABASE {name} SET synchronous_commit = {weaker}")
         with opened(tmp_path) as another:
             assert asked(another, "SHOW synchronous_commit") == expected
 
@@ -232,10 +232,10 @@ def test_commits_last_even_where_the_server_would_not_wait_for_its_disk(
 
 
 @on_postgresql
-def test_connection_that_was_cut_off_is_away_and_the_next_one_works(engine: Database, server: PostgresServer) -> None:
+def test_connection_that_was_cut_off_is_away_and_the_next_one_works(engine: Database, postgres: PostgresServer) -> None:
     with pytest.raises(DBAPIError) as caught, engine.begin() as connection:
         number = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        server.run_sql("postgres", f"SELECT pg_terminate_backend({number})")
+        postgres.run_sql("postgres", f"SELECT pg_terminate_backend({number})")
         connection.exec_driver_sql("SELECT 1")
     assert trouble(caught.value) == "away"
     assert asked(engine, "SELECT 1") == 1
@@ -244,7 +244,7 @@ def test_connection_that_was_cut_off_is_away_and_the_next_one_works(engine: Data
 @on_postgresql
 @pytest.mark.parametrize("before_commit", [True, False])
 def test_write_whose_connection_is_lost_is_made_once(
-    before_commit: bool, engine: Database, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    before_commit: bool, engine: Database, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ASK_AGAIN_S", 0.01)
     lost = []
@@ -336,11 +336,11 @@ def test_views_are_those_of_sqlite_with_the_types_of_the_page(engine: Database) 
 
 @on_postgresql
 def test_check_reads_every_table_and_finds_references_that_were_let_be(
-    engine: Database, server: PostgresServer
+    engine: Database, postgres: PostgresServer
 ) -> None:
     with engine.connect() as connection:
         assert engine.check(connection, quick=False) == ["ok"] and engine.broken_references(connection) == []
-    server.run_sql(
+    postgres.run_sql(
         str(engine.url.database),
         "ALTER TABLE images DROP CONSTRAINT images_energy_id, ADD CONSTRAINT images_energy_id"
         " FOREIGN KEY (energy_id) REFERENCES energy_rows NOT VALID",

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.root_for_faults import query
 from tests.service.brightness_version import install
 from tests.web.made_root import fill
 from tests.web.visitor import Visitor
 
-
-def rows(root: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
-    with sqlite3.connect(root / "tamis.db") as connection:
-        connection.row_factory = sqlite3.Row
-        return [dict(row) for row in connection.execute(statement, values)]
+EACH_DATABASE = True
 
 
 def normals(visitor: Visitor) -> list[str]:
@@ -131,20 +127,20 @@ def test_form_htmx_and_api_end_in_the_same_rows_and_places(visitor: Visitor, ids
     assert f'id="card-{by_part}"' in part.text
     assert "<html" not in part.text
     visitor.json(f"/images/{by_api}/label", {"label": "anomaly", "by": "Ada", "note": "dent"})
-    said = rows(visitor.root, "SELECT image_id, label, labelled_by, source, note FROM reviews ORDER BY id")
+    said = query(visitor.root, "SELECT image_id, label, labelled_by, source, note FROM reviews ORDER BY id")
     assert said == [
         {"image_id": id, "label": "anomaly", "labelled_by": "Ada", "source": source, "note": "dent"}
         for id, source in ((by_form, "web"), (by_part, "web"), (by_api, "api"))
     ]
     kept = []
     for id in (by_form, by_part, by_api):
-        [row] = rows(visitor.root, "SELECT path, state, label, verdict FROM results WHERE id = ?", id)
+        [row] = query(visitor.root, "SELECT path, state, label, verdict FROM results WHERE id = ?", id)
         assert (row["state"], row["label"], row["verdict"]) == ("placed", "anomaly", "normal")
         assert row["path"].startswith("anomaly/default/")
         assert id in row["path"]
         assert (visitor.root / row["path"]).is_file()
         assert not list((visitor.root / "normal").rglob(f"*{id}*"))
-        kept += rows(visitor.root, "SELECT label, added_by FROM training_pictures WHERE image_id = ?", id)
+        kept += query(visitor.root, "SELECT label, added_by FROM training_pictures WHERE image_id = ?", id)
     assert kept == [{"label": "anomaly", "added_by": "Ada"}] * 3
 
 
@@ -163,7 +159,7 @@ def test_many_are_labelled_at_once_or_none(visitor: Visitor, ids: list[str]) -> 
     some = normals(visitor)[:5]
     error = visitor.json("/labels", {"ids": [*some, "01ARZ3NDEKTSV4RRFFQ69G5FAV"], "label": "anomaly"}, 409)
     assert "01ARZ3NDEKTSV4RRFFQ69G5FAV" in error["error"]
-    assert rows(visitor.root, "SELECT * FROM reviews") == []
+    assert query(visitor.root, "SELECT * FROM reviews") == []
     done = visitor.json("/labels", {"ids": some, "label": "anomaly"})["labelled"]
     assert [(one["id"], one["label"], one["state"]) for one in done] == [(id, "anomaly", "placed") for id in some]
     again = visitor.json("/labels", {"ids": [some[0], some[0]], "label": "anomaly"})["labelled"]
@@ -195,7 +191,7 @@ def test_label_that_is_none_is_refused_by_the_name_of_its_field(
     )
     assert answer.status_code == 422, answer.text
     assert field in answer.json()["error"]
-    assert rows(visitor.root, "SELECT * FROM reviews") == []
+    assert query(visitor.root, "SELECT * FROM reviews") == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"label": ' + b"[" * 100_000, b"1" * 10_000, b"NaN"])
@@ -315,11 +311,12 @@ def test_rate_that_the_calibration_is_too_small_for_is_refused(root: Path) -> No
         assert "default" in error
         form = visitor.send("/thresholds/default", {"rate": "1 %"})
         assert form.status_code == 409
-        assert rows(root, "SELECT * FROM threshold_choices") == []
+        assert query(root, "SELECT * FROM threshold_choices") == []
 
 
 def test_rate_cannot_be_chosen_where_the_settings_say_otherwise(root: Path, ids: list[str]) -> None:
-    (root / "tamis.toml").write_text('threshold_policy = "fixed"\nthreshold_fixed = 90.0\n')
+    settings = (root / "tamis.toml").read_text()
+    (root / "tamis.toml").write_text(f'{settings}threshold_policy = "fixed"\nthreshold_fixed = 90.0\n')
     with Visitor(root) as visitor:
         error = visitor.json("/thresholds/default", {"false_alarm_rate": 0.05}, 409)["error"]
     assert "'fixed'" in error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from service.web.thresholds import stops_of
 from tests.service.brightness_version import install
 from tests.web.made_root import fill
 from tests.web.visitor import Page, Visitor
+
+EACH_DATABASE = True
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>.png",
@@ -195,14 +196,19 @@ def test_rollback_without_an_earlier_champion_is_not_offered(visitor: Visitor) -
 
 
 def test_reading_changes_nothing(visitor: Visitor, ids: list[str]) -> None:
-    def state() -> list[str]:
-        with sqlite3.connect(visitor.root / "tamis.db") as connection:
-            return list(connection.iterdump())
+    def state() -> dict[str, list[str]]:
+        engine = open_database(visitor.root, read_only=True)
+        try:
+            with engine.connect() as connection:
+                tables = engine.tables(connection)
+                return {name: sorted(map(str, connection.exec_driver_sql(f"SELECT * FROM {name}"))) for name in tables}
+        finally:
+            engine.dispose()
 
     before = state()
     for address in addresses(ids[0]):
         assert visitor.get(address).status_code == 200
-    assert state() == before
+    assert state() == before and len(before["images"]) == len(ids)
 
 
 # Thresholds

@@ -676,6 +676,51 @@ def upgrade_keeps_everything() -> dict[str, Any]:
 
 
 @check
+def database_on_a_server_is_reached_within_the_sandbox() -> dict[str, Any]:
+    run("systemctl", "stop", *UNITS)
+    run("systemctl", "start", "postgresql.service")
+    as_postgres = ("runuser", "-u", "postgres", "--")
+    until(lambda: run(*as_postgres, "pg_isready", expected=None).endswith("accepting connections\n"), "the server", 60)
+    run(*as_postgres, "createuser", "tamis")
+    run(*as_postgres, "createdb", "--owner", "tamis", "--encoding", "UTF8", "--template", "template0", "tamis")
+    settings, file, kept = ROOT / "tamis.toml", ROOT / "tamis.db", Path("/root/tamis.db")
+    before = settings.read_text()
+    file.rename(kept)
+    try:
+        settings.write_text(before + 'database_url = "postgresql://tamis@/tamis?host=/run/postgresql"\n')
+        as_tamis(TAMIS, "init", ROOT)
+        script = "import pathlib; from tests.service.brightness_version import install"
+        as_tamis(PYTHON, "-c", f"{script}; install(pathlib.Path('{ROOT}'), version='v9')")
+        run("systemctl", "start", *UNITS)
+        known = len(dropped)
+        drop(10)
+
+        def rows() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = json.loads(
+                as_tamis(TAMIS, "results", "--root", ROOT, "--limit", "0", "--json")
+            )
+            return found
+
+        took = until(lambda: [row["state"] for row in rows()] == ["placed"] * 10, "all sorted")
+        until(lambda: ask("/api/v1/status")[0] == 200, "an answer", 60)
+        run("systemctl", "restart", "postgresql.service")
+        drop(10)
+        until(lambda: [row["state"] for row in rows()] == ["placed"] * 20, "all sorted after the server's restart")
+        assert shown("tamis.service", "NRestarts") == "0" and not file.exists(), told()
+        for row in rows():
+            (ROOT / row["path"]).unlink()
+        del dropped[known:]
+    finally:
+        run("systemctl", "stop", *UNITS, "postgresql.service")
+        settings.write_text(before)
+        kept.rename(file)
+        (ROOT / ".database").unlink(missing_ok=True)
+        run("systemctl", "start", *UNITS)
+    assert problems() == []
+    return {"10 pictures sorted after s": took}
+
+
+@check
 def uninstall_leaves_the_data() -> dict[str, Any]:
     run("systemctl", "stop", *UNITS)
     before = tree()
@@ -709,7 +754,12 @@ BOOTS = (
         retraining_beyond_its_memory_ends_itself_and_nothing_else,
         retraining_within_the_sandbox_is_bounded_and_ends,
     ),
-    (both_start_with_the_machine, upgrade_keeps_everything, uninstall_leaves_the_data),
+    (
+        both_start_with_the_machine,
+        upgrade_keeps_everything,
+        database_on_a_server_is_reached_within_the_sandbox,
+        uninstall_leaves_the_data,
+    ),
 )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[3]
 # Whose own Python can use the compiled packages of the one that runs the tests.
 SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "acl", "iproute2", "libstdc++6")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "acl", "iproute2", "libstdc++6", "postgresql")
 BOOT_TIMEOUT_S = 1800.0
 SECOND_VERSION = "99.0.0"
 
