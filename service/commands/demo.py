@@ -35,7 +35,7 @@ from service.commands.init import make_root
 from service.commands.options import AsJson, print_json
 from service.demo_parts import DEFECTS, draw
 from service.errors import TamisError
-from service.settings import SETTINGS_FILE
+from service.settings import ENVIRONMENT_PREFIX, SETTINGS_FILE
 from service.storage import energy as energy_rows
 from service.storage import images
 from service.storage.engine import open_database
@@ -74,6 +74,8 @@ def demo(
     """Train on drawn parts, start the daemon, drop good and bad parts, and show what was found and what it cost."""
     # With --json only the document goes to stdout.
     console = Console(stderr=as_json, highlight=False, markup=False)
+    # That of another root; this one has a file of its own.
+    os.environ.pop(f"{ENVIRONMENT_PREFIX}DATABASE_URL", None)
     with ExitStack() as stack:
         place = _place(root, keep, stack)
         if SETTINGS_FILE in make_root(place).made:

@@ -164,14 +164,16 @@ def _url_of(url: str) -> URL:
 
 
 def _id_of(root: Path) -> str | None:
+    path = root / OWNER_FILE
     try:
-        return (root / OWNER_FILE).read_text(encoding="ascii").strip() or None
+        found = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{root / OWNER_FILE}: expected the id of the root's database; found {error}"
-        ) from None
+        raise ConfigurationError(f"{path}: expected the id of the root's database; found {error}") from None
+    if found and not found.isalnum():
+        raise ConfigurationError(f"{path}: expected the id of the root's database; found {found[:40]!r}")
+    return found or None
 
 
 def _make_id(root: Path) -> str:

@@ -85,6 +85,9 @@ def test_database_of_another_root_is_refused_and_left_as_it_is(url: str, tmp_pat
     (tmp_path / "moved" / OWNER_FILE).write_text("\n")
     with pytest.raises(ConfigurationError, match="says nothing"):
         open_database(tmp_path / "moved")
+    (tmp_path / "moved" / OWNER_FILE).write_text("'; DROP TABLE images")
+    with pytest.raises(ConfigurationError, match=r"expected the id of the root's database; found.*DROP"):
+        open_database(tmp_path / "moved")
 
 
 def test_database_of_something_else_or_empty_is_refused(url: str, postgres: PostgresServer, tmp_path: Path) -> None:
