@@ -687,7 +687,10 @@ def database_on_a_server_is_reached_within_the_sandbox() -> dict[str, Any]:
     before = settings.read_text()
     file.rename(kept)
     try:
-        settings.write_text(before + 'database_url = "postgresql://tamis@/tamis?host=/run/postgresql"\n')
+        # The port is the first that was free where the bare system was made.
+        port = run("pg_lsclusters", "-h").split()[2]
+        url = f"postgresql://tamis@/tamis?host=/run/postgresql&port={port}"
+        settings.write_text(f'{before}database_url = "{url}"\n')
         as_tamis(TAMIS, "init", ROOT)
         script = "import pathlib; from tests.service.brightness_version import install"
         as_tamis(PYTHON, "-c", f"{script}; install(pathlib.Path('{ROOT}'), version='v9')")
