@@ -68,7 +68,8 @@ def test_one_champion_whatever_is_killed(kills: int, root: Path, tmp_path: Path)
     for kill in range(kills):
         moment = MOMENTS[kill % len(MOMENTS)]
         retraining = _retraining(root)
-        swapping = [_forked(lambda: _promote(root)), _forked(lambda: _roll_back(root))] if kill % 2 else []
+        with watch.resting:
+            swapping = [_forked(lambda: _promote(root)), _forked(lambda: _roll_back(root))] if kill % 2 else []
         try:
             reached = _wait_for(retraining, moment)
             time.sleep(chance.uniform(0, 0.6 if moment else 2.0))
@@ -96,6 +97,9 @@ class Watch:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        # SQLite keeps a process's locks in its memory. A fork that is made while this reads would take its lock along,
+        # and for ever wait for a reader that is not there.
+        self.resting = threading.Lock()
         self._ending = threading.Event()
         self._looks = 0
         self._wrong: list[tuple[str, int]] = []
@@ -113,7 +117,8 @@ class Watch:
         statement = "SELECT product, sum(state = 'champion') FROM versions GROUP BY product"
         with sqlite3.connect(f"file:{self._root}/tamis.db?mode=ro", uri=True, timeout=60) as connection:
             while not self._ending.wait(0.01):
-                self._wrong += [row for row in connection.execute(statement) if row[1] != 1]
+                with self.resting:
+                    self._wrong += [row for row in connection.execute(statement) if row[1] != 1]
                 self._looks += 1
 
 
