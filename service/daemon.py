@@ -59,6 +59,8 @@ LOOK_TIMEOUT_S = 0.2
 SPACE_INTERVAL_S = 1.0
 PAUSED_INTERVAL_S = 5.0
 STUCK_AFTER_S = 30.0
+# The service manager waits a minute for the end.
+CLOSE_AWAY_TIMEOUT_S = 5.0
 DRIFT_INTERVAL_S = 5.0
 # Looked at in one go, so that the thread that records is never kept for long.
 DRIFT_PRODUCTS_MAX = 4
@@ -303,8 +305,14 @@ class Daemon:
 
     def _close_meter(self) -> None:
         meter, self._pipeline.meter = self._pipeline.meter, None
-        if meter is not None:
-            self._recorder.add_row(meter.close())
+        if meter is None:
+            return
+        try:
+            self._recorder.add_row(meter.close(), CLOSE_AWAY_TIMEOUT_S)
+        except OperationalError as error:
+            if (why := trouble(error)) is None:
+                raise
+            log.warning(f"database {why}; the energy since the last row is not on record")
 
     # The loop's duties
 

@@ -152,13 +152,14 @@ class Recorder:
         """Write the energy since the last sample as idling."""
         self.add_row(meter.take("idle"))
 
-    def add_row(self, sample: EnergySample | None) -> None:
-        """Write `sample` as a row of its own; None is no row."""
+    def add_row(self, sample: EnergySample | None, away_timeout_s: float | None = None) -> None:
+        """Write `sample` as a row of its own; None is no row. Waits so long for a server that is away."""
         if sample is not None:
             write(
                 self._engine,
                 lambda connection: energy_rows.add(connection, sample),
                 lambda connection: energy_rows.find(connection, sample),
+                away_timeout_s=away_timeout_s,
             )
 
     def _record(

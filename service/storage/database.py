@@ -99,13 +99,17 @@ def trouble(error: BaseException) -> Trouble | None:
 
 
 def write(
-    engine: Engine, work: Callable[[Connection], Result], done: Callable[[Connection], Result | None] = lambda _: None
+    engine: Engine,
+    work: Callable[[Connection], Result],
+    done: Callable[[Connection], Result | None] = lambda _: None,
+    *,
+    away_timeout_s: float | None = None,
 ) -> Result:
     """Return what `work` does in a transaction that may write, begun anew when the server came back after going away.
 
     A connection that is lost at the end leaves open whether its transaction holds: `done` returns the result of one
     that does, and None where there is nothing of it; without it, doing it twice must do no harm. Gives up after
-    AWAY_TIMEOUT_S with the error, and at once with any other.
+    `away_timeout_s`, AWAY_TIMEOUT_S without, with the error, and at once with any other.
     """
     until: float | None = None
     while True:
@@ -115,7 +119,8 @@ def write(
                 return work(connection) if held is None else held
         except OperationalError as error:
             now = time.monotonic()
-            until = now + AWAY_TIMEOUT_S if until is None else until
+            if until is None:
+                until = now + (AWAY_TIMEOUT_S if away_timeout_s is None else away_timeout_s)
             if trouble(error) != "away" or now > until:
                 raise
         time.sleep(ASK_AGAIN_S)

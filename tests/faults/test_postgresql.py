@@ -90,6 +90,25 @@ def test_start_without_its_postgresql_fails_by_name_and_moves_nothing(server: Po
     assert problems(house, dropped) == []
 
 
+def test_stop_without_its_postgresql_does_not_wait_for_it(server: PostgresServer, house: Path) -> None:
+    dropped: list[str] = []
+    with DaemonProcess(house) as daemon:
+        daemon.wait_ready()
+
+        def metered() -> bool:
+            # The meter starts beside the work, and has a last row to write only then.
+            dropped.extend(drop_good(house, 3, f"good-{len(dropped)}"))
+            wait_until(settled(house, len(dropped)), "all at their place")
+            return bool(query(house, "SELECT id FROM energy"))
+
+        wait_until(metered, "a row of energy")
+        server.stop()
+        assert daemon.stop() == 0, daemon.log_text()
+        assert "the energy since the last row is not on record" in daemon.log_text()
+    server.start()
+    assert problems(house, dropped) == []
+
+
 def test_commit_whose_answer_is_lost_is_not_made_twice(house: Path, tmp_path: Path) -> None:
     """A server that ends between a commit and its answer leaves open whether it holds; here it does."""
     dropped = []
