@@ -700,7 +700,7 @@ def database_on_a_server_is_reached_within_the_sandbox() -> dict[str, Any]:
 
         def rows() -> list[dict[str, Any]]:
             asked = as_tamis("sh", "-c", f"{TAMIS} results --root {ROOT} --limit 0 --json 2>/dev/null")
-            found: list[dict[str, Any]] = json.loads(asked)
+            found: list[dict[str, Any]] = json.loads(asked)["results"]
             return found
 
         took = until(lambda: [row["state"] for row in rows()] == ["placed"] * 10, "all sorted")
