@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.daemon_process import DaemonProcess, wait_until
 from tests.faults.daemon_hooks import losing_answers
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, settled
 from tests.postgres_server import PostgresServer
+from tests.web.web_process import WebProcess
 
 pytest.importorskip("psycopg")
 
@@ -107,6 +110,24 @@ def test_stop_without_its_postgresql_does_not_wait_for_it(server: PostgresServer
         assert "the energy since the last row is not on record" in daemon.log_text()
     server.start()
     assert problems(house, dropped) == []
+
+
+def test_page_says_so_while_its_postgresql_is_away_and_works_again_after(server: PostgresServer, house: Path) -> None:
+    def asked(page: WebProcess) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"{page.url}/api/v1/images", timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    with WebProcess(house) as page:
+        assert asked(page)[0] == 200
+        server.stop()
+        status, said = asked(page)
+        assert status == 503 and "its server does not answer" in said
+        server.start()
+        assert asked(page)[0] == 200
+        assert page.stop() == 0
 
 
 def test_commit_whose_answer_is_lost_is_not_made_twice(house: Path, tmp_path: Path) -> None:

@@ -187,6 +187,21 @@ def test_sqlite_with_the_bug_is_reported_with_what_follows() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "level", "said"),
+    [
+        ({}, "ok", "commits last, data checksums on"),
+        ({"data_checksums": "off"}, "warning", "no data checksums"),
+        ({"fsync": "off"}, "error", "fsync off"),
+        ({"full_page_writes": "off", "fsync": "off"}, "error", "fsync and full_page_writes off"),
+    ],
+)
+def test_server_is_judged_by_whether_its_commits_last(changed: dict[str, str], level: str, said: str) -> None:
+    facts = {"server_version": "15.15", "fsync": "on", "full_page_writes": "on", "data_checksums": "on"} | changed
+    found = judge.judge_postgresql(facts)
+    assert (found.level, "15.15" in found.found) == (level, True) and said in found.found
+
+
+@pytest.mark.parametrize(
     ("revision", "answer", "levels"),
     [
         ("0002", "ok", ["ok", "ok"]),
