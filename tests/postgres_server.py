@@ -43,7 +43,9 @@ class PostgresServer:
             os.chown(self._folder.name, account.pw_uid, account.pw_gid)
         self._settings = "" if lasting else " -c fsync=off -c full_page_writes=off"
         # `trust` since nobody else reaches the socket in this folder.
-        self._run("initdb", "-D", f"{self._folder.name}/data", "-U", "tamis", "-A", "trust", "-E", "UTF8", "-k")
+        self._run(
+            "initdb", "-D", f"{self._folder.name}/data", "-U", "tamis", "-A", "trust", "-E", "UTF8", "--locale=C", "-k"
+        )
         Path(self._folder.name).chmod(0o711)
 
     def __enter__(self) -> PostgresServer:
