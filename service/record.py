@@ -34,7 +34,7 @@ from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, pl
 from service.shadow import ShadowDecision
 from service.storage import energy as energy_rows
 from service.storage import images, regions, shadow
-from service.storage.database import write
+from service.storage.database import AWAY_TIMEOUT_S, write
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
@@ -152,7 +152,7 @@ class Recorder:
         """Write the energy since the last sample as idling."""
         self.add_row(meter.take("idle"))
 
-    def add_row(self, sample: EnergySample | None, away_timeout_s: float | None = None) -> None:
+    def add_row(self, sample: EnergySample | None, away_timeout_s: float = AWAY_TIMEOUT_S) -> None:
         """Write `sample` as a row of its own; None is no row. Waits so long for a server that is away."""
         if sample is not None:
             write(

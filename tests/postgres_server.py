@@ -16,14 +16,15 @@ from urllib.parse import quote
 import psutil
 import pytest
 
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+# Debian keeps all the server's programs by version, out of the path.
+INITDB = max(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), default=None) or shutil.which("initdb")
 # The server refuses to run as root.
 ACCOUNT = "postgres"
 
 
 def need_postgres() -> None:
     """Skip, with the reason, where no server can be started."""
-    if not PROGRAMS and shutil.which("initdb") is None:
+    if INITDB is None:
         pytest.skip("needs a PostgreSQL server; Debian's package is postgresql")
 
 
@@ -36,7 +37,7 @@ class PostgresServer:
     def __init__(self, *, lasting: bool = True) -> None:
         need_postgres()
         self._folder = tempfile.TemporaryDirectory(prefix="postgres-")
-        self._programs = (PROGRAMS[-1] if PROGRAMS else Path(str(shutil.which("initdb")))).parent
+        self._programs = Path(str(INITDB)).parent
         self._numbers = count()
         if os.geteuid() == 0:
             account = pwd.getpwnam(ACCOUNT)

@@ -77,7 +77,7 @@ def examine(root: Path) -> list[Finding]:
     findings.append(judge.judge_renames(failure))
     products, folders = _incoming(root / "incoming")
     findings.append(judge.judge_inotify(read_inotify(), folders))
-    if settings.database_url is None:
+    if not settings.database_url:
         findings.append(judge.judge_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
     known = _database(root)
     findings += known.findings

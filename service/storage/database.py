@@ -103,13 +103,13 @@ def write(
     work: Callable[[Connection], Result],
     done: Callable[[Connection], Result | None] = lambda _: None,
     *,
-    away_timeout_s: float | None = None,
+    away_timeout_s: float = AWAY_TIMEOUT_S,
 ) -> Result:
     """Return what `work` does in a transaction that may write, begun anew when the server came back after going away.
 
     A connection that is lost at the end leaves open whether its transaction holds: `done` returns the result of one
     that does, and None where there is nothing of it; without it, doing it twice must do no harm. Gives up after
-    `away_timeout_s`, AWAY_TIMEOUT_S without, with the error, and at once with any other.
+    `away_timeout_s` with the error, and at once with any other.
     """
     until: float | None = None
     while True:
@@ -119,8 +119,7 @@ def write(
                 return work(connection) if held is None else held
         except OperationalError as error:
             now = time.monotonic()
-            if until is None:
-                until = now + (AWAY_TIMEOUT_S if away_timeout_s is None else away_timeout_s)
+            until = now + away_timeout_s if until is None else until
             if trouble(error) != "away" or now > until:
                 raise
         time.sleep(ASK_AGAIN_S)

@@ -15,12 +15,12 @@ from service import filesystem
 from service.errors import ConfigurationError
 from service.settings import database_url
 from service.storage import schema, sqlite
-from service.storage.database import Database, DatabaseCorrupt, trouble, write
+from service.storage.database import Database, DatabaseCorrupt, trouble
 from service.storage.journal import JournalChoice
 from service.storage.sqlite import DATABASE_FILE
 
-__all__ = ["BUSY_TIMEOUT_S", "DATABASE_FILE", "Database", "DatabaseCorrupt", "has_database", "name_of_database",
-           "open_database", "trouble", "write"]  # fmt: skip
+__all__ = ["BUSY_TIMEOUT_S", "DATABASE_FILE", "DatabaseCorrupt", "has_database", "name_of_database", "open_database",
+           "trouble"]  # fmt: skip
 
 # Longer than a minute, so that a lock of a minute is waited out and nothing is lost.
 BUSY_TIMEOUT_S = 90.0
@@ -53,10 +53,7 @@ def open_database(
     try:
         if not read_only:
             engine.check_at_open()
-        with engine.connect() as connection:
-            found = schema.judge(connection, new=create)
-            if found is not None:
-                engine.check_owner(connection)
+        found = _revision(engine, new=create)
         if migrate and found != migrations.HEAD:
             if read_only:
                 schema.require_head(found, engine.known_as)
@@ -78,8 +75,7 @@ def has_database(root: Path) -> bool:
         return (root / DATABASE_FILE).exists()
     engine = _server(root, url, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)
     try:
-        with engine.connect() as connection:
-            return schema.judge(connection, new=True) is not None
+        return _revision(engine, new=True) is not None
     except DBAPIError as error:
         raise engine.unopened(error) from error
     finally:
@@ -94,6 +90,15 @@ def name_of_database(root: Path) -> str:
     from service.storage.postgresql import shown
 
     return shown(url)
+
+
+def _revision(engine: Database, *, new: bool) -> str | None:
+    """Return the revision of a database that is Tamis's and this root's, None of an empty one; raises as `judge`."""
+    with engine.connect() as connection:
+        found = schema.judge(connection, new=new)
+        if found is not None:
+            engine.check_owner(connection)
+    return found
 
 
 def _server(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -> Database:

@@ -1,4 +1,4 @@
-"""What a daemon of the fault tests is made to do before its first line: to decode slowly, to have few file events.
+"""What a daemon of the fault tests is made to do before its first line: decode slowly, have few events, lose answers.
 
 Each returns an environment for the daemon. The hook is a `sitecustomize`, so that the service has none in its code.
 """

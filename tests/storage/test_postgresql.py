@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
@@ -78,6 +79,8 @@ def test_database_of_another_root_is_refused_and_left_as_it_is(url: str, tmp_pat
     for create in (False, True):
         with pytest.raises(ConfigurationError, match=r"expected the database of root .*two.*serves one root"):
             open_database(tmp_path / "two", create=create)
+    with pytest.raises(ConfigurationError, match="serves one root"):
+        make_root(tmp_path / "two")
     # The id moves with the root, as to another machine.
     (tmp_path / "one").rename(tmp_path / "moved")
     with opened(tmp_path / "moved") as engine:
@@ -252,19 +255,14 @@ def test_write_whose_connection_is_lost_is_made_once(
     monkeypatch.setattr(database, "ASK_AGAIN_S", 0.01)
     lost = []
 
-    def commit(connection: object) -> None:
+    def commit(connection: Any) -> None:
+        if lost:
+            return real(connection)
+        lost.append(True)
         if not before_commit:
             real(connection)
-        if not lost:
-            lost.append(True)
-            connection.close()  # type: ignore[attr-defined]
-        if before_commit and len(lost) == 1 and connection.closed:  # type: ignore[attr-defined]
-            lost.append(True)
-            raise psycopg.OperationalError("lost before the commit")
-        if before_commit:
-            real(connection)
-        elif connection.closed:  # type: ignore[attr-defined]
-            raise psycopg.OperationalError("lost after the commit")
+        connection.close()
+        raise psycopg.OperationalError("the connection was lost on purpose")
 
     real = psycopg.Connection.commit
     monkeypatch.setattr(psycopg.Connection, "commit", commit)
@@ -284,7 +282,7 @@ def test_write_whose_connection_is_lost_is_made_once(
 
 
 @on_postgresql
-def test_write_gives_up_on_what_will_not_pass(engine: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_gives_up_on_what_will_not_pass(engine: Database) -> None:
     calls = []
 
     def fail(connection: Connection) -> None:
@@ -297,11 +295,10 @@ def test_write_gives_up_on_what_will_not_pass(engine: Database, monkeypatch: pyt
 
 
 def test_write_gives_up_on_a_server_that_stays_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "AWAY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(database, "ASK_AGAIN_S", 0.01)
     engine = engine_of(tmp_path, f"postgresql://tamis@/tamis?host={tmp_path}", read_only=False, busy_timeout_s=1.0)
     with pytest.raises(OperationalError) as caught:
-        write(engine, lambda connection: None)
+        write(engine, lambda connection: None, away_timeout_s=0.05)
     assert trouble(caught.value) == "away"
 
 
