@@ -289,8 +289,10 @@ def test_broken_folder_ends_the_daemon_and_the_next_run_goes_on(house: Path, dro
         daemon.wait_ready()
         drop("a.png")
         assert daemon.process.wait(60) == 1
-        last = json.loads(daemon.log_text().splitlines()[-1])
-        assert last["event"] == "ended by an error" and "expected a folder" in last["exception"]
+        # On a busy machine the meter, which starts beside the work, may say after it that it did not start.
+        lines = [json.loads(line) for line in daemon.log_text().splitlines()]
+        [ended] = [line for line in lines if line["event"] == "ended by an error"]
+        assert lines.index(ended) >= len(lines) - 2 and "expected a folder" in ended["exception"]
     assert [row["state"] for row in rows(house)] == ["scored"]
     (house / "normal").unlink()
     (house / "normal").mkdir()
