@@ -50,6 +50,7 @@ from service.settle import Settling
 from service.shadow import Shadows
 from service.storage.engine import open_database, trouble
 from service.upkeep import Upkeep
+from service.wake import Wake
 from service.watch import NameFilter, Watcher
 
 log = logging.getLogger(__name__)
@@ -130,8 +131,9 @@ class Daemon:
         self._root = root
         self._settings = settings
         self._notifier = notifier
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
+        # What a signal handler changes: no `threading.Event`, whose lock the interrupted code may hold.
+        self._wake = Wake()
+        self._stopping = False
         self._due = _Schedule()
         self._state = _State()
         self._status_written: dict[str, object] = {}
@@ -140,9 +142,9 @@ class Daemon:
 
     def on_signal(self, number: int, _frame: object) -> None:
         """Stop in order at the first signal, at once at the second."""
-        if self._stopping.is_set():
+        if self._stopping:
             _leave_at_once()
-        self._stopping.set()
+        self._stopping = True
         self._wake.set()
 
     def open(self, stack: ExitStack) -> None:
@@ -220,8 +222,7 @@ class Daemon:
             ),
         )
         self._notifier.ready()
-        while not self._stopping.is_set():
-            self._wake.clear()
+        while not self._stopping:
             now = time.monotonic()
             if self._folders.error is not None:
                 raise self._folders.error
@@ -448,7 +449,7 @@ class Daemon:
             "paused": self._state.paused,
             # The root's own is no matter to the next run: a sandbox mounts it, a run by hand does not.
             "mounts": sorted(self._mounts.seen - {"."}),
-            "stopping": self._stopping.is_set(),
+            "stopping": self._stopping,
             "products": self._scorers.products,
             # A copy: what was written is compared with what is, and the intake goes on counting.
             "waiting_for_model": dict(self._intake.waiting),
@@ -487,7 +488,7 @@ class Daemon:
             due.append(self._due.status)
         timeout = min(at for at in due if at is not None) - time.monotonic()
         if timeout > 0:
-            self._wake.wait(min(timeout, threading.TIMEOUT_MAX))
+            self._wake.wait(timeout)
 
     def _status_is_written(self) -> bool:
         return self._status_written == self._status()
@@ -499,7 +500,6 @@ class Daemon:
         self._notifier.stopping()
         self._schedule.stop()
         while True:
-            self._wake.clear()
             now = time.monotonic()
             next_at = self._pipeline.step(now, claiming=False)
             if self._pipeline.drained:

@@ -84,9 +84,14 @@ class DaemonProcess:
             self._messages.put(message.decode())
 
     def stop(self, timeout_s: float = 60.0) -> int:
-        """Send SIGTERM and return the exit code."""
+        """Send SIGTERM and return the exit code. AssertionError with its log and stack where it does not end."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # at which it writes down its stack
+            self.process.wait()
+            raise AssertionError(f"expected the end within {timeout_s} s; the log says:\n{self.log_text()}") from None
 
     def kill(self) -> None:
         """Send SIGKILL."""

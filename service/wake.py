@@ -1,0 +1,28 @@
+"""Wake: what the loop sleeps on, set by other threads and by signal handlers."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+
+
+class Wake:
+    """A flag that one thread waits for and anyone may set, a signal handler in that same thread too.
+
+    `threading.Event` is no such flag: it takes a lock in Python code, and a handler that interrupts the waiting thread
+    while it holds that lock waits for itself for ever. Here each change is one call of a lock made in C, between whose
+    beginning and end no handler runs.
+    """
+
+    def __init__(self) -> None:
+        self._unset = threading.Lock()  # held while the flag is not set
+        self._unset.acquire()
+
+    def set(self) -> None:
+        """Set the flag, or leave it set."""
+        with suppress(RuntimeError):  # it was set
+            self._unset.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the flag, up to `timeout_s` s; take it down, and return whether it was set."""
+        return self._unset.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
