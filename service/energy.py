@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
+
 from service.storage.energy import EnergySample
 
 if TYPE_CHECKING:
@@ -33,11 +35,12 @@ _ANY_COUNTRY = "FRA"
 
 
 class EnergyMeter:
-    """Counts the energy of this process and its children, or of the machine.
+    """Counts the energy of this process, or of the machine.
 
-    `tracking` is `process` or `machine`, `country` an ISO 3166 alpha-3 code or None (emissions are then
-    unknown), `cpu_max_w` the processor's W at full load where it is not to be looked up. Making one takes up
-    to some seconds, since the hardware is looked at. Safe to use from several threads.
+    Processes that it starts are left out, as a retraining has a meter and rows of its own. `tracking` is `process` or
+    `machine`, `country` an ISO 3166 alpha-3 code or None (emissions are then unknown), `cpu_max_w` the processor's W at
+    full load where it is not to be looked up. Making one takes some seconds, since the hardware is looked at. Safe
+    to use from several threads.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class EnergyMeter:
             log_level="error",
         )
         tracker.start()
+        for part in tracker._hardware:
+            _leave_out_children(part)
         return tracker
 
     def take(self, kind: str, images: int = 0) -> EnergySample | None:
@@ -138,6 +143,25 @@ class EnergyMeter:
             source=self.source,
             country=self._country,
         )
+
+
+class _Childless:
+    """This process as the tracker asks for it, with no children: to find them the table of all processes is read."""
+
+    def __init__(self) -> None:
+        process = psutil.Process()
+        self.pid = process.pid
+        self.cpu_times = process.cpu_times
+
+    def children(self, recursive: bool = False) -> list[Any]:
+        return []
+
+
+def _leave_out_children(part: Any) -> None:
+    if hasattr(part, "_process"):  # the processor
+        part._process = _Childless()
+    if hasattr(part, "_children"):  # the memory
+        part._children = False
 
 
 class _Total:

@@ -35,6 +35,24 @@ def test_sum_of_samples_is_the_trackers_total() -> None:
     assert sum(sample.duration_s for sample in taken) == pytest.approx(1.0, abs=2.0)
 
 
+def test_energy_of_a_child_is_its_own_meters_and_not_counted_here_again() -> None:
+    meter = EnergyMeter()
+    work(0.5)
+    own = meter.take("scoring")
+    child = subprocess.Popen([sys.executable, "-c", "while True: sum(range(1000))"])
+    try:
+        time.sleep(1.0)
+        beside = meter.take("idle")
+    finally:
+        child.kill()
+        child.wait()
+        meter.close()
+    assert own is not None and own.cpu_wh is not None and beside is not None and beside.cpu_wh is not None
+    if own.source == "measured":
+        pytest.skip("the counters here are the machine's, which has no processes")
+    assert beside.cpu_wh < own.cpu_wh / 2
+
+
 def test_without_a_country_grams_are_unknown_and_not_zero() -> None:
     meter = EnergyMeter()
     work(0.1)
