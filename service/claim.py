@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -151,39 +151,55 @@ class Claims:
         return Claim(name.id, name.attempt, product_of(folder), str(relative), name.name, received_at, None)
 
 
+class WrongFolder(Exception):
+    """A folder that is not the one meant: the bare mount point of a share that is not there."""
+
+
 def make_folders(folder: Path, root: Path) -> None:
     """Make `folder` and what lacks above it up to `root`, durably; refuse a link on the way (NotADirectoryError)."""
     os.close(open_folder(folder, root))
 
 
-def open_folder(folder: Path, root: Path) -> int:
+def open_folder(folder: Path, root: Path, is_right: Callable[[str, int], bool] | None = None) -> int:
     """Return a descriptor of `folder`, which is made as by `make_folders`.
 
-    Each part is looked up in the one above it, held open: a link that takes its place meanwhile leads nowhere.
+    Each part is looked up in the one above it, held open: a link that takes its place meanwhile leads nowhere. Raises
+    WrongFolder for a part of which `is_right`, asked with its path in the root and a descriptor, says no; then nothing
+    is made below it.
     """
     current, path = os.open(root, _FOLDER), root
-    for part in folder.relative_to(root).parts:
-        path = path / part
-        try:
-            below = _open_below(current, part)
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                message = "expected a folder, found a link or a file"
-                raise NotADirectoryError(errno.ENOTDIR, message, str(path)) from None
-            raise
-        finally:
+    try:
+        _check(is_right, path.relative_to(root), current)
+        for part in folder.relative_to(root).parts:
+            path = path / part
+            below = _open_below(current, part, path)
             os.close(current)
-        current = below
+            current = below
+            _check(is_right, path.relative_to(root), current)
+    except BaseException:
+        os.close(current)
+        raise
     return current
 
 
-def _open_below(folder: int, name: str) -> int:
-    with suppress(FileNotFoundError):
+def _check(is_right: Callable[[str, int], bool] | None, path: Path, descriptor: int) -> None:
+    if is_right is not None and not is_right(str(path), descriptor):
+        raise WrongFolder(path)
+
+
+def _open_below(folder: int, name: str, path: Path) -> int:
+    try:
+        with suppress(FileNotFoundError):
+            return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=folder)
+            os.fsync(folder)
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-    with suppress(FileExistsError):
-        os.mkdir(name, dir_fd=folder)
-        os.fsync(folder)
-    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            message = "expected a folder, found a link or a file"
+            raise NotADirectoryError(errno.ENOTDIR, message, str(path)) from None
+        raise
 
 
 def sync_folder(folder: Path) -> None:

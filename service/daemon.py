@@ -32,14 +32,12 @@ from service.errors import ConfigurationError, TamisError
 from service.filesystem import lack_of_space, mount_of, sends_events
 from service.folder_watch import FolderWatch
 from service.in_charge import InCharge
-from service.instances import STATUS_NAME, instance_lock, last_status, others, take_root, write_status
+from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status
 from service.intake import Intake
 from service.loading import DetectorLoader
 from service.logs import configure, fields
-from service.mounts import Mounts
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
-from service.place import KINDS
 from service.record import Recorder
 from service.recover import recover
 from service.restore import take_back
@@ -151,7 +149,7 @@ class Daemon:
         """Open everything the loop needs, in the order in which `stack` closes it backwards."""
         settings, root = self._settings, self._root
         take_root(root, settings.instance, shared=settings.share_root, stack=stack)
-        self._mounts = Mounts(root.resolve(), KINDS, last_status(root, settings.instance).get("mounts", ()))
+        self._mounts = mounts_of(root, settings.instance)
         self._watcher = Watcher(root / INCOMING, self._wake.set)
         stack.callback(self._watcher.stop)
         self._watch()
@@ -183,7 +181,7 @@ class Daemon:
             self._engine,
             self._claims,
             anomaly_maps=settings.anomaly_maps,
-            delivery_waits=self._mounts.any_gone,
+            mounts=self._mounts,
         )
         self._pipeline = Pipeline(root, _limits(settings), self._intake, self._claims, self._recorder, self._wake.set)
         self._drift = DriftWatch(root, settings, self._looking, self._engine)

@@ -2,7 +2,7 @@
 
 Owns the moves to `normal/`, `anomaly/` and `quarantine/`. Each may be repeated: whatever a crash left is
 told from the two places and the recorded hash, and no file is ever overwritten or deleted unless its
-bytes are at the destination.
+bytes are at the destination. Nothing goes into the bare mount point of a share that is not there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service.claim import open_folder, sync_folder
+from service.claim import WrongFolder, open_folder, sync_folder
+from service.mounts import Mounts
 
 TRIES = 3
 
@@ -28,6 +29,8 @@ class Delivery(Enum):
     DONE = "done"
     CONFLICT = "conflict"
     MISSING = "missing"
+    WAITS = "waits"
+    """For a mount that is gone; nothing was moved, or not known to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,16 @@ class Move:
     sha256: str | None
 
 
-def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
-    """Carry out `moves`, make them last through a power cut, and return by id how each ended."""
+def deliver(root: Path, moves: Iterable[Move], mounts: Mounts | None = None) -> dict[str, Delivery]:
+    """Carry out `moves`, make them last through a power cut, and return by id how each ended.
+
+    `mounts` are what is to be mounted in `root`; None where nothing is known of any.
+    """
     ended = {}
     folders: set[Path] = set()
     for move in moves:
         source, destination = root / move.source, root / move.destination
-        ended[move.id] = _deliver_into(destination.parent, root, move)
+        ended[move.id] = _deliver_into(destination.parent, root, move, mounts)
         if ended[move.id] is Delivery.DONE:
             folders |= {source.parent, destination.parent}
     for folder in sorted(folders):
@@ -55,11 +61,16 @@ def deliver(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
     return ended
 
 
-def _deliver_into(folder: Path, root: Path, move: Move) -> Delivery:
+def _deliver_into(folder: Path, root: Path, move: Move, mounts: Mounts | None) -> Delivery:
     for tries_left in reversed(range(TRIES)):
         try:
-            with _held_open(folder, root) as held:
-                return _deliver_one(root / move.source, held / Path(move.destination).name, move)
+            with _held_open(folder, root, mounts) as held:
+                end = _deliver_one(root / move.source, held / Path(move.destination).name, move)
+            # Asked after it was looked for, since its mount may go at any time.
+            is_hidden = end is Delivery.MISSING and mounts is not None and mounts.any_gone()
+            return Delivery.WAITS if is_hidden else end
+        except WrongFolder:
+            return Delivery.WAITS
         except FileNotFoundError:
             # Retention takes empty folders away, perhaps this one since it was opened.
             if not tries_left:
@@ -68,9 +79,9 @@ def _deliver_into(folder: Path, root: Path, move: Move) -> Delivery:
 
 
 @contextmanager
-def _held_open(folder: Path, root: Path) -> Iterator[Path]:
+def _held_open(folder: Path, root: Path, mounts: Mounts | None) -> Iterator[Path]:
     """Yield a path to `folder` by way of its descriptor: a link put into its place meanwhile leads nowhere."""
-    descriptor = open_folder(folder, root)
+    descriptor = open_folder(folder, root, mounts.are_under if mounts is not None else None)
     try:
         yield Path(f"/proc/self/fd/{descriptor}")
     finally:
@@ -119,9 +130,17 @@ def _copy_across(source: Path, destination: Path, id: str) -> None:
         os.fsync(writing.fileno())
     shutil.copystat(source, partial)
     partial.rename(destination)
-    # The open folder has a link for a path, which `sync_folder` would refuse.
-    sync_folder(destination.parent.resolve())
+    _sync_held(destination.parent)
     source.unlink(missing_ok=True)
+
+
+def _sync_held(folder: Path) -> None:
+    # The path that `_held_open` yields leads to the folder by a link, which `sync_folder` would refuse.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _partial(destination: Path, id: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +68,16 @@ SILENT_TYPES = frozenset({"fuse", "fuseblk", "virtiofs", "prl_fs", "drvfs"})
 
 @dataclass(frozen=True)
 class Mount:
-    """One mounted file system; `type` as the kernel names it, such as `ext4`, `nfs4` or `fuse.sshfs`."""
+    """One mounted file system; `type` as the kernel names it, such as `ext4`, `nfs4` or `fuse.sshfs`.
+
+    `id` is the kernel's own number of the mount, which no other has while it is there.
+    """
 
     mount_point: Path
     type: str
     source: str
     read_only: bool
+    id: int | None = None
 
 
 def mount_of(path: Path, mountinfo: Path = MOUNTINFO) -> Mount:
@@ -106,11 +111,22 @@ def read_mounts(table: bytes) -> list[Mount]:
     for line in table.decode("utf-8", "surrogateescape").split("\n"):
         before, separator, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
-        if not separator or len(fields) < 6 or len(rest) < 2:
+        if not separator or len(fields) < 6 or len(rest) < 2 or not fields[0].isdecimal():
             continue
         options = fields[5].split(",") + (rest[2].split(",") if len(rest) > 2 else [])
-        mounts.append(Mount(Path(_unescaped(fields[4])), rest[0], _unescaped(rest[1]), "ro" in options))
+        point = Path(_unescaped(fields[4]))
+        mounts.append(Mount(point, rest[0], _unescaped(rest[1]), "ro" in options, int(fields[0])))
     return mounts
+
+
+def mount_id(descriptor: int) -> int | None:
+    """Return the number of the mount on which what is held open as `descriptor` lies, or None where none is told."""
+    with suppress(OSError):
+        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name == "mnt_id":
+                return int(value)
+    return None
 
 
 def is_network(type: str) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 from service.claim import PROCESSING
 from service.errors import ConfigurationError
 from service.locks import ProcessLock
+from service.mounts import Mounts
+from service.place import KINDS
 
 LOCK_NAME = ".lock"
 STATUS_NAME = ".status.json"
@@ -65,6 +67,15 @@ def last_status(root: Path, instance: str) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def mounts_of(root: Path, *names: str) -> Mounts:
+    """Return what the daemons `names`, all of `root` if none are given, have seen mounted in its folders."""
+    seen: set[str] = set()
+    for name in names or instances(root):
+        said = last_status(root, name).get("mounts", ())
+        seen |= {one for one in said if isinstance(one, str)} if isinstance(said, list) else set()
+    return Mounts(root.resolve(), KINDS, seen)
 
 
 def write_status(root: Path, instance: str, status: Mapping[str, object]) -> None:

@@ -1,7 +1,7 @@
 """Mounts: notices that a disk or a share that was mounted at one of the root's folders is no longer there.
 
 Owns which mounts were seen. What lies in a bare mount point is hidden as soon as the mount is back, so nothing may be
-delivered into one. Asks the kernel's mount table alone: to ask a share that hangs would hang.
+delivered into one. Asks the kernel's tables alone: to ask a share that hangs would hang.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from service.filesystem import MOUNTINFO, read_mounts
+from service.filesystem import MOUNTINFO, mount_id, read_mounts
 
 
 class Mounts:
     """The mounts at `root`, which is absolute, and at or below its `folders`; `seen` are those of an earlier run.
 
-    Paths are relative to the root.
+    Paths are relative to the root. Used by several threads: each look puts what it found in the place of the last one.
     """
 
     def __init__(
@@ -25,14 +25,15 @@ class Mounts:
         self._root = root
         self._folders = folders
         self._mountinfo = mountinfo
+        self._ids: dict[str, set[int | None]] | None = None
         self.seen = frozenset(seen)
 
     def look(self) -> list[str]:
         """Take note of what is mounted now, and return what is no longer; nothing where there is no table to read."""
         with suppress(OSError):
-            there = frozenset(self._there())
-            gone = sorted(self.seen - there)
-            self.seen |= there
+            self._ids = there = self._there()
+            gone = sorted(self.seen - there.keys())
+            self.seen |= there.keys()
             return gone
         return []
 
@@ -40,9 +41,28 @@ class Mounts:
         """Return whether a mount is no longer there; costs nothing where none was ever seen."""
         return bool(self.seen) and bool(self.look())
 
-    def _there(self) -> Iterable[str]:
+    def are_under(self, path: str, descriptor: int) -> bool:
+        """Return whether folder `path`, held open as `descriptor`, is what was seen mounted there, not what it hides.
+
+        True where nothing was. What is held open stays what it is, whatever is mounted or unmounted from then on.
+        """
+        return path not in self.seen or self._is_mounted(path, descriptor, look_again=True)
+
+    def _is_mounted(self, path: str, descriptor: int, *, look_again: bool) -> bool:
+        id, known = mount_id(descriptor), self._ids
+        if known is not None and (id is None or id in known.get(path, ())):
+            return True
+        if look_again:
+            self.look()
+            return self._is_mounted(path, descriptor, look_again=False)
+        return known is None  # there is no table to read
+
+    def _there(self) -> dict[str, set[int | None]]:
+        there: dict[str, set[int | None]] = {}
         for mount in read_mounts(self._mountinfo.read_bytes()):
             if mount.mount_point.is_relative_to(self._root):
                 relative = mount.mount_point.relative_to(self._root)
                 if not relative.parts or relative.parts[0] in self._folders:
-                    yield str(relative)
+                    # Several can be mounted at one place, the later over the earlier.
+                    there.setdefault(str(relative), set()).add(mount.id)
+        return there

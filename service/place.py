@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from service.deliver import Delivery, Move, deliver
+from service.mounts import Mounts
 from service.names import split_suffix
 from service.storage import images
 from service.storage.images import Finished, StoredImage
@@ -42,13 +43,15 @@ def place(
     again: Collection[str] = (),
     latencies_ms: Mapping[str, float | None] | None = None,
     claims_are_own: bool = False,
+    mounts: Mounts | None = None,
 ) -> dict[str, Finished]:
     """Move the files of those of `ids` that are on their way to their destinations; return by id how each now stands.
 
     `connection` is in a writing transaction, so that nobody else moves them meanwhile. `found_at` says where a file
     was seen, which goes over what its row says; `again` are ids whose files are moved although their rows say that
     they have arrived. Unless `claims_are_own`, a file that was never delivered stays on its way: the instance that
-    claimed it moves it without the lock, and across devices two that copy would leave two. Unknown ids are left out.
+    claimed it moves it without the lock, and across devices two that copy would leave two. What is to go to, or to come
+    from, one of `mounts` that is gone stays on its way as well. Unknown ids are left out.
     """
     found_at, latencies_ms = found_at or {}, latencies_ms or {}
     rows = images.find(connection, ids)
@@ -64,13 +67,13 @@ def place(
         held = [row for row in rows.values() if row.id not in finished and in_processing(row.path)]
         finished |= {row.id: Finished(row.id, SCORED, row.path, now, None) for row in held}
     waiting = [row for row in rows.values() if row.id not in finished]
-    ended = _move(root, waiting, found_at)
-    done = []
+    ended = _move(root, waiting, found_at, mounts)
+    stands = []
     for row in waiting:
         end, source = ended[row.id]
-        done.append(finished_as(row.id, source, row.destination, end, now, latencies_ms.get(row.id)))
-    images.finish(connection, done)
-    return finished | {one.id: one for one in done}
+        stands.append(finished_as(row.id, source, row.destination, end, now, latencies_ms.get(row.id)))
+    images.finish(connection, [one for one in stands if one.state != SCORED])
+    return finished | {one.id: one for one in stands}
 
 
 def finished_as(
@@ -79,6 +82,8 @@ def finished_as(
     """Return how a picture stands whose delivery from `source` to `destination` ended as `end`; pure."""
     if end is Delivery.DONE:
         return Finished(id, state_at(destination), destination, now, latency_ms)
+    if end is Delivery.WAITS:
+        return Finished(id, SCORED, source, now, None)
     if end is Delivery.MISSING:
         message = f"expected the file at {source} or {destination}; found neither"
         return Finished(id, MISSING, destination, now, None, MISSING, message)
@@ -118,10 +123,12 @@ def place_in(kind: str, row_destination: str, otherwise: str, id: str) -> str:
     return "/".join([kind, *parts[1:]]) if delivered else otherwise
 
 
-def _move(root: Path, rows: Iterable[StoredImage], found_at: Mapping[str, str]) -> dict[str, tuple[Delivery, str]]:
+def _move(
+    root: Path, rows: Iterable[StoredImage], found_at: Mapping[str, str], mounts: Mounts | None
+) -> dict[str, tuple[Delivery, str]]:
     """Deliver the files of `rows`; return by id how that ended and where each came from."""
     moves = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in rows]
-    ends = deliver(root, moves)
+    ends = deliver(root, moves, mounts)
     return {move.id: (ends[move.id], move.source) for move in moves}
 
 

@@ -29,6 +29,7 @@ from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
 from service.logs import fields
 from service.maps import drawn_size, overlay, regions_of, save_overlay
+from service.mounts import Mounts
 from service.names import destination, shown_name
 from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
 from service.shadow import ShadowDecision
@@ -90,7 +91,7 @@ class BatchReport:
 class Recorder:
     """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by.
 
-    While `delivery_waits` says so, what is recorded stays in `processing/`, where recovery finds it.
+    What is to go to one of `mounts` that is gone is recorded and stays in `processing/`, where recovery finds it.
     """
 
     def __init__(
@@ -101,14 +102,14 @@ class Recorder:
         *,
         anomaly_maps: bool,
         clock: Callable[[], float] = time.monotonic,
-        delivery_waits: Callable[[], bool] = lambda: False,
+        mounts: Mounts | None = None,
     ) -> None:
         self._root = root
         self._engine = engine
         self._claims = claims
         self._anomaly_maps = anomaly_maps
         self._clock = clock
-        self._delivery_waits = delivery_waits
+        self._mounts = mounts
         self._no_maps: int | None = None
 
     def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
@@ -129,9 +130,7 @@ class Recorder:
             self._draw_maps(kept, found)
         records = {judged.claim.id: _record_of(judged, datetime.now(UTC)) for judged in kept}
         self._record(records, found, kept, meter, report)
-        if self._delivery_waits():
-            return report
-        ended = deliver(self._root, (_move_of(record) for record in records.values()))
+        ended = deliver(self._root, (_move_of(record) for record in records.values()), self._mounts)
         self._finish(kept, records, ended, report)
         return report
 
@@ -145,7 +144,15 @@ class Recorder:
         finished: dict[str, Finished] = {}
         for part in turns(found_at):
             with self._engine.begin() as connection:
-                finished |= place(self._root, connection, part, found_at=found_at, again=again, claims_are_own=True)
+                finished |= place(
+                    self._root,
+                    connection,
+                    part,
+                    found_at=found_at,
+                    again=again,
+                    claims_are_own=True,
+                    mounts=self._mounts,
+                )
         return finished
 
     def add_idle_row(self, meter: EnergyMeter) -> None:
@@ -227,7 +234,13 @@ class Recorder:
         delivered_to = {one.id: one.path for one in finished}
         latencies_ms = {one.id: one.latency_ms for one in finished}
         placed = place(
-            self._root, connection, ids, found_at=delivered_to, latencies_ms=latencies_ms, claims_are_own=True
+            self._root,
+            connection,
+            ids,
+            found_at=delivered_to,
+            latencies_ms=latencies_ms,
+            claims_are_own=True,
+            mounts=self._mounts,
         )
         return [placed[id] for id in ids]
 

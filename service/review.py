@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from service import training_set
 from service.errors import TamisError, UsageError
+from service.instances import mounts_of
 from service.names import destination, shown_name
 from service.place import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
 from service.settings import load
@@ -53,8 +54,9 @@ def label_pictures(
     """Label the pictures `ids` as `normal` or `anomaly`; return them as they then stand, in the order of `ids`.
 
     None takes back what was said, and a picture goes back to where its verdict put it. What is missing or in conflict
-    is labelled and not moved. `burst_gap_s` is the setting of that name, which is looked up if None. Raises TamisError
-    naming ids that are unknown, and then nothing at all is changed; UsageError for what is no label.
+    is labelled and not moved; where a mount is gone that a daemon has seen, it moves the file once that is back.
+    `burst_gap_s` is the setting of that name, which is looked up if None. Raises TamisError naming ids that are
+    unknown, and then nothing at all is changed; UsageError for what is no label.
     """
     check_label(label)
     if source not in SOURCES:
@@ -69,9 +71,10 @@ def label_pictures(
         _send(connection, subjects, label)
         kept = training_set.keep(connection, subjects, label, by=by, now=now, burst_gap_s=gap_s)
     found: dict[str, Labelled] = {}
+    mounts = mounts_of(root)
     for part in turns(wanted):
         with engine.begin() as connection:
-            for one in place(root, connection, part).values():
+            for one in place(root, connection, part, mounts=mounts).values():
                 found[one.id] = Labelled(one.id, label, one.path, one.state)
     training_set.reconcile(root, engine, kept)
     return [found[id] for id in wanted]

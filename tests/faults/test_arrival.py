@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, wait_until
+from tests.daemon_process import REPOSITORY, DaemonProcess, wait_until
 from tests.faults.daemon_hooks import decoding_slowly, with_few_events
 from tests.faults.root_for_faults import drop, drop_good, make_root, problems, query, settled, waiting
 from tests.faults.shares import SFTP_SERVER, bindfs, needs_share, sshfs
@@ -502,6 +503,36 @@ def test_share_of_the_sorted_pictures_that_vanishes_is_waited_for_and_none_of_th
             assert query(root, "SELECT id FROM images WHERE state <> 'placed'") == []
             assert problems(root, dropped) == []
     assert list(normal.iterdir()) == []
+
+
+@needs_share("bindfs")
+def test_label_while_the_share_is_gone_moves_its_picture_once_it_is_back(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    command = [sys.executable, "-m", "service", "review", "--root", str(root), "--label"]
+    with DaemonProcess(root) as process:
+        process.wait_ready()
+        with bindfs(behind, root / "normal") as share:
+            dropped = drop_good(root, 6)
+            wait_until(settled(root, 6), "all sorted")
+            wait_until_it_says(root, "mounts", ["normal"])
+            [from_it, *_] = [row["id"] for row in query(root, "SELECT id FROM images WHERE verdict = 'normal'")]
+            [to_it, *_] = [row["id"] for row in query(root, "SELECT id FROM images WHERE verdict = 'anomaly'")]
+            share.vanish()
+            subprocess.run([*command, "anomaly", from_it], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, "normal", to_it], check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+            on_their_way = query(root, "SELECT id FROM images WHERE state = 'scored'")
+            assert {row["id"] for row in on_their_way} == {from_it, to_it}
+            assert list((root / "normal").iterdir()) == []
+        with bindfs(behind, root / "normal"):
+            wait_until(settled(root, 6), "both moved once it is back")
+            rows = query(root, "SELECT id, state, path FROM images WHERE id IN (?, ?)", from_it, to_it)
+            found = {row["id"]: (row["state"], row["path"].partition("/")[0]) for row in rows}
+            assert found == {from_it: ("placed", "anomaly"), to_it: ("placed", "normal")}
+            assert problems(root, dropped) == []
+            assert process.stop() == 0, process.log_text()
+    assert list((root / "normal").iterdir()) == []
 
 
 @needs_share("bindfs")

@@ -1,11 +1,13 @@
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service import deliver as deliver_module
 from service.deliver import Delivery, Move, deliver, hash_file
+from service.mounts import Mounts
 
 SOURCE = "processing/main/01--1--a.png"
 DESTINATION = "normal/default/2026-11-22/a.01.png"
@@ -28,6 +30,33 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
+
+
+@pytest.fixture
+def bare(root: Path, tmp_path: Path) -> Mounts:
+    """What knows of a mount at `normal/` that was there when it last looked, and is gone."""
+    table = tmp_path / "mountinfo"
+    table.write_text(f"999999 1 0:1 / {root}/normal rw - ext4 source rw\n")
+    mounts = Mounts(root, ["normal", "anomaly"], mountinfo=table)
+    mounts.look()
+    table.write_text("")
+    return mounts
+
+
+def test_nothing_is_made_or_left_in_a_bare_mount_point(root: Path, move: Move, bare: Mounts) -> None:
+    assert deliver(root, [move], bare) == {"01": Delivery.WAITS}
+    assert (root / SOURCE).read_bytes() == b"bytes"
+    assert list((root / "normal").iterdir()) == []
+
+
+def test_what_goes_elsewhere_does_not_wait_for_a_mount_that_is_gone(root: Path, move: Move, bare: Mounts) -> None:
+    there = replace(move, destination="anomaly/default/2026-11-22/a.01.png")
+    assert deliver(root, [there], bare) == {"01": Delivery.DONE}
+
+
+def test_file_that_lies_on_a_mount_that_is_gone_is_not_missing(root: Path, bare: Mounts) -> None:
+    move = Move("01", DESTINATION, "anomaly/default/2026-11-22/a.01.png", None)
+    assert deliver(root, [move], bare) == {"01": Delivery.WAITS}
 
 
 def test_file_goes_where_its_row_says(root: Path, move: Move) -> None:

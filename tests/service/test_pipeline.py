@@ -22,7 +22,9 @@ from models.detector import Scored
 from service.claim import Claims
 from service.deliver import Delivery, Move, deliver
 from service.intake import Intake
+from service.mounts import Mounts
 from service.pipeline import Limits, Pipeline, StageStuck
+from service.place import KINDS
 from service.record import Recorder
 from service.recover import recover
 from service.review import label_pictures
@@ -62,14 +64,14 @@ class House:
         self.root, self.engine, self.now = root, engine, 1000.0
         self.woken = threading.Event()
         self.claims = Claims(root, "main")
-        self.delivery_waits = False
+        self.mounts = Mounts(root, KINDS)
         self.recorder = Recorder(
             root,
             engine,
             self.claims,
             anomaly_maps=True,
             clock=lambda: self.now,
-            delivery_waits=lambda: self.delivery_waits,
+            mounts=self.mounts,
         )
         settling = Settling(limits.settle_time_s, empty_file_timeout_s=60.0)
         self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling, shadows)  # type: ignore[arg-type]
@@ -144,16 +146,17 @@ def test_dropped_pictures_are_scored_sorted_and_on_record(house: House, drop: Ca
     assert house.files("incoming", "processing") == []
 
 
-def test_while_delivery_waits_a_picture_is_on_record_and_stays_where_recovery_finds_it(
+def test_picture_for_a_mount_that_is_gone_is_on_record_and_stays_where_recovery_finds_it(
     house: House, drop: Callable[..., Path]
 ) -> None:
     drop("good.png", brightness=10)
-    house.delivery_waits = True
+    drop("bad.png", brightness=220)
+    house.mounts.seen = frozenset(["normal"])
     house.settle_and_run()
-    [row] = house.rows()
-    assert (row["state"], row["verdict"]) == ("scored", "normal")
+    bad, row = sorted(house.rows(), key=lambda one: str(one["verdict"]))
+    assert bad["state"] == "placed" and (row["state"], row["verdict"]) == ("scored", "normal")
     assert house.files("normal") == [] and house.files("processing") == [row["path"]]
-    house.delivery_waits = False
+    house.mounts.seen = frozenset()
     recovered = recover(
         house.root,
         house.engine,
@@ -163,7 +166,7 @@ def test_while_delivery_waits_a_picture_is_on_record_and_stays_where_recovery_fi
         attempts_max=3,
         has_model=lambda _: True,
     )
-    assert recovered.delivered == 1 and house.rows()[0]["state"] == "placed"
+    assert recovered.delivered == 1 and [one["state"] for one in house.rows()] == ["placed", "placed"]
 
 
 def test_anomaly_gets_a_map_and_a_normal_picture_none(house: House, drop: Callable[..., Path]) -> None:
@@ -252,10 +255,10 @@ def test_label_during_the_first_delivery_leaves_one_file_where_the_label_says(
             label_pictures(house.root, house.engine, [row["id"]], "anomaly", by="ada", source="web")[0].state
         )
 
-    def deliver_and_label(root: Path, moves: Iterable[Move]) -> dict[str, Delivery]:
+    def deliver_and_label(root: Path, moves: Iterable[Move], mounts: Mounts | None) -> dict[str, Delivery]:
         if moment == "before it moves":
             label()
-        ended = deliver(root, moves)
+        ended = deliver(root, moves, mounts)
         label()
         return ended
 
