@@ -27,6 +27,7 @@ from sqlalchemy import Engine
 from service import removal
 from service.claim import PROCESSING, sync_folder
 from service.errors import TamisError
+from service.instances import mounts_of
 from service.logs import fields
 from service.record import MAPS
 from service.removal import FOLDERS, Seen, Stays
@@ -209,10 +210,13 @@ class Retention:
     def run(self, now: datetime) -> Outcome:
         """Finish what an earlier run left, remove what is to go at `now`, and keep word of it.
 
-        Raises TamisError where another run is at work, and where it is not known which pictures versions were made
-        from.
+        Raises TamisError where another run is at work, where it is not known which pictures versions were made from,
+        and where a mount is gone: what lies on it is not there, and has not been removed for that.
         """
         with self._alone():
+            if gone := mounts_of(self._root).look():
+                places = ", ".join(gone)
+                raise TamisError(f"retention: expected a disk or share mounted at {places}, as before; found none")
             return self._run(now)
 
     def _run(self, now: datetime) -> Outcome:

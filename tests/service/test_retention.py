@@ -154,6 +154,22 @@ def test_rules_are_those_that_are_set_and_none_by_default() -> None:
 # What goes
 
 
+def test_picture_on_a_mount_that_is_gone_does_not_count_as_removed(house: House) -> None:
+    id = house.place(days=8)
+    house.execute("UPDATE images SET error_code = 'removing_by_retention' WHERE id = ?", (id,))
+    away = house.file(id).rename(house.root / "away")
+    status = house.root / "processing/main/.status.json"
+    status.parent.mkdir(parents=True, exist_ok=True)
+    status.write_text(json.dumps({"mounts": ["normal"]}))
+    with pytest.raises(TamisError, match="mounted at normal"):
+        house.run()
+    assert house.row(id)["state"] == "placed"
+    status.unlink()
+    away.rename(house.file(id))
+    house.run()
+    assert house.there(id) == [False] and house.in_order()
+
+
 def test_old_file_goes_and_its_row_says_so(house: House) -> None:
     old, young = house.place(days=8), house.place(days=6)
     outcome = house.run()
