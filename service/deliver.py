@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from service.claim import WrongFolder, open_folder, sync_folder
+from service.filesystem import sync
 from service.mounts import Mounts
 
 TRIES = 3
@@ -130,17 +131,9 @@ def _copy_across(source: Path, destination: Path, id: str) -> None:
         os.fsync(writing.fileno())
     shutil.copystat(source, partial)
     partial.rename(destination)
-    _sync_held(destination.parent)
+    # The path of the open folder is a link, which `sync_folder` would refuse.
+    sync(destination.parent)
     source.unlink(missing_ok=True)
-
-
-def _sync_held(folder: Path) -> None:
-    # The path that `_held_open` yields leads to the folder by a link, which `sync_folder` would refuse.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _partial(destination: Path, id: str) -> Path:

@@ -85,6 +85,8 @@ class EnergyMeter:
             log_level="error",
         )
         tracker.start()
+        # The first one imports for a tenth of a second, in which a picture would wait.
+        tracker.flush()
         for part in tracker._hardware:
             _leave_out_children(part)
         return tracker

@@ -20,12 +20,12 @@ from sqlalchemy.exc import DBAPIError
 
 from service.claim import Claims, make_folders, sync_folder
 from service.errors import TamisError
+from service.filesystem import sync
 from service.instances import instance_lock, instances
 from service.logs import fields
 from service.names import ClaimedName, delivered_name
 from service.place import KINDS
 from service.storage import images
-from service.storage.backup import sync
 from service.storage.engine import DATABASE_FILE, open_database
 
 log = logging.getLogger(__name__)

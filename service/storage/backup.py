@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from service.errors import TamisError
+from service.filesystem import sync
 
 STEP_PAGES = 1000
 RESTARTS_MAX = 3
@@ -85,12 +86,3 @@ def _restart_limit() -> Callable[[int, int, int], None]:
         left = remaining
 
     return progress
-
-
-def sync(path: Path) -> None:
-    """Make the content of the file `path`, or the names in a folder, last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

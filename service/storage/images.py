@@ -7,7 +7,7 @@ repeated without harm.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
@@ -129,6 +129,7 @@ class Subject:
 
 
 _insert = insert_new(_images)
+_RECORDED = tuple(ImageRecord.__dataclass_fields__)
 # What a finish does not know keeps what was known before.
 _finish = (
     update(_images)
@@ -176,7 +177,7 @@ def record(connection: Connection | Session, records: Sequence[ImageRecord], ene
     for one in records:
         first = earliest.setdefault(one.sha256, one.id) if one.sha256 is not None else one.id
         rows.append(
-            asdict(one)
+            {name: getattr(one, name) for name in _RECORDED}
             | {
                 "file_name": _storable(one.file_name),
                 "error": None if one.error is None else _storable(one.error),

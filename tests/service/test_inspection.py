@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.appearance import appearance_of
 from models.detector import Scored, UInt8Array
 from service.claim import Claim
 from service.decide import Judge
@@ -41,6 +42,18 @@ def test_claimed_file_is_decoded_as_its_version_was_calibrated(tmp_path: Path, d
     decoded = read_claim(tmp_path, claimed(tmp_path, jpeg()), scorer, file_bytes_max=10**6, pixels_max=10**6)
     assert decoded.picture.drafted is draft
     assert (decoded.picture.height, decoded.picture.width) == (400, 600)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_light_of_a_claimed_file_is_that_of_the_pixels_that_are_scored(tmp_path: Path, orientation: int) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (400, 600, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0)
+    decoded = read_claim(tmp_path, claimed(tmp_path, buffer.getvalue()), scorer, file_bytes_max=10**6, pixels_max=10**6)
+    assert decoded.appearance == appearance_of(decoded.picture.pixels)
 
 
 def test_cut_jpeg_is_undecodable_as_a_draft_too(tmp_path: Path) -> None:
