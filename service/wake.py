@@ -25,4 +25,4 @@ class Wake:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the flag, up to `timeout_s` s; take it down, and return whether it was set."""
-        return self._unset.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
+        return self._unset.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
