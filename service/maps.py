@@ -60,16 +60,28 @@ def overlay(
     framed; they are in pixels of a picture of `picture_size` (height, width), of `image` if not given.
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
+    draw_over(picture, anomaly_map, pixel_threshold, regions, picture_size or image.shape[:2])
+    return np.asarray(picture)
+
+
+def draw_over(
+    picture: Image.Image,
+    anomaly_map: Float32Array,
+    pixel_threshold: float,
+    regions: Sequence[Region],
+    picture_size: tuple[int, int],
+) -> None:
+    """Draw as `overlay` does into `picture`, of mode RGB: a large one is copied often enough as it is."""
+    size = (picture.height, picture.width)
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
-    box = _box_above(grey, image.shape[:2])
+    box = _box_above(grey, size)
     # Most of a picture is below what shows: only the box that holds the rest is enlarged and blended.
     if box is not None:
-        colours = _enlarged(grey, image.shape[:2], box)
+        colours = _enlarged(grey, size, box)
         mask = colours.point(_table(_opacity))
         colours.putpalette(_palette(_warm))
         picture.paste(colours.convert("RGB"), box[:2], mask)
-    _draw_boxes(picture, regions, picture_size or image.shape[:2])
-    return np.asarray(picture)
+    _draw_boxes(picture, regions, picture_size)
 
 
 def side_by_side(

@@ -24,11 +24,11 @@ from models.detector import Float32Array, UInt8Array
 from models.regions import Region
 from service.claim import PROCESSING, Claim, Claims
 from service.decide import ANOMALY, Decision
-from service.decode import DecodeError, FileState, Picture, StillChanging, decode, read_file
+from service.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
 from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
 from service.logs import fields
-from service.maps import drawn_size, overlay, regions_of, save_overlay
+from service.maps import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.mounts import Mounts
 from service.names import destination, shown_name
 from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
@@ -249,10 +249,10 @@ class Recorder:
             id, picture = judged.claim.id, judged.picture
             if id not in found or picture is None or judged.anomaly_map is None:
                 continue
-            size = (picture.height, picture.width)
             image = self._image(judged.claim, picture)
-            drawn = overlay(image, judged.anomaly_map, judged.pixel_threshold, found[id], size)
-            self._save_map(self._root / MAPS / f"{id}.png", drawn)
+            size = (picture.height, picture.width)
+            draw_over(image, judged.anomaly_map, judged.pixel_threshold, found[id], size)
+            self._save_map(self._root / MAPS / f"{id}.png", np.asarray(image))
 
     def _save_map(self, path: Path, drawn: UInt8Array) -> None:
         """Write the map; where that cannot be, the verdict stands without it, and it is said once."""
@@ -281,19 +281,18 @@ class Recorder:
         finally:
             os.close(beside)
 
-    def _image(self, claim: Claim, picture: Picture) -> UInt8Array:
-        """Return the picture at the size at which it is drawn, uint8 `(H, W, 3)`.
+    def _image(self, claim: Claim, picture: Picture) -> Image.Image:
+        """Return the picture, RGB, at the size at which it is drawn.
 
         Read again, because in memory there is only what the model takes, in which a person cannot see a scratch;
         and few pictures are drawn. What can no longer be read is drawn from memory: a map is no reason to stop.
         """
-        size = drawn_size(picture.height, picture.width)
         try:
             data = read_file(self._root / claim.path).data
-            return decode(data, size).pixels
+            return decode_within(data, DRAWN_SIDE_MAX).image
         except (DecodeError, StillChanging, OSError):
-            enlarged = Image.fromarray(picture.pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-            return np.asarray(enlarged)
+            height, width = drawn_size(picture.height, picture.width)
+            return Image.fromarray(picture.pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _is_shown(judged: Judged) -> bool:
