@@ -40,11 +40,7 @@ def appearance_of(pixels: UInt8Array) -> Appearance:
     less that of the four neighbours; pixels at the edge have none. All three scale with the light, and sharpness
     with the size at which a picture is seen too: they compare with those of pictures of the same size.
     """
-    return appearance_in_grey(Image.fromarray(pixels).convert("L"))
-
-
-def appearance_in_grey(grey: Image.Image) -> Appearance:
-    """As `appearance_of`, of a picture whose luma is `grey`, of mode L."""
+    grey = Image.fromarray(pixels).convert("L")
     counts = np.asarray(grey.histogram(), dtype=np.float64)
     brightness = float(counts @ LEVELS / counts.sum())
     contrast = float(np.sqrt(counts @ (LEVELS - brightness) ** 2 / counts.sum()))

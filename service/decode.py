@@ -85,8 +85,7 @@ class FileBytes:
 class Picture:
     """A decoded picture: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright.
 
-    `drafted` says whether less than all of it was decoded: a JPEG at a half, a quarter or an eighth. `grey` is its luma
-    at the asked size, of mode L, where that was asked for.
+    `drafted` says whether less than all of it was decoded: a JPEG at a half, a quarter or an eighth.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -94,7 +93,6 @@ class Picture:
     width: int
     mode: str
     drafted: bool = False
-    grey: Image.Image | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +148,7 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
     return FileBytes(data, hashlib.sha256(data).hexdigest(), FileState.of(after))
 
 
-def decode(
-    data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, draft: bool = False, grey: bool = False
-) -> Picture:
+def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, draft: bool = False) -> Picture:
     """Return the picture in `data`, upright, RGB, resized to `size` (height, width) by an antialiased bilinear filter.
 
     With `draft` a JPEG of at least 4 times `size` is decoded at a half, a quarter or an eighth of its sides, the
@@ -176,8 +172,7 @@ def decode(
             raise DecodeError("damaged", f"cannot decode {image.format}: {_told(error)}") from None
         if orientation in _UPRIGHT:
             resized = resized.transpose(_UPRIGHT[orientation])
-        pixels = np.asarray(resized, dtype=np.uint8)
-        return Picture(pixels, height, width, mode, drafted, resized.convert("L") if grey else None)
+        return Picture(np.asarray(resized, dtype=np.uint8), height, width, mode, drafted)
 
 
 def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:

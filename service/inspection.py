@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.appearance import Appearance, appearance_in_grey
+from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
 from service.claim import Claim
 from service.decide import ScoreNotFinite
@@ -61,14 +61,11 @@ def read_claim(
     facts = FileFacts(file.state, file.sha256, len(file.data))
     try:
         with decodes or nullcontext():
-            picture = decode(
-                file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft, grey=True
-            )
+            picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
         raise Undecodable(error, facts) from None
     beside = _for_shadow(shadow, file.data, picture, scorer, pixels_max) if shadow is not None else None
-    seen = appearance_in_grey(picture.grey) if picture.grey is not None else None
-    return Decoded(claim, scorer, facts, replace(picture, grey=None), seen, beside)
+    return Decoded(claim, scorer, facts, picture, appearance_of(picture.pixels), beside)
 
 
 def judge(batch: list[Decoded]) -> list[Judged]:
