@@ -167,39 +167,40 @@ def open_folder(folder: Path, root: Path, is_right: Callable[[str, int], bool] |
     WrongFolder for a part of which `is_right`, asked with its path in the root and a descriptor, says no; then nothing
     is made below it.
     """
-    current, path = os.open(root, _FOLDER), root
+    parts = folder.relative_to(root).parts
+    current, at = os.open(root, _FOLDER), "."
     try:
-        _check(is_right, path.relative_to(root), current)
-        for part in folder.relative_to(root).parts:
-            path = path / part
-            below = _open_below(current, part, path)
+        _check(is_right, at, current)
+        for depth, part in enumerate(parts, start=1):
+            at = "/".join(parts[:depth])
+            try:
+                below = _open_below(current, part)
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    message = "expected a folder, found a link or a file"
+                    raise NotADirectoryError(errno.ENOTDIR, message, str(root / at)) from None
+                raise
             os.close(current)
             current = below
-            _check(is_right, path.relative_to(root), current)
+            _check(is_right, at, current)
     except BaseException:
         os.close(current)
         raise
     return current
 
 
-def _check(is_right: Callable[[str, int], bool] | None, path: Path, descriptor: int) -> None:
-    if is_right is not None and not is_right(str(path), descriptor):
+def _check(is_right: Callable[[str, int], bool] | None, path: str, descriptor: int) -> None:
+    if is_right is not None and not is_right(path, descriptor):
         raise WrongFolder(path)
 
 
-def _open_below(folder: int, name: str, path: Path) -> int:
-    try:
-        with suppress(FileNotFoundError):
-            return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-        with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=folder)
-            os.fsync(folder)
+def _open_below(folder: int, name: str) -> int:
+    with suppress(FileNotFoundError):
         return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            message = "expected a folder, found a link or a file"
-            raise NotADirectoryError(errno.ENOTDIR, message, str(path)) from None
-        raise
+    with suppress(FileExistsError):
+        os.mkdir(name, dir_fd=folder)
+        os.fsync(folder)
+    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
 
 
 def sync_folder(folder: Path) -> None:

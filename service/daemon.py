@@ -485,8 +485,7 @@ class Daemon:
         if not self._pipeline.idle or not self._status_is_written():
             due.append(self._due.status)
         timeout = min(at for at in due if at is not None) - time.monotonic()
-        if timeout > 0:
-            self._wake.wait(timeout)
+        self._wake.wait(timeout)
 
     def _status_is_written(self) -> bool:
         return self._status_written == self._status()
@@ -505,7 +504,7 @@ class Daemon:
             interval = self._notifier.watchdog_interval_s
             if interval is not None and self._pipeline.stuck_for_s(now) < STUCK_AFTER_S:
                 self._notifier.watchdog()
-            self._wake.wait(max(0.0, min(next_at - now, 1.0)) if next_at is not None else 1.0)
+            self._wake.wait(min(next_at - now, 1.0) if next_at is not None else 1.0)
         self._write_status()
         log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
 

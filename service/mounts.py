@@ -46,16 +46,16 @@ class Mounts:
 
         True where nothing was. What is held open stays what it is, whatever is mounted or unmounted from then on.
         """
-        return path not in self.seen or self._is_mounted(path, descriptor, look_again=True)
-
-    def _is_mounted(self, path: str, descriptor: int, *, look_again: bool) -> bool:
-        id, known = mount_id(descriptor), self._ids
-        if known is not None and (id is None or id in known.get(path, ())):
+        if path not in self.seen:
             return True
-        if look_again:
-            self.look()
-            return self._is_mounted(path, descriptor, look_again=False)
-        return known is None  # there is no table to read
+        id = mount_id(descriptor)
+        if self._know(path, id):
+            return True
+        self.look()  # it may be newer than the last one
+        return self._ids is None or self._know(path, id)  # None: there is no table to read
+
+    def _know(self, path: str, id: int | None) -> bool:
+        return self._ids is not None and (id is None or id in self._ids.get(path, ()))
 
     def _there(self) -> dict[str, set[int | None]]:
         there: dict[str, set[int | None]] = {}

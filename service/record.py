@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,7 @@ class Recorder:
         self._anomaly_maps = anomaly_maps
         self._clock = clock
         self._mounts = mounts
+        self._place = partial(place, root, claims_are_own=True, mounts=mounts)
         self._no_maps: int | None = None
 
     def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
@@ -144,15 +146,7 @@ class Recorder:
         finished: dict[str, Finished] = {}
         for part in turns(found_at):
             with self._engine.begin() as connection:
-                finished |= place(
-                    self._root,
-                    connection,
-                    part,
-                    found_at=found_at,
-                    again=again,
-                    claims_are_own=True,
-                    mounts=self._mounts,
-                )
+                finished |= self._place(connection, part, found_at=found_at, again=again)
         return finished
 
     def add_idle_row(self, meter: EnergyMeter) -> None:
@@ -233,15 +227,7 @@ class Recorder:
         ids = [one.id for one in finished]
         delivered_to = {one.id: one.path for one in finished}
         latencies_ms = {one.id: one.latency_ms for one in finished}
-        placed = place(
-            self._root,
-            connection,
-            ids,
-            found_at=delivered_to,
-            latencies_ms=latencies_ms,
-            claims_are_own=True,
-            mounts=self._mounts,
-        )
+        placed = self._place(connection, ids, found_at=delivered_to, latencies_ms=latencies_ms)
         return [placed[id] for id in ids]
 
     def _draw_maps(self, kept: Sequence[Judged], found: dict[str, tuple[Region, ...]]) -> None:

@@ -24,5 +24,5 @@ class Wake:
             self._unset.release()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the flag, up to `timeout_s` s; take it down, and return whether it was set."""
+        """Wait for the flag for `timeout_s` s, not at all if negative; take it down, and return whether it was set."""
         return self._unset.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -90,7 +91,8 @@ class DaemonProcess:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # at which it writes down its stack
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
             raise AssertionError(f"expected the end within {timeout_s} s; the log says:\n{self.log_text()}") from None
 
     def kill(self) -> None:

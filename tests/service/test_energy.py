@@ -4,9 +4,11 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from service.energy import EnergyMeter
+from tests.daemon_process import wait_until
 
 
 def work(seconds: float) -> None:
@@ -41,7 +43,8 @@ def test_energy_of_a_child_is_its_own_meters_and_not_counted_here_again() -> Non
     own = meter.take("scoring")
     child = subprocess.Popen([sys.executable, "-c", "while True: sum(range(1000))"])
     try:
-        time.sleep(1.0)
+        busy = psutil.Process(child.pid)
+        wait_until(lambda: busy.cpu_times().user > 0.5, "a child that works as much")
         beside = meter.take("idle")
     finally:
         child.kill()
