@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE
 from models.detector import Float32Array, UInt8Array
 from models.export import converted
+from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE
 from models.openvino_runtime import compile_queue
 from models.progress import Progress
 

@@ -41,17 +41,17 @@ def network_of(version: ModelVersion) -> nn.Module:
 
 
 def _feature(manifest: Mapping[str, Any]) -> nn.Module:
-    from models.backbone import DETAIL, OVERVIEW, FeatureExtractor
-    from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
-    from models.feature_graph import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
-    from models.segmentation_head import SegmentationHead
+    from models.networks.backbone import DETAIL, OVERVIEW, FeatureExtractor
+    from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+    from models.networks.feature_detector import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+    from models.networks.segmentation_head import SegmentationHead
 
     seen = FeaturesAndResiduals(FeatureExtractor(), Whitening(), FeatureAutoencoder(), Standardisation(DETAIL))
     return FeatureScoringGraph(FeatureEvidence(seen, Whitening(OVERVIEW), SegmentationHead()))
 
 
 def _pixel(manifest: Mapping[str, Any]) -> nn.Module:
-    from models.pixel_autoencoder import PixelAutoencoder, PixelScoringGraph
+    from models.networks.pixel_autoencoder import PixelAutoencoder, PixelScoringGraph
 
     return PixelScoringGraph(PixelAutoencoder())
 

@@ -24,9 +24,9 @@ from models.draft import ReadDraft, check_drafts
 from models.export import check_parity, export_graph, save_weights, write_images, write_manifest
 from models.fitted import Fitted
 from models.limits import BYTES_PER_GB, MEMORY_GB, Limits, memory_peak_bytes
+from models.networks.pretrained import BackboneSource
 from models.openvino_detector import OpenVinoDetector
 from models.openvino_runtime import allowed_cores
-from models.pretrained import BackboneSource
 from models.progress import Progress
 from models.registry import (
     BUILD_PREFIX,

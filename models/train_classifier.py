@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from models.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
 from models.division import balanced
 from models.export import converted
 from models.fitted import Fitted
 from models.limits import Limits
 from models.linear_head import Float64Array, fit_head
+from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
+from models.networks.pretrained import BackboneSource, load_pretrained
 from models.openvino_runtime import compile_queue
-from models.pretrained import BackboneSource, load_pretrained
 from models.progress import Progress
 from models.training_pictures import Read
 

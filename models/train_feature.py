@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
 from models.division import balanced
 from models.drawn_defects import draw_defects, share_by_position
-from models.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
-from models.feature_graph import (
+from models.feature_pool import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
+from models.fitted import Fitted
+from models.limits import Limits
+from models.networks.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
+from models.networks.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
+from models.networks.feature_detector import (
     ERROR_SHARE,
     EVIDENCE,
     OVERVIEW_FLOOR,
@@ -32,11 +35,8 @@ from models.feature_graph import (
     FeaturesAndResiduals,
     FeatureScoringGraph,
 )
-from models.feature_pool import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
-from models.fitted import Fitted
-from models.limits import Limits
+from models.networks.segmentation_head import WIDTH as HEAD_WIDTH
 from models.progress import Progress
-from models.segmentation_head import WIDTH as HEAD_WIDTH
 from models.train_head import fit_head
 from models.training_pictures import Read
 from models.trimming import mean_of_highest, worst

@@ -14,8 +14,8 @@ from torch import Tensor
 from models.descent import descend
 from models.detector import UInt8Array
 from models.feature_pool import Crops, FrozenNetwork, hardest_crops
+from models.networks.segmentation_head import SegmentationHead, defect_loss
 from models.progress import Progress
-from models.segmentation_head import SegmentationHead, defect_loss
 
 LEARNING_RATES = (3e-3, 2e-3)
 # Crops in a step of each round: with drawn defects, of normal pictures, of false alarms.

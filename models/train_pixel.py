@@ -15,7 +15,7 @@ from models.detector import Float32Array
 from models.division import balanced
 from models.fitted import Fitted
 from models.limits import Limits
-from models.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
+from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
 from models.progress import Progress
 from models.training_pictures import Read
 from models.trimming import mean_of_highest, worst

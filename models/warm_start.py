@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.backbone import BACKBONE, FEATURES, WEIGHTS_SHA256
-from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+from models.networks.backbone import BACKBONE, FEATURES, WEIGHTS_SHA256
+from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+from models.networks.segmentation_head import SegmentationHead
 from models.registry import MANIFEST, WEIGHTS
-from models.segmentation_head import SegmentationHead
 
 # A fit that begins where another ended needs fewer steps, and smaller ones.
 WARM_STEPS_SHARE = 0.5

@@ -124,7 +124,7 @@ def _too_much(job: TrainingJob, found: str) -> str:
 
 
 def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], EnergySample | None]:
-    from models.pretrained import BackboneSource
+    from models.networks.pretrained import BackboneSource
     from models.train import train_jointly
     from models.training_pictures import ProductPictures
     from service.energy import EnergyMeter

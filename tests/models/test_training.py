@@ -252,8 +252,8 @@ def test_unknown_kind_or_profile_is_refused(normals: list[Path], tmp_path: Path)
 
 
 def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) -> None:
-    from models.backbone import DETAIL, FEATURES, OVERVIEW, load_extractor
     from models.feature_pool import FrozenNetwork, position_pool
+    from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, load_extractor
 
     pictures = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
     network = FrozenNetwork(load_extractor(), (64, 96))
@@ -270,10 +270,10 @@ def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) 
 
 
 def test_crops_of_drawn_defects_hold_their_defects(tmp_path: Path) -> None:
-    from models.backbone import DETAIL, FEATURES, load_extractor
-    from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
-    from models.feature_graph import FeaturesAndResiduals
     from models.feature_pool import FrozenNetwork, crop_pool
+    from models.networks.backbone import DETAIL, FEATURES, load_extractor
+    from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+    from models.networks.feature_detector import FeaturesAndResiduals
 
     [picture] = [read(path, (224, 256)) for path in make_normals(tmp_path, 1)]
     share = np.zeros((28, 32), dtype=np.float32)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.backbone import DETAIL, FEATURES
 from models.division import fixed_calibration
 from models.errors import DatasetError
-from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+from models.networks.backbone import DETAIL, FEATURES
+from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+from models.networks.segmentation_head import SegmentationHead
 from models.registry import ModelVersion
-from models.segmentation_head import SegmentationHead
 from models.train import train_jointly
 from models.training_pictures import ProductPictures
 from models.trimming import mean_of_highest, worst

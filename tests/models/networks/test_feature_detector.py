@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from models.backbone import DETAIL, OVERVIEW, load_extractor
-from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
-from models.feature_graph import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
-from models.segmentation_head import SegmentationHead, defect_loss
+from models.networks.backbone import DETAIL, OVERVIEW, load_extractor
+from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+from models.networks.feature_detector import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
+from models.networks.segmentation_head import SegmentationHead, defect_loss
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The detector `classifier`: a pretrained network without its last layer and a linear head, normal against anomaly.
 
 Owns how levels are pooled, and how pooled features become probability and map. Fitting the head is
-`models.train_classifier`'s, the network `models.pretrained`'s.
+`models.train_classifier`'s, the network `models.networks.pretrained`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.pretrained import STRIDES, PretrainedLevels
+from models.networks.pretrained import STRIDES, PretrainedLevels
 
 Statistic = Literal["average", "max"]
 Part = tuple[Statistic, int]

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 
-from models import backbone
-from models.backbone import DETAIL, FEATURES, OVERVIEW, FeatureExtractor, load_extractor
 from models.errors import ModelCorrupt
-from models.feature_autoencoder import Standardisation, Whitening
+from models.networks import backbone
+from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, FeatureExtractor, load_extractor
+from models.networks.feature_autoencoder import Standardisation, Whitening
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Pretrained networks without their last layer, by name: the default backbone's package, a local file, or the hub.
 
 Owns where weights come from and what is said when there are none. What is made of the features is the caller's;
-`feature` has a backbone of its own in `models.backbone`.
+`feature` has a backbone of its own in `models.networks.backbone`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.backbone import BACKBONE, WEIGHTS_SHA256, package_weights
 from models.errors import BackboneUnavailable
+from models.networks.backbone import BACKBONE, WEIGHTS_SHA256, package_weights
 from models.registry import file_sha256
 
 LEVELS = (2, 3, 4)  # of five

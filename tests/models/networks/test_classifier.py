@@ -14,11 +14,11 @@ from scipy.special import expit
 
 from models import linear_head
 from models import train as training
-from models.classifier import POOLS, ClassifierScoringGraph, pooled
 from models.errors import BackboneUnavailable, TooFewImages
 from models.linear_head import fit_head, platt
+from models.networks.classifier import POOLS, ClassifierScoringGraph, pooled
+from models.networks.pretrained import BackboneSource, load_pretrained
 from models.openvino_detector import OpenVinoDetector
-from models.pretrained import BackboneSource, load_pretrained
 from models.registry import ModelVersion
 from tests.models.made_pictures import make_normals, read
 from tests.models.test_calibration_run import OPTIONS, make_anomalies, roles

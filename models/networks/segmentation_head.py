@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbone import DETAIL, FEATURES
+from models.networks.backbone import DETAIL, FEATURES
 
 WIDTH = 64
 # Of a position's 8x8 pixels, the share that is defect from which on it is one; with less, but some, it says nothing.

@@ -1,6 +1,6 @@
 """The autoencoder of the detector `feature`, over features of a frozen backbone: what it cannot rebuild is unusual.
 
-Owns the network and the whitening before it. What becomes of its error is `models.feature_graph`'s, training it
+Owns the network and the whitening before it. What becomes of its error is `models.networks.feature_detector`'s, training it
 `models.train_feature`'s.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbone import FEATURES
+from models.networks.backbone import FEATURES
 
 WIDTHS = (FEATURES, 108, 80, 40, 80, 108, FEATURES)
 # Share of the mean eigenvalue below which a direction is not stretched further: it is mostly rounding.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE, FeatureExtractor
-from models.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
-from models.segmentation_head import SegmentationHead
+from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE, FeatureExtractor
+from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
+from models.networks.segmentation_head import SegmentationHead
 
 EVIDENCE = ("head", "autoencoder", "overview")
 # Shares of the positions, the worst ones, whose mean speaks for a picture. Both were chosen on drawn defects and on

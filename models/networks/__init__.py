@@ -1,0 +1,1 @@
+"""The torch modules: backbones, autoencoders, heads, and the graph that scores."""
