@@ -19,13 +19,13 @@ from models.appearance import FIGURES, appearance_of
 from models.calibrate import threshold_at
 from models.detector import Detector, Float32Array
 from models.division import FOLDS, Method
-from models.export import export_graph
 from models.fitted import Fitted
 from models.limits import Limits
 from models.metrics import image_auroc
-from models.openvino_detector import OpenVinoDetector
 from models.progress import Progress
 from models.registry import ModelVersion
+from models.runtime.export import export_graph
+from models.runtime.openvino_detector import OpenVinoDetector
 from models.training_pictures import Chosen, Read, TrainingPicture
 
 BATCH_SIZE = 16  # pictures scored at once

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from models.detector import Float32Array, UInt8Array
-from models.export import converted
 from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE
-from models.openvino_runtime import compile_queue
 from models.progress import Progress
+from models.runtime.export import converted
+from models.runtime.openvino_runtime import compile_queue
 
 POOL_BYTES = 600_000_000
 CROP_SIDE = 24  # positions

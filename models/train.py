@@ -21,12 +21,9 @@ import torch
 from models.calibration_run import FitNetwork, Report, calibrate
 from models.division import FOLDS, Method
 from models.draft import ReadDraft, check_drafts
-from models.export import check_parity, export_graph, save_weights, write_images, write_manifest
 from models.fitted import Fitted
 from models.limits import BYTES_PER_GB, MEMORY_GB, Limits, memory_peak_bytes
 from models.networks.pretrained import BackboneSource
-from models.openvino_detector import OpenVinoDetector
-from models.openvino_runtime import allowed_cores
 from models.progress import Progress
 from models.registry import (
     BUILD_PREFIX,
@@ -38,6 +35,9 @@ from models.registry import (
     remove_build,
     share_files,
 )
+from models.runtime.export import check_parity, export_graph, save_weights, write_images, write_manifest
+from models.runtime.openvino_detector import OpenVinoDetector
+from models.runtime.openvino_runtime import allowed_cores
 from models.train_classifier import STEPS as CLASSIFIER_STEPS
 from models.train_classifier import fit_classifier
 from models.train_feature import STEPS as FEATURE_STEPS

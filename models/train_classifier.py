@@ -12,14 +12,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from models.division import balanced
-from models.export import converted
 from models.fitted import Fitted
 from models.limits import Limits
 from models.linear_head import Float64Array, fit_head
 from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
 from models.networks.pretrained import BackboneSource, load_pretrained
-from models.openvino_runtime import compile_queue
 from models.progress import Progress
+from models.runtime.export import converted
+from models.runtime.openvino_runtime import compile_queue
 from models.training_pictures import Read
 
 STEPS = 500  # iterations of the solver, at most

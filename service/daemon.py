@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
-from models.self_measurement import BATCH_MIN, Measured, batch_size
+from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service import __version__
 from service.claim import INCOMING, PROCESSING, Claims
 from service.drift_watch import DriftWatch

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from models.detector import Detector
 from models.registry import ModelVersion
-from models.self_measurement import Measured
+from models.runtime.stream_tuning import Measured
 from service.logs import fields
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ class DetectorLoader:
 
     def __call__(self, version: ModelVersion) -> Detector:
         """Return the detector of `version`. Raises ModelCorrupt."""
-        from models.detectors import load_detector
-        from models.openvino_detector import OpenVinoDetector
+        from models.runtime.load_detector import load_detector
+        from models.runtime.openvino_detector import OpenVinoDetector
 
         detector = load_detector(version, self._threads)
         if self._threads or not isinstance(detector, OpenVinoDetector):

@@ -274,7 +274,7 @@ def _models(
 
 def _openvino() -> tuple[str | None, str | None]:
     """Return OpenVINO's version, or else why it cannot be imported."""
-    from models.openvino_runtime import openvino  # which keeps its telemetry out
+    from models.runtime.openvino_runtime import openvino  # which keeps its telemetry out
 
     try:
         return str(openvino().get_version()), None

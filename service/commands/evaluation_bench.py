@@ -153,7 +153,7 @@ class Bench:
         histograms: PictureHistograms | None = None,
         mistakes: WorstMistakes | None = None,
     ) -> Evaluation:
-        from models.detectors import load_detector
+        from models.runtime.load_detector import load_detector
 
         with scoring_progress(shown) as report:
             result = evaluation.evaluate(

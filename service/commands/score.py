@@ -62,7 +62,7 @@ def score(
         engine.dispose()
     judge = judge_of(settings, product, model, false_alarm_rate, chosen_rate)
 
-    from models.detectors import load_detector
+    from models.runtime.load_detector import load_detector
 
     detector = load_detector(model, settings.scoring_threads)
     read = picture_reader(settings, draft=model.draft)

@@ -121,12 +121,14 @@ print(len({modules!r}))
 
 
 def test_torch_scores_only_from_one_module_and_only_once_a_gpu_is_found() -> None:
-    """`models.detectors` alone names `models.torch_detector`, within a function; importing it brings no torch."""
-    naming = {module for module in MODULES if "models.torch_detector" in imports_of(module)}
-    assert naming == {"models.detectors"}
+    """`models.runtime.load_detector` alone names `models.runtime.torch_detector`, within a function; importing it brings no torch."""
+    naming = {module for module in MODULES if "models.runtime.torch_detector" in imports_of(module)}
+    assert naming == {"models.runtime.load_detector"}
     tree = ast.parse((REPOSITORY / "models" / "detectors.py").read_text())
-    assert "models.torch_detector" not in {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    script = "import sys, models.detectors; assert 'torch' not in sys.modules"
+    assert "models.runtime.torch_detector" not in {
+        node.module for node in tree.body if isinstance(node, ast.ImportFrom)
+    }
+    script = "import sys, models.runtime.load_detector; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from models.detector import Detector, UInt8Array
-from models.detectors import gpu_found
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion, verify
-from models.torch_detector import BATCH_SIZE, TOLERANCE, TorchDetector, on_gpu
+from models.runtime.load_detector import gpu_found
+from models.runtime.openvino_detector import OpenVinoDetector
+from models.runtime.torch_detector import BATCH_SIZE, TOLERANCE, TorchDetector, on_gpu
 from service.decode import decode
 from tests.benchmarks import captures
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from models.openvino_detector import OpenVinoDetector
 from models.registry import verify
+from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.claim import INCOMING, Claims
 from service.decode import decode, read_file

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from models.openvino_detector import OpenVinoDetector
 from models.registry import verify
+from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.decode import decode
 from tests.benchmarks import captures

@@ -32,7 +32,7 @@ SECONDS_MAX = 10.0
 
 LOADING = """
 import json, pathlib, sys, time, numpy
-from models.detectors import load_detector
+from models.runtime.load_detector import load_detector
 from models.errors import ModelError
 from models.registry import verify
 from service.decide import Judge

@@ -18,10 +18,10 @@ from models import train as training
 from models.calibrate import threshold_at
 from models.division import divide
 from models.errors import DatasetError, ParityFailed
-from models.export import check_parity
-from models.openvino_detector import OpenVinoDetector
 from models.progress import Progress
 from models.registry import ModelVersion, list_versions, verify
+from models.runtime.export import check_parity
+from models.runtime.openvino_detector import OpenVinoDetector
 from models.training_pictures import Chosen, ProductPictures, choose_pictures, fitting_size
 from tests.models.made_pictures import NORMALS, image_size, make_normals, read
 

@@ -20,8 +20,8 @@ from sqlalchemy import Engine
 
 from models.datasets import Sample, read_dataset
 from models.metrics import image_auroc
-from models.openvino_detector import OpenVinoDetector
 from models.registry import verify
+from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.commands.init import make_root
 from service.cron import parse_cron

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from models import registry
-from models.openvino_runtime import openvino
 from models.registry import ModelVersion
+from models.runtime.openvino_runtime import openvino
 from service.storage import versions
 from service.storage.engine import open_database
 

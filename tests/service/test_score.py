@@ -12,8 +12,8 @@ import pytest
 
 from models import registry
 from models.calibrate import AtFalseAlarmRate
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion
+from models.runtime.openvino_detector import OpenVinoDetector
 from service.decide import Judge
 from service.errors import ConfigurationError
 from service.score import Scorers

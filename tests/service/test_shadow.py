@@ -16,8 +16,8 @@ from sqlalchemy import Engine
 
 from models.calibrate import AtFalseAlarmRate
 from models.detector import Detector, Scored
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion
+from models.runtime.openvino_detector import OpenVinoDetector
 from service.decide import Judge
 from service.probation import IMAGES_MIN, standing
 from service.score import Scorers

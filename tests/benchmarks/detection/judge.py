@@ -17,9 +17,9 @@ import numpy as np
 
 from models.datasets import Sample
 from models.evaluate import Read, evaluate, score_files
-from models.openvino_detector import OpenVinoDetector
 from models.progress import Progress
 from models.registry import ModelVersion
+from models.runtime.openvino_detector import OpenVinoDetector
 from service.decode import DecodeError, image_size, read_image
 from service.energy import EnergyMeter
 from service.training import Trained, train_in_child

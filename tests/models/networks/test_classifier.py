@@ -18,8 +18,8 @@ from models.errors import BackboneUnavailable, TooFewImages
 from models.linear_head import fit_head, platt
 from models.networks.classifier import POOLS, ClassifierScoringGraph, pooled
 from models.networks.pretrained import BackboneSource, load_pretrained
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion
+from models.runtime.openvino_detector import OpenVinoDetector
 from tests.models.made_pictures import make_normals, read
 from tests.models.test_calibration_run import OPTIONS, make_anomalies, roles
 

@@ -19,7 +19,6 @@ from torch import nn
 
 from models.detector import Detector, UInt8Array
 from models.errors import ParityFailed
-from models.openvino_runtime import openvino
 from models.registry import (
     GRAPH,
     IMAGES,
@@ -33,6 +32,7 @@ from models.registry import (
     WEIGHTS,
     file_sha256,
 )
+from models.runtime.openvino_runtime import openvino
 from models.training_pictures import Chosen, TrainingPicture
 
 PARITY_TOLERANCE = 1e-3

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.detectors import gpu_found, load_detector
-from models.openvino_detector import OpenVinoDetector
-from models.rebuild import CannotRebuild, network_of
 from models.registry import ModelVersion
-from models.torch_detector import BATCH_SIZE, TOLERANCE, TorchDetector, on_gpu, probes, score_difference
+from models.runtime.load_detector import gpu_found, load_detector
+from models.runtime.load_network import CannotRebuild, network_of
+from models.runtime.openvino_detector import OpenVinoDetector
+from models.runtime.torch_detector import BATCH_SIZE, TOLERANCE, TorchDetector, on_gpu, probes, score_difference
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 needs_gpu = pytest.mark.skipif(not gpu_found(), reason="needs an NVIDIA GPU; no /dev/nvidia* on this machine")
 
 
@@ -99,7 +99,7 @@ def test_loading_a_detector_without_a_gpu_brings_no_torch(trained: ModelVersion)
     script = f"""
 import sys
 from pathlib import Path
-from models.detectors import load_detector
+from models.runtime.load_detector import load_detector
 from models.registry import verify
 load_detector(verify(Path({str(trained.folder)!r})))
 assert "torch" not in sys.modules
@@ -116,7 +116,7 @@ def test_device_that_torch_cannot_use_falls_back_to_the_graph_with_a_line(
 
     if torch.cuda.is_available():
         pytest.skip("needs a machine whose GPU torch cannot use; here it can")
-    monkeypatch.setattr("models.detectors.gpu_found", lambda: True)
+    monkeypatch.setattr("models.runtime.load_detector.gpu_found", lambda: True)
     assert isinstance(load_detector(trained), OpenVinoDetector)
     assert "torch finds no CUDA device" in caplog.text
 

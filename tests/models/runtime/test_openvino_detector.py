@@ -11,10 +11,10 @@ import pytest
 
 from models.detector import Detector
 from models.errors import ModelCorrupt
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion
+from models.runtime.openvino_detector import OpenVinoDetector
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_scoring_brings_no_torch_and_no_telemetry(trained: ModelVersion) -> None
 import sys
 from pathlib import Path
 import numpy as np
-from models.openvino_detector import OpenVinoDetector
+from models.runtime.openvino_detector import OpenVinoDetector
 from models.registry import verify
 assert "openvino" not in sys.modules
 detector = OpenVinoDetector(verify(Path({str(trained.folder)!r})))

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion
-from models.self_measurement import batch_size, chosen, measure_streams
-from models.torch_detector import probes
+from models.runtime.openvino_detector import OpenVinoDetector
+from models.runtime.stream_tuning import batch_size, chosen, measure_streams
+from models.runtime.torch_detector import probes
 
 
 class Machine:

@@ -12,9 +12,9 @@ import numpy as np
 
 from models.detector import Detector, Float32Array, Scored, UInt8Array, check_images
 from models.errors import ModelCorrupt
-from models.openvino_runtime import allowed_cores, compile_for_cpu, openvino, queue_of
 from models.registry import GRAPH, ModelVersion
-from models.self_measurement import Measured, measure_streams
+from models.runtime.openvino_runtime import allowed_cores, compile_for_cpu, openvino, queue_of
+from models.runtime.stream_tuning import Measured, measure_streams
 
 
 class OpenVinoDetector(Detector):

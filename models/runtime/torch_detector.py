@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from models.detector import Detector, Float32Array, Scored, UInt8Array, check_images
-from models.rebuild import CannotRebuild, network_of
 from models.registry import ModelVersion
+from models.runtime.load_network import CannotRebuild, network_of
 
 BATCH_SIZE = 16
 PROBES = 8

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 from models.detector import Detector
-from models.openvino_detector import OpenVinoDetector
 from models.registry import ModelVersion
+from models.runtime.openvino_detector import OpenVinoDetector
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def load_detector(version: ModelVersion, threads: int = 0) -> Detector:
     reference = OpenVinoDetector(version, threads)
     if not gpu_found():
         return reference
-    from models.torch_detector import GpuUnusable, on_gpu
+    from models.runtime.torch_detector import GpuUnusable, on_gpu
 
     try:
         detector = on_gpu(version, reference)

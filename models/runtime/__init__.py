@@ -1,0 +1,1 @@
+"""Scoring by a published version: OpenVINO, torch on a GPU, the export to a graph."""
