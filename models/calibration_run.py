@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from models.appearance import FIGURES, appearance_of
 from models.calibrate import threshold_at
+from models.data.select_images import Chosen, Read, TrainingPicture
 from models.detector import Detector, Float32Array
 from models.division import FOLDS, Method
 from models.fitted import Fitted
@@ -26,7 +27,6 @@ from models.progress import Progress
 from models.registry import ModelVersion
 from models.runtime.export import export_graph
 from models.runtime.openvino_detector import OpenVinoDetector
-from models.training_pictures import Chosen, Read, TrainingPicture
 
 BATCH_SIZE = 16  # pictures scored at once
 

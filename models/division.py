@@ -1,6 +1,6 @@
 """How pictures are divided: how many train and how many calibrate, in folds or once, and how products share a fit.
 
-Pure: counts and sequences in, counts and sequences out. Which pictures there are is `models.training_pictures`'.
+Pure: counts and sequences in, counts and sequences out. Which pictures there are is `models.data.select_images`'.
 """
 
 from __future__ import annotations

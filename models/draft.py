@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from models.data.select_images import Chosen, Read
 from models.detector import Detector, Float32Array, UInt8Array
-from models.training_pictures import Chosen, Read
 
 # Gives None for a picture of which there is no draft: no JPEG, or not large enough.
 ReadDraft = Callable[[Path, tuple[int, int]], UInt8Array | None]

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models import datasets, metrics
-from models.datasets import Sample
+from models import metrics
+from models.data import datasets
+from models.data.datasets import Sample
 from models.detector import Detector, Float32Array, UInt8Array
 from models.errors import DatasetError
 from models.picture_histograms import PictureHistograms

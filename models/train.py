@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from models.calibration_run import FitNetwork, Report, calibrate
+from models.data.select_images import Chosen, ImageSize, ProductPictures, Read, choose_pictures
 from models.division import FOLDS, Method
 from models.draft import ReadDraft, check_drafts
 from models.fitted import Fitted
@@ -44,7 +45,6 @@ from models.train_feature import STEPS as FEATURE_STEPS
 from models.train_feature import fit_feature
 from models.train_pixel import STEPS as PIXEL_STEPS
 from models.train_pixel import fit_pixel
-from models.training_pictures import Chosen, ImageSize, ProductPictures, Read, choose_pictures
 from models.warm_start import WarmStart, read_warm_start
 
 PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}

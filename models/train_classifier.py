@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from models.data.select_images import Read
 from models.division import balanced
 from models.fitted import Fitted
 from models.limits import Limits
@@ -20,7 +21,6 @@ from models.networks.pretrained import BackboneSource, load_pretrained
 from models.progress import Progress
 from models.runtime.export import converted
 from models.runtime.openvino_runtime import compile_queue
-from models.training_pictures import Read
 
 STEPS = 500  # iterations of the solver, at most
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.data.select_images import Read
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
 from models.division import balanced
@@ -38,7 +39,6 @@ from models.networks.feature_detector import (
 from models.networks.segmentation_head import WIDTH as HEAD_WIDTH
 from models.progress import Progress
 from models.train_head import fit_head
-from models.training_pictures import Read
 from models.trimming import mean_of_highest, worst
 from models.variations import harmless, vary
 from models.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features

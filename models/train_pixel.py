@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.data.select_images import Read
 from models.descent import descend
 from models.detector import Float32Array
 from models.division import balanced
@@ -17,7 +18,6 @@ from models.fitted import Fitted
 from models.limits import Limits
 from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
 from models.progress import Progress
-from models.training_pictures import Read
 from models.trimming import mean_of_highest, worst
 from models.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart
 

@@ -1,7 +1,7 @@
 """Repeat: the training of a version once more, of the same pictures in the same roles, to the same weights.
 
 Owns where the pictures of a version are by now: labels move them, so each is looked for by its bytes where it is not at
-its place. What a version was made from is read by `models.repeat`, trained by `service.training`.
+its place. What a version was made from is read by `models.data.image_list`, trained by `service.training`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
+from models.data.image_list import ListedPicture, chosen_again, listed_pictures
 from models.limits import BYTES_PER_GB
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
-from models.repeat import ListedPicture, chosen_again, listed_pictures
 from service.errors import TamisError
 from service.names import shown_name
 from service.settings import Settings

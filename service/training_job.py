@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.data.select_images import Chosen, TrainingPicture
 from models.division import Method
 from models.limits import MEMORY_GB
 from models.registry import BUILD_PREFIX
-from models.training_pictures import Chosen, TrainingPicture
 from service.decode import FILE_BYTES_MAX, PIXELS_MAX
 
 MINUTES_MAX = 30.0

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models.data.select_images import Chosen, TrainingPicture
 from models.detector import Detector, UInt8Array
 from models.errors import ParityFailed
 from models.registry import (
@@ -33,7 +34,6 @@ from models.registry import (
     file_sha256,
 )
 from models.runtime.openvino_runtime import openvino
-from models.training_pictures import Chosen, TrainingPicture
 
 PARITY_TOLERANCE = 1e-3
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from models.datasets import Dataset, Sample, read_dataset
+from models.data.datasets import Dataset, Sample, read_dataset
 from models.errors import DatasetError
 from service import settings as settings_module
 from service.commands import evaluation_output as output

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from models import evaluate as evaluation
 from models.calibrate import AtFalseAlarmRate, Policy
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.evaluate import Evaluation
 from models.picture_histograms import PictureHistograms
 from models.registry import ModelVersion

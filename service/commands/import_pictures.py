@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from models.datasets import SUFFIXES, pictures_under
+from models.data.datasets import SUFFIXES, pictures_under
 from service import import_pictures as importing
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.datasets import SUFFIXES, pictures_under
+from models.data.datasets import SUFFIXES, pictures_under
 from models.detector import Detector, UInt8Array
 from models.evaluate import Failure, Read, ScoredFile, score_files
 from service import settings as settings_module

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Engine
 
-from models.datasets import SUFFIXES, pictures_under
+from models.data.datasets import SUFFIXES, pictures_under
 from models.division import Method
 from models.errors import DatasetError
 from models.limits import MEMORY_GB

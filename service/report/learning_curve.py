@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.datasets import SUFFIXES, Sample, pictures_under
+from models.data.datasets import SUFFIXES, Sample, pictures_under
 from models.errors import DatasetError, TooFewImages
 from models.evaluate import Evaluation
 from models.progress import Progress

@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.detector import Float32Array
 from models.evaluate import ScoredFile
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.bootstrap import RESAMPLES, Interval
 from models.curves import precision_recall, roc
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.evaluate import Metrics
 from service import __version__
 from service.errors import UsageError

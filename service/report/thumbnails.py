@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from models.datasets import read_mask
+from models.data.datasets import read_mask
 from models.detector import UInt8Array
 from models.errors import DatasetError
 from models.evaluate import ImageSize, Read

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.errors import ModelError
 from service.errors import TamisError
 from tests.benchmarks.detection import data, judge

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.data.select_images import Chosen, TrainingPicture
 from models.detector import Scored, UInt8Array
 from models.draft import CHANGE_MAX, PICTURES_MAX, check_draft, check_drafts, score_change
-from models.training_pictures import Chosen, TrainingPicture
 
 SIZE = (4, 6)
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.detector import Detector, Scored
 from models.evaluate import Metrics, evaluate, mean, score_files
 

@@ -16,13 +16,13 @@ import torch
 
 from models import train as training
 from models.calibrate import threshold_at
+from models.data.select_images import Chosen, ProductPictures, choose_pictures, fitting_size
 from models.division import divide
 from models.errors import DatasetError, ParityFailed
 from models.progress import Progress
 from models.registry import ModelVersion, list_versions, verify
 from models.runtime.export import check_parity
 from models.runtime.openvino_detector import OpenVinoDetector
-from models.training_pictures import Chosen, ProductPictures, choose_pictures, fitting_size
 from tests.models.made_pictures import NORMALS, image_size, make_normals, read
 
 REPORTED: list[Progress] = []

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.data.select_images import ProductPictures
 from models.division import fixed_calibration
 from models.errors import DatasetError
 from models.networks.backbone import DETAIL, FEATURES
@@ -19,7 +20,6 @@ from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisat
 from models.networks.segmentation_head import SegmentationHead
 from models.registry import ModelVersion
 from models.train import train_jointly
-from models.training_pictures import ProductPictures
 from models.trimming import mean_of_highest, worst
 from models.warm_start import WarmStart, read_warm_start, start_features
 from tests.models.made_pictures import image_size, make_normals, read

@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from models import train as training
 from models.appearance import appearance_of
 from models.calibrate import threshold_at
-from models.datasets import read_dataset
+from models.data.datasets import read_dataset
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.decode import image_size, read_image
 from service.drift import DRIFTING, Subject, assess

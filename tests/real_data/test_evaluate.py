@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.datasets import read_dataset, read_mask
+from models.data.datasets import read_dataset, read_mask
 from models.detector import Scored
 from models.evaluate import evaluate
 from service.decode import DecodeError, image_size, read_image

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from models.datasets import Sample, read_dataset
+from models.data.datasets import Sample, read_dataset
 from models.metrics import image_auroc
 from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector

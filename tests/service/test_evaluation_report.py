@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.errors import DatasetError
 from models.evaluate import ScoredFile
 from service.errors import TamisError, UsageError

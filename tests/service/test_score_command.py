@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from models.datasets import PICTURE_SUFFIXES
+from models.data.datasets import PICTURE_SUFFIXES
 from models.errors import TooFewImages
 from service import decode
 from service.champions import load_version

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.errors import ModelError
 from service.decode import read_image
 from service.errors import TamisError

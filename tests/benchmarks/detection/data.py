@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.datasets import Sample, read_dataset
+from models.data.datasets import Sample, read_dataset
 from service.demo_parts import DEFECTS, draw
 from tests.benchmarks import captures, journey
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from models.evaluate import Read, evaluate, score_files
 from models.progress import Progress
 from models.registry import ModelVersion

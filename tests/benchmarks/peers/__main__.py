@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from models.datasets import Sample
+from models.data.datasets import Sample
 from tests.benchmarks import captures
 from tests.benchmarks.detection import data, judge
 from tests.benchmarks.peers import environment

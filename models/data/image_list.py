@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.data.select_images import Chosen, TrainingPicture, in_seeded_order
 from models.errors import DatasetError
 from models.registry import (
     IMAGES,
@@ -21,7 +22,6 @@ from models.registry import (
     ROLE_TRIMMED,
     ModelVersion,
 )
-from models.training_pictures import Chosen, TrainingPicture, in_seeded_order
 
 COLUMNS = ["sha256", "role", "path"]
 ROLES = frozenset(

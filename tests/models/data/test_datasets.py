@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.datasets import VISA_SPLIT, Sample, read_dataset, read_mask
+from models.data.datasets import VISA_SPLIT, Sample, read_dataset, read_mask
 from models.errors import DatasetError
 
 
