@@ -1,7 +1,7 @@
 """Calibrates a trained detector: scores pictures that it has not seen, in one of two ways.
 
 `split`: normals were held out of the training. `cross`: there were too few to spare, so networks are fitted
-without a fold each and score that fold. Which threshold follows from the scores is `models.calibrate`'s.
+without a fold each and score that fold. Which threshold follows from the scores is `models.calibration.thresholds`'s.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES, appearance_of
-from models.calibrate import threshold_at
+from models.calibration.split import FOLDS, Method
+from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, Read, TrainingPicture
 from models.detector import Detector, Float32Array
-from models.division import FOLDS, Method
 from models.fitted import Fitted
 from models.limits import Limits
 from models.metrics import image_auroc

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.calibrate import threshold_at
+from models.calibration.thresholds import threshold_at
 from models.errors import TooFewImages
 from models.metrics import Float64Array, Labels, Scores, at_threshold, checked, falling_steps
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.calibration.split import FOLDS, Method
 from models.calibration_run import FitNetwork, Report, calibrate
 from models.data.select_images import Chosen, ImageSize, ProductPictures, Read, choose_pictures
-from models.division import FOLDS, Method
 from models.draft import ReadDraft, check_drafts
 from models.fitted import Fitted
 from models.limits import BYTES_PER_GB, MEMORY_GB, Limits, memory_peak_bytes

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
+from models.calibration.split import balanced
 from models.data.select_images import Read
-from models.division import balanced
 from models.fitted import Fitted
 from models.limits import Limits
 from models.linear_head import Float64Array, fit_head

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.calibration.split import balanced
 from models.data.select_images import Read
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
-from models.division import balanced
 from models.drawn_defects import draw_defects, share_by_position
 from models.feature_pool import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.calibration.split import balanced
 from models.data.select_images import Read
 from models.descent import descend
 from models.detector import Float32Array
-from models.division import balanced
 from models.fitted import Fitted
 from models.limits import Limits
 from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.calibrate import Policy, p_values, threshold_by, wider_threshold
+from models.calibration.thresholds import Policy, p_values, threshold_by, wider_threshold
 from models.detector import Float32Array
 
 NORMAL = "normal"
@@ -21,7 +21,7 @@ ANOMALY = "anomaly"
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict and what it rests on; `p_value` is the conformal one, see `models.calibrate`.
+    """A verdict and what it rests on; `p_value` is the conformal one, see `models.calibration.thresholds`.
 
     `uncertainty` is 1 / (1 + d), where d is the distance of the score from the threshold in half-widths of the
     uncertain band: 1 at the threshold, 0.5 at the band's edges, towards 0 far off; None where there is no band.

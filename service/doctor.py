@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from models.calibrate import AtFalseAlarmRate, Policy
+from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from service.filesystem import Mount, is_network, sends_events
 from service.settings import DEFAULT_PRODUCT
 from service.storage.drift import DriftRow

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from models.calibrate import AtFalseAlarmRate, lowest_rate, threshold_at
+from models.calibration.thresholds import AtFalseAlarmRate, lowest_rate, threshold_at
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
 from service.claim import INCOMING

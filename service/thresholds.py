@@ -1,6 +1,6 @@
 """Thresholds: which policy holds for a product, and the judge that it makes of a model's calibration.
 
-Brings the settings, what a person chose since, and a model together; the formulas are in `models.calibrate`. The
+Brings the settings, what a person chose since, and a model together; the formulas are in `models.calibration.thresholds`. The
 daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has one threshold.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from models.calibrate import AtBestF1, AtFalseAlarmRate, AtFixedScore, AtLeastCost, Policy
+from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedScore, AtLeastCost, Policy
 from models.errors import NoAnomalyScores, TooFewImages
 from models.registry import ModelVersion
 from service.decide import Judge

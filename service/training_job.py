@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.calibration.split import Method
 from models.data.select_images import Chosen, TrainingPicture
-from models.division import Method
 from models.limits import MEMORY_GB
 from models.registry import BUILD_PREFIX
 from service.decode import FILE_BYTES_MAX, PIXELS_MAX

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.calibrate import AtFalseAlarmRate
+from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Scored
 from service.commands.init import FOLDERS
 from service.decide import Judge

@@ -1,7 +1,7 @@
 """Chooses the pictures of a training: which can be read, which train, which calibrate, at what size.
 
 Names do not matter: pictures are told apart by their bytes and divided by a seeded hash of them. Knows no
-network; reading is done by the functions that it is given, how many go where is `models.division`'s.
+network; reading is done by the functions that it is given, how many go where is `models.calibration.split`'s.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.calibrate import calibration_images_needed
-from models.detector import UInt8Array
-from models.division import (
+from models.calibration.split import (
     ANOMALIES_MAX,
     CALIBRATION_IMAGES_MAX,
     TRAINING_IMAGES_MAX,
@@ -25,6 +23,8 @@ from models.division import (
     divide,
     fixed_calibration,
 )
+from models.calibration.thresholds import calibration_images_needed
+from models.detector import UInt8Array
 from models.errors import DatasetError
 from models.progress import Progress
 from models.registry import file_sha256

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from models import evaluate as evaluation
-from models.calibrate import AtFalseAlarmRate, Policy
+from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from models.data.datasets import Sample
 from models.evaluate import Evaluation
 from models.picture_histograms import PictureHistograms

@@ -13,7 +13,7 @@ import typer
 
 from models import evaluate as evaluation
 from models.bootstrap import Interval, as_document
-from models.calibrate import p_values
+from models.calibration.thresholds import p_values
 from models.data.datasets import Dataset
 from models.evaluate import Metrics
 from service.commands.score import UNKNOWN

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Engine
 
+from models.calibration.split import Method
 from models.data.datasets import SUFFIXES, pictures_under
-from models.division import Method
 from models.errors import DatasetError
 from models.limits import MEMORY_GB
 from models.registry import ModelVersion

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from models.bootstrap import Interval, Judged, difference_intervals, intervals
-from models.calibrate import AtFalseAlarmRate, Policy
+from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from models.curves import SweepPoint, sweep
 from models.evaluate import Evaluation, Metrics, PictureScore, metrics_of
 from models.metrics import AtThreshold, Counts, Float64Array, at_threshold

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.calibrate import threshold_at
+from models.calibration.thresholds import threshold_at
 from models.errors import ModelError, TooFewImages
 from models.registry import IMAGES, ROLE_CALIBRATE, ModelVersion
 from service.errors import TamisError

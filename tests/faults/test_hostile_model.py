@@ -36,7 +36,7 @@ from models.runtime.load_detector import load_detector
 from models.errors import ModelError
 from models.registry import verify
 from service.decide import Judge
-from models.calibrate import AtFalseAlarmRate
+from models.calibration.thresholds import AtFalseAlarmRate
 
 for folder in map(pathlib.Path, json.load(sys.stdin)):
     print("loading", folder.name, flush=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models import train as training
 from models.appearance import appearance_of
-from models.calibrate import threshold_at
+from models.calibration.thresholds import threshold_at
 from models.calibration_run import in_unit_of
 from models.data.select_images import ProductPictures
 from models.errors import DatasetError, ModelError

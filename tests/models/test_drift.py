@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from models.calibrate import threshold_at
+from models.calibration.thresholds import threshold_at
 from models.drift import (
     DISTANCE_BEGINS_BELOW,
     ENDS_ABOVE,

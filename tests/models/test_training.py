@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from models import train as training
-from models.calibrate import threshold_at
+from models.calibration.split import divide
+from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, ProductPictures, choose_pictures, fitting_size
-from models.division import divide
 from models.errors import DatasetError, ParityFailed
 from models.progress import Progress
 from models.registry import ModelVersion, list_versions, verify

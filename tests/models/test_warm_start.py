@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from models.calibration.split import fixed_calibration
 from models.data.select_images import ProductPictures
-from models.division import fixed_calibration
 from models.errors import DatasetError
 from models.networks.backbone import DETAIL, FEATURES
 from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening

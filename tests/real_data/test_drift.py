@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from models import train as training
 from models.appearance import appearance_of
-from models.calibrate import threshold_at
+from models.calibration.thresholds import threshold_at
 from models.data.datasets import read_dataset
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.decode import image_size, read_image

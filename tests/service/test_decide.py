@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.calibrate import AtBestF1, AtFalseAlarmRate, AtFixedScore
+from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedScore
 from models.errors import NoAnomalyScores, TooFewImages
 from service.decide import ANOMALY, NORMAL, Judge, ScoreNotFinite
 

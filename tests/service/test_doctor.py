@@ -17,7 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from models.calibrate import AtBestF1, AtFalseAlarmRate
+from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate
 from models.registry import ModelVersion
 from service import doctor as judge
 from service.commands import doctor as command

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, insert, text
 
-from models.calibrate import threshold_at
+from models.calibration.thresholds import threshold_at
 from models.drift import IMAGES_MIN
 from service.commands.status import report
 from service.drift import DRIFTING, STEADY, Subject, assess

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models import registry
-from models.calibrate import AtFalseAlarmRate
+from models.calibration.thresholds import AtFalseAlarmRate
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.decide import Judge

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from models.calibrate import AtFalseAlarmRate
+from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Detector, Scored
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.calibrate import AtBestF1, AtFalseAlarmRate, AtFixedScore, AtLeastCost, threshold_for_f1
+from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedScore, AtLeastCost, threshold_for_f1
 from models.errors import TooFewImages
 from models.registry import ModelVersion
 from service.errors import ConfigurationError

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.calibrate import p_values
+from models.calibration.thresholds import p_values
 from models.regions import find_regions
 from service.demo_parts import DEFECTS, draw
 from service.maps import overlay, save_overlay

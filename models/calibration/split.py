@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
-from models.calibrate import calibration_images_needed, decimal, lowest_rate
+from models.calibration.thresholds import calibration_images_needed, decimal, lowest_rate
 from models.errors import TooFewImages
 
 Method = Literal["split", "cross"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.division import Method, anomalies_held_out, balanced, divide
+from models.calibration.split import Method, anomalies_held_out, balanced, divide
 from models.errors import TooFewImages
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.calibrate import (
+from models.calibration.thresholds import (
     AtBestF1,
     AtFalseAlarmRate,
     AtFixedScore,

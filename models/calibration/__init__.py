@@ -1,0 +1,1 @@
+"""Thresholds and p-values from calibration scores: pure arithmetic."""
