@@ -22,7 +22,6 @@ from models.calibration.split import balanced
 from models.data.select_images import Read
 from models.descent import descend
 from models.detector import Float32Array, UInt8Array
-from models.drawn_defects import draw_defects, share_by_position
 from models.feature_pool import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
 from models.fitted import Fitted
 from models.limits import Limits
@@ -38,6 +37,7 @@ from models.networks.feature_detector import (
 )
 from models.networks.segmentation_head import WIDTH as HEAD_WIDTH
 from models.progress import Progress
+from models.synthetic_defects.draw import draw_defects, share_by_position
 from models.train_head import fit_head
 from models.trimming import mean_of_highest, worst
 from models.variations import harmless, vary

@@ -17,12 +17,12 @@ from statistics import median
 import numpy as np
 
 from models.detector import UInt8Array
-from models.drawn_defects import draw_defects
 from models.errors import TooFewImages
 from models.evaluate import Read, score_files
 from models.metrics import Float64Array
 from models.registry import ModelVersion, file_sha256
 from models.runtime.openvino_detector import OpenVinoDetector
+from models.synthetic_defects.draw import draw_defects
 from service import gate
 from service.decide import Judge
 from service.decode import DecodeError, StillChanging, decode, read_file

@@ -2,7 +2,7 @@
 
 What is drawn is of no real material: spots, stains, scratches, cracks, warps, missing and misplaced parts of any
 size and contrast, after the synthetic anomalies of CutPaste (Li et al., CVPR 2021) and DRAEM (Zavrtanik et al., ICCV
-2021). Owns the order of the drawing; shapes are `models.defect_shapes`', what fills them `models.defect_fills`'.
+2021). Owns the order of the drawing; shapes are `models.synthetic_defects.shapes`', what fills them `models.synthetic_defects.fills`'.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from models import defect_fills as fills
-from models import defect_shapes as shapes
 from models.detector import Float32Array, UInt8Array
-from models.foreground import foreground
+from models.synthetic_defects import fills, shapes
+from models.synthetic_defects.foreground import foreground
 
 # A pixel is part of a defect where a colour changed by more grey levels than this.
 CHANGE_MIN = 10

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models import drawn_defects
 from models.detector import UInt8Array
-from models.drawn_defects import CHANGE_MIN, KINDS, draw_defects, is_grey, share_by_position
+from models.synthetic_defects import draw as drawn_defects
+from models.synthetic_defects.draw import CHANGE_MIN, KINDS, draw_defects, is_grey, share_by_position
 
 
 def picture(height: int = 96, width: int = 160, *, grey: bool = False, seed: int = 0) -> UInt8Array:

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from models.defect_shapes import smooth_noise
 from models.detector import Float32Array, UInt8Array
+from models.synthetic_defects.shapes import smooth_noise
 
 T = TypeVar("T")
 

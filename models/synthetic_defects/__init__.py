@@ -1,0 +1,1 @@
+"""Drawing defects on normal images, for the head to learn from."""
