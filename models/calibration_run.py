@@ -20,8 +20,8 @@ from models.calibration.split import FOLDS, Method
 from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, Read, TrainingPicture
 from models.detector import Detector, Float32Array
-from models.fitted import Fitted
-from models.limits import Limits
+from models.fitting.fit_result import Fitted
+from models.fitting.limits import Limits
 from models.metrics import image_auroc
 from models.progress import Progress
 from models.registry import ModelVersion

@@ -22,8 +22,15 @@ from models.calibration.split import FOLDS, Method
 from models.calibration_run import FitNetwork, Report, calibrate
 from models.data.select_images import Chosen, ImageSize, ProductPictures, Read, choose_pictures
 from models.draft import ReadDraft, check_drafts
-from models.fitted import Fitted
-from models.limits import BYTES_PER_GB, MEMORY_GB, Limits, memory_peak_bytes
+from models.fitting.classifier import STEPS as CLASSIFIER_STEPS
+from models.fitting.classifier import fit_classifier
+from models.fitting.feature import STEPS as FEATURE_STEPS
+from models.fitting.feature import fit_feature
+from models.fitting.fit_result import Fitted
+from models.fitting.limits import BYTES_PER_GB, MEMORY_GB, Limits, memory_peak_bytes
+from models.fitting.pixel import STEPS as PIXEL_STEPS
+from models.fitting.pixel import fit_pixel
+from models.fitting.warm_start import WarmStart, read_warm_start
 from models.networks.pretrained import BackboneSource
 from models.progress import Progress
 from models.registry import (
@@ -39,13 +46,6 @@ from models.registry import (
 from models.runtime.export import check_parity, export_graph, save_weights, write_images, write_manifest
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.runtime.openvino_runtime import allowed_cores
-from models.train_classifier import STEPS as CLASSIFIER_STEPS
-from models.train_classifier import fit_classifier
-from models.train_feature import STEPS as FEATURE_STEPS
-from models.train_feature import fit_feature
-from models.train_pixel import STEPS as PIXEL_STEPS
-from models.train_pixel import fit_pixel
-from models.warm_start import WarmStart, read_warm_start
 
 PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}
 PIXEL_SIDE = 128

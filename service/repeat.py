@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.data.image_list import ListedPicture, chosen_again, listed_pictures
-from models.limits import BYTES_PER_GB
+from models.fitting.limits import BYTES_PER_GB
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
 from service.errors import TamisError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.calibration.split import Method
 from models.data.select_images import Chosen, TrainingPicture
-from models.limits import MEMORY_GB
+from models.fitting.limits import MEMORY_GB
 from models.registry import BUILD_PREFIX
 from service.decode import FILE_BYTES_MAX, PIXELS_MAX
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from models.errors import MemoryExceeded, ModelError
-from models.limits import BYTES_PER_GB, resident_bytes
+from models.fitting.limits import BYTES_PER_GB, resident_bytes
 from models.registry import ModelVersion
 from service import __version__
 from service.decode import DecodeError, StillChanging, decode, image_size, read_file

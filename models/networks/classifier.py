@@ -1,7 +1,7 @@
 """The detector `classifier`: a pretrained network without its last layer and a linear head, normal against anomaly.
 
 Owns how levels are pooled, and how pooled features become probability and map. Fitting the head is
-`models.train_classifier`'s, the network `models.networks.pretrained`'s.
+`models.fitting.classifier`'s, the network `models.networks.pretrained`'s.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The head of the detector `feature`: learns from drawn defects which features and residuals mean a defect.
 
 Owns the network and its loss. Which defects are drawn is `models.synthetic_defects.draw`'s, the training loop
-`models.train_head`'s.
+`models.fitting.segmentation_head`'s.
 """
 
 from __future__ import annotations

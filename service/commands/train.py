@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from models.calibration.split import Method
 from models.data.datasets import SUFFIXES, pictures_under
 from models.errors import DatasetError
-from models.limits import MEMORY_GB
+from models.fitting.limits import MEMORY_GB
 from models.registry import ModelVersion
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json

@@ -252,7 +252,7 @@ def test_unknown_kind_or_profile_is_refused(normals: list[Path], tmp_path: Path)
 
 
 def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) -> None:
-    from models.feature_pool import FrozenNetwork, position_pool
+    from models.fitting.feature_cache import FrozenNetwork, position_pool
     from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, load_extractor
 
     pictures = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
@@ -270,7 +270,7 @@ def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) 
 
 
 def test_crops_of_drawn_defects_hold_their_defects(tmp_path: Path) -> None:
-    from models.feature_pool import FrozenNetwork, crop_pool
+    from models.fitting.feature_cache import FrozenNetwork, crop_pool
     from models.networks.backbone import DETAIL, FEATURES, load_extractor
     from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
     from models.networks.feature_detector import FeaturesAndResiduals

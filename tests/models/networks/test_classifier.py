@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from scipy.special import expit
 
-from models import linear_head
 from models import train as training
 from models.errors import BackboneUnavailable, TooFewImages
-from models.linear_head import fit_head, platt
+from models.fitting import logistic_regression as linear_head
+from models.fitting.logistic_regression import fit_head, platt
 from models.networks.classifier import POOLS, ClassifierScoringGraph, pooled
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.registry import ModelVersion

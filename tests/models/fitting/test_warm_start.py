@@ -15,13 +15,13 @@ from PIL import Image
 from models.calibration.split import fixed_calibration
 from models.data.select_images import ProductPictures
 from models.errors import DatasetError
+from models.fitting.trim import mean_of_highest, worst
+from models.fitting.warm_start import WarmStart, read_warm_start, start_features
 from models.networks.backbone import DETAIL, FEATURES
 from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
 from models.networks.segmentation_head import SegmentationHead
 from models.registry import ModelVersion
 from models.train import train_jointly
-from models.trimming import mean_of_highest, worst
-from models.warm_start import WarmStart, read_warm_start, start_features
 from tests.models.made_pictures import image_size, make_normals, read
 
 

@@ -13,9 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from models.calibration.split import balanced
 from models.data.select_images import Read
-from models.fitted import Fitted
-from models.limits import Limits
-from models.linear_head import Float64Array, fit_head
+from models.fitting.fit_result import Fitted
+from models.fitting.limits import Limits
+from models.fitting.logistic_regression import Float64Array, fit_head
 from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.progress import Progress

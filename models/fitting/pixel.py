@@ -12,14 +12,14 @@ from torch.nn import functional
 
 from models.calibration.split import balanced
 from models.data.select_images import Read
-from models.descent import descend
 from models.detector import Float32Array
-from models.fitted import Fitted
-from models.limits import Limits
+from models.fitting.fit_result import Fitted
+from models.fitting.limits import Limits
+from models.fitting.optimise import descend
+from models.fitting.trim import mean_of_highest, worst
+from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart
 from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
 from models.progress import Progress
-from models.trimming import mean_of_highest, worst
-from models.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart
 
 STEPS = 400
 PICTURES = 16  # in a step

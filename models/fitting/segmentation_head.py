@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from models.descent import descend
 from models.detector import UInt8Array
-from models.feature_pool import Crops, FrozenNetwork, hardest_crops
+from models.fitting.feature_cache import Crops, FrozenNetwork, hardest_crops
+from models.fitting.optimise import descend
 from models.networks.segmentation_head import SegmentationHead, defect_loss
 from models.progress import Progress
 

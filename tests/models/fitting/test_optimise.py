@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.descent import LOOKS_FROM, descend
+from models.fitting.optimise import LOOKS_FROM, descend
 from models.progress import Progress
 
 STEPS = 100

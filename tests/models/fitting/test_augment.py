@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.detector import Float32Array, UInt8Array
-from models.variations import OPTIONAL, harmless, light, vary
+from models.fitting.augment import OPTIONAL, harmless, light, vary
 
 
 def parts(count: int, *, side: str, seed: int = 0) -> list[UInt8Array]:

@@ -20,11 +20,15 @@ from torch.nn import functional
 
 from models.calibration.split import balanced
 from models.data.select_images import Read
-from models.descent import descend
 from models.detector import Float32Array, UInt8Array
-from models.feature_pool import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
-from models.fitted import Fitted
-from models.limits import Limits
+from models.fitting.augment import harmless, vary
+from models.fitting.feature_cache import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
+from models.fitting.fit_result import Fitted
+from models.fitting.limits import Limits
+from models.fitting.optimise import descend
+from models.fitting.segmentation_head import fit_head
+from models.fitting.trim import mean_of_highest, worst
+from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features
 from models.networks.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
 from models.networks.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
 from models.networks.feature_detector import (
@@ -38,10 +42,6 @@ from models.networks.feature_detector import (
 from models.networks.segmentation_head import WIDTH as HEAD_WIDTH
 from models.progress import Progress
 from models.synthetic_defects.draw import draw_defects, share_by_position
-from models.train_head import fit_head
-from models.trimming import mean_of_highest, worst
-from models.variations import harmless, vary
-from models.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features
 
 STEPS = 800
 HEAD_STEPS_SHARE = 0.75  # of each of its two rounds

@@ -1,0 +1,1 @@
+"""Fitting each kind of network: loops, caches, augmentation, warm start."""
