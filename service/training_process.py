@@ -126,7 +126,7 @@ def _too_much(job: TrainingJob, found: str) -> str:
 def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], EnergySample | None]:
     from models.data.select_images import ProductPictures
     from models.networks.pretrained import BackboneSource
-    from models.train import train_jointly
+    from models.training.train import train_jointly
     from service.energy import EnergyMeter
 
     meter = EnergyMeter(tracking=job.energy_tracking, country=job.energy_country, cpu_max_w=job.energy_cpu_max_w)

@@ -1,4 +1,4 @@
-"""What fitting a network to training pictures gives: the value that each kind's fitting returns to `models.train`."""
+"""What fitting a network to training pictures gives: the value that each kind's fitting returns to `models.training.train`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The detector `pixel`: a plain convolutional autoencoder on pixels; what it cannot redraw is unusual.
 
 Owns the network and how its error becomes map and score. Needs no pretrained weights; training it is
-`models.train`'s.
+`models.training.train`'s.
 """
 
 from __future__ import annotations

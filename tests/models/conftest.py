@@ -17,7 +17,7 @@ def normals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def trained(normals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    from models.train import train
+    from models.training.train import train
 
     return train(
         normals,

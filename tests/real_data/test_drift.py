@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from models import train as training
 from models.appearance import appearance_of
 from models.calibration.thresholds import threshold_at
 from models.data.datasets import read_dataset
 from models.runtime.openvino_detector import OpenVinoDetector
+from models.training import train as training
 from service.decode import image_size, read_image
 from service.drift import DRIFTING, Subject, assess
 from service.storage.drift import DriftRow, Seen

@@ -21,7 +21,7 @@ from models.networks.backbone import DETAIL, FEATURES
 from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
 from models.networks.segmentation_head import SegmentationHead
 from models.registry import ModelVersion
-from models.train import train_jointly
+from models.training.train import train_jointly
 from tests.models.made_pictures import image_size, make_normals, read
 
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from scipy.special import expit
 
-from models import train as training
 from models.errors import BackboneUnavailable, TooFewImages
 from models.fitting import logistic_regression as linear_head
 from models.fitting.logistic_regression import fit_head, platt
@@ -20,8 +19,9 @@ from models.networks.classifier import POOLS, ClassifierScoringGraph, pooled
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
+from models.training import train as training
 from tests.models.made_pictures import make_normals, read
-from tests.models.test_calibration_run import OPTIONS, make_anomalies, roles
+from tests.models.training.test_calibrate import OPTIONS, make_anomalies, roles
 
 CHOICE: dict[str, Any] = OPTIONS | {"kind": "classifier", "steps": None, "false_alarm_rate": 0.1, "product": "bar"}
 

@@ -19,9 +19,7 @@ import numpy as np
 import torch
 
 from models.calibration.split import FOLDS, Method
-from models.calibration_run import FitNetwork, Report, calibrate
 from models.data.select_images import Chosen, ImageSize, ProductPictures, Read, choose_pictures
-from models.draft import ReadDraft, check_drafts
 from models.fitting.classifier import STEPS as CLASSIFIER_STEPS
 from models.fitting.classifier import fit_classifier
 from models.fitting.feature import STEPS as FEATURE_STEPS
@@ -46,6 +44,8 @@ from models.registry import (
 from models.runtime.export import check_parity, export_graph, save_weights, write_images, write_manifest
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.runtime.openvino_runtime import allowed_cores
+from models.training.calibrate import FitNetwork, Report, calibrate
+from models.training.draft_check import ReadDraft, check_drafts
 
 PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}
 PIXEL_SIDE = 128

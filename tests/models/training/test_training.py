@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from models import train as training
 from models.calibration.split import divide
 from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, ProductPictures, choose_pictures, fitting_size
@@ -23,6 +22,7 @@ from models.progress import Progress
 from models.registry import ModelVersion, list_versions, verify
 from models.runtime.export import check_parity
 from models.runtime.openvino_detector import OpenVinoDetector
+from models.training import train as training
 from tests.models.made_pictures import NORMALS, image_size, make_normals, read
 
 REPORTED: list[Progress] = []

@@ -7,7 +7,7 @@ import pytest
 
 from models.data.select_images import Chosen, TrainingPicture
 from models.detector import Scored, UInt8Array
-from models.draft import CHANGE_MAX, PICTURES_MAX, check_draft, check_drafts, score_change
+from models.training.draft_check import CHANGE_MAX, PICTURES_MAX, check_draft, check_drafts, score_change
 
 SIZE = (4, 6)
 

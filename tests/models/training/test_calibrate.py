@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from models import train as training
 from models.appearance import appearance_of
 from models.calibration.thresholds import threshold_at
-from models.calibration_run import in_unit_of
 from models.data.select_images import ProductPictures
 from models.errors import DatasetError, ModelError
 from models.metrics import image_auroc
 from models.registry import WEIGHTS, ModelVersion, list_versions, verify
 from models.runtime.openvino_detector import OpenVinoDetector
+from models.training import train as training
+from models.training.calibrate import in_unit_of
 from tests.models.made_pictures import image_size, make_normals, read
 
 OPTIONS: dict[str, Any] = {
