@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.bootstrap import Interval, Judged, difference_intervals, wilson
-from models.metrics import Float64Array, at_threshold, image_auroc
+from models.evaluation.bootstrap import Interval, Judged, difference_intervals, wilson
+from models.evaluation.metrics import Float64Array, at_threshold, image_auroc
 
 NORMALS_MIN = 10
 ANOMALIES_MIN = 5

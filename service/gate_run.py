@@ -18,8 +18,8 @@ import numpy as np
 
 from models.detector import UInt8Array
 from models.errors import TooFewImages
-from models.evaluate import Read, score_files
-from models.metrics import Float64Array
+from models.evaluation.evaluate import Read, score_files
+from models.evaluation.metrics import Float64Array
 from models.registry import ModelVersion, file_sha256
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.synthetic_defects.draw import draw_defects

@@ -17,7 +17,7 @@ from isal import isal_zlib
 from PIL import Image, ImageDraw
 
 from models.detector import Float32Array, UInt8Array
-from models.metrics import common_size
+from models.evaluation.metrics import common_size
 from models.regions import Region, find_regions, in_threshold_units, on_common_grid
 
 DRAWN_SIDE_MAX = 1600

@@ -20,9 +20,9 @@ from models.calibration.split import FOLDS, Method
 from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, Read, TrainingPicture
 from models.detector import Detector, Float32Array
+from models.evaluation.metrics import image_auroc
 from models.fitting.fit_result import Fitted
 from models.fitting.limits import Limits
-from models.metrics import image_auroc
 from models.progress import Progress
 from models.registry import ModelVersion
 from models.runtime.export import export_graph

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from models import evaluate as evaluation
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from models.data.datasets import Sample
-from models.evaluate import Evaluation
-from models.picture_histograms import PictureHistograms
+from models.evaluation import evaluate as evaluation
+from models.evaluation.evaluate import Evaluation
+from models.evaluation.pixel_histograms import PictureHistograms
 from models.registry import ModelVersion
 from service.champions import has_champion, load_version
 from service.commands.evaluation_progress import TrainingLines, scoring_progress

@@ -11,11 +11,11 @@ from typing import Any
 
 import typer
 
-from models import evaluate as evaluation
-from models.bootstrap import Interval, as_document
 from models.calibration.thresholds import p_values
 from models.data.datasets import Dataset
-from models.evaluate import Metrics
+from models.evaluation import evaluate as evaluation
+from models.evaluation.bootstrap import Interval, as_document
+from models.evaluation.evaluate import Metrics
 from service.commands.score import UNKNOWN
 from service.decide import ANOMALY, NORMAL
 from service.errors import UsageError

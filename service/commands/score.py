@@ -11,7 +11,7 @@ import typer
 
 from models.data.datasets import SUFFIXES, pictures_under
 from models.detector import Detector, UInt8Array
-from models.evaluate import Failure, Read, ScoredFile, score_files
+from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
 from service import settings as settings_module
 from service.champions import load_version
 from service.commands.options import AsJson, Root, print_json

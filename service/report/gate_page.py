@@ -139,7 +139,7 @@ def _plots(judgement: Judgement) -> str:
         return "<p>None were compared.</p>"
     if find_spec("matplotlib") is None:
         return f"<p>{_text(NO_PLOTS)}</p>"
-    from models.curves import roc
+    from models.evaluation.curves import roc
     from service.report.plots import Plots
 
     plots = Plots()

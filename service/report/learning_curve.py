@@ -14,7 +14,7 @@ from pathlib import Path
 
 from models.data.datasets import SUFFIXES, Sample, pictures_under
 from models.errors import DatasetError, TooFewImages
-from models.evaluate import Evaluation
+from models.evaluation.evaluate import Evaluation
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, file_sha256
 from service.errors import UsageError

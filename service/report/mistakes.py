@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.datasets import Sample
 from models.detector import Float32Array
-from models.evaluate import ScoredFile
+from models.evaluation.evaluate import ScoredFile
 
 WORST = 6
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from models.bootstrap import Interval, Judged, difference_intervals, intervals
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
-from models.curves import SweepPoint, sweep
-from models.evaluate import Evaluation, Metrics, PictureScore, metrics_of
-from models.metrics import AtThreshold, Counts, Float64Array, at_threshold
-from models.picture_histograms import PictureHistograms
+from models.evaluation.bootstrap import Interval, Judged, difference_intervals, intervals
+from models.evaluation.curves import SweepPoint, sweep
+from models.evaluation.evaluate import Evaluation, Metrics, PictureScore, metrics_of
+from models.evaluation.metrics import AtThreshold, Counts, Float64Array, at_threshold
+from models.evaluation.pixel_histograms import PictureHistograms
 from models.registry import ModelVersion
 from service.decide import ANOMALY, NORMAL
 from service.report.mistakes import WorstMistakes

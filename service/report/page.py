@@ -14,10 +14,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bootstrap import RESAMPLES, Interval
-from models.curves import precision_recall, roc
 from models.data.datasets import Sample
-from models.evaluate import Metrics
+from models.evaluation.bootstrap import RESAMPLES, Interval
+from models.evaluation.curves import precision_recall, roc
+from models.evaluation.evaluate import Metrics
 from service import __version__
 from service.errors import UsageError
 from service.names import shown_name

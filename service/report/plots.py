@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from models.curves import Curve, SweepPoint
-from models.metrics import Float64Array
+from models.evaluation.curves import Curve, SweepPoint
+from models.evaluation.metrics import Float64Array
 from service.report.outcome import LearningPoint
 
 Axes = Any

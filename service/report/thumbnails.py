@@ -13,8 +13,8 @@ from PIL import Image
 from models.data.datasets import read_mask
 from models.detector import UInt8Array
 from models.errors import DatasetError
-from models.evaluate import ImageSize, Read
-from models.metrics import common_size, shrunk_mask
+from models.evaluation.evaluate import ImageSize, Read
+from models.evaluation.metrics import common_size, shrunk_mask
 from service.maps import overlay
 from service.report.mistakes import Mistake
 

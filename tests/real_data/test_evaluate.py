@@ -7,7 +7,7 @@ import pytest
 
 from models.data.datasets import read_dataset, read_mask
 from models.detector import Scored
-from models.evaluate import evaluate
+from models.evaluation.evaluate import evaluate
 from service.decode import DecodeError, image_size, read_image
 
 ROOT = Path(__file__).resolve().parents[2]

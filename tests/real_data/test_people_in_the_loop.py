@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.data.datasets import Sample, read_dataset
-from models.metrics import image_auroc
+from models.evaluation.metrics import image_auroc
 from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module

@@ -16,7 +16,7 @@ import pytest
 
 from models.data.datasets import Sample
 from models.errors import DatasetError
-from models.evaluate import ScoredFile
+from models.evaluation.evaluate import ScoredFile
 from service.errors import TamisError, UsageError
 from service.report.learning_curve import learning_curve, training_pool
 from service.report.mistakes import WorstMistakes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from models.data.datasets import Sample
-from models.evaluate import Read, evaluate, score_files
+from models.evaluation.evaluate import Read, evaluate, score_files
 from models.progress import Progress
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector

@@ -21,7 +21,7 @@ BATCH_SIZE = 8
 def infer(job: dict[str, Any]) -> dict[str, Any]:
     """Say of each picture of `job["captures"]` whether it is an anomaly; return what that cost."""
     metering.keep_to_cores(job["threads"])
-    from models.evaluate import score_files
+    from models.evaluation.evaluate import score_files
     from models.registry import verify
     from models.runtime.openvino_detector import OpenVinoDetector
     from service.decode import read_image

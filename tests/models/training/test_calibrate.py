@@ -16,7 +16,7 @@ from models.appearance import appearance_of
 from models.calibration.thresholds import threshold_at
 from models.data.select_images import ProductPictures
 from models.errors import DatasetError, ModelError
-from models.metrics import image_auroc
+from models.evaluation.metrics import image_auroc
 from models.registry import WEIGHTS, ModelVersion, list_versions, verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training

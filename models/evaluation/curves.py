@@ -1,6 +1,6 @@
 """Curves over all thresholds: ROC, precision against recall, and what each calibrated false-alarm rate would give.
 
-Pure functions of scores and labels, for people who choose a rate. Conventions are those of `models.metrics`: a
+Pure functions of scores and labels, for people who choose a rate. Conventions are those of `models.evaluation.metrics`: a
 picture is called an anomaly if and only if its score is above the threshold.
 """
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from models.calibration.thresholds import threshold_at
 from models.errors import TooFewImages
-from models.metrics import Float64Array, Labels, Scores, at_threshold, checked, falling_steps
+from models.evaluation.metrics import Float64Array, Labels, Scores, at_threshold, checked, falling_steps
 
 SWEEP_RATES = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 """False-alarm rates that a sweep looks at, as far as there are enough held-out pictures for them."""
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """What one calibrated false-alarm rate comes to on labelled pictures; None as in `models.metrics`."""
+    """What one calibrated false-alarm rate comes to on labelled pictures; None as in `models.evaluation.metrics`."""
 
     calibrated_rate: float
     threshold: float

@@ -1,7 +1,7 @@
 """Pixel AUROC and AUPRO of resampled pictures: what the bootstrap needs of each anomaly map, in little memory.
 
 Keeps of each picture three coarse histograms of its map's values, so that a resample is a weighted sum of
-histograms and no map is looked at twice. The metrics themselves, finer, are those of `models.metrics`.
+histograms and no map is looked at twice. The metrics themselves, finer, are those of `models.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.metrics import AUPRO_LIMIT, BoolArray, Float32Array, Float64Array, defect_regions, value_bins
+from models.evaluation.metrics import AUPRO_LIMIT, BoolArray, Float32Array, Float64Array, defect_regions, value_bins
 
-# Of the 11 bits of fraction of a bin of `models.metrics`, 5 are left: 3 % of a value, far below what resampling moves.
+# Of the 11 bits of fraction of a bin of `models.evaluation.metrics`, 5 are left: 3 % of a value, far below what resampling moves.
 _DROPPED_BITS = 6
 
 

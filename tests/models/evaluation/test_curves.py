@@ -1,11 +1,11 @@
-"""Curves over all thresholds, held against scikit-learn and against the areas of `models.metrics`."""
+"""Curves over all thresholds, held against scikit-learn and against the areas of `models.evaluation.metrics`."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from models.curves import precision_recall, roc, sweep
-from models.metrics import average_precision, image_auroc
+from models.evaluation.curves import precision_recall, roc, sweep
+from models.evaluation.metrics import average_precision, image_auroc
 
 
 @pytest.fixture

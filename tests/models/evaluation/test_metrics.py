@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as nps
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
-from models import metrics
+from models.evaluation import metrics
 
 # Histograms have a million bins: 25 examples are a second, and a busy machine is no failure.
 FEW = settings(max_examples=25, deadline=None)

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from models.data.datasets import Sample
 from models.detector import Detector, Scored
-from models.evaluate import Metrics, evaluate, mean, score_files
+from models.evaluation.evaluate import Metrics, evaluate, mean, score_files
 
 
 class Brightness(Detector):

@@ -1,7 +1,7 @@
 """Evaluate: runs a detector over labelled pictures and says how good it is and how fast.
 
 Owns the way from files to scores in bounded memory, for judging and for bulk scoring, and the common size at
-which maps meet masks. Reading a picture is handed in; formulas are in `models.metrics`.
+which maps meet masks. Reading a picture is handed in; formulas are in `models.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models import metrics
 from models.data import datasets
 from models.data.datasets import Sample
 from models.detector import Detector, Float32Array, UInt8Array
 from models.errors import DatasetError
-from models.picture_histograms import PictureHistograms
+from models.evaluation import metrics
+from models.evaluation.pixel_histograms import PictureHistograms
 
 BATCH_SIZE = 8
 DECODE_THREADS = 2

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bootstrap import Interval, Judged, _measure, _stratified, difference_intervals, intervals, wilson
-from models.metrics import PixelHistograms, at_threshold, average_precision, best_f1, image_auroc
-from models.picture_histograms import PictureHistograms
+from models.evaluation.bootstrap import Interval, Judged, _measure, _stratified, difference_intervals, intervals, wilson
+from models.evaluation.metrics import PixelHistograms, at_threshold, average_precision, best_f1, image_auroc
+from models.evaluation.pixel_histograms import PictureHistograms
 
 THRESHOLD = 1.0
 

@@ -1,7 +1,7 @@
 """How sure a metric is: confidence intervals of the metrics of one model, and of the differences between two.
 
 Resamples pictures, normals and anomalies apart so that each resample has as many of both, with a seed. Pure; what
-pixels contribute comes from `models.picture_histograms`.
+pixels contribute comes from `models.evaluation.pixel_histograms`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.metrics import Counts, Float64Array, Labels, Scores, at_threshold, checked
-from models.picture_histograms import ResampledPixels
+from models.evaluation.metrics import Counts, Float64Array, Labels, Scores, at_threshold, checked
+from models.evaluation.pixel_histograms import ResampledPixels
 
 RESAMPLES = 1000
 LEVEL = 0.95
