@@ -1,6 +1,6 @@
 """Drift: whether a product's pictures still score like those its champion was calibrated on, since when, and why. Pure.
 
-The tests are in `models.drift`. Here is what they are made on: the latest pictures since the champion became one,
+The tests are in `models.drift.drift`. Here is what they are made on: the latest pictures since the champion became one,
 without those that people confirmed as anomalies, and the pictures at the beginning, whose look the light is told by.
 Who reads these and writes what comes of it is `service.drift_watch`.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES
-from models.drift import IMAGES_MIN, Comparison, Moved, cause_of, change_point, compare, look_moved
+from models.drift.drift import IMAGES_MIN, Comparison, Moved, cause_of, change_point, compare, look_moved
 from service.decide import ANOMALY, NORMAL
 from service.storage.drift import DriftRow, Seen
 

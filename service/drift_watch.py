@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from models.appearance import FIGURES
-from models.drift import IMAGES_MIN
+from models.drift.drift import IMAGES_MIN
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
 from service.decide import ANOMALY

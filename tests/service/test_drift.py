@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, insert, text
 
 from models.calibration.thresholds import threshold_at
-from models.drift import IMAGES_MIN
+from models.drift.drift import IMAGES_MIN
 from service.commands.status import report
 from service.drift import DRIFTING, STEADY, Subject, assess
 from service.drift_watch import DriftWatch

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES
-from models.tails import binomial_p_value, ks_distance, ks_p_value, share_p_value
+from models.drift.p_values import binomial_p_value, ks_distance, ks_p_value, share_p_value
 
 Float64Array = npt.NDArray[np.float64]
 Cause = Literal["light", "defects", "unknown"]
@@ -23,7 +23,7 @@ IMAGES_MIN = 20
 """Pictures without which nothing is said, neither of a window nor of what it is compared with."""
 
 # So low that of 100 products that do not drift fewer than one is ever said to in 10,000 pictures, which
-# tests/models/test_drift.py simulates; the share can be told at a higher level, as its windows differ less. Drift is
+# tests/models/drift/test_drift.py simulates; the share can be told at a higher level, as its windows differ less. Drift is
 # left at another level than it is entered, so that no product goes to and fro.
 DISTANCE_BEGINS_BELOW = 1e-6
 SHARE_BEGINS_BELOW = 1e-5

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from models.calibration.thresholds import threshold_at
-from models.drift import (
+from models.drift.drift import (
     DISTANCE_BEGINS_BELOW,
     ENDS_ABOVE,
     IMAGES_MIN,
@@ -24,7 +24,7 @@ from models.drift import (
     look_moved,
     moved,
 )
-from models.tails import binomial_p_value, ks_distance, ks_p_value, share_p_value
+from models.drift.p_values import binomial_p_value, ks_distance, ks_p_value, share_p_value
 
 values = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=40)
 SAME = {name: Moved(100.0, 100.0, moved=False) for name in ("brightness", "contrast", "sharpness")}

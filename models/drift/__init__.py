@@ -1,0 +1,1 @@
+"""Tests for drift and their p-values."""
