@@ -29,7 +29,7 @@ from service.drift_watch import DriftWatch
 from service.duties import duties_of
 from service.energy import EnergyMeter
 from service.errors import ConfigurationError, TamisError
-from service.filesystem import lack_of_space, mount_of, sends_events
+from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
 from service.folder_watch import FolderWatch
 from service.in_charge import InCharge
 from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status

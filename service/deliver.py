@@ -18,8 +18,8 @@ from enum import Enum
 from pathlib import Path
 
 from service.claim import WrongFolder, open_folder, sync_folder
-from service.filesystem import sync
-from service.mounts import Mounts
+from service.filesystem.mount_table import sync
+from service.filesystem.mounts import Mounts
 
 TRIES = 3
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
-from service.filesystem import Mount, is_network, sends_events
+from service.filesystem.mount_table import Mount, is_network, sends_events
 from service.settings import DEFAULT_PRODUCT
 from service.storage.drift import DriftRow
 from service.storage.journal import JournalChoice

@@ -10,8 +10,8 @@ from typing import Any
 
 from service.claim import PROCESSING
 from service.errors import ConfigurationError
-from service.locks import ProcessLock
-from service.mounts import Mounts
+from service.filesystem.mounts import Mounts
+from service.filesystem.process_lock import ProcessLock
 from service.place import KINDS
 
 LOCK_NAME = ".lock"

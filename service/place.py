@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from service.deliver import Delivery, Move, deliver
-from service.mounts import Mounts
+from service.filesystem.mounts import Mounts
 from service.names import split_suffix
 from service.storage import images
 from service.storage.images import Finished, StoredImage

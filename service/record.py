@@ -28,9 +28,9 @@ from service.decide import ANOMALY, Decision
 from service.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
 from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
+from service.filesystem.mounts import Mounts
 from service.logs import fields
 from service.maps import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
-from service.mounts import Mounts
 from service.names import destination, shown_name
 from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
 from service.shadow import ShadowDecision

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.claim import Claims, make_folders, sync_folder
 from service.errors import TamisError
-from service.filesystem import sync
+from service.filesystem.mount_table import sync
 from service.instances import instance_lock, instances
 from service.logs import fields
 from service.names import ClaimedName, delivered_name

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from service.errors import TamisError
-from service.locks import ProcessLock
+from service.filesystem.process_lock import ProcessLock
 from service.score import MODELS
 
 LOCK_NAME = ".retrain.lock"

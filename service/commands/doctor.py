@@ -25,11 +25,11 @@ import migrations
 from models import registry
 from models.errors import ModelError
 from service import doctor as judge
-from service import filesystem
 from service.commands.init import FOLDERS
 from service.commands.options import AsJson, Root, print_json
 from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError, TamisError
+from service.filesystem import mount_table as filesystem
 from service.instances import LOCK_NAME
 from service.names import parse_claimed_name, product_of
 from service.retention import rules_of

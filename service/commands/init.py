@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from service import filesystem
 from service.commands.options import AsJson, print_json
 from service.errors import ConfigurationError, TamisError, UsageError
+from service.filesystem import mount_table as filesystem
 from service.settings import SETTINGS_FILE, ProductSettings, Settings, database_url
 
 FOLDERS = ("incoming", "processing", "normal", "anomaly", "quarantine", "maps", "models", "training")

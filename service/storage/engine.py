@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 import migrations
-from service import filesystem
 from service.errors import ConfigurationError
+from service.filesystem import mount_table as filesystem
 from service.settings import database_url
 from service.storage import schema, sqlite
 from service.storage.database import Database, DatabaseCorrupt, trouble

@@ -7,7 +7,7 @@ import pytest
 
 from service import deliver as deliver_module
 from service.deliver import Delivery, Move, deliver, hash_file
-from service.mounts import Mounts
+from service.filesystem.mounts import Mounts
 
 SOURCE = "processing/main/01--1--a.png"
 DESTINATION = "normal/default/2026-11-22/a.01.png"

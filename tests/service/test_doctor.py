@@ -24,7 +24,7 @@ from service.commands import doctor as command
 from service.commands.init import make_root
 from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError
-from service.filesystem import Mount
+from service.filesystem.mount_table import Mount
 from service.settings import load
 from service.storage import drift, thresholds
 from service.storage.drift import DriftRow

@@ -21,8 +21,8 @@ from sqlalchemy import Engine
 from models.detector import Scored
 from service.claim import Claims
 from service.deliver import Delivery, Move, deliver
+from service.filesystem.mounts import Mounts
 from service.intake import Intake
-from service.mounts import Mounts
 from service.pipeline import Limits, Pipeline, StageStuck
 from service.place import KINDS
 from service.record import Recorder

@@ -14,8 +14,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 import migrations
-from service import filesystem
 from service.errors import ConfigurationError, TamisError
+from service.filesystem import mount_table as filesystem
 from service.storage import images, sqlite
 from service.storage.engine import BUSY_TIMEOUT_S, DATABASE_FILE, DatabaseCorrupt, open_database
 from service.storage.journal import JournalChoice, journal_choice

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.filesystem import mount_id
-from service.mounts import Mounts
+from service.filesystem.mount_table import mount_id
+from service.filesystem.mounts import Mounts
 
 ROOT = Path("/srv/tamis")
 LINE = "40 22 0:41 / {at} rw,relatime - {type} source rw\n"

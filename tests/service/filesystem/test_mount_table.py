@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.filesystem import holding, is_network, mount_of, read_mounts, sends_events
+from service.filesystem.mount_table import holding, is_network, mount_of, read_mounts, sends_events
 
 TABLE = rb"""22 27 0:21 / / rw,relatime shared:1 - ext4 /dev/vda rw,errors=remount-ro
 23 22 0:22 / /proc rw - proc proc rw

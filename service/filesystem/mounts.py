@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from service.filesystem import MOUNTINFO, mount_id, read_mounts
+from service.filesystem.mount_table import MOUNTINFO, mount_id, read_mounts
 
 
 class Mounts:

@@ -1,0 +1,1 @@
+"""Mounts, locks, opening without following links, writes that last."""
