@@ -22,8 +22,8 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from service import training_set
-from service.decode import FILE_BYTES_MAX, FileState
 from service.folder_memory import FolderMemory
+from service.imaging.decode import FILE_BYTES_MAX, FileState
 from service.logs import fields
 from service.names import shown_name
 from service.place import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, place_in, state_at

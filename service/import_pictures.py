@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from ulid import ULID
 
 from service.claim import make_folders, sync_folder
-from service.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
+from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
 from service.names import shown_name
 from service.place import CONFLICT, MISSING
 from service.review import check_label, label_pictures, stored_text

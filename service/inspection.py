@@ -14,7 +14,7 @@ from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
 from service.claim import Claim
 from service.decide import ScoreNotFinite
-from service.decode import DecodeError, Picture, decode, read_file
+from service.imaging.decode import DecodeError, Picture, decode, read_file
 from service.record import FileFacts, Judged
 from service.score import Scorer, score_pictures
 from service.shadow import InShadow, Shadow, decide_in_shadow

@@ -18,8 +18,8 @@ from typing import Any
 
 from service.batch import Batcher
 from service.claim import Claim, Claims
-from service.decode import DecodeError, StillChanging
 from service.energy import EnergyMeter
+from service.imaging.decode import DecodeError, StillChanging
 from service.inspection import Decoded, Undecodable, judge, read_claim
 from service.intake import Intake
 from service.logs import RateLimit, fields

@@ -25,12 +25,12 @@ from models.detector import Float32Array, UInt8Array
 from models.regions import Region
 from service.claim import PROCESSING, Claim, Claims
 from service.decide import ANOMALY, Decision
-from service.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
 from service.deliver import Delivery, Move, deliver
 from service.energy import EnergyMeter
 from service.filesystem.mounts import Mounts
+from service.imaging.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
+from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.logs import fields
-from service.maps import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.names import destination, shown_name
 from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
 from service.shadow import ShadowDecision

@@ -15,8 +15,8 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from service.claim import Claim, Claims
-from service.decode import FILE_BYTES_MAX
 from service.deliver import Move, hash_file
+from service.imaging.decode import FILE_BYTES_MAX
 from service.logs import fields
 from service.place import CONFLICT, MISSING, PLACED, QUARANTINED, in_processing
 from service.record import FileFacts, Judged, Recorder

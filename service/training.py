@@ -27,8 +27,8 @@ from models import errors as model_errors
 from models.errors import ModelError
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, remove_build, verify
-from service.decode import DecodeError
 from service.errors import TamisError
+from service.imaging.decode import DecodeError
 from service.products import check_product
 from service.storage import energy, versions
 from service.storage.energy import EnergySample

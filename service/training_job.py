@@ -11,7 +11,7 @@ from models.calibration.split import Method
 from models.data.select_images import Chosen, TrainingPicture
 from models.fitting.limits import MEMORY_GB
 from models.registry import BUILD_PREFIX
-from service.decode import FILE_BYTES_MAX, PIXELS_MAX
+from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX
 
 MINUTES_MAX = 30.0
 

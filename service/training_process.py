@@ -23,7 +23,7 @@ from models.errors import MemoryExceeded, ModelError
 from models.fitting.limits import BYTES_PER_GB, resident_bytes
 from models.registry import ModelVersion
 from service import __version__
-from service.decode import DecodeError, StillChanging, decode, image_size, read_file
+from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.storage.energy import EnergySample
 from service.training import EnergyExceeded, end_on_signal
 from service.training_job import JobChosen, JobProduct, TrainingJob

@@ -30,7 +30,7 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
-from service.decode import FileState
+from service.imaging.decode import FileState
 
 HINTS_MAX = 4096
 STOP_TIMEOUT_S = 2.0

@@ -33,8 +33,8 @@ from rich.table import Table
 import service
 from service.commands.init import make_root
 from service.commands.options import AsJson, print_json
-from service.demo_parts import DEFECTS, draw
 from service.errors import TamisError
+from service.imaging.synthetic_parts import DEFECTS, draw
 from service.settings import ENVIRONMENT_PREFIX, SETTINGS_FILE
 from service.storage import energy as energy_rows
 from service.storage import images

@@ -16,9 +16,9 @@ from service import settings as settings_module
 from service.champions import load_version
 from service.commands.options import AsJson, Root, print_json
 from service.decide import Judge
-from service.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.errors import TamisError, UsageError
-from service.maps import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
+from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
+from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage.engine import open_database

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from service.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
+from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
 
 FOLDERS = frozenset({"normal", "anomaly", "quarantine", "processing", "maps"})
 """The folders of a root in which pictures lie."""

@@ -19,7 +19,7 @@ from models.registry import ModelVersion, verify
 from models.runtime.load_detector import gpu_found
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.runtime.torch_detector import BATCH_SIZE, TOLERANCE, TorchDetector, on_gpu
-from service.decode import decode
+from service.imaging.decode import decode
 from tests.benchmarks import captures
 
 

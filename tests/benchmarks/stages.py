@@ -17,8 +17,8 @@ from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.claim import INCOMING, Claims
-from service.decode import decode, read_file
 from service.energy import EnergyMeter
+from service.imaging.decode import decode, read_file
 from service.inspection import Decoded, judge
 from service.instances import instance_lock
 from service.record import FileFacts, Recorder

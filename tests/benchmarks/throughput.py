@@ -23,7 +23,7 @@ import psutil
 from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
-from service.decode import decode
+from service.imaging.decode import decode
 from tests.benchmarks import captures
 from tests.daemon_process import DaemonProcess, finished, wait_until
 

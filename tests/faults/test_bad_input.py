@@ -311,7 +311,7 @@ class Finder(importlib.abc.MetaPathFinder):
             return None
         # Before it takes the function from there.
         sys.meta_path.remove(self)
-        import service.decode as module
+        import service.imaging.decode as module
         decode = module.decode
         def decode_or_fail(data, *given, **options):
             if b"crash here" in data:

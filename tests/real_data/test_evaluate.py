@@ -8,7 +8,7 @@ import pytest
 from models.data.datasets import read_dataset, read_mask
 from models.detector import Scored
 from models.evaluation.evaluate import evaluate
-from service.decode import DecodeError, image_size, read_image
+from service.imaging.decode import DecodeError, image_size, read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -25,8 +25,8 @@ from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.commands.init import make_root
 from service.cron import parse_cron
-from service.decode import read_image
 from service.due import Facts, due
+from service.imaging.decode import read_image
 from service.retrain import retrain
 from service.storage import images, retrainings, versions
 from service.storage.engine import open_database

@@ -1,4 +1,4 @@
-from service.decode import FileState
+from service.imaging.decode import FileState
 from service.settle import Settling
 
 

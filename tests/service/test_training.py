@@ -20,8 +20,8 @@ from models.errors import MemoryExceeded, TooFewImages
 from models.progress import Progress
 from models.registry import list_versions, verify
 from service import training, training_process
-from service.decode import DecodeError
 from service.errors import TamisError, UsageError
+from service.imaging.decode import DecodeError
 from service.products import check_product
 from service.storage import versions
 from service.storage.engine import open_database

@@ -16,8 +16,8 @@ from PIL import Image
 
 from models.calibration.thresholds import p_values
 from models.regions import find_regions
-from service.demo_parts import DEFECTS, draw
-from service.maps import overlay, save_overlay
+from service.imaging.overlay import overlay, save_overlay
+from service.imaging.synthetic_parts import DEFECTS, draw
 from service.names import destination, new_id
 from service.storage import energy, images, regions
 from service.storage.engine import open_database

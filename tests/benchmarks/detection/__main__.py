@@ -18,8 +18,8 @@ from PIL import Image
 
 from models.data.datasets import Sample
 from models.errors import ModelError
-from service.decode import read_image
 from service.errors import TamisError
+from service.imaging.decode import read_image
 from tests.benchmarks.detection import data, judge
 from tests.benchmarks.run_file import Run, RunFile, arguments, cell, markdown, spread
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from models.data.datasets import Sample, read_dataset
-from service.demo_parts import DEFECTS, draw
+from service.imaging.synthetic_parts import DEFECTS, draw
 from tests.benchmarks import captures, journey
 
 SOLAR_TRAIN, SOLAR_TEST = 800, 400

@@ -20,8 +20,8 @@ from models.evaluation.evaluate import Read, evaluate, score_files
 from models.progress import Progress
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from service.decode import DecodeError, image_size, read_image
 from service.energy import EnergyMeter
+from service.imaging.decode import DecodeError, image_size, read_image
 from service.training import Trained, train_in_child
 from service.training_job import TrainingJob
 from tests.benchmarks.run_file import Run

@@ -24,7 +24,7 @@ def infer(job: dict[str, Any]) -> dict[str, Any]:
     from models.evaluation.evaluate import score_files
     from models.registry import verify
     from models.runtime.openvino_detector import OpenVinoDetector
-    from service.decode import read_image
+    from service.imaging.decode import read_image
 
     version = verify(Path(job["version"]))
     detector = OpenVinoDetector(version, threads=job["threads"])

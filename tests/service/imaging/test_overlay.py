@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from models.regions import Region
-from service.maps import drawn_size, overlay, regions_of, save_overlay, side_by_side
+from service.imaging.overlay import drawn_size, overlay, regions_of, save_overlay, side_by_side
 
 
 def test_map_is_drawn_upright_where_the_anomaly_is() -> None:
@@ -85,7 +85,7 @@ def test_what_is_drawn_of_a_part_is_as_if_the_whole_were_drawn(
     anomaly_map[2:4, 1:3] = 2.5
     part = overlay(picture, anomaly_map, 1.0)
     assert (part != picture).any() and (part[-1, -1] == picture[-1, -1]).all()
-    monkeypatch.setattr("service.maps._box_above", lambda grey, whole: (0, 0, whole[1], whole[0]))
+    monkeypatch.setattr("service.imaging.overlay._box_above", lambda grey, whole: (0, 0, whole[1], whole[0]))
     whole = overlay(picture, anomaly_map, 1.0)
     away = np.abs(part.astype(int) - whole).max(axis=2)
     # At the edge of what shows a grey level more or less is several of opacity.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.commands.demo import Drop, plan, report
-from service.demo_parts import DEFECTS, draw
+from service.imaging.synthetic_parts import DEFECTS, draw
 
 SIZE = (240, 320)  # a rectangle: swapped height and width must show
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.decode import DecodeError, StillChanging, decode, image_size, read_file, read_image
+from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file, read_image
 
 
 def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
