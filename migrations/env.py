@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `service.storage.schema` hands over, inside its transaction.
+"""Runs the migrations on the connection that `service.storage.database.schema` hands over, inside its transaction.
 
 Alembic loads this file by its path; it owns no engine and reads no settings.
 """

@@ -46,7 +46,7 @@ from service.score import Scorers
 from service.settings import Settings
 from service.settle import Settling
 from service.shadow import Shadows
-from service.storage.engine import open_database, trouble
+from service.storage.database.open import open_database, trouble
 from service.upkeep import Upkeep
 from service.wake import Wake
 from service.watch import NameFilter, Watcher

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from service.filesystem.mount_table import Mount, is_network, sends_events
 from service.settings import DEFAULT_PRODUCT
+from service.storage.database.journal import JournalChoice
 from service.storage.drift import DriftRow
-from service.storage.journal import JournalChoice
 from service.storage.thresholds import Choice
 
 Level = Literal["ok", "warning", "error"]

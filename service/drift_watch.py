@@ -25,8 +25,8 @@ from service.logs import fields
 from service.score import MODELS
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import drift as rows
+from service.storage.database.open import trouble
 from service.storage.drift import DriftRow, Reign, Seen
-from service.storage.engine import trouble
 from service.storage.thresholds import chosen
 from service.thresholds import threshold_of
 

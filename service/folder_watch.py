@@ -22,7 +22,7 @@ from service import training_set
 from service.folder_labels import FolderLabels
 from service.logs import fields
 from service.storage import reviews
-from service.storage.engine import open_database, trouble
+from service.storage.database.open import open_database, trouble
 from service.watch import NameFilter
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from service.names import shown_name
 from service.place import CONFLICT, MISSING
 from service.review import check_label, label_pictures, stored_text
 from service.roles import role_among
-from service.storage import images, reviews, training_pictures
-from service.storage.training_pictures import NewTrainingPicture
+from service.storage import images, reviews
+from service.storage import training_images as training_pictures
+from service.storage.training_images import NewTrainingPicture
 from service.training_set import in_label, partial_name, path_in_training, reconcile
 
 SOURCE = "import"

@@ -15,7 +15,7 @@ from models.registry import ModelVersion
 from service.decide import Judge
 from service.probation import standing
 from service.settings import Settings
-from service.storage.engine import trouble
+from service.storage.database.open import trouble
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
 from service.thresholds import judge_of

@@ -36,7 +36,7 @@ from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, pl
 from service.shadow import ShadowDecision
 from service.storage import energy as energy_rows
 from service.storage import images, regions, shadow
-from service.storage.database import AWAY_TIMEOUT_S, write
+from service.storage.database.base import AWAY_TIMEOUT_S, write
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord

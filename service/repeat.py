@@ -20,7 +20,8 @@ from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
 from service.errors import TamisError
 from service.names import shown_name
 from service.settings import Settings
-from service.storage import images, training_pictures, versions
+from service.storage import images, versions
+from service.storage import training_images as training_pictures
 from service.training_job import JobChosen, JobProduct, TrainingJob
 
 MODELS = "models"

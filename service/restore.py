@@ -26,7 +26,7 @@ from service.logs import fields
 from service.names import ClaimedName, delivered_name
 from service.place import KINDS
 from service.storage import images
-from service.storage.engine import DATABASE_FILE, open_database
+from service.storage.database.open import DATABASE_FILE, open_database
 
 log = logging.getLogger(__name__)
 

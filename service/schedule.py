@@ -28,7 +28,7 @@ from service.logs import fields
 from service.retraining_lock import retraining_runs
 from service.settings import Settings
 from service.storage import retrainings, versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.training import child_environment
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from service.claim import make_folders, sync_folder
 from service.deliver import hash_file
 from service.names import new_id, safe_name, split_suffix
 from service.roles import role_among
-from service.storage import images, training_pictures
+from service.storage import images
+from service.storage import training_images as training_pictures
 from service.storage.images import Subject
-from service.storage.training_pictures import NewTrainingPicture, TrainingPictureRow
+from service.storage.training_images import NewTrainingPicture, TrainingPictureRow
 
 TRAINING = "training"
 PARTIAL = ".tmp."

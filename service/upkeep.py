@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from service.logs import fields
-from service.storage.engine import trouble
+from service.storage.database.open import trouble
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from models.detector import Scored
 from service.commands.init import FOLDERS
 from service.decide import Judge
 from service.score import Scorer
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.postgres_server import PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent

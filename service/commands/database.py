@@ -16,9 +16,9 @@ from service.errors import TamisError, UsageError
 from service.restore import mark_restored
 from service.restore import restore as restore_database
 from service.settings import database_url
-from service.storage import schema
 from service.storage.backup import backup as copy_database
-from service.storage.engine import DatabaseCorrupt, name_of_database, open_database
+from service.storage.database import schema
+from service.storage.database.open import DatabaseCorrupt, name_of_database, open_database
 from service.storage.tables import Image
 
 app = typer.Typer(help="Upgrade, check, back up and restore the database.", no_args_is_help=True)

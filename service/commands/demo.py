@@ -38,7 +38,7 @@ from service.imaging.synthetic_parts import DEFECTS, draw
 from service.settings import ENVIRONMENT_PREFIX, SETTINGS_FILE
 from service.storage import energy as energy_rows
 from service.storage import images
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 PRODUCT = "demo"
 FALSE_ALARM_RATE = 0.02

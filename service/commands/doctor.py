@@ -35,8 +35,8 @@ from service.names import parse_claimed_name, product_of
 from service.retention import rules_of
 from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage import retention
+from service.storage.database.journal import journal_choice
 from service.storage.drift import DriftRow
-from service.storage.journal import journal_choice
 from service.storage.thresholds import Choice
 from service.thresholds import policy_of, threshold_of
 
@@ -195,8 +195,9 @@ def _incoming(incoming: Path) -> tuple[set[str], int]:
 
 
 def _database(root: Path) -> _Database:
-    from service.storage import drift, schema, thresholds, versions
-    from service.storage.engine import open_database
+    from service.storage import drift, thresholds, versions
+    from service.storage.database import schema
+    from service.storage.database.open import open_database
 
     try:
         engine = open_database(root, migrate=False, read_only=True)

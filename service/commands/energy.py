@@ -12,7 +12,7 @@ import typer
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.results import moment
 from service.storage import energy as storage
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 KIND_COLUMNS = (
     "kind",

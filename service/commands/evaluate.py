@@ -27,7 +27,7 @@ from service.report.learning_curve import job_like, sizes_asked, training_pool
 from service.report.outcome import Evaluated, LearningPoint
 from service.report.thumbnails import thumbnails
 from service.settings import DEFAULT_PRODUCT, Settings
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 
 class LayoutName(StrEnum):

@@ -20,7 +20,7 @@ from service.import_pictures import SKIPPED, Imported, ReadLimits
 from service.names import shown_name
 from service.products import check_product
 from service.settings import DEFAULT_PRODUCT
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 OUTCOMES = ("added", "relabelled", "labelled", "unchanged", "skipped")
 LINE_EVERY = 100

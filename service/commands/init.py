@@ -192,7 +192,7 @@ def _make_settings(root: Path, made: Made) -> None:
 
 def _make_database(root: Path, made: Made) -> None:
     # Imported here: `tamis --help` should not wait for SQLAlchemy.
-    from service.storage.engine import DATABASE_FILE, has_database, name_of_database, open_database
+    from service.storage.database.open import DATABASE_FILE, has_database, name_of_database, open_database
 
     name = DATABASE_FILE if database_url(root) is None else name_of_database(root)
     if has_database(root):

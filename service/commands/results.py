@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 from service.commands.options import AsJson, Root, print_table
 from service.errors import TamisError, UsageError
 from service.storage import images, regions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.tables import ImageState, Verdict, results_view
 
 PAGE = 5000

@@ -14,7 +14,7 @@ from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.removal import Stays
 from service.retention import Going, Outcome, Retention, Rule, last_run, rules_document, rules_of
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")]
 Limit = Annotated[int, typer.Option(min=0, help="Pictures that a dry run lists, at most; it counts all.")]

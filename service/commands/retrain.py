@@ -22,7 +22,7 @@ from service.errors import TamisError
 from service.priority import step_back
 from service.products import ALL_PRODUCTS, check_product
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
 
 

@@ -18,7 +18,7 @@ from service.commands.options import AsJson, Root, print_json, print_table
 from service.errors import UsageError
 from service.review import Labelled, label_pictures
 from service.storage import reviews
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 SOURCE = "command"
 COLUMNS = ("id", "label", "state", "path")

@@ -21,7 +21,7 @@ from service.imaging.decode import DecodeError, StillChanging, decode, image_siz
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
 from service.settings import DEFAULT_PRODUCT, Settings
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.thresholds import chosen
 from service.thresholds import judge_of
 

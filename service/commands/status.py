@@ -21,7 +21,7 @@ from service.names import product_of
 from service.retention import Rule, last_run, rules_document, rules_of
 from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.versions import champions
 from service.watch import NameFilter, scan
 

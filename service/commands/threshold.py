@@ -15,7 +15,7 @@ from service.errors import UsageError
 from service.explore import LAST, Exploration, choose_rate, explore
 from service.settings import DEFAULT_PRODUCT
 from service.storage import thresholds
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 
 def threshold(

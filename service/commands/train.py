@@ -28,7 +28,7 @@ from service.products import ALL_PRODUCTS, check_product
 from service.repeat import repeat_of
 from service.settings import DEFAULT_PRODUCT
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
 from service.training import run_joint_training
 from service.training_job import MINUTES_MAX, JobProduct, TrainingJob

@@ -19,7 +19,7 @@ from service.commands.threshold import threshold
 from service.errors import TamisError
 from service.settings import Settings
 from service.storage import shadow, versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
 from service.thresholds import reason_not_to_promote
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from service.errors import TamisError
-from service.storage.insert_new import insert_new
+from service.storage.database.insert_new import insert_new
 from service.storage.tables import Image, results_view, time_text
 
 # SQLite takes at most 32,766 parameters in a statement.

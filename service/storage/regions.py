@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, bindparam, select
 from sqlalchemy.orm import Session
 
 from models.regions import Region
-from service.storage.insert_new import insert_new
+from service.storage.database.insert_new import insert_new
 from service.storage.tables import Image, RegionRow, regions_view
 
 # SQLite takes at most 32,766 parameters in a statement.

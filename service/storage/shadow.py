@@ -14,7 +14,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Table, and_, bindparam, func, literal, select, true
 from sqlalchemy.orm import Session
 
-from service.storage.insert_new import insert_new
+from service.storage.database.insert_new import insert_new
 from service.storage.tables import RetrainingRun, Review, ShadowScore, results_view
 
 _scores = cast(Table, ShadowScore.__table__)

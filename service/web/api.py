@@ -22,7 +22,8 @@ from service.explore import champion_of
 from service.review import label_pictures
 from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
-from service.storage import images, retrainings, review_pages, tallies, thresholds, versions
+from service.storage import images, retrainings, review_pages, thresholds, versions
+from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which
 from service.storage.tables import ImageState, Verdict
 from service.web import image as image_page

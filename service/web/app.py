@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.settings import Settings
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.web import api, energy, files, image, login, model_pages, review, thresholds, today
 from service.web.errors import add_error_answers
 from service.web.pictures import Thumbnails

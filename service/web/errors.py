@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from models.errors import ModelError
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.logs import fields
-from service.storage.engine import trouble
+from service.storage.database.open import trouble
 from service.web.security import API, Refused
 from service.web.site import NotFound, Site
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 
-from service.storage import tallies
+from service.storage import statistics as tallies
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)

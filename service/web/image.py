@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.storage import regions, review_pages, reviews, tallies
+from service.storage import regions, review_pages, reviews
+from service.storage import statistics as tallies
 from service.web.review import with_maps
 from service.web.site import NotFound, Site
 

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from service.errors import UsageError
 from service.review import label_pictures
-from service.storage import review_pages, reviews, shadow, tallies, versions
+from service.storage import review_pages, reviews, shadow, versions
+from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which
 from service.web.pictures import map_path
 from service.web.security import caller, plain

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.instances import instances, said_by
-from service.storage import drift, review_pages, scores, tallies, versions
+from service.storage import drift, review_pages, scores, versions
 from service.storage import energy as energy_rows
+from service.storage import statistics as tallies
 from service.web import charts
 from service.web.charts import Bar, Line
 from service.web.hours import Hour, Hours

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from models.registry import file_sha256
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.tables import TrainingPicture
 from tests.benchmarks import captures
 from tests.daemon_process import DaemonProcess, finished, wait_until

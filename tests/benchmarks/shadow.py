@@ -18,7 +18,7 @@ from typing import Any
 
 from models import registry
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.benchmarks import captures
 from tests.daemon_process import DaemonProcess, finished, wait_until
 

@@ -23,7 +23,7 @@ from service.inspection import Decoded, judge
 from service.instances import instance_lock
 from service.record import FileFacts, Recorder
 from service.score import Scorer
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.thresholds import judge_of
 from service.watch import being_written, look
 from tests.benchmarks import captures

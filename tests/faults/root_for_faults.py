@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.commands.init import FOLDERS
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.conftest import picture_bytes
 from tests.daemon_process import DaemonProcess, wait_until
 from tests.service.brightness_version import install

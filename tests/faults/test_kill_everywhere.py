@@ -26,7 +26,7 @@ from service.record import Judged, Recorder
 from service.recover import recover
 from service.restore import take_back
 from service.review import label_pictures
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.training_set import reconcile_all
 from tests.conftest import BrightnessScorers, picture_bytes
 from tests.faults.check_labels import problems as label_problems

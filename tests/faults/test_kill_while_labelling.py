@@ -21,7 +21,7 @@ from service.record import Recorder
 from service.recover import recover
 from service.review import label_pictures
 from service.settings import IGNORED_NAMES
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.training_set import reconcile_all
 from service.watch import NameFilter
 from tests.daemon_process import wait_until

@@ -24,7 +24,7 @@ from service.retrain import clear_up, retrain
 from service.retraining_lock import LOCK_NAME, retraining_lock
 from service.settings import load
 from service.storage import retrainings, versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.daemon_process import wait_until
 from tests.service.brightness_version import install
 from tests.service.labelled_root import PRODUCT, label, train_champion
@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 from service.retrain import retrain
 from service.settings import load
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 root = Path(sys.argv[1])
 def report(progress):
     print(progress.stage, file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from service.review import label_pictures
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.conftest import picture_bytes
 from tests.daemon_process import DaemonProcess, nothing_left, wait_until
 from tests.faults.root_for_faults import KINDS, make_root

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.daemon_process import REPOSITORY, DaemonProcess, wait_until
 from tests.faults.cgroup import memory_group
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, run_until_settled, settled, waiting

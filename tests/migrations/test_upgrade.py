@@ -18,8 +18,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 import migrations
-from service.storage import schema
-from service.storage.engine import DATABASE_FILE, open_database
+from service.storage.database import schema
+from service.storage.database.open import DATABASE_FILE, open_database
 from service.storage.tables import VIEWS, Base
 
 REPOSITORY = Path(migrations.__file__).parents[1]
@@ -163,8 +163,8 @@ def test_the_list_of_revisions_is_that_of_the_files(tmp_path: Path):
 def test_two_processes_that_upgrade_at_once_both_succeed(tmp_path: Path, journal):
     level = {"DELETE": "EXTRA", "WAL": "FULL"}[journal]
     script = (
-        "import sys; from pathlib import Path; from service.storage.engine import open_database;"
-        "from service.storage.journal import JournalChoice;"
+        "import sys; from pathlib import Path; from service.storage.database.open import open_database;"
+        "from service.storage.database.journal import JournalChoice;"
         "import alembic.command; print('ready', flush=True); sys.stdin.readline();"
         f"journal = JournalChoice({journal!r}, {level!r}, '');"
         f"open_database(Path({str(tmp_path)!r}), create=True, journal=journal).dispose()"
@@ -211,7 +211,7 @@ def test_an_upgrade_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
 
 def test_migrations_are_found_from_any_working_directory(tmp_path: Path):
     script = (
-        "from pathlib import Path; from service.storage.engine import open_database;"
+        "from pathlib import Path; from service.storage.database.open import open_database;"
         f"open_database(Path({str(tmp_path)!r}), create=True)"
     )
     subprocess.run(

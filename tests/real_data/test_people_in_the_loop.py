@@ -29,7 +29,7 @@ from service.due import Facts, due
 from service.imaging.decode import read_image
 from service.retrain import retrain
 from service.storage import images, retrainings, versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
 from service.training import run_training
 from service.training_job import TrainingJob

@@ -18,7 +18,7 @@ from models import registry
 from models.registry import ModelVersion
 from models.runtime.openvino_runtime import openvino
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 HEIGHT, WIDTH = 16, 24
 CREATED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -27,9 +27,9 @@ from service.errors import ConfigurationError
 from service.filesystem.mount_table import Mount
 from service.settings import load
 from service.storage import drift, thresholds
+from service.storage.database.journal import JournalChoice, journal_choice
+from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
-from service.storage.engine import open_database
-from service.storage.journal import JournalChoice, journal_choice
 from service.storage.tables import time_text
 from service.storage.thresholds import Choice
 from tests.service.brightness_version import install
@@ -451,7 +451,7 @@ def test_older_schema_is_an_error_with_the_command_that_helps(root: Path, monkey
 
 def test_champion_whose_folder_is_gone_is_an_error(root: Path) -> None:
     from service.storage import versions
-    from service.storage.engine import open_database
+    from service.storage.database.open import open_database
 
     engine = open_database(root)
     with engine.begin() as connection:

@@ -21,8 +21,8 @@ from service.drift import DRIFTING, STEADY, Subject, assess
 from service.drift_watch import DriftWatch
 from service.settings import IGNORED_NAMES, load
 from service.storage import drift, versions
+from service.storage.database.open import open_database
 from service.storage.drift import DriftRow, Seen
-from service.storage.engine import open_database
 from service.storage.images import ImageRecord, record
 from service.storage.tables import Review
 from tests.daemon_process import DaemonProcess, finished, wait_until

@@ -14,8 +14,8 @@ from models.errors import DatasetError
 from service.commands import evaluate as command
 from service.commands.evaluation_output import SCORE_COLUMNS
 from service.errors import TamisError, UsageError
+from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
-from service.storage.engine import open_database
 from tests.service.brightness_version import install, mask, picture
 
 

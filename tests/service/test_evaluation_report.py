@@ -183,7 +183,7 @@ def recalibrated(root: Path, version: str, scores) -> None:
     from sqlalchemy import text
 
     from models.registry import verify
-    from service.storage.engine import open_database
+    from service.storage.database.open import open_database
 
     path = root / "models/default" / version / "model.json"
     manifest = json.loads(path.read_text())
@@ -261,7 +261,7 @@ def test_pictures_that_are_evaluated_are_not_trained_on_whatever_they_are_called
 def test_a_learning_curve_trains_unregistered_versions_and_says_which_size_is_too_few(ready, tmp_path):
     """Sizes rise; too few pictures are no failure; the versions are gone, what they were judged by stays."""
     from service.storage import versions
-    from service.storage.engine import open_database
+    from service.storage.database.open import open_database
 
     make_normals(tmp_path / "good", 30)
     make_normals(tmp_path / "make", 40)

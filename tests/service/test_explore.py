@@ -20,7 +20,7 @@ from service.errors import ConfigurationError, TamisError, UsageError
 from service.explore import choose_rate, explore, would_change
 from service.settings import Settings, load
 from service.storage import thresholds
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.images import ImageRecord, record
 from tests.daemon_process import DaemonProcess, finished, wait_until
 from tests.service.brightness_version import install

@@ -32,8 +32,8 @@ from service.settings import IGNORED_NAMES
 from service.settle import Settling
 from service.shadow import Shadows
 from service.storage import images, regions
+from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
-from service.storage.engine import open_database
 from service.watch import Hint, NameFilter
 from tests.conftest import BrightnessDetector, BrightnessScorers, picture_bytes
 

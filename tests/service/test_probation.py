@@ -18,7 +18,7 @@ from service.cli import app
 from service.probation import IMAGES_MIN, Due, Facts, Probation, due, reason_to_wait
 from service.settings import Settings, load
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.shadow import GatedRun, ShadowSummary
 from service.storage.tables import time_text
 from tests.daemon_process import DaemonProcess, finished, wait_until

@@ -16,7 +16,7 @@ from service.gate import Judgement
 from service.probation import Probation
 from service.settings import load
 from service.storage import retrainings, thresholds, versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.service.brightness_version import CREATED_AT, install
 from tests.service.test_probation import seen
 

@@ -10,7 +10,7 @@ from service.deliver import hash_file
 from service.record import Recorder
 from service.recover import Action, Recovered, plan, recover
 from service.storage import images
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord, StoredImage
 
 EACH_DATABASE = True

@@ -26,7 +26,7 @@ from service.errors import TamisError
 from service.removal import Stays
 from service.retention import GB, SLICE, Going, Outcome, Retention, Rule, last_run, plan, rules_of
 from service.settings import Settings
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.retention import Kept
 from service.storage.tables import time_text
 from tests.conftest import REPOSITORY
@@ -372,7 +372,7 @@ from datetime import datetime
 from pathlib import Path
 from service import removal, retention
 from service.storage import retention as rows
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)

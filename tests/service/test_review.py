@@ -17,7 +17,7 @@ from service.record import Recorder
 from service.recover import recover
 from service.review import Labelled, label_pictures
 from service.storage import images, reviews
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord
 from tests.conftest import picture_bytes
 

@@ -17,7 +17,7 @@ from service.retraining_lock import LOCK_NAME, retraining_lock
 from service.schedule import Schedule
 from service.settings import load
 from service.storage import retrainings
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.daemon_process import DaemonProcess, wait_until
 from tests.service.brightness_version import install
 from tests.service.labelled_root import PRODUCT, label, train_champion

@@ -16,7 +16,7 @@ from service.champions import load_version
 from service.commands.score import score
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.imaging import decode
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.service.brightness_version import install, picture
 
 

@@ -23,7 +23,7 @@ from service.probation import IMAGES_MIN, standing
 from service.score import Scorers
 from service.shadow import Shadows, in_share
 from service.storage import shadow
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.tables import time_text
 from service.storage.versions import champions
 from tests.service.brightness_version import CREATED_AT, install

@@ -10,8 +10,8 @@ from service.commands.status import report, status
 from service.instances import instance_lock
 from service.settings import IGNORED_NAMES
 from service.storage import drift, thresholds
+from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
-from service.storage.engine import open_database
 from tests.service.brightness_version import install
 
 

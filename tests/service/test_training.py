@@ -24,7 +24,7 @@ from service.errors import TamisError, UsageError
 from service.imaging.decode import DecodeError
 from service.products import check_product
 from service.storage import versions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.training import run_joint_training, run_training, train_in_child
 from service.training_job import JobProduct, TrainingJob
 from tests.models.made_pictures import NORMALS, make_normals

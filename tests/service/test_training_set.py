@@ -16,10 +16,10 @@ from sqlalchemy import Engine, create_engine
 from service.deliver import hash_file
 from service.review import label_pictures
 from service.roles import role_among, role_by_hash
-from service.storage import training_pictures
-from service.storage.engine import open_database
+from service.storage import training_images as training_pictures
+from service.storage.database.open import open_database
 from service.storage.tables import Base
-from service.storage.training_pictures import NewTrainingPicture, TrainingPictureRow
+from service.storage.training_images import NewTrainingPicture, TrainingPictureRow
 from service.training_set import reconcile, reconcile_all
 from tests.service.test_review import RECEIVED, House
 

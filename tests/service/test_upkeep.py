@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.upkeep import Duty, Upkeep
 
 

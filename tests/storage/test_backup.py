@@ -11,9 +11,9 @@ from service.errors import TamisError
 from service.storage import backup as backup_module
 from service.storage import images
 from service.storage.backup import backup
-from service.storage.engine import DATABASE_FILE, open_database
-from service.storage.journal import JournalChoice
-from tests.storage.conftest import on_sqlite
+from service.storage.database.journal import JournalChoice
+from service.storage.database.open import DATABASE_FILE, open_database
+from tests.service.storage.conftest import on_sqlite
 
 
 def ids(path: Path) -> int:

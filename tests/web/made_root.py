@@ -20,7 +20,7 @@ from service.imaging.overlay import overlay, save_overlay
 from service.imaging.synthetic_parts import DEFECTS, draw
 from service.names import destination, new_id
 from service.storage import energy, images, regions
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord
 
 THRESHOLD = 100.0

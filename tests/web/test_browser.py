@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from service.commands.init import FOLDERS
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from tests.service.brightness_version import install
 from tests.web.made_root import fill
 from tests.web.web_process import ARTEFACTS, CHROMEDRIVER, CHROMIUM, WebProcess, browser, look

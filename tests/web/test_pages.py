@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.storage import drift, shadow, thresholds
+from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
-from service.storage.engine import open_database
 from service.storage.shadow import ShadowRecord
 from service.web.thresholds import stops_of
 from tests.service.brightness_version import install

@@ -25,7 +25,7 @@ from sqlalchemy import Connection  # noqa: E402
 
 from service.retention import Retention, Rule  # noqa: E402
 from service.storage import retention, shadow  # noqa: E402
-from service.storage.engine import DATABASE_FILE, open_database  # noqa: E402
+from service.storage.database.open import DATABASE_FILE, open_database  # noqa: E402
 
 VERSION = ("bracket", "v2")
 MIDDLE = (NOW - timedelta(days=50), "")

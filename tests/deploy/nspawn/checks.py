@@ -581,7 +581,7 @@ def retrained(memory_gb: float, numbers: str) -> tuple[dict[str, Any], dict[str,
     path.write_text(f'{kept}retrain_cron = ""\nretrain_after_labels = 4\nretrain_memory_gb = {memory_gb}\n')
     run("systemctl", "restart", "tamis.service")
     script = (
-        "import pathlib; from service.storage.engine import open_database;"
+        "import pathlib; from service.storage.database.open import open_database;"
         "from tests.service.labelled_root import label;"
         f"root = pathlib.Path('{ROOT}'); engine = open_database(root);"
         f"label(root, engine, range{numbers}, 'normal', 'train'); engine.dispose()"
@@ -609,7 +609,7 @@ def _bounds() -> dict[str, Any]:
 @check
 def retraining_beyond_its_memory_ends_itself_and_nothing_else() -> dict[str, Any]:
     script = (
-        "import pathlib, tempfile; from service.storage.engine import open_database;"
+        "import pathlib, tempfile; from service.storage.database.open import open_database;"
         "from tests.service.labelled_root import train_champion;"
         f"root = pathlib.Path('{ROOT}'); engine = open_database(root);"
         "train_champion(root, engine, pathlib.Path(tempfile.mkdtemp()) / 'good'); engine.dispose()"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from service.storage.engine import open_database
+from service.storage.database.open import open_database
 from service.storage.images import ImageRecord
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -24,9 +24,9 @@ from service.errors import TamisError, UsageError
 from service.storage import energy as stored_energy
 from service.storage import images, regions
 from service.storage import versions as stored_versions
-from service.storage.engine import DATABASE_FILE, open_database
+from service.storage.database.open import DATABASE_FILE, open_database
 from service.storage.images import Finished
-from tests.storage.conftest import on_sqlite
+from tests.service.storage.conftest import on_sqlite
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -19,13 +19,14 @@ from service.cli import app
 from service.commands.init import make_root
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.settings import load
-from service.storage import database, images, reviews
-from service.storage.database import Database, trouble, write
-from service.storage.engine import has_database, name_of_database, open_database
-from service.storage.postgresql import OWNER_FILE, engine_of, shown
+from service.storage import images, reviews
+from service.storage.database import base as database
+from service.storage.database.base import Database, trouble, write
+from service.storage.database.open import has_database, name_of_database, open_database
+from service.storage.database.postgresql import OWNER_FILE, engine_of, shown
 from service.storage.reviews import NewReview
 from tests.postgres_server import PostgresServer
-from tests.storage.conftest import NOON
+from tests.service.storage.conftest import NOON
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -148,7 +149,7 @@ def test_driver_that_is_missing_is_asked_for_by_name(url: str, tmp_path: Path, m
     def none(*arguments: object, **options: object) -> None:
         raise ModuleNotFoundError("No module named 'psycopg'")
 
-    monkeypatch.setattr("service.storage.postgresql.create_engine", none)
+    monkeypatch.setattr("service.storage.database.postgresql.create_engine", none)
     with pytest.raises(ConfigurationError, match=r"pip install 'tamis\[postgres\]'"):
         open_database(tmp_path)
 
@@ -317,7 +318,7 @@ def test_reviews_and_promotions_only_grow(engine: Database, record_of: Callable)
 
 @on_postgresql
 def test_views_are_those_of_sqlite_with_the_types_of_the_page(engine: Database) -> None:
-    from tests.storage.test_documented_columns import documented
+    from tests.service.storage.test_documented_columns import documented
 
     names = {"text": "text", "double precision": "real", "integer": "integer", "bigint": "integer"}
     with engine.connect() as connection:

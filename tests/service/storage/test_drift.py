@@ -12,8 +12,8 @@ from service.storage import drift, versions
 from service.storage.drift import DriftRow
 from service.storage.images import record
 from service.storage.tables import Review
-from tests.storage.conftest import on_sqlite
-from tests.storage.test_plans import plan
+from tests.service.storage.conftest import on_sqlite
+from tests.service.storage.test_plans import plan
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

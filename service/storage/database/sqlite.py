@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.errors import ConfigurationError, TamisError
-from service.storage.database import WRITES, Database, DatabaseCorrupt
-from service.storage.journal import JournalChoice, journal_choice
+from service.storage.database.base import WRITES, Database, DatabaseCorrupt
+from service.storage.database.journal import JournalChoice, journal_choice
 
 DATABASE_FILE = "tamis.db"
 # Checking every page takes seconds for a gigabyte; up to here (some 30,000 pictures) it is not noticed at a start.

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event
 
 from service.storage import images, regions, retention, shadow
-from tests.storage.conftest import on_sqlite
+from tests.service.storage.conftest import on_sqlite
 
 SINCE = datetime(2026, 1, 30, tzinfo=UTC)
 

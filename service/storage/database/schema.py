@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 import migrations
 from service.errors import ConfigurationError
-from service.storage.database import Database
+from service.storage.database.base import Database
 
 
 def revision_of(connection: Connection) -> str | None:

@@ -14,10 +14,10 @@ import migrations
 from service.errors import ConfigurationError
 from service.filesystem import mount_table as filesystem
 from service.settings import database_url
-from service.storage import schema, sqlite
-from service.storage.database import Database, DatabaseCorrupt, trouble
-from service.storage.journal import JournalChoice
-from service.storage.sqlite import DATABASE_FILE
+from service.storage.database import schema, sqlite
+from service.storage.database.base import Database, DatabaseCorrupt, trouble
+from service.storage.database.journal import JournalChoice
+from service.storage.database.sqlite import DATABASE_FILE
 
 __all__ = ["BUSY_TIMEOUT_S", "DATABASE_FILE", "DatabaseCorrupt", "has_database", "name_of_database", "open_database",
            "trouble"]  # fmt: skip
@@ -87,7 +87,7 @@ def name_of_database(root: Path) -> str:
     url = database_url(root)
     if url is None:
         return str(root / DATABASE_FILE)
-    from service.storage.postgresql import shown
+    from service.storage.database.postgresql import shown
 
     return shown(url)
 
@@ -103,7 +103,7 @@ def _revision(engine: Database, *, new: bool) -> str | None:
 
 def _server(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -> Database:
     # Imported where it is asked for: SQLAlchemy's part for PostgreSQL takes memory from a daemon that needs none of it.
-    from service.storage import postgresql
+    from service.storage.database import postgresql
 
     return postgresql.engine_of(root, url, read_only=read_only, busy_timeout_s=busy_timeout_s)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from service.storage.engine import BUSY_TIMEOUT_S
-from service.storage.journal import journal_choice
-from service.storage.sqlite import CHECK_AT_OPEN_BYTES_MAX
+from service.storage.database.journal import journal_choice
+from service.storage.database.open import BUSY_TIMEOUT_S
+from service.storage.database.sqlite import CHECK_AT_OPEN_BYTES_MAX
 from service.storage.tables import VIEWS
-from tests.storage.conftest import on_sqlite
+from tests.service.storage.conftest import on_sqlite
 
-PAGE = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "database.md").read_text(encoding="utf-8")
 
 
 def section(view: str) -> str:

@@ -12,8 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from service.storage import scores, thresholds
 from service.storage.images import record
-from tests.storage.conftest import on_sqlite
-from tests.storage.test_plans import plan
+from tests.service.storage.conftest import on_sqlite
+from tests.service.storage.test_plans import plan
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.storage.journal import journal_choice
+from service.storage.database.journal import journal_choice
 
 
 @pytest.mark.parametrize("version", [(3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 44, 7), (3, 50, 6), (3, 51, 0), (3, 51, 2)])

@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from ulid import ULID
 
 from service.errors import ConfigurationError, TamisError
-from service.storage.database import WRITES, Database, DatabaseCorrupt, trouble
+from service.storage.database.base import WRITES, Database, DatabaseCorrupt, trouble
 
 OWNER_FILE = ".database"
 """File in the root with the id that the comment in its database bears."""

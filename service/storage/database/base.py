@@ -1,6 +1,6 @@
 """What every kind of database of a root has in common: who may write when, and what its troubles are called.
 
-`service.storage.engine` opens one; what only SQLite or only PostgreSQL does is in the files of those names.
+`service.storage.database.open` opens one; what only SQLite or only PostgreSQL does is in the files of those names.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 import migrations
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
-from service.storage import images, sqlite
-from service.storage.engine import BUSY_TIMEOUT_S, DATABASE_FILE, DatabaseCorrupt, open_database
-from service.storage.journal import JournalChoice, journal_choice
-from tests.storage.conftest import on_sqlite
+from service.storage import images
+from service.storage.database import sqlite
+from service.storage.database.journal import JournalChoice, journal_choice
+from service.storage.database.open import BUSY_TIMEOUT_S, DATABASE_FILE, DatabaseCorrupt, open_database
+from tests.service.storage.conftest import on_sqlite
 
 WAL = JournalChoice("WAL", "FULL", "test")
 ROLLBACK = JournalChoice("DELETE", "EXTRA", "test")
@@ -245,7 +246,7 @@ os.kill(os.getpid(), 9)
 def test_opening_an_up_to_date_database_does_not_import_alembic(tmp_path: Path):
     open_database(tmp_path, create=True).dispose()
     script = (
-        "import sys; from pathlib import Path; from service.storage.engine import open_database;"
+        "import sys; from pathlib import Path; from service.storage.database.open import open_database;"
         f"open_database(Path({str(tmp_path)!r})); print('alembic' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

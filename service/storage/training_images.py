@@ -14,8 +14,8 @@ from typing import cast
 from sqlalchemy import Connection, Table, bindparam, select, update
 from sqlalchemy.orm import Session
 
+from service.storage.database.insert_new import insert_new
 from service.storage.images import CHUNK
-from service.storage.insert_new import insert_new
 from service.storage.tables import Image, Review, TrainingPicture
 
 _pictures = cast(Table, TrainingPicture.__table__)
