@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.registry import ModelVersion
-from service import carbon
+from service.energy import grid_intensity as carbon
 from service.gate import Judgement
 from service.settings import Settings
 from service.storage import energy, retrainings, versions

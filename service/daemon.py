@@ -27,7 +27,7 @@ from service import __version__
 from service.claim import INCOMING, PROCESSING, Claims
 from service.drift_watch import DriftWatch
 from service.duties import duties_of
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
 from service.folder_watch import FolderWatch

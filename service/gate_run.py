@@ -25,7 +25,7 @@ from models.runtime.openvino_detector import OpenVinoDetector
 from models.synthetic_defects.draw import draw_defects
 from service import gate
 from service.decide import Judge
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.gather import calibration_pictures, golden
 from service.imaging.decode import DecodeError, StillChanging, decode, read_file
 from service.settings import Settings

@@ -18,7 +18,7 @@ from typing import Any
 
 from service.batch import Batcher
 from service.claim import Claim, Claims
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.imaging.decode import DecodeError, StillChanging
 from service.inspection import Decoded, Undecodable, judge, read_claim
 from service.intake import Intake

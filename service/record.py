@@ -26,7 +26,7 @@ from models.regions import Region
 from service.claim import PROCESSING, Claim, Claims
 from service.decide import ANOMALY, Decision
 from service.deliver import Delivery, Move, deliver
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
 from service.imaging.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay

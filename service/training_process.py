@@ -29,7 +29,7 @@ from service.training import EnergyExceeded, end_on_signal
 from service.training_job import JobChosen, JobProduct, TrainingJob
 
 if TYPE_CHECKING:
-    from service.energy import EnergyMeter
+    from service.energy.meter import EnergyMeter
 
 CHILD_NICENESS = 5
 _MEMORY_LOOK_S = 0.1
@@ -127,7 +127,7 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
     from models.data.select_images import ProductPictures
     from models.networks.pretrained import BackboneSource
     from models.training.train import train_jointly
-    from service.energy import EnergyMeter
+    from service.energy.meter import EnergyMeter
 
     meter = EnergyMeter(tracking=job.energy_tracking, country=job.energy_country, cpu_max_w=job.energy_cpu_max_w)
     if job.energy_max_wh is not None:

@@ -20,7 +20,7 @@ from service.commands import evaluation_output as output
 from service.commands.evaluation_bench import Bench, plan
 from service.commands.options import AsJson, Root, print_json
 from service.commands.score import UNREADABLE, check_rate, picture_reader, upright_size
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.errors import UsageError
 from service.report import page
 from service.report.learning_curve import job_like, sizes_asked, training_pool

@@ -20,7 +20,7 @@ from models.registry import ModelVersion
 from service.champions import has_champion, load_version
 from service.commands.evaluation_progress import TrainingLines, scoring_progress
 from service.commands.score import UNREADABLE, picture_reader, upright_size
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.errors import TamisError, UsageError
 from service.names import shown_name
 from service.report.learning_curve import job_like, learning_curve

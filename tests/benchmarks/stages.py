@@ -17,7 +17,7 @@ from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.claim import INCOMING, Claims
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.imaging.decode import decode, read_file
 from service.inspection import Decoded, judge
 from service.instances import instance_lock

@@ -20,7 +20,7 @@ from models.evaluation.evaluate import Read, evaluate, score_files
 from models.progress import Progress
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from service.imaging.decode import DecodeError, image_size, read_image
 from service.training import Trained, train_in_child
 from service.training_job import TrainingJob

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from service.energy import EnergyMeter
+from service.energy.meter import EnergyMeter
 from tests.daemon_process import wait_until
 
 
@@ -72,7 +72,7 @@ def test_closed_meter_gives_no_sample() -> None:
 
 def test_meter_does_not_bring_pyarrow_which_a_daemon_has_no_use_for() -> None:
     code = (
-        "import sys; from service.energy import EnergyMeter; EnergyMeter().close(); "
+        "import sys; from service.energy.meter import EnergyMeter; EnergyMeter().close(); "
         "assert 'pyarrow' not in sys.modules; import pyarrow"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

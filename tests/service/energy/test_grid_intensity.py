@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.carbon import CarbonFileWrong, greenest_start, read_intensity, saved_g
+from service.energy.grid_intensity import CarbonFileWrong, greenest_start, read_intensity, saved_g
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -1,0 +1,1 @@
+"""The energy meter and the carbon intensity of the grid."""
