@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Engine
 from models.registry import ModelVersion
 from service.energy import grid_intensity as carbon
 from service.gate import Judgement
+from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample
 from service.storage.retrainings import RetrainingRow
-from service.thresholds import reason_not_to_promote
 
 
 def conclude(

@@ -31,10 +31,8 @@ from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
 from service.folder_watch import FolderWatch
-from service.in_charge import InCharge
 from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status
 from service.intake import Intake
-from service.loading import DetectorLoader
 from service.logs import configure, fields
 from service.notify import Notifier
 from service.pipeline import Limits, Pipeline, StageStuck
@@ -42,10 +40,12 @@ from service.record import Recorder
 from service.recover import recover
 from service.restore import take_back
 from service.schedule import Schedule
-from service.score import Scorers
+from service.scoring.active_versions import InCharge
+from service.scoring.detector_loader import DetectorLoader
+from service.scoring.scorers import Scorers
+from service.scoring.shadow import Shadows
 from service.settings import Settings
 from service.settle import Settling
-from service.shadow import Shadows
 from service.storage.database.open import open_database, trouble
 from service.upkeep import Upkeep
 from service.wake import Wake

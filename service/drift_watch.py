@@ -18,17 +18,17 @@ from models.appearance import FIGURES
 from models.drift.drift import IMAGES_MIN
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
-from service.decide import ANOMALY
 from service.drift import DRIFTING, Subject, assess, order_of, scores_of
 from service.errors import ConfigurationError
 from service.logs import fields
-from service.score import MODELS
+from service.scoring.decide import ANOMALY
+from service.scoring.scorers import MODELS
+from service.scoring.threshold_policy import threshold_of
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import drift as rows
 from service.storage.database.open import trouble
 from service.storage.drift import DriftRow, Reign, Seen
 from service.storage.thresholds import chosen
-from service.thresholds import threshold_of
 
 log = logging.getLogger(__name__)
 

@@ -24,14 +24,14 @@ from models.registry import ModelVersion, file_sha256
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.synthetic_defects.draw import draw_defects
 from service import gate
-from service.decide import Judge
 from service.energy.meter import EnergyMeter
 from service.gather import calibration_pictures, golden
 from service.imaging.decode import DecodeError, StillChanging, decode, read_file
+from service.scoring.decide import Judge
+from service.scoring.threshold_policy import judge_of
 from service.settings import Settings
 from service.storage.energy import EnergySample
 from service.storage.retrainings import KnownPicture
-from service.thresholds import judge_of
 
 NORMALS_MAX = 1000
 DRAWN_MAX = 200

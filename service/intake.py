@@ -16,9 +16,9 @@ from service.claim import INCOMING, Claim
 from service.errors import ConfigurationError
 from service.logs import fields
 from service.names import product_of
-from service.score import Scorer, Scorers
+from service.scoring.scorers import Scorer, Scorers
+from service.scoring.shadow import Shadow, Shadows
 from service.settle import Settling
-from service.shadow import Shadow, Shadows
 from service.watch import Hint, NameFilter, being_written, look, scan
 
 log = logging.getLogger(__name__)

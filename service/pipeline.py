@@ -25,8 +25,8 @@ from service.intake import Intake
 from service.logs import RateLimit, fields
 from service.names import shown_name
 from service.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
-from service.score import Scorer
-from service.shadow import Shadow
+from service.scoring.scorers import Scorer
+from service.scoring.shadow import Shadow
 from service.watch import look
 from service.workers import Workers
 

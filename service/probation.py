@@ -1,7 +1,7 @@
 """Probation: what becomes of a challenger once its hours in the shadow are over.
 
 Promotes the one whose gate was passed and whose shadow shows no flood of alarms; leaves every other to a person and
-says why, once. The scoring beside the champion is in `service.shadow`.
+says why, once. The scoring beside the champion is in `service.scoring.shadow`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sqlalchemy import Connection, Engine
 from models.errors import ModelError
 from models.registry import ModelVersion, verify
 from service.logs import fields
-from service.score import MODELS
+from service.scoring.scorers import MODELS
+from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import shadow, versions
 from service.storage.shadow import GatedRun, ShadowSummary
 from service.storage.versions import VersionRow
-from service.thresholds import reason_not_to_promote
 
 log = logging.getLogger(__name__)
 

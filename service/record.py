@@ -24,7 +24,6 @@ from models.appearance import Appearance
 from models.detector import Float32Array, UInt8Array
 from models.regions import Region
 from service.claim import PROCESSING, Claim, Claims
-from service.decide import ANOMALY, Decision
 from service.deliver import Delivery, Move, deliver
 from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
@@ -33,7 +32,8 @@ from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regio
 from service.logs import fields
 from service.names import destination, shown_name
 from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
-from service.shadow import ShadowDecision
+from service.scoring.decide import ANOMALY, Decision
+from service.scoring.shadow import ShadowDecision
 from service.storage import energy as energy_rows
 from service.storage import images, regions, shadow
 from service.storage.database.base import AWAY_TIMEOUT_S, write

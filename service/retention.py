@@ -31,7 +31,7 @@ from service.instances import mounts_of
 from service.logs import fields
 from service.record import MAPS
 from service.removal import FOLDERS, Seen, Stays
-from service.score import MODELS
+from service.scoring.scorers import MODELS
 from service.settings import Settings
 from service.storage import retention as rows
 from service.storage.retention import Kept

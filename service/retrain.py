@@ -22,14 +22,14 @@ from sqlalchemy import Engine
 from models.errors import TooFewImages
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, MANIFEST, ModelVersion, remove_build
-from service.champions import load_version
 from service.conclude import conclude
 from service.errors import ConfigurationError, TamisError
 from service.gate_run import run_gate
 from service.gather import Gathered, gather
 from service.report.gate_page import render, write_page
 from service.retraining_lock import retraining_lock
-from service.score import MODELS
+from service.scoring.champions import load_version
+from service.scoring.scorers import MODELS
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample

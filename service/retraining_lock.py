@@ -8,7 +8,7 @@ from pathlib import Path
 
 from service.errors import TamisError
 from service.filesystem.process_lock import ProcessLock
-from service.score import MODELS
+from service.scoring.scorers import MODELS
 
 LOCK_NAME = ".retrain.lock"
 

@@ -14,8 +14,8 @@ from PIL import Image
 from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Scored
 from service.commands.init import FOLDERS
-from service.decide import Judge
-from service.score import Scorer
+from service.scoring.decide import Judge
+from service.scoring.scorers import Scorer
 from service.storage.database.open import open_database
 from tests.postgres_server import PostgresServer
 

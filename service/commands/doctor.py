@@ -33,12 +33,12 @@ from service.filesystem import mount_table as filesystem
 from service.instances import LOCK_NAME
 from service.names import parse_claimed_name, product_of
 from service.retention import rules_of
+from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage import retention
 from service.storage.database.journal import journal_choice
 from service.storage.drift import DriftRow
 from service.storage.thresholds import Choice
-from service.thresholds import policy_of, threshold_of
 
 INOTIFY = Path("/proc/sys/fs/inotify")
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")

@@ -17,7 +17,6 @@ from models.evaluation import evaluate as evaluation
 from models.evaluation.evaluate import Evaluation
 from models.evaluation.pixel_histograms import PictureHistograms
 from models.registry import ModelVersion
-from service.champions import has_champion, load_version
 from service.commands.evaluation_progress import TrainingLines, scoring_progress
 from service.commands.score import UNREADABLE, picture_reader, upright_size
 from service.energy.meter import EnergyMeter
@@ -26,12 +25,13 @@ from service.names import shown_name
 from service.report.learning_curve import job_like, learning_curve
 from service.report.mistakes import WorstMistakes
 from service.report.outcome import Evaluated, Judgement, LearningPoint, compare
+from service.scoring.champions import has_champion, load_version
+from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import Settings
 from service.storage import energy
 from service.storage.energy import EnergySample
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow
-from service.thresholds import policy_of, threshold_of
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from models.evaluation import evaluate as evaluation
 from models.evaluation.bootstrap import Interval, as_document
 from models.evaluation.evaluate import Metrics
 from service.commands.score import UNKNOWN
-from service.decide import ANOMALY, NORMAL
 from service.errors import UsageError
 from service.names import shown_name
 from service.report.outcome import Comparison, Evaluated, Judgement, LearningPoint, verdict
+from service.scoring.decide import ANOMALY, NORMAL
 
 SHOWN = {
     "precision": "precision",

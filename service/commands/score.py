@@ -13,17 +13,17 @@ from models.data.datasets import SUFFIXES, pictures_under
 from models.detector import Detector, UInt8Array
 from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
 from service import settings as settings_module
-from service.champions import load_version
 from service.commands.options import AsJson, Root, print_json
-from service.decide import Judge
 from service.errors import TamisError, UsageError
 from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
+from service.scoring.champions import load_version
+from service.scoring.decide import Judge
+from service.scoring.threshold_policy import judge_of
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage.database.open import open_database
 from service.storage.thresholds import chosen
-from service.thresholds import judge_of
 
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 """What reading one picture raises where only that picture is to blame."""

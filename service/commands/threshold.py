@@ -12,7 +12,7 @@ import typer
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.errors import UsageError
-from service.explore import LAST, Exploration, choose_rate, explore
+from service.scoring.threshold_preview import LAST, Exploration, choose_rate, explore
 from service.settings import DEFAULT_PRODUCT
 from service.storage import thresholds
 from service.storage.database.open import open_database

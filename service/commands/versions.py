@@ -17,11 +17,11 @@ from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.threshold import threshold
 from service.errors import TamisError
+from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import shadow, versions
 from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
-from service.thresholds import reason_not_to_promote
 
 app = typer.Typer(help="List, show, promote and roll back model versions; choose thresholds.", no_args_is_help=True)
 app.command()(threshold)

@@ -19,8 +19,8 @@ from models.evaluation.evaluate import Evaluation, Metrics, PictureScore, metric
 from models.evaluation.metrics import AtThreshold, Counts, Float64Array, at_threshold
 from models.evaluation.pixel_histograms import PictureHistograms
 from models.registry import ModelVersion
-from service.decide import ANOMALY, NORMAL
 from service.report.mistakes import WorstMistakes
+from service.scoring.decide import ANOMALY, NORMAL
 from service.storage.energy import EnergySample
 from service.storage.versions import VersionRow
 

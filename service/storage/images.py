@@ -42,7 +42,7 @@ _marked = _images.alias("marked")
 class ImageRecord:
     """A picture as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown.
 
-    `uncertainty` is that of `service.decide.Decision`; brightness, contrast and sharpness are those of
+    `uncertainty` is that of `service.scoring.decide.Decision`; brightness, contrast and sharpness are those of
     `models.appearance`, at the size that the model takes.
     """
 

@@ -1,7 +1,7 @@
 """Statements on threshold choices: the false-alarm rate that a person chose for a product while it runs.
 
 Rows are only ever added and a product's latest holds. Whether a model's calibration does for a rate is not asked
-here, see `service.explore`; what it outranks is said in `service.thresholds`.
+here, see `service.scoring.threshold_preview`; what it outranks is said in `service.scoring.threshold_policy`.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response
 
 from service import __version__
 from service.errors import UsageError
-from service.explore import champion_of
 from service.review import label_pictures
+from service.scoring.threshold_preview import champion_of
 from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
 from service.storage import images, retrainings, review_pages, thresholds, versions

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from models import registry
 from models.errors import ModelError
 from service.errors import TamisError, UsageError
-from service.score import MODELS
+from service.scoring.scorers import MODELS
 from service.storage import retrainings, shadow, versions
 from service.storage.versions import VersionRow
 from service.web.pictures import NotShown, read_below

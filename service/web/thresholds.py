@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from service.errors import UsageError
-from service.explore import Exploration, champion_of, choose_rate, explore
+from service.scoring.threshold_preview import Exploration, champion_of, choose_rate, explore
 from service.storage import scores, thresholds, versions
 from service.web import charts
 from service.web.security import caller
@@ -52,13 +52,13 @@ def routes(site: Site) -> APIRouter:
 
 
 def choose_for(site: Site, product: str, rate: float | None, by: str | None) -> None:
-    """Choose `rate` for `product`, with None what the settings say. Raises as `service.explore.choose_rate`."""
+    """Choose `rate` for `product`, with None what the settings say. Raises as `service.scoring.threshold_preview.choose_rate`."""
     with site.writing.begin() as connection:
         choose_rate(site.root, connection, site.settings, product, rate, by=by, at=datetime.now(UTC))
 
 
 def explored(site: Site, product: str, rate: float, last: int = LAST) -> Exploration:
-    """Return what `rate` would do for `product`. Raises as `service.explore.explore`."""
+    """Return what `rate` would do for `product`. Raises as `service.scoring.threshold_preview.explore`."""
     with site.reading.connect() as connection:
         return explore(site.root, connection, site.settings, product, rate, last)
 

@@ -22,9 +22,9 @@ from service.imaging.decode import decode, read_file
 from service.inspection import Decoded, judge
 from service.instances import instance_lock
 from service.record import FileFacts, Recorder
-from service.score import Scorer
+from service.scoring.scorers import Scorer
+from service.scoring.threshold_policy import judge_of
 from service.storage.database.open import open_database
-from service.thresholds import judge_of
 from service.watch import being_written, look
 from tests.benchmarks import captures
 

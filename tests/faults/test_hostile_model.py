@@ -35,7 +35,7 @@ import json, pathlib, sys, time, numpy
 from models.runtime.load_detector import load_detector
 from models.errors import ModelError
 from models.registry import verify
-from service.decide import Judge
+from service.scoring.decide import Judge
 from models.calibration.thresholds import AtFalseAlarmRate
 
 for folder in map(pathlib.Path, json.load(sys.stdin)):

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from service.claim import Claim, Claims
-from service.decide import ANOMALY
 from service.inspection import Undecodable, judge, read_claim
 from service.record import Judged, Recorder
 from service.recover import recover
 from service.restore import take_back
 from service.review import label_pictures
+from service.scoring.decide import ANOMALY
 from service.storage.database.open import open_database
 from service.training_set import reconcile_all
 from tests.conftest import BrightnessScorers, picture_bytes

@@ -12,9 +12,9 @@ from PIL import Image
 from models.appearance import appearance_of
 from models.detector import Scored, UInt8Array
 from service.claim import Claim
-from service.decide import Judge
 from service.inspection import Undecodable, read_claim
-from service.score import Scorer
+from service.scoring.decide import Judge
+from service.scoring.scorers import Scorer
 
 
 class Anything:

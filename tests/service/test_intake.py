@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from service.intake import Intake
-from service.score import Scorer, Scorers
+from service.scoring.scorers import Scorer, Scorers
 from service.settle import Settling
 from service.watch import NameFilter
 

@@ -28,9 +28,9 @@ from service.place import KINDS
 from service.record import Recorder
 from service.recover import recover
 from service.review import label_pictures
+from service.scoring.shadow import Shadows
 from service.settings import IGNORED_NAMES
 from service.settle import Settling
-from service.shadow import Shadows
 from service.storage import images, regions
 from service.storage.database.open import open_database
 from service.storage.energy import EnergySample

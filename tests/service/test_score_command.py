@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from models.data.datasets import PICTURE_SUFFIXES
 from models.errors import TooFewImages
-from service.champions import load_version
 from service.commands.score import score
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.imaging import decode
+from service.scoring.champions import load_version
 from service.storage.database.open import open_database
 from tests.service.brightness_version import install, picture
 

@@ -11,8 +11,8 @@ from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedSco
 from models.errors import TooFewImages
 from models.registry import ModelVersion
 from service.errors import ConfigurationError
+from service.scoring.threshold_policy import judge_of, policy_of, threshold_of
 from service.settings import Settings, load
-from service.thresholds import judge_of, policy_of, threshold_of
 from tests.service.brightness_version import install
 
 POLICIES = """\

@@ -14,9 +14,9 @@ from models import registry
 from models.calibration.thresholds import AtFalseAlarmRate
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from service.decide import Judge
 from service.errors import ConfigurationError
-from service.score import Scorers
+from service.scoring.decide import Judge
+from service.scoring.scorers import Scorers
 from service.storage.versions import VersionRow
 from tests.service import brightness_version
 

@@ -12,13 +12,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from models.registry import ModelVersion
-from service.decide import Judge
 from service.probation import standing
+from service.scoring.decide import Judge
+from service.scoring.threshold_policy import judge_of
 from service.settings import Settings
 from service.storage.database.open import trouble
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
-from service.thresholds import judge_of
 
 
 class InCharge:
@@ -60,5 +60,5 @@ class InCharge:
         return self._challengers
 
     def judge_of(self, product: str, version: ModelVersion) -> Judge:
-        """Return the judge of `product` by `version`. Raises as `service.thresholds.judge_of`."""
+        """Return the judge of `product` by `version`. Raises as `service.scoring.threshold_policy.judge_of`."""
         return judge_of(self._settings, product, version, chosen_rate=self.rates.get(product))

@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedScore, AtLeastCost, Policy
 from models.errors import NoAnomalyScores, TooFewImages
 from models.registry import ModelVersion
-from service.decide import Judge
 from service.errors import ConfigurationError
+from service.scoring.decide import Judge
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import versions
 from service.storage.thresholds import Choice, latest

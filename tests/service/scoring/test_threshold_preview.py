@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from service.commands.versions import app
 from service.errors import ConfigurationError, TamisError, UsageError
-from service.explore import choose_rate, explore, would_change
+from service.scoring.threshold_preview import choose_rate, explore, would_change
 from service.settings import Settings, load
 from service.storage import thresholds
 from service.storage.database.open import open_database

@@ -20,11 +20,11 @@ from models.registry import ModelVersion, read_manifest
 from service.claim import INCOMING
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.names import safe_name
-from service.score import MODELS
+from service.scoring.scorers import MODELS
+from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import scores as stored_scores
 from service.storage import thresholds, versions
-from service.thresholds import policy_of, threshold_of
 
 LAST = 1000
 

@@ -1,7 +1,7 @@
 """Champions: the model version that a product's pictures are judged by, for commands that judge on request.
 
 Owns the choice among versions by name or by being champion, and the product that stands in. The daemon's own
-way, which falls back to older versions and alerts, is in `service.score`.
+way, which falls back to older versions and alerts, is in `service.scoring.scorers`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from models.errors import ModelCorrupt
 from models.registry import ModelVersion, verify
 from service.errors import ConfigurationError, TamisError
-from service.score import MODELS
+from service.scoring.scorers import MODELS
 from service.settings import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.versions import VersionRow

@@ -16,9 +16,9 @@ from pathlib import Path
 from models.detector import Detector, UInt8Array
 from models.registry import ModelVersion, verify
 from service.claim import Claim
-from service.decide import Decision, Judge
 from service.logs import fields
-from service.score import MODELS, Scorer, Scorers, score_pictures
+from service.scoring.decide import Decision, Judge
+from service.scoring.scorers import MODELS, Scorer, Scorers, score_pictures
 from service.settings import DEFAULT_PRODUCT
 from service.storage.versions import VersionRow
 

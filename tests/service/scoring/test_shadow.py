@@ -18,10 +18,10 @@ from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Detector, Scored
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from service.decide import Judge
 from service.probation import IMAGES_MIN, standing
-from service.score import Scorers
-from service.shadow import Shadows, in_share
+from service.scoring.decide import Judge
+from service.scoring.scorers import Scorers
+from service.scoring.shadow import Shadows, in_share
 from service.storage import shadow
 from service.storage.database.open import open_database
 from service.storage.tables import time_text

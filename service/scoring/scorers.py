@@ -17,9 +17,9 @@ import numpy as np
 from models.detector import Detector, Float32Array, UInt8Array
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
-from service.decide import Judge
 from service.errors import ConfigurationError
 from service.logs import fields
+from service.scoring.decide import Judge
 from service.settings import DEFAULT_PRODUCT
 from service.storage.versions import VersionRow
 
@@ -48,7 +48,7 @@ class Scorers:
     """Gives each product its scorer.
 
     `champions` looks up, per product, its champion and then those before it, latest first; `judge_of` makes the
-    judge of a product's pictures by a version, see `service.thresholds`; `load` makes a detector. `chosen` tells the
+    judge of a product's pictures by a version, see `service.scoring.threshold_policy`; `load` makes a detector. `chosen` tells the
     rates chosen by a person as of the last look at the champions; judges are made anew when they change.
     """
 
