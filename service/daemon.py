@@ -24,20 +24,22 @@ from sqlalchemy.exc import OperationalError
 
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service import __version__
-from service.claim import INCOMING, PROCESSING, Claims
 from service.drift_watch import DriftWatch
 from service.duties import duties_of
 from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
 from service.folder_watch import FolderWatch
+from service.inspection.claim import INCOMING, PROCESSING, Claims
+from service.inspection.intake import Intake
+from service.inspection.pipeline import Limits, Pipeline, StageStuck
+from service.inspection.record import Recorder
+from service.inspection.recover import recover
+from service.inspection.settle import Settling
+from service.inspection.watch import NameFilter, Watcher
 from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status
-from service.intake import Intake
 from service.logs import configure, fields
 from service.notify import Notifier
-from service.pipeline import Limits, Pipeline, StageStuck
-from service.record import Recorder
-from service.recover import recover
 from service.restore import take_back
 from service.schedule import Schedule
 from service.scoring.active_versions import InCharge
@@ -45,11 +47,9 @@ from service.scoring.detector_loader import DetectorLoader
 from service.scoring.scorers import Scorers
 from service.scoring.shadow import Shadows
 from service.settings import Settings
-from service.settle import Settling
 from service.storage.database.open import open_database, trouble
 from service.upkeep import Upkeep
 from service.wake import Wake
-from service.watch import NameFilter, Watcher
 
 log = logging.getLogger(__name__)
 

@@ -24,13 +24,13 @@ from sqlalchemy import Connection, Engine
 from service import training_set
 from service.folder_memory import FolderMemory
 from service.imaging.decode import FILE_BYTES_MAX, FileState
+from service.inspection.relocate import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, place_in, state_at
+from service.inspection.watch import NameFilter, look
 from service.logs import fields
 from service.names import shown_name
-from service.place import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, place_in, state_at
 from service.storage import images, reviews
 from service.storage.images import Sent, Subject
 from service.storage.reviews import NewReview
-from service.watch import NameFilter, look
 
 log = logging.getLogger(__name__)
 

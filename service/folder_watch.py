@@ -20,10 +20,10 @@ from ulid import ULID
 
 from service import training_set
 from service.folder_labels import FolderLabels
+from service.inspection.watch import NameFilter
 from service.logs import fields
 from service.storage import reviews
 from service.storage.database.open import open_database, trouble
-from service.watch import NameFilter
 
 log = logging.getLogger(__name__)
 

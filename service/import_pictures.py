@@ -17,10 +17,10 @@ from PIL import Image
 from sqlalchemy import Engine
 from ulid import ULID
 
-from service.claim import make_folders, sync_folder
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
+from service.inspection.claim import make_folders, sync_folder
+from service.inspection.relocate import CONFLICT, MISSING
 from service.names import shown_name
-from service.place import CONFLICT, MISSING
 from service.review import check_label, label_pictures, stored_text
 from service.roles import role_among
 from service.storage import images, reviews

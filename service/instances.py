@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.claim import PROCESSING
 from service.errors import ConfigurationError
 from service.filesystem.mounts import Mounts
 from service.filesystem.process_lock import ProcessLock
-from service.place import KINDS
+from service.inspection.claim import PROCESSING
+from service.inspection.relocate import KINDS
 
 LOCK_NAME = ".lock"
 STATUS_NAME = ".status.json"

@@ -2,7 +2,7 @@
 
 Owns the exchange of the files and the mark that tells the next start to look through the folders. Pictures that were
 delivered after the backup have no row in it; they go back to `processing/` under the ids in their names, from where
-`service.recover` goes on with them as with any other claim. Every step may be repeated.
+`service.inspection.recover` goes on with them as with any other claim. Every step may be repeated.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from service.claim import Claims, make_folders, sync_folder
 from service.errors import TamisError
 from service.filesystem.mount_table import sync
+from service.inspection.claim import Claims, make_folders, sync_folder
+from service.inspection.relocate import KINDS
 from service.instances import instance_lock, instances
 from service.logs import fields
 from service.names import ClaimedName, delivered_name
-from service.place import KINDS
 from service.storage import images
 from service.storage.database.open import DATABASE_FILE, open_database
 

@@ -1,7 +1,7 @@
 """Review: what a person says of pictures is kept for good, and their files go where it says.
 
 Owns the order say → move → finish, which is that of a verdict: what was said, where the file belongs now and what is
-kept for training are one transaction, files move after it, and a crash in between is gone on with by `service.recover`.
+kept for training are one transaction, files move after it, and a crash in between is gone on with by `service.inspection.recover`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sqlalchemy import Connection, Engine
 
 from service import training_set
 from service.errors import TamisError, UsageError
+from service.inspection.relocate import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
 from service.instances import mounts_of
 from service.names import destination, shown_name
-from service.place import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
 from service.settings import load
 from service.storage import images, reviews
 from service.storage.images import Sent, Subject

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from service.claim import make_folders, sync_folder
-from service.deliver import hash_file
+from service.inspection.claim import make_folders, sync_folder
+from service.inspection.deliver import hash_file
 from service.names import new_id, safe_name, split_suffix
 from service.roles import role_among
 from service.storage import images

@@ -12,10 +12,11 @@ import typer
 from sqlalchemy import Connection, Engine
 
 from service import settings as settings_module
-from service.claim import INCOMING
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
+from service.inspection.claim import INCOMING
+from service.inspection.watch import NameFilter, scan
 from service.instances import instances, said_by
 from service.names import product_of
 from service.retention import Rule, last_run, rules_document, rules_of
@@ -23,7 +24,6 @@ from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows
 from service.storage.database.open import open_database
 from service.storage.versions import champions
-from service.watch import NameFilter, scan
 
 DAY = timedelta(days=1)
 CAUSES = {

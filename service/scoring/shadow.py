@@ -15,7 +15,7 @@ from pathlib import Path
 
 from models.detector import Detector, UInt8Array
 from models.registry import ModelVersion, verify
-from service.claim import Claim
+from service.inspection.claim import Claim
 from service.logs import fields
 from service.scoring.decide import Decision, Judge
 from service.scoring.scorers import MODELS, Scorer, Scorers, score_pictures

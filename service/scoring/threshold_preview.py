@@ -17,8 +17,8 @@ from sqlalchemy import Connection
 from models.calibration.thresholds import AtFalseAlarmRate, lowest_rate, threshold_at
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
-from service.claim import INCOMING
 from service.errors import ConfigurationError, TamisError, UsageError
+from service.inspection.claim import INCOMING
 from service.names import safe_name
 from service.scoring.scorers import MODELS
 from service.scoring.threshold_policy import policy_of, threshold_of

@@ -16,16 +16,16 @@ from typing import Any
 from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
-from service.claim import INCOMING, Claims
 from service.energy.meter import EnergyMeter
 from service.imaging.decode import decode, read_file
-from service.inspection import Decoded, judge
+from service.inspection.claim import INCOMING, Claims
+from service.inspection.record import FileFacts, Recorder
+from service.inspection.score_batch import Decoded, judge
+from service.inspection.watch import being_written, look
 from service.instances import instance_lock
-from service.record import FileFacts, Recorder
 from service.scoring.scorers import Scorer
 from service.scoring.threshold_policy import judge_of
 from service.storage.database.open import open_database
-from service.watch import being_written, look
 from tests.benchmarks import captures
 
 BATCH = 8

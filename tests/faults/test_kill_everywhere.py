@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from service.claim import Claim, Claims
-from service.inspection import Undecodable, judge, read_claim
-from service.record import Judged, Recorder
-from service.recover import recover
+from service.inspection.claim import Claim, Claims
+from service.inspection.record import Judged, Recorder
+from service.inspection.recover import recover
+from service.inspection.score_batch import Undecodable, judge, read_claim
 from service.restore import take_back
 from service.review import label_pictures
 from service.scoring.decide import ANOMALY

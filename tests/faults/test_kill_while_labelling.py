@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from service.claim import Claims
 from service.folder_labels import FolderLabels
-from service.record import Recorder
-from service.recover import recover
+from service.inspection.claim import Claims
+from service.inspection.record import Recorder
+from service.inspection.recover import recover
+from service.inspection.watch import NameFilter
 from service.review import label_pictures
 from service.settings import IGNORED_NAMES
 from service.storage.database.open import open_database
 from service.training_set import reconcile_all
-from service.watch import NameFilter
 from tests.daemon_process import wait_until
 from tests.service.test_review import House
 

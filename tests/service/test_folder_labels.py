@@ -12,12 +12,12 @@ import pytest
 
 from service.folder_labels import FolderLabels
 from service.folder_memory import FolderMemory
+from service.inspection.watch import NameFilter
 from service.settings import IGNORED_NAMES
 from service.storage import images, reviews
 from service.storage import training_images as training_pictures
 from service.storage.database.open import open_database
 from service.storage.reviews import ReviewRow
-from service.watch import NameFilter
 from tests.conftest import picture_bytes
 from tests.daemon_process import DaemonProcess, finished, wait_until
 from tests.service.brightness_version import install

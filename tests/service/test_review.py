@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.claim import Claims
 from service.errors import TamisError, UsageError
+from service.inspection.claim import Claims
+from service.inspection.record import Recorder
+from service.inspection.recover import recover
 from service.names import destination, new_id
-from service.record import Recorder
-from service.recover import recover
 from service.review import Labelled, label_pictures
 from service.storage import images, reviews
 from service.storage.database.open import open_database

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
 
-from service.deliver import hash_file
+from service.inspection.deliver import hash_file
 from service.review import label_pictures
 from service.roles import role_among, role_by_hash
 from service.storage import training_images as training_pictures

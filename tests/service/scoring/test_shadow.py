@@ -27,7 +27,7 @@ from service.storage.database.open import open_database
 from service.storage.tables import time_text
 from service.storage.versions import champions
 from tests.service.brightness_version import CREATED_AT, install
-from tests.service.test_pipeline import LIMITS, PATIENCE_S, House
+from tests.service.inspection.test_pipeline import LIMITS, PATIENCE_S, House
 
 IN_HOURS = CREATED_AT + timedelta(hours=1)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from service.deliver import Delivery, Move, deliver
 from service.filesystem.mounts import Mounts
+from service.inspection.deliver import Delivery, Move, deliver
 from service.names import split_suffix
 from service.storage import images
 from service.storage.images import Finished, StoredImage

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from service.claim import WrongFolder, open_folder, sync_folder
 from service.filesystem.mount_table import sync
 from service.filesystem.mounts import Mounts
+from service.inspection.claim import WrongFolder, open_folder, sync_folder
 
 TRIES = 3
 

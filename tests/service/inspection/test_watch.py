@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from service.inspection.watch import HINTS_MAX, Hint, NameFilter, Watcher, being_written, look, scan
 from service.settings import IGNORED_NAMES
-from service.watch import HINTS_MAX, Hint, NameFilter, Watcher, being_written, look, scan
 
 NAMES = NameFilter(IGNORED_NAMES)
 
@@ -69,7 +69,7 @@ def test_file_held_open_for_writing_is_seen(tmp_path: Path) -> None:
 
 _OPENED_MEANWHILE = """
 import fcntl, os, sys
-from service.watch import being_written
+from service.inspection.watch import being_written
 ask = fcntl.fcntl
 path = sys.argv[1]
 def and_open(descriptor, command, argument):

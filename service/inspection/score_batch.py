@@ -12,9 +12,9 @@ from typing import Any
 
 from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
-from service.claim import Claim
 from service.imaging.decode import DecodeError, Picture, decode, read_file
-from service.record import FileFacts, Judged
+from service.inspection.claim import Claim
+from service.inspection.record import FileFacts, Judged
 from service.scoring.decide import ScoreNotFinite
 from service.scoring.scorers import Scorer, score_pictures
 from service.scoring.shadow import InShadow, Shadow, decide_in_shadow

@@ -1,5 +1,5 @@
 from service.imaging.decode import FileState
-from service.settle import Settling
+from service.inspection.settle import Settling
 
 
 def state(size: int = 10, mtime_ns: int = 1) -> FileState:

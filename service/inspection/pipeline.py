@@ -16,19 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.batch import Batcher
-from service.claim import Claim, Claims
 from service.energy.meter import EnergyMeter
 from service.imaging.decode import DecodeError, StillChanging
-from service.inspection import Decoded, Undecodable, judge, read_claim
-from service.intake import Intake
+from service.inspection.batch import Batcher
+from service.inspection.claim import Claim, Claims
+from service.inspection.intake import Intake
+from service.inspection.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
+from service.inspection.score_batch import Decoded, Undecodable, judge, read_claim
+from service.inspection.watch import look
+from service.inspection.workers import Workers
 from service.logs import RateLimit, fields
 from service.names import shown_name
-from service.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
 from service.scoring.scorers import Scorer
 from service.scoring.shadow import Shadow
-from service.watch import look
-from service.workers import Workers
 
 log = logging.getLogger(__name__)
 

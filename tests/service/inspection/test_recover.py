@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.claim import Claim, Claims
-from service.deliver import hash_file
-from service.record import Recorder
-from service.recover import Action, Recovered, plan, recover
+from service.inspection.claim import Claim, Claims
+from service.inspection.deliver import hash_file
+from service.inspection.record import Recorder
+from service.inspection.recover import Action, Recovered, plan, recover
 from service.storage import images
 from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord, StoredImage

@@ -23,15 +23,16 @@ from sqlalchemy import Connection, Engine
 from models.appearance import Appearance
 from models.detector import Float32Array, UInt8Array
 from models.regions import Region
-from service.claim import PROCESSING, Claim, Claims
-from service.deliver import Delivery, Move, deliver
 from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
 from service.imaging.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
+from service.inspection.claim import PROCESSING, Claim, Claims
+from service.inspection.deliver import Delivery, Move, deliver
+from service.inspection.relocate import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
+from service.inspection.watch import look
 from service.logs import fields
 from service.names import destination, shown_name
-from service.place import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
 from service.scoring.decide import ANOMALY, Decision
 from service.scoring.shadow import ShadowDecision
 from service.storage import energy as energy_rows
@@ -40,7 +41,6 @@ from service.storage.database.base import AWAY_TIMEOUT_S, write
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
-from service.watch import look
 
 log = logging.getLogger(__name__)
 

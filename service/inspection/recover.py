@@ -14,12 +14,12 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.claim import Claim, Claims
-from service.deliver import Move, hash_file
 from service.imaging.decode import FILE_BYTES_MAX
+from service.inspection.claim import Claim, Claims
+from service.inspection.deliver import Move, hash_file
+from service.inspection.record import FileFacts, Judged, Recorder
+from service.inspection.relocate import CONFLICT, MISSING, PLACED, QUARANTINED, in_processing
 from service.logs import fields
-from service.place import CONFLICT, MISSING, PLACED, QUARANTINED, in_processing
-from service.record import FileFacts, Judged, Recorder
 from service.storage import images
 from service.storage.images import StoredImage
 

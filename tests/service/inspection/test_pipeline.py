@@ -19,22 +19,22 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from models.detector import Scored
-from service.claim import Claims
-from service.deliver import Delivery, Move, deliver
 from service.filesystem.mounts import Mounts
-from service.intake import Intake
-from service.pipeline import Limits, Pipeline, StageStuck
-from service.place import KINDS
-from service.record import Recorder
-from service.recover import recover
+from service.inspection.claim import Claims
+from service.inspection.deliver import Delivery, Move, deliver
+from service.inspection.intake import Intake
+from service.inspection.pipeline import Limits, Pipeline, StageStuck
+from service.inspection.record import Recorder
+from service.inspection.recover import recover
+from service.inspection.relocate import KINDS
+from service.inspection.settle import Settling
+from service.inspection.watch import Hint, NameFilter
 from service.review import label_pictures
 from service.scoring.shadow import Shadows
 from service.settings import IGNORED_NAMES
-from service.settle import Settling
 from service.storage import images, regions
 from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
-from service.watch import Hint, NameFilter
 from tests.conftest import BrightnessDetector, BrightnessScorers, picture_bytes
 
 LIMITS = Limits(
@@ -233,7 +233,7 @@ def test_map_of_a_picture_that_cannot_be_read_again_is_drawn_from_what_is_in_mem
     def gone(*_args: object, **_kwargs: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("service.record.read_file", gone)
+    monkeypatch.setattr("service.inspection.record.read_file", gone)
     drop("bad.png", brightness=200)
     house.settle_and_run()
     [row] = house.rows()
@@ -270,11 +270,11 @@ def test_label_during_the_first_delivery_leaves_one_file_where_the_label_says(
         raise OSError(errno.EXDEV, "another device")
 
     if moment == "in the middle of a copy":
-        monkeypatch.setattr("service.deliver._rename", other_device)
+        monkeypatch.setattr("service.inspection.deliver._rename", other_device)
         monkeypatch.setattr(
-            "service.deliver.shutil", SimpleNamespace(copyfileobj=copy_and_label, copystat=shutil.copystat)
+            "service.inspection.deliver.shutil", SimpleNamespace(copyfileobj=copy_and_label, copystat=shutil.copystat)
         )
-    monkeypatch.setattr("service.record.deliver", deliver_and_label)
+    monkeypatch.setattr("service.inspection.record.deliver", deliver_and_label)
     drop("good.png", brightness=10)
     house.settle_and_run()
     [row] = house.rows()
@@ -489,7 +489,7 @@ def test_picture_that_decodes_for_too_long_stops_the_daemon(
         entered.set()
         release.wait(PATIENCE_S)
 
-    monkeypatch.setattr("service.inspection.read_file", hang)
+    monkeypatch.setattr("service.inspection.score_batch.read_file", hang)
     drop("a.png")
     house.scan()
     house.now += 2.0
@@ -558,7 +558,7 @@ def test_unreadable_file_is_quarantined(
     def denied(*_args: object, **_kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("service.inspection.read_file", denied)
+    monkeypatch.setattr("service.inspection.score_batch.read_file", denied)
     drop("a.png")
     house.settle_and_run()
     assert [row["error_code"] for row in house.rows()] == ["not_readable"]

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch import Batcher
+from service.inspection.batch import Batcher
 
 
 def test_batch_is_due_when_full() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from models.appearance import appearance_of
 from models.detector import Scored, UInt8Array
-from service.claim import Claim
-from service.inspection import Undecodable, read_claim
+from service.inspection.claim import Claim
+from service.inspection.score_batch import Undecodable, read_claim
 from service.scoring.decide import Judge
 from service.scoring.scorers import Scorer
 

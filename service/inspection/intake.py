@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.claim import INCOMING, Claim
 from service.errors import ConfigurationError
+from service.inspection.claim import INCOMING, Claim
+from service.inspection.settle import Settling
+from service.inspection.watch import Hint, NameFilter, being_written, look, scan
 from service.logs import fields
 from service.names import product_of
 from service.scoring.scorers import Scorer, Scorers
 from service.scoring.shadow import Shadow, Shadows
-from service.settle import Settling
-from service.watch import Hint, NameFilter, being_written, look, scan
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import cast
 
 import pytest
 
-from service.intake import Intake
+from service.inspection.intake import Intake
+from service.inspection.settle import Settling
+from service.inspection.watch import NameFilter
 from service.scoring.scorers import Scorer, Scorers
-from service.settle import Settling
-from service.watch import NameFilter
 
 SCORER = cast(Scorer, object())
 

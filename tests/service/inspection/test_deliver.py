@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from service import deliver as deliver_module
-from service.deliver import Delivery, Move, deliver, hash_file
 from service.filesystem.mounts import Mounts
+from service.inspection import deliver as deliver_module
+from service.inspection.deliver import Delivery, Move, deliver, hash_file
 
 SOURCE = "processing/main/01--1--a.png"
 DESTINATION = "normal/default/2026-11-22/a.01.png"

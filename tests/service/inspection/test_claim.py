@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from service.claim import Claims, make_folders
+from service.inspection.claim import Claims, make_folders
 from service.instances import instance_lock, instances, last_status, said_by
 from service.names import parse_claimed_name
 
