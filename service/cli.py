@@ -15,7 +15,6 @@ from service.commands import (
     doctor,
     energy,
     evaluate,
-    import_pictures,
     init,
     results,
     retention,
@@ -28,6 +27,7 @@ from service.commands import (
     versions,
     web,
 )
+from service.commands import import_images as import_pictures
 from service.errors import TamisError
 
 EXIT_FAILED = 1

@@ -29,7 +29,6 @@ from service.duties import duties_of
 from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
-from service.folder_watch import FolderWatch
 from service.inspection.claim import INCOMING, PROCESSING, Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Limits, Pipeline, StageStuck
@@ -38,6 +37,7 @@ from service.inspection.recover import recover
 from service.inspection.settle import Settling
 from service.inspection.watch import NameFilter, Watcher
 from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status
+from service.labelling.folder_watch import FolderWatch
 from service.logs import configure, fields
 from service.notify import Notifier
 from service.restore import take_back

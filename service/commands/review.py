@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.errors import UsageError
-from service.review import Labelled, label_pictures
+from service.labelling.label import Labelled, label_pictures
 from service.storage import reviews
 from service.storage.database.open import open_database
 

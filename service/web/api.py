@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from service import __version__
 from service.errors import UsageError
-from service.review import label_pictures
+from service.labelling.label import label_pictures
 from service.scoring.threshold_preview import champion_of
 from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows

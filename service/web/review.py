@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import UsageError
-from service.review import label_pictures
+from service.labelling.label import label_pictures
 from service.storage import review_pages, reviews, shadow, versions
 from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which

@@ -23,11 +23,11 @@ from service.inspection.claim import Claim, Claims
 from service.inspection.record import Judged, Recorder
 from service.inspection.recover import recover
 from service.inspection.score_batch import Undecodable, judge, read_claim
+from service.labelling.label import label_pictures
+from service.labelling.training_set import reconcile_all
 from service.restore import take_back
-from service.review import label_pictures
 from service.scoring.decide import ANOMALY
 from service.storage.database.open import open_database
-from service.training_set import reconcile_all
 from tests.conftest import BrightnessScorers, picture_bytes
 from tests.faults.check_labels import problems as label_problems
 from tests.faults.check_nothing_lost import problems as lost_or_twice

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from service.folder_labels import FolderLabels
 from service.inspection.claim import Claims
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.watch import NameFilter
-from service.review import label_pictures
+from service.labelling.folder_labels import FolderLabels
+from service.labelling.label import label_pictures
+from service.labelling.training_set import reconcile_all
 from service.settings import IGNORED_NAMES
 from service.storage.database.open import open_database
-from service.training_set import reconcile_all
 from tests.daemon_process import wait_until
-from tests.service.test_review import House
+from tests.service.labelling.test_label import House
 
 CHECKER = Path(__file__).with_name("check_labels.py")
 PICTURES = 12

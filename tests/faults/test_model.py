@@ -22,7 +22,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from service.review import label_pictures
+from service.labelling.label import label_pictures
 from service.storage import versions
 from service.storage.database.open import open_database
 from tests.conftest import picture_bytes

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.registry import IMAGES, WEIGHTS
-from service.import_pictures import ReadLimits, import_pictures
+from service.labelling.import_images import ReadLimits, import_pictures
 from service.storage.database.open import open_database
 from tests.models.made_pictures import make_normals
 from tests.service.test_cli import tamis

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from service.import_pictures import Imported, ReadLimits, import_pictures
+from service.labelling.import_images import Imported, ReadLimits, import_pictures
 from service.storage import reviews
 from service.storage import training_images as training_pictures
 from service.storage.database.open import open_database
 from service.storage.training_images import TrainingPictureRow
 from tests.conftest import picture_bytes
+from tests.service.labelling.test_label import House
 from tests.service.test_cli import REPOSITORY, tamis
-from tests.service.test_review import House
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from service.inspection.recover import recover
 from service.inspection.relocate import KINDS
 from service.inspection.settle import Settling
 from service.inspection.watch import Hint, NameFilter
-from service.review import label_pictures
+from service.labelling.label import label_pictures
 from service.scoring.shadow import Shadows
 from service.settings import IGNORED_NAMES
 from service.storage import images, regions

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
 
 from service.inspection.deliver import hash_file
-from service.review import label_pictures
-from service.roles import role_among, role_by_hash
+from service.labelling.label import label_pictures
+from service.labelling.roles import role_among, role_by_hash
+from service.labelling.training_set import reconcile, reconcile_all
 from service.storage import training_images as training_pictures
 from service.storage.database.open import open_database
 from service.storage.tables import Base
 from service.storage.training_images import NewTrainingPicture, TrainingPictureRow
-from service.training_set import reconcile, reconcile_all
-from tests.service.test_review import RECEIVED, House
+from tests.service.labelling.test_label import RECEIVED, House
 
 GAP_S = 1.0
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
-from service import training_set
-from service.folder_labels import FolderLabels
 from service.inspection.watch import NameFilter
+from service.labelling import training_set
+from service.labelling.folder_labels import FolderLabels
 from service.logs import fields
 from service.storage import reviews
 from service.storage.database.open import open_database, trouble

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from service import training_set
-from service.folder_memory import FolderMemory
 from service.imaging.decode import FILE_BYTES_MAX, FileState
 from service.inspection.relocate import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, place_in, state_at
 from service.inspection.watch import NameFilter, look
+from service.labelling import training_set
+from service.labelling.folder_index import FolderMemory
 from service.logs import fields
 from service.names import shown_name
 from service.storage import images, reviews

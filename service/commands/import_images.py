@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from models.data.datasets import SUFFIXES, pictures_under
-from service import import_pictures as importing
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.commands.review import By, LabelName, who
 from service.errors import TamisError, UsageError
-from service.import_pictures import SKIPPED, Imported, ReadLimits
+from service.labelling import import_images as importing
+from service.labelling.import_images import SKIPPED, Imported, ReadLimits
 from service.names import shown_name
 from service.products import check_product
 from service.settings import DEFAULT_PRODUCT

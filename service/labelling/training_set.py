@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Engine
 
 from service.inspection.claim import make_folders, sync_folder
 from service.inspection.deliver import hash_file
+from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
-from service.roles import role_among
 from service.storage import images
 from service.storage import training_images as training_pictures
 from service.storage.images import Subject

@@ -14,10 +14,10 @@ from typing import get_args
 
 from sqlalchemy import Connection, Engine
 
-from service import training_set
 from service.errors import TamisError, UsageError
 from service.inspection.relocate import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
 from service.instances import mounts_of
+from service.labelling import training_set
 from service.names import destination, shown_name
 from service.settings import load
 from service.storage import images, reviews

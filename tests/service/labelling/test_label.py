@@ -14,8 +14,8 @@ from service.errors import TamisError, UsageError
 from service.inspection.claim import Claims
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
+from service.labelling.label import Labelled, label_pictures
 from service.names import destination, new_id
-from service.review import Labelled, label_pictures
 from service.storage import images, reviews
 from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord

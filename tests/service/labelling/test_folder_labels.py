@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from service.folder_labels import FolderLabels
-from service.folder_memory import FolderMemory
 from service.inspection.watch import NameFilter
+from service.labelling.folder_index import FolderMemory
+from service.labelling.folder_labels import FolderLabels
 from service.settings import IGNORED_NAMES
 from service.storage import images, reviews
 from service.storage import training_images as training_pictures
@@ -21,8 +21,8 @@ from service.storage.reviews import ReviewRow
 from tests.conftest import picture_bytes
 from tests.daemon_process import DaemonProcess, finished, wait_until
 from tests.service.brightness_version import install
+from tests.service.labelling.test_label import House
 from tests.service.test_daemon import SETTINGS, rows
-from tests.service.test_review import House
 
 NAMES = NameFilter(IGNORED_NAMES)
 

@@ -20,13 +20,13 @@ from ulid import ULID
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
 from service.inspection.claim import make_folders, sync_folder
 from service.inspection.relocate import CONFLICT, MISSING
+from service.labelling.label import check_label, label_pictures, stored_text
+from service.labelling.roles import role_among
+from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
 from service.names import shown_name
-from service.review import check_label, label_pictures, stored_text
-from service.roles import role_among
 from service.storage import images, reviews
 from service.storage import training_images as training_pictures
 from service.storage.training_images import NewTrainingPicture
-from service.training_set import in_label, partial_name, path_in_training, reconcile
 
 SOURCE = "import"
 CHECKED_SIZE = (64, 64)

@@ -1,0 +1,1 @@
+"""What people say of images, and the training set that comes of it."""
