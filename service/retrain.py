@@ -1,7 +1,7 @@
 """Retrain: one retraining of one product, from the labels to the swap, in the process that calls it.
 
 Owns the order of the steps, and the row that says how far it came.
-Training itself runs in a child, `service.training`; what is good enough is the gate's. A kill at any line leaves one
+Training itself runs in a child, `service.training.run`; what is good enough is the gate's. A kill at any line leaves one
 champion, and what the next retraining finds and clears up.
 """
 
@@ -35,8 +35,8 @@ from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample
 from service.storage.retrainings import KnownPicture, NewLabels, RetrainingRow
 from service.storage.thresholds import chosen
-from service.training import EnergyExceeded, register_trained, train_in_child
-from service.training_job import TrainingJob
+from service.training.job import TrainingJob
+from service.training.run import EnergyExceeded, register_trained, train_in_child
 
 RETRAINING_BUILD = f"{BUILD_PREFIX}retrain-"
 

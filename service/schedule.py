@@ -29,7 +29,7 @@ from service.retraining_lock import retraining_runs
 from service.settings import Settings
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
-from service.training import child_environment
+from service.training.run import child_environment
 
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger

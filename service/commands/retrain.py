@@ -19,11 +19,11 @@ from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.commands.training_progress import training_progress
 from service.errors import TamisError
-from service.priority import step_back
 from service.products import ALL_PRODUCTS, check_product
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
+from service.training.low_priority import step_back
 
 
 class TriggerName(StrEnum):

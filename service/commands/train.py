@@ -25,13 +25,13 @@ from service.commands.training_progress import training_progress
 from service.errors import TamisError, UsageError
 from service.names import shown_name
 from service.products import ALL_PRODUCTS, check_product
-from service.repeat import repeat_of
 from service.settings import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
-from service.training import run_joint_training
-from service.training_job import MINUTES_MAX, JobProduct, TrainingJob
+from service.training.job import MINUTES_MAX, JobProduct, TrainingJob
+from service.training.reproduce import repeat_of
+from service.training.run import run_joint_training
 
 UNKNOWN = "unknown"
 

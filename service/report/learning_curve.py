@@ -22,8 +22,8 @@ from service.names import shown_name
 from service.report.outcome import LearningPoint
 from service.settings import Settings
 from service.storage.energy import EnergySample
-from service.training import train_in_child
-from service.training_job import MINUTES_MAX, TrainingJob
+from service.training.job import MINUTES_MAX, TrainingJob
+from service.training.run import train_in_child
 
 LEARNS_FROM_NORMALS = ("feature", "pixel")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from models.errors import ModelError
 from models.registry import ModelVersion
 from service.errors import TamisError
-from service.training import train_in_child
-from service.training_job import JobProduct, TrainingJob
+from service.training.job import JobProduct, TrainingJob
+from service.training.run import train_in_child
 from tests.benchmarks.detection import data, judge
 from tests.benchmarks.run_file import Run, RunFile, arguments, cell, markdown, spread
 

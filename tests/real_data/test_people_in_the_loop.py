@@ -31,8 +31,8 @@ from service.retrain import retrain
 from service.storage import images, retrainings, versions
 from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
-from service.training import run_training
-from service.training_job import TrainingJob
+from service.training.job import TrainingJob
+from service.training.run import run_training
 from service.web.review import LABELS_MAX
 from tests.conftest import REAL_DATA
 from tests.daemon_process import DaemonProcess, finished, wait_until

@@ -16,8 +16,8 @@ from sqlalchemy import Engine, insert
 from models.registry import ModelVersion, file_sha256
 from service.storage.tables import Image as ImageRow
 from service.storage.tables import Review, TrainingPicture
-from service.training import run_training
-from service.training_job import TrainingJob
+from service.training.job import TrainingJob
+from service.training.run import run_training
 
 PRODUCT = "bar"
 RATE = 0.1

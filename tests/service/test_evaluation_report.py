@@ -20,7 +20,7 @@ from models.evaluation.evaluate import ScoredFile
 from service.errors import TamisError, UsageError
 from service.report.learning_curve import learning_curve, training_pool
 from service.report.mistakes import WorstMistakes
-from service.training_job import TrainingJob
+from service.training.job import TrainingJob
 from tests.models.made_pictures import make_normals
 from tests.service.brightness_version import install, mask, picture
 from tests.service.test_evaluate_command import document, energy_rows, meter, mvtec, run  # noqa: F401

@@ -24,7 +24,7 @@ from service.retrain import clear_up, retrain
 from service.retraining_lock import LOCK_NAME, retraining_lock
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
-from service.training import EnergyExceeded
+from service.training.run import EnergyExceeded
 from tests.daemon_process import wait_until
 from tests.service.labelled_root import AT, PRODUCT, label, train_champion
 

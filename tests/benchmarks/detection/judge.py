@@ -22,8 +22,8 @@ from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.energy.meter import EnergyMeter
 from service.imaging.decode import DecodeError, image_size, read_image
-from service.training import Trained, train_in_child
-from service.training_job import TrainingJob
+from service.training.job import TrainingJob
+from service.training.run import Trained, train_in_child
 from tests.benchmarks.run_file import Run
 
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, OSError)
@@ -38,7 +38,7 @@ def train(
 ) -> tuple[Trained, Run]:
     """Train `profile` (or `pixel`) on `pictures` into `folder`; return the version, and what training it took.
 
-    `overrides` are fields of TrainingJob. Raises what `service.training.train_in_child` raises.
+    `overrides` are fields of TrainingJob. Raises what `service.training.run.train_in_child` raises.
     """
     job = TrainingJob(
         **{

@@ -1,7 +1,7 @@
 """Repeat: the training of a version once more, of the same pictures in the same roles, to the same weights.
 
 Owns where the pictures of a version are by now: labels move them, so each is looked for by its bytes where it is not at
-its place. What a version was made from is read by `models.data.image_list`, trained by `service.training`.
+its place. What a version was made from is read by `models.data.image_list`, trained by `service.training.run`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.names import shown_name
 from service.settings import Settings
 from service.storage import images, versions
 from service.storage import training_images as training_pictures
-from service.training_job import JobChosen, JobProduct, TrainingJob
+from service.training.job import JobChosen, JobProduct, TrainingJob
 
 MODELS = "models"
 SHOWN = 3

@@ -1,7 +1,7 @@
 """Training, in a process of its own: the job goes in as JSON, progress and result come out as lines of JSON.
 
 A process of its own, because training brings torch, wants memory and may be killed, and scoring must not feel
-it. The parent, this module, owns what is registered; the child is `service.training_process`.
+it. The parent, this module, owns what is registered; the child is `service.training.child`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from service.imaging.decode import DecodeError
 from service.products import check_product
 from service.storage import energy, versions
 from service.storage.energy import EnergySample
-from service.training_job import TrainingJob
+from service.training.job import TrainingJob
 
 ABANDONED_AFTER_S = 2 * 86400
 _END_WAIT_S = 10.0
@@ -162,7 +162,7 @@ def _child() -> Iterator[subprocess.Popen[bytes]]:
     """Give the training process; it has ended when this is left."""
     # -P and not the working folder: what lies where the command is called is no business of the child's.
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "service.training_process"],
+        [sys.executable, "-P", "-m", "service.training.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=child_environment(),

@@ -1,7 +1,7 @@
-"""The training process itself (`python -m service.training_process`): a job comes in as JSON, lines of JSON go out.
+"""The training process itself (`python -m service.training.child`): a job comes in as JSON, lines of JSON go out.
 
 Owns nothing but the folder that it builds in and the bounds on itself: it is nice, ends on SIGTERM, and ends before
-it takes more memory than it may. Registering what it made is the parent's, `service.training`.
+it takes more memory than it may. Registering what it made is the parent's, `service.training.run`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from models.registry import ModelVersion
 from service import __version__
 from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.storage.energy import EnergySample
-from service.training import EnergyExceeded, end_on_signal
-from service.training_job import JobChosen, JobProduct, TrainingJob
+from service.training.job import JobChosen, JobProduct, TrainingJob
+from service.training.run import EnergyExceeded, end_on_signal
 
 if TYPE_CHECKING:
     from service.energy.meter import EnergyMeter

@@ -19,17 +19,18 @@ from models import errors as model_errors
 from models.errors import MemoryExceeded, TooFewImages
 from models.progress import Progress
 from models.registry import list_versions, verify
-from service import training, training_process
 from service.errors import TamisError, UsageError
 from service.imaging.decode import DecodeError
 from service.products import check_product
 from service.storage import versions
 from service.storage.database.open import open_database
-from service.training import run_joint_training, run_training, train_in_child
-from service.training_job import JobProduct, TrainingJob
+from service.training import child as training_process
+from service.training import run as training
+from service.training.job import JobProduct, TrainingJob
+from service.training.run import run_joint_training, run_training, train_in_child
 from tests.models.made_pictures import NORMALS, make_normals
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -143,8 +144,8 @@ def test_interrupt_of_the_parent_ends_the_child(job: TrainingJob) -> None:
 
 SIGTERM_TO_ITSELF = """
 import json, os, signal, sys
-from service.training import train_in_child
-from service.training_job import TrainingJob
+from service.training.run import train_in_child
+from service.training.job import TrainingJob
 
 children = []
 
@@ -208,7 +209,7 @@ def test_what_a_dead_training_left_is_removed_and_a_running_one_is_left_alone(jo
 
 def test_stray_output_of_libraries_does_not_mix_with_events(job: TrainingJob) -> None:
     script = (
-        "import os, service.training_process as t\n"
+        "import os, service.training.child as t\n"
         "def noisy(job, events):\n"
         "    print('stray'); os.write(1, b'raw\\n'); raise t.DecodeError('damaged', 'cut short')\n"
         "t._train = noisy\n"
