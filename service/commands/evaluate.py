@@ -16,16 +16,16 @@ import typer
 from models.data.datasets import Dataset, Sample, read_dataset
 from models.errors import DatasetError
 from service import settings as settings_module
-from service.commands import evaluation_output as output
-from service.commands.evaluation_bench import Bench, plan
 from service.commands.options import AsJson, Root, print_json
 from service.commands.score import UNREADABLE, check_rate, picture_reader, upright_size
 from service.energy.meter import EnergyMeter
 from service.errors import UsageError
-from service.report import page
-from service.report.learning_curve import job_like, sizes_asked, training_pool
-from service.report.outcome import Evaluated, LearningPoint
-from service.report.thumbnails import thumbnails
+from service.evaluation import report as page
+from service.evaluation import text_report as output
+from service.evaluation.learning_curve import job_like, sizes_asked, training_pool
+from service.evaluation.outcome import Evaluated, LearningPoint
+from service.evaluation.run import Bench, plan
+from service.evaluation.thumbnails import thumbnails
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage.database.open import open_database
 

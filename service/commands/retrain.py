@@ -17,9 +17,9 @@ import typer
 from models.errors import ModelError
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
-from service.commands.training_progress import training_progress
 from service.errors import TamisError
 from service.products import ALL_PRODUCTS, check_product
+from service.progress_bar import training_progress
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow

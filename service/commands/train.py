@@ -21,10 +21,10 @@ from models.fitting.limits import MEMORY_GB
 from models.registry import ModelVersion
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
-from service.commands.training_progress import training_progress
 from service.errors import TamisError, UsageError
 from service.names import shown_name
 from service.products import ALL_PRODUCTS, check_product
+from service.progress_bar import training_progress
 from service.settings import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.database.open import open_database

@@ -18,9 +18,9 @@ import numpy as np
 
 from models.registry import ModelVersion
 from service import __version__
+from service.evaluation.report import GENERATOR, UNKNOWN
 from service.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, Judgement, Side
 from service.names import shown_name
-from service.report.page import GENERATOR, UNKNOWN
 
 FOLDER = "reports"
 NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."
@@ -140,7 +140,7 @@ def _plots(judgement: Judgement) -> str:
     if find_spec("matplotlib") is None:
         return f"<p>{_text(NO_PLOTS)}</p>"
     from models.evaluation.curves import roc
-    from service.report.plots import Plots
+    from service.evaluation.plots import Plots
 
     plots = Plots()
     sides = {"champion": judgement.champion, "challenger": judgement.challenger}

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from models.errors import DatasetError
 from service.commands import evaluate as command
-from service.commands.evaluation_output import SCORE_COLUMNS
 from service.errors import TamisError, UsageError
+from service.evaluation.text_report import SCORE_COLUMNS
 from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
 from tests.service.brightness_version import install, mask, picture

@@ -18,8 +18,8 @@ from models.data.datasets import Sample
 from models.errors import DatasetError
 from models.evaluation.evaluate import ScoredFile
 from service.errors import TamisError, UsageError
-from service.report.learning_curve import learning_curve, training_pool
-from service.report.mistakes import WorstMistakes
+from service.evaluation.learning_curve import learning_curve, training_pool
+from service.evaluation.worst_mistakes import WorstMistakes
 from service.training.job import TrainingJob
 from tests.models.made_pictures import make_normals
 from tests.service.brightness_version import install, mask, picture
@@ -297,7 +297,7 @@ def test_a_learning_curve_trains_unregistered_versions_and_says_which_size_is_to
 
 def test_a_smaller_subset_is_a_part_of_every_larger_one(tmp_path, monkeypatch):
     from models.errors import TooFewImages
-    from service.report import learning_curve as module
+    from service.evaluation import learning_curve as module
 
     jobs = []
 

@@ -18,8 +18,8 @@ from models.evaluation.bootstrap import Interval, as_document
 from models.evaluation.evaluate import Metrics
 from service.commands.score import UNKNOWN
 from service.errors import UsageError
+from service.evaluation.outcome import Comparison, Evaluated, Judgement, LearningPoint, verdict
 from service.names import shown_name
-from service.report.outcome import Comparison, Evaluated, Judgement, LearningPoint, verdict
 from service.scoring.decide import ANOMALY, NORMAL
 
 SHOWN = {

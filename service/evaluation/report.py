@@ -20,10 +20,10 @@ from models.evaluation.curves import precision_recall, roc
 from models.evaluation.evaluate import Metrics
 from service import __version__
 from service.errors import UsageError
+from service.evaluation.outcome import Evaluated, Judgement, LearningPoint
+from service.evaluation.plots import Plots
+from service.evaluation.thumbnails import Thumbnail
 from service.names import shown_name
-from service.report.outcome import Evaluated, Judgement, LearningPoint
-from service.report.plots import Plots
-from service.report.thumbnails import Thumbnail
 
 if TYPE_CHECKING:
     from jinja2 import Environment

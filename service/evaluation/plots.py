@@ -16,7 +16,7 @@ import numpy as np
 
 from models.evaluation.curves import Curve, SweepPoint
 from models.evaluation.metrics import Float64Array
-from service.report.outcome import LearningPoint
+from service.evaluation.outcome import LearningPoint
 
 Axes = Any
 """matplotlib's axes, loaded only where drawn; what is checked of them differs between its versions."""

@@ -18,8 +18,8 @@ from models.evaluation.evaluate import Evaluation
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, file_sha256
 from service.errors import UsageError
+from service.evaluation.outcome import LearningPoint
 from service.names import shown_name
-from service.report.outcome import LearningPoint
 from service.settings import Settings
 from service.storage.energy import EnergySample
 from service.training.job import MINUTES_MAX, TrainingJob

@@ -15,8 +15,8 @@ from models.detector import UInt8Array
 from models.errors import DatasetError
 from models.evaluation.evaluate import ImageSize, Read
 from models.evaluation.metrics import common_size, shrunk_mask
+from service.evaluation.worst_mistakes import Mistake
 from service.imaging.overlay import overlay
-from service.report.mistakes import Mistake
 
 SIDE_MAX = 400
 _QUALITY = 85

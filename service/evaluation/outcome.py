@@ -19,7 +19,7 @@ from models.evaluation.evaluate import Evaluation, Metrics, PictureScore, metric
 from models.evaluation.metrics import AtThreshold, Counts, Float64Array, at_threshold
 from models.evaluation.pixel_histograms import PictureHistograms
 from models.registry import ModelVersion
-from service.report.mistakes import WorstMistakes
+from service.evaluation.worst_mistakes import WorstMistakes
 from service.scoring.decide import ANOMALY, NORMAL
 from service.storage.energy import EnergySample
 from service.storage.versions import VersionRow

@@ -17,14 +17,14 @@ from models.evaluation import evaluate as evaluation
 from models.evaluation.evaluate import Evaluation
 from models.evaluation.pixel_histograms import PictureHistograms
 from models.registry import ModelVersion
-from service.commands.evaluation_progress import TrainingLines, scoring_progress
 from service.commands.score import UNREADABLE, picture_reader, upright_size
 from service.energy.meter import EnergyMeter
 from service.errors import TamisError, UsageError
+from service.evaluation.evaluation_progress import TrainingLines, scoring_progress
+from service.evaluation.learning_curve import job_like, learning_curve
+from service.evaluation.outcome import Evaluated, Judgement, LearningPoint, compare
+from service.evaluation.worst_mistakes import WorstMistakes
 from service.names import shown_name
-from service.report.learning_curve import job_like, learning_curve
-from service.report.mistakes import WorstMistakes
-from service.report.outcome import Evaluated, Judgement, LearningPoint, compare
 from service.scoring.champions import has_champion, load_version
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import Settings

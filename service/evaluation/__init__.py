@@ -1,0 +1,1 @@
+"""Evaluating versions on labelled images, and the reports."""
