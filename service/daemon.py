@@ -41,7 +41,7 @@ from service.labelling.folder_watch import FolderWatch
 from service.logs import configure, fields
 from service.notify import Notifier
 from service.restore import take_back
-from service.schedule import Schedule
+from service.retraining.scheduler import Schedule
 from service.scoring.active_versions import InCharge
 from service.scoring.detector_loader import DetectorLoader
 from service.scoring.scorers import Scorers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.probation import Probation
 from service.retention import RESTS_BESIDE_SCORING, Retention, rules_of
+from service.retraining.shadow_trial import Probation
 from service.settings import Settings
 from service.upkeep import Duty
 

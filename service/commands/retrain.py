@@ -50,7 +50,7 @@ def retrain(
 ) -> None:
     """Retrain from new labels; a version that the gate finds better becomes the champion."""
     # Not above: it brings scipy, and every command, the daemon's too, imports this module.
-    from service import retrain as retraining
+    from service.retraining import retrain as retraining
 
     settings = settings_module.load(root)
     if product != ALL_PRODUCTS:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from models.registry import ModelVersion
-from service.probation import standing
+from service.retraining.shadow_trial import standing
 from service.scoring.decide import Judge
 from service.scoring.threshold_policy import judge_of
 from service.settings import Settings

@@ -20,8 +20,8 @@ import pytest
 from models import registry
 from service.commands.versions import promote, rollback
 from service.errors import TamisError
-from service.retrain import clear_up, retrain
-from service.retraining_lock import LOCK_NAME, retraining_lock
+from service.retraining.lock import LOCK_NAME, retraining_lock
+from service.retraining.retrain import clear_up, retrain
 from service.settings import load
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
@@ -38,7 +38,7 @@ LAST_PROMOTIONS = "SELECT product, version, max(id) FROM promotions GROUP BY pro
 RETRAINING = """
 import sys
 from pathlib import Path
-from service.retrain import retrain
+from service.retraining.retrain import retrain
 from service.settings import load
 from service.storage.database.open import open_database
 root = Path(sys.argv[1])

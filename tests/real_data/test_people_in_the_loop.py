@@ -25,9 +25,9 @@ from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.commands.init import make_root
 from service.cron import parse_cron
-from service.due import Facts, due
 from service.imaging.decode import read_image
-from service.retrain import retrain
+from service.retraining.due import Facts, due
+from service.retraining.retrain import retrain
 from service.storage import images, retrainings, versions
 from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow

@@ -11,14 +11,14 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
 from service.cli import app
-from service.conclude import conclude
-from service.gate import Judgement
-from service.probation import Probation
+from service.retraining.gate import Judgement
+from service.retraining.promotion import conclude
+from service.retraining.shadow_trial import Probation
 from service.settings import load
 from service.storage import retrainings, thresholds, versions
 from service.storage.database.open import open_database
 from tests.service.brightness_version import CREATED_AT, install
-from tests.service.test_probation import seen
+from tests.service.retraining.test_shadow_trial import seen
 
 EACH_DATABASE = True
 

@@ -18,7 +18,7 @@ from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Detector, Scored
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from service.probation import IMAGES_MIN, standing
+from service.retraining.shadow_trial import IMAGES_MIN, standing
 from service.scoring.decide import Judge
 from service.scoring.scorers import Scorers
 from service.scoring.shadow import Shadows, in_share

@@ -1,7 +1,7 @@
 """The gate: whether a challenger is good enough to take the champion's place, from what both made of the same pictures.
 
-Pure. Owns the figures, the margins and the decision; who scores the pictures is `service.gate_run`, what follows from
-the decision is `service.retrain`.
+Pure. Owns the figures, the margins and the decision; who scores the pictures is `service.retraining.gate_scoring`, what follows from
+the decision is `service.retraining.retrain`.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from models.evaluation.metrics import Float64Array
 from models.registry import ModelVersion, file_sha256
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.synthetic_defects.draw import draw_defects
-from service import gate
 from service.energy.meter import EnergyMeter
-from service.gather import calibration_pictures, golden
 from service.imaging.decode import DecodeError, StillChanging, decode, read_file
+from service.retraining import gate
+from service.retraining.training_data import calibration_pictures, golden
 from service.scoring.decide import Judge
 from service.scoring.threshold_policy import judge_of
 from service.settings import Settings

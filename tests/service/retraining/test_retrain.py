@@ -19,16 +19,16 @@ from models.progress import Progress
 from models.registry import ModelVersion
 from service import settings as settings_module
 from service.errors import TamisError
-from service.gather import gather, read_images
-from service.retrain import clear_up, retrain
-from service.retraining_lock import LOCK_NAME, retraining_lock
+from service.retraining.lock import LOCK_NAME, retraining_lock
+from service.retraining.retrain import clear_up, retrain
+from service.retraining.training_data import gather, read_images
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
 from service.training.run import EnergyExceeded
 from tests.daemon_process import wait_until
 from tests.service.labelled_root import AT, PRODUCT, label, train_champion
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS = "energy_cpu_max_w = 20.0\nfree_bytes_min = 0\n"
 STEPS = 60
 
@@ -354,5 +354,5 @@ def test_only_one_retraining_of_a_root_at_a_time(root: Path, engine: Engine, cha
 
 
 def test_judging_brings_no_torch_into_the_process() -> None:
-    script = "import sys, service.commands.retrain, service.gate_run; assert 'torch' not in sys.modules"
+    script = "import sys, service.commands.retrain, service.retraining.gate_scoring; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)

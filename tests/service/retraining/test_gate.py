@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from service.gate import NORMALS_MIN, Judgement, Side, judge, not_judged
+from service.retraining.gate import NORMALS_MIN, Judgement, Side, judge, not_judged
 
 
 def normals(count: int = 100, above: int = 1, seed: int = 0) -> np.ndarray:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.retraining_lock import LOCK_NAME, retraining_lock
-from service.schedule import Schedule
+from service.retraining.lock import LOCK_NAME, retraining_lock
+from service.retraining.scheduler import Schedule
 from service.settings import load
 from service.storage import retrainings
 from service.storage.database.open import open_database

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from service.cron import check_cron, parse_cron
-from service.due import Due, Facts, due, next_time
+from service.retraining.due import Due, Facts, due, next_time
 from service.storage.retrainings import NewLabels, RetrainingRow
 
 SUNDAY = datetime(2026, 3, 8, 2, tzinfo=UTC)

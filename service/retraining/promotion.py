@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from models.registry import ModelVersion
 from service.energy import grid_intensity as carbon
-from service.gate import Judgement
+from service.retraining.gate import Judgement
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import energy, retrainings, versions

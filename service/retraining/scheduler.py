@@ -1,7 +1,7 @@
 """Schedule: starts retrainings beside the daemon when they are due, one at a time, each a process of its own.
 
 Owns the thread that looks, the clock that wakes it (APScheduler, by `retrain_cron`) and the process that it started.
-When something is due is `service.due`'s, how long it may wait for greener power `service.energy.grid_intensity`'s. Nothing here is
+When something is due is `service.retraining.due`'s, how long it may wait for greener power `service.energy.grid_intensity`'s. Nothing here is
 waited for by the loop that scores.
 """
 
@@ -22,10 +22,10 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.cron import parse_cron
-from service.due import Due, Facts, counting, due
 from service.energy import grid_intensity as carbon
 from service.logs import fields
-from service.retraining_lock import retraining_runs
+from service.retraining.due import Due, Facts, counting, due
+from service.retraining.lock import retraining_runs
 from service.settings import Settings
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database

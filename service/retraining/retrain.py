@@ -22,12 +22,12 @@ from sqlalchemy import Engine
 from models.errors import TooFewImages
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, MANIFEST, ModelVersion, remove_build
-from service.conclude import conclude
 from service.errors import ConfigurationError, TamisError
-from service.gate_run import run_gate
-from service.gather import Gathered, gather
-from service.report.gate_page import render, write_page
-from service.retraining_lock import retraining_lock
+from service.retraining.gate_report import render, write_page
+from service.retraining.gate_scoring import run_gate
+from service.retraining.lock import retraining_lock
+from service.retraining.promotion import conclude
+from service.retraining.training_data import Gathered, gather
 from service.scoring.champions import load_version
 from service.scoring.scorers import MODELS
 from service.settings import Settings

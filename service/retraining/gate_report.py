@@ -19,8 +19,8 @@ import numpy as np
 from models.registry import ModelVersion
 from service import __version__
 from service.evaluation.report import GENERATOR, UNKNOWN
-from service.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, Judgement, Side
 from service.names import shown_name
+from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, Judgement, Side
 
 FOLDER = "reports"
 NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."

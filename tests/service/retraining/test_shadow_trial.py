@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.probation import IMAGES_MIN, Due, Facts, Probation, due, reason_to_wait
+from service.retraining.shadow_trial import IMAGES_MIN, Due, Facts, Probation, due, reason_to_wait
 from service.settings import Settings, load
 from service.storage import versions
 from service.storage.database.open import open_database

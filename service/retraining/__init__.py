@@ -1,0 +1,1 @@
+"""When to retrain, from what, and whether the new version takes over."""
