@@ -24,7 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service import __version__
-from service.drift_watch import DriftWatch
+from service.drift.monitor import DriftWatch
 from service.duties import duties_of
 from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError

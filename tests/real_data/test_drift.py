@@ -18,7 +18,7 @@ from models.calibration.thresholds import threshold_at
 from models.data.datasets import read_dataset
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
-from service.drift import DRIFTING, Subject, assess
+from service.drift.assess import DRIFTING, Subject, assess
 from service.imaging.decode import image_size, read_image
 from service.storage.drift import DriftRow, Seen
 from tests.conftest import REAL_DATA

@@ -2,7 +2,7 @@
 
 The tests are in `models.drift.drift`. Here is what they are made on: the latest pictures since the champion became one,
 without those that people confirmed as anomalies, and the pictures at the beginning, whose look the light is told by.
-Who reads these and writes what comes of it is `service.drift_watch`.
+Who reads these and writes what comes of it is `service.drift.monitor`.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from sqlalchemy import Engine, insert, text
 from models.calibration.thresholds import threshold_at
 from models.drift.drift import IMAGES_MIN
 from service.commands.status import report
-from service.drift import DRIFTING, STEADY, Subject, assess
-from service.drift_watch import DriftWatch
+from service.drift.assess import DRIFTING, STEADY, Subject, assess
+from service.drift.monitor import DriftWatch
 from service.settings import IGNORED_NAMES, load
 from service.storage import drift, versions
 from service.storage.database.open import open_database

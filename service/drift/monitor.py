@@ -1,6 +1,6 @@
 """Drift watch: looks at the latest pictures of products, writes a row where the state changed, and says so in the log.
 
-It runs beside the loop, on the thread that records; what the state is `service.drift` says.
+It runs beside the loop, on the thread that records; what the state is `service.drift.assess` says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.appearance import FIGURES
 from models.drift.drift import IMAGES_MIN
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
-from service.drift import DRIFTING, Subject, assess, order_of, scores_of
+from service.drift.assess import DRIFTING, Subject, assess, order_of, scores_of
 from service.errors import ConfigurationError
 from service.logs import fields
 from service.scoring.decide import ANOMALY

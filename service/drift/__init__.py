@@ -1,0 +1,1 @@
+"""Whether scores still look like those of the calibration."""
