@@ -40,7 +40,7 @@ from service.instances import STATUS_NAME, instance_lock, mounts_of, others, tak
 from service.labelling.folder_watch import FolderWatch
 from service.logs import configure, fields
 from service.notify import Notifier
-from service.restore import take_back
+from service.operations.restore import take_back
 from service.retraining.scheduler import Schedule
 from service.scoring.active_versions import InCharge
 from service.scoring.detector_loader import DetectorLoader

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.retention import RESTS_BESIDE_SCORING, Retention, rules_of
+from service.operations.retention import RESTS_BESIDE_SCORING, Retention, rules_of
 from service.retraining.shadow_trial import Probation
 from service.settings import Settings
 from service.upkeep import Duty

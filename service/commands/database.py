@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, select
 import migrations
 from service.commands.options import AsJson, Root, print_json
 from service.errors import TamisError, UsageError
-from service.restore import mark_restored
-from service.restore import restore as restore_database
+from service.operations.backup import backup as copy_database
+from service.operations.restore import mark_restored
+from service.operations.restore import restore as restore_database
 from service.settings import database_url
-from service.storage.backup import backup as copy_database
 from service.storage.database import schema
 from service.storage.database.open import DatabaseCorrupt, name_of_database, open_database
 from service.storage.tables import Image

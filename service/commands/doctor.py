@@ -1,4 +1,4 @@
-"""`tamis doctor`: gathers facts of a root and its machine, and shows what `service.doctor` makes of them.
+"""`tamis doctor`: gathers facts of a root and its machine, and shows what `service.operations.checks` makes of them.
 
 Changes nothing: the only file it makes is one for the trial of renaming, whose name the watching ignores and
 which is gone afterwards.
@@ -24,15 +24,15 @@ from sqlalchemy import Connection
 import migrations
 from models import registry
 from models.errors import ModelError
-from service import doctor as judge
 from service.commands.init import FOLDERS
 from service.commands.options import AsJson, Root, print_json
-from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
 from service.instances import LOCK_NAME
 from service.names import parse_claimed_name, product_of
-from service.retention import rules_of
+from service.operations import checks as judge
+from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
+from service.operations.retention import rules_of
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage import retention

@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
-from service.removal import Stays
-from service.retention import Going, Outcome, Retention, Rule, last_run, rules_document, rules_of
+from service.operations.remove_file import Stays
+from service.operations.retention import Going, Outcome, Retention, Rule, last_run, rules_document, rules_of
 from service.storage.database.open import open_database
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")]

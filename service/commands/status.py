@@ -19,7 +19,7 @@ from service.inspection.claim import INCOMING
 from service.inspection.watch import NameFilter, scan
 from service.instances import instances, said_by
 from service.names import product_of
-from service.retention import Rule, last_run, rules_document, rules_of
+from service.operations.retention import Rule, last_run, rules_document, rules_of
 from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows
 from service.storage.database.open import open_database

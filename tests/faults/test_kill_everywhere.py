@@ -25,7 +25,7 @@ from service.inspection.recover import recover
 from service.inspection.score_batch import Undecodable, judge, read_claim
 from service.labelling.label import label_pictures
 from service.labelling.training_set import reconcile_all
-from service.restore import take_back
+from service.operations.restore import take_back
 from service.scoring.decide import ANOMALY
 from service.storage.database.open import open_database
 from tests.conftest import BrightnessScorers, picture_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import TamisError
-from service.restore import MARK, restore
+from service.operations.restore import MARK, restore
 from tests.conftest import REPOSITORY, picture_bytes
 from tests.daemon_process import DaemonProcess, nothing_left, wait_until
 from tests.faults.root_for_faults import drop, make_root

@@ -23,7 +23,7 @@ from rows import fill  # noqa: E402
 from run import NOW, measure  # noqa: E402
 from sqlalchemy import Connection  # noqa: E402
 
-from service.retention import Retention, Rule  # noqa: E402
+from service.operations.retention import Retention, Rule  # noqa: E402
 from service.storage import retention, shadow  # noqa: E402
 from service.storage.database.open import DATABASE_FILE, open_database  # noqa: E402
 

@@ -24,13 +24,13 @@ from typing import Any, Literal
 
 from sqlalchemy import Engine
 
-from service import removal
 from service.errors import TamisError
 from service.inspection.claim import PROCESSING, sync_folder
 from service.inspection.record import MAPS
 from service.instances import mounts_of
 from service.logs import fields
-from service.removal import FOLDERS, Seen, Stays
+from service.operations import remove_file as removal
+from service.operations.remove_file import FOLDERS, Seen, Stays
 from service.scoring.scorers import MODELS
 from service.settings import Settings
 from service.storage import retention as rows

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import TamisError
-from service.storage import backup as backup_module
+from service.operations import backup as backup_module
+from service.operations.backup import backup
 from service.storage import images
-from service.storage.backup import backup
 from service.storage.database.journal import JournalChoice
 from service.storage.database.open import DATABASE_FILE, open_database
 from tests.service.storage.conftest import on_sqlite

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate
 from models.registry import ModelVersion
-from service import doctor as judge
 from service.commands import doctor as command
 from service.commands.init import make_root
-from service.doctor import Finding, InotifyLimits, LeftOver, Space
 from service.errors import ConfigurationError
 from service.filesystem.mount_table import Mount
+from service.operations import checks as judge
+from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
 from service.settings import load
 from service.storage import drift, thresholds
 from service.storage.database.journal import JournalChoice, journal_choice
@@ -523,7 +523,7 @@ def test_nothing_is_left_in_the_users_home(root: Path, tmp_path: Path) -> None:
     """OpenVINO's telemetry, for one, makes a folder there as soon as it is imported in the plain way."""
     home = tmp_path / "home"
     home.mkdir()
-    source = Path(command.__file__).parents[2]
+    source = Path(command.__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "service", "doctor", "--root", str(root)],
         env={"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.errors import TamisError
-from service.removal import Stays
-from service.retention import GB, SLICE, Going, Outcome, Retention, Rule, last_run, plan, rules_of
+from service.operations.remove_file import Stays
+from service.operations.retention import GB, SLICE, Going, Outcome, Retention, Rule, last_run, plan, rules_of
 from service.settings import Settings
 from service.storage.database.open import open_database
 from service.storage.retention import Kept
