@@ -15,7 +15,7 @@ def run(
     log_format: str | None = typer.Option(None, help="plain or json."),
 ) -> None:
     """Watch ROOT/incoming, score what arrives, sort it and keep the record; until SIGTERM."""
-    from service import daemon
+    from service.daemon import daemon
 
     root = root.resolve()
     try:

@@ -16,9 +16,9 @@ import typer
 
 from service import settings as settings_module
 from service.commands.options import Root
+from service.daemon.systemd import Notifier
 from service.errors import ConfigurationError, TamisError
 from service.logs import configure, fields
-from service.notify import Notifier
 from service.settings import Settings
 
 if TYPE_CHECKING:

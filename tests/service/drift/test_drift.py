@@ -28,7 +28,7 @@ from service.storage.tables import Review
 from tests.daemon_process import DaemonProcess, finished, wait_until
 from tests.service.brightness_version import install
 from tests.service.brightness_version import picture as save_picture
-from tests.service.test_daemon import SETTINGS
+from tests.service.daemon.test_daemon import SETTINGS
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 WINDOW = 60

@@ -21,8 +21,8 @@ from service.storage.reviews import ReviewRow
 from tests.conftest import picture_bytes
 from tests.daemon_process import DaemonProcess, finished, wait_until
 from tests.service.brightness_version import install
+from tests.service.daemon.test_daemon import SETTINGS, rows
 from tests.service.labelling.test_label import House
-from tests.service.test_daemon import SETTINGS, rows
 
 NAMES = NameFilter(IGNORED_NAMES)
 

@@ -24,8 +24,11 @@ from sqlalchemy.exc import OperationalError
 
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service import __version__
+from service.daemon.background_jobs import Upkeep
+from service.daemon.duties import duties_of
+from service.daemon.systemd import Notifier
+from service.daemon.wake import Wake
 from service.drift.monitor import DriftWatch
-from service.duties import duties_of
 from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
@@ -39,7 +42,6 @@ from service.inspection.watch import NameFilter, Watcher
 from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status
 from service.labelling.folder_watch import FolderWatch
 from service.logs import configure, fields
-from service.notify import Notifier
 from service.operations.restore import take_back
 from service.retraining.scheduler import Schedule
 from service.scoring.active_versions import InCharge
@@ -48,8 +50,6 @@ from service.scoring.scorers import Scorers
 from service.scoring.shadow import Shadows
 from service.settings import Settings
 from service.storage.database.open import open_database, trouble
-from service.upkeep import Upkeep
-from service.wake import Wake
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from service.daemon.background_jobs import Duty, Upkeep
 from service.storage.database.open import open_database
-from service.upkeep import Duty, Upkeep
 
 
 def test_each_duty_runs_when_it_is_due_and_not_before() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.notify import Notifier
+from service.daemon.systemd import Notifier
 
 
 @pytest.fixture

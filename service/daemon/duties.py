@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from service.daemon.background_jobs import Duty
 from service.operations.retention import RESTS_BESIDE_SCORING, Retention, rules_of
 from service.retraining.shadow_trial import Probation
 from service.settings import Settings
-from service.upkeep import Duty
 
 # Not at once: whoever starts the service with a new limit, or a wrong clock, has time to see it.
 RETENTION_AFTER_S = 600.0

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from service.daemon import Daemon
-from service.notify import Notifier
+from service.daemon.daemon import Daemon
+from service.daemon.systemd import Notifier
+from service.daemon.wake import Wake
 from service.settings import Settings
-from service.wake import Wake
 
 
 def interrupt_everywhere(

@@ -1,0 +1,1 @@
+"""The process: signals, threads, the order of starting and stopping, background jobs."""
