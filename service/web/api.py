@@ -26,15 +26,15 @@ from service.storage import images, retrainings, review_pages, thresholds, versi
 from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which
 from service.storage.tables import ImageState, Verdict
-from service.web import image as image_page
-from service.web import model_pages
-from service.web.files import stored
-from service.web.pictures import map_path
-from service.web.review import LABELS_MAX, NOTE_CHARACTERS_MAX, moment
+from service.web.images import map_path
+from service.web.pages import image as image_page
+from service.web.pages import models as model_pages
+from service.web.pages.files import stored
+from service.web.pages.review import LABELS_MAX, NOTE_CHARACTERS_MAX, moment
+from service.web.pages.thresholds import LAST, choose_for, explored
+from service.web.pages.today import health
 from service.web.security import WHO_CHARACTERS_MAX, caller, plain
 from service.web.site import Site
-from service.web.thresholds import LAST, choose_for, explored
-from service.web.today import health
 
 PREFIX = "/api/v1"
 PAGE_MAX = 1000

@@ -17,9 +17,11 @@ from fastapi import FastAPI
 from service import __version__
 from service.settings import Settings
 from service.storage.database.open import open_database
-from service.web import api, energy, files, image, login, model_pages, review, thresholds, today
+from service.web import api
 from service.web.errors import add_error_answers
-from service.web.pictures import Thumbnails
+from service.web.images import Thumbnails
+from service.web.pages import energy, files, image, login, review, thresholds, today
+from service.web.pages import models as model_pages
 from service.web.security import App, Guard, Receive, Scope, Send, names_of
 from service.web.sessions import Attempts, Password, Sessions
 from service.web.site import PICTURE_THREADS, Site, templates

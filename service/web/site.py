@@ -21,8 +21,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from service import __version__
 from service.errors import TamisError
 from service.settings import Settings
-from service.web import shown
-from service.web.pictures import Thumbnails
+from service.web import formatting as shown
+from service.web.images import Thumbnails
 from service.web.security import Caller, Guard, caller
 
 STATIC = Path(__file__).with_name("static")

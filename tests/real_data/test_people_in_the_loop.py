@@ -33,7 +33,7 @@ from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
 from service.training.job import TrainingJob
 from service.training.run import run_training
-from service.web.review import LABELS_MAX
+from service.web.pages.review import LABELS_MAX
 from tests.conftest import REAL_DATA
 from tests.daemon_process import DaemonProcess, finished, wait_until
 from tests.web.web_process import WebProcess

@@ -102,7 +102,7 @@ def test_every_path_of_the_description_is_there_and_says_what_it_does(visitor: V
 
 
 def test_every_path_is_in_the_documents(visitor: Visitor) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
     for path, methods in visitor.json("/openapi.json")["paths"].items():
         for method in methods:
             assert f"`{method.upper()} {path.removeprefix('/api/v1')}`" in text

@@ -16,7 +16,7 @@ from service.labelling.label import label_pictures
 from service.storage import review_pages, reviews, shadow, versions
 from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which
-from service.web.pictures import map_path
+from service.web.images import map_path
 from service.web.security import caller, plain
 from service.web.site import Site, back_to, is_part, query
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from service.storage import regions, review_pages, reviews
 from service.storage import statistics as tallies
-from service.web.review import with_maps
+from service.web.pages.review import with_maps
 from service.web.site import NotFound, Site
 
 NEIGHBOURS = 4

@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from service.names import safe_name
 from service.storage import images
 from service.storage.images import StoredImage
-from service.web.pictures import Kind, NotShown, as_shown, map_path
+from service.web.images import Kind, NotShown, as_shown, map_path
 from service.web.site import STATIC, NotFound, Site
 
 # A picture never changes; its map may be drawn a moment after its row.

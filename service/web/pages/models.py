@@ -20,7 +20,7 @@ from service.errors import TamisError, UsageError
 from service.scoring.scorers import MODELS
 from service.storage import retrainings, shadow, versions
 from service.storage.versions import VersionRow
-from service.web.pictures import NotShown, read_below
+from service.web.images import NotShown, read_below
 from service.web.security import Caller, caller, plain
 from service.web.site import NotFound, Site, segment
 

@@ -12,7 +12,7 @@ from service.storage import drift, shadow, thresholds
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
 from service.storage.shadow import ShadowRecord
-from service.web.thresholds import stops_of
+from service.web.pages.thresholds import stops_of
 from tests.service.brightness_version import install
 from tests.web.made_root import fill
 from tests.web.visitor import Page, Visitor
@@ -413,7 +413,7 @@ DECORATION = {"edge"}
 
 
 def style_sheet() -> str:
-    return (Path(__file__).parents[2] / "service" / "web" / "static" / "page.css").read_text()
+    return (Path(__file__).parents[3] / "service" / "web" / "static" / "page.css").read_text()
 
 
 def schemes() -> dict[str, dict[str, str]]:

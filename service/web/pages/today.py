@@ -20,7 +20,7 @@ from service.storage import energy as energy_rows
 from service.storage import statistics as tallies
 from service.web import charts
 from service.web.charts import Bar, Line
-from service.web.hours import Hour, Hours
+from service.web.hourly_counts import Hour, Hours
 from service.web.site import NotFound, Site, is_part, query
 
 DAY = timedelta(days=1)
