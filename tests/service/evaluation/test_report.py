@@ -23,7 +23,7 @@ from service.evaluation.worst_mistakes import WorstMistakes
 from service.training.job import TrainingJob
 from tests.models.made_pictures import make_normals
 from tests.service.brightness_version import install, mask, picture
-from tests.service.test_evaluate_command import document, energy_rows, meter, mvtec, run  # noqa: F401
+from tests.service.commands.test_evaluate import document, energy_rows, meter, mvtec, run  # noqa: F401
 
 CHROMIUM, CHROMEDRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 

@@ -15,7 +15,7 @@ from models.registry import IMAGES, WEIGHTS
 from service.labelling.import_images import ReadLimits, import_pictures
 from service.storage.database.open import open_database
 from tests.models.made_pictures import make_normals
-from tests.service.test_cli import tamis
+from tests.service.commands.test_cli import tamis
 
 PIXEL = ("--kind", "pixel", "--steps", 5, "--false-alarm-rate", 0.1, "--seed", 4)
 

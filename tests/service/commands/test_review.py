@@ -19,8 +19,8 @@ from service.storage import training_images as training_pictures
 from service.storage.database.open import open_database
 from service.storage.training_images import TrainingPictureRow
 from tests.conftest import picture_bytes
+from tests.service.commands.test_cli import REPOSITORY, tamis
 from tests.service.labelling.test_label import House
-from tests.service.test_cli import REPOSITORY, tamis
 
 
 @pytest.fixture
