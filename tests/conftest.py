@@ -17,7 +17,7 @@ from service.commands.init import FOLDERS
 from service.scoring.decide import Judge
 from service.scoring.scorers import Scorer
 from service.storage.database.open import open_database
-from tests.postgres_server import PostgresServer
+from tests.support.postgres_server import PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

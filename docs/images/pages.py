@@ -19,7 +19,7 @@ from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 
 from service.storage.tables import time_text
-from tests.web.web_process import WebProcess, browser, look
+from tests.support.web_process import WebProcess, browser, look
 
 WIDTH = 1180
 COLOURS = 256

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, nothing_left, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, nothing_left, wait_until
 
 FALSE_ALARM_RATE = 0.05
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 
 def main() -> None:

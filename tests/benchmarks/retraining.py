@@ -24,7 +24,7 @@ from models.registry import file_sha256
 from service.storage.database.open import open_database
 from service.storage.tables import TrainingPicture
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 PATIENCE_S = 900.0
 STEPS_NEVER_DONE = "1000000"

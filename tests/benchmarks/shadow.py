@@ -20,7 +20,7 @@ from models import registry
 from service.storage import versions
 from service.storage.database.open import open_database
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 PATIENCE_S = 900.0
 CHALLENGER = "challenger"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 FULL_RATE_PICTURES = 600
 SAMPLE_S = 5.0

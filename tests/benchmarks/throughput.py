@@ -25,7 +25,7 @@ from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.imaging.decode import decode
 from tests.benchmarks import captures
-from tests.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 PATIENCE_S = 900.0
 BATCH = 16

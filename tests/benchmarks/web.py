@@ -25,8 +25,8 @@ from service.storage.tables import time_text
 from tests.benchmarks import captures
 from tests.benchmarks.queries.rows import fill
 from tests.benchmarks.retraining import WAITING, Feed, rate
-from tests.daemon_process import DaemonProcess, wait_until
-from tests.web.web_process import WebProcess
+from tests.support.daemon_process import DaemonProcess, wait_until
+from tests.support.web_process import WebProcess
 
 PAGE_MS, LABEL_MS, SHARE = 300.0, 50.0, 0.95
 TICK_S = 5.0  # as often as page.js says that it is time

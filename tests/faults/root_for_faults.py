@@ -15,8 +15,8 @@ from typing import Any
 from service.commands.init import FOLDERS
 from service.storage.database.open import open_database
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, wait_until
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, wait_until
 
 KINDS = ("normal", "anomaly", "quarantine")
 FINAL = ("placed", "quarantined", "missing", "conflict")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
 

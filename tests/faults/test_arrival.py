@@ -24,11 +24,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import REPOSITORY, DaemonProcess, wait_until
 from tests.faults.daemon_hooks import decoding_slowly, with_few_events
 from tests.faults.root_for_faults import drop, drop_good, make_root, problems, query, settled, waiting
 from tests.faults.shares import SFTP_SERVER, bindfs, needs_share, sshfs
-from tests.web.web_process import WebProcess
+from tests.support.daemon_process import REPOSITORY, DaemonProcess, wait_until
+from tests.support.web_process import WebProcess
 
 QUEUED_EVENTS = Path("/proc/sys/fs/inotify/max_queued_events")
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)

@@ -23,7 +23,6 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY, picture_bytes
-from tests.daemon_process import DaemonProcess, wait_until
 from tests.faults.root_for_faults import (
     drop,
     drop_good,
@@ -34,7 +33,8 @@ from tests.faults.root_for_faults import (
     settled,
     waiting,
 )
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, wait_until
 
 GOOD = 12
 MEMORY_FACTOR_MAX = 1.5

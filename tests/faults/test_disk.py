@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, wait_until
 from tests.faults.mounts import ext4, need, run, tmpfs
 from tests.faults.root_for_faults import (
     drop,
@@ -27,7 +26,8 @@ from tests.faults.root_for_faults import (
     settled,
     waiting,
 )
-from tests.web.web_process import WebProcess
+from tests.support.daemon_process import DaemonProcess, wait_until
+from tests.support.web_process import WebProcess
 
 BACK_WITHIN_S = 60.0
 

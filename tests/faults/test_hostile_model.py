@@ -21,9 +21,9 @@ import pytest
 from models.errors import ModelCorrupt
 from models.registry import GRAPH, GRAPH_WEIGHTS, IMAGES, MANIFEST, WEIGHTS, ModelVersion, verify
 from tests.conftest import REPOSITORY
-from tests.daemon_process import DaemonProcess, wait_until
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, settled
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, wait_until
 
 SEED = 20261126
 FILES = (MANIFEST, GRAPH, GRAPH_WEIGHTS, WEIGHTS, IMAGES)

@@ -21,8 +21,8 @@ from service.commands.init import settings_text
 from service.errors import ConfigurationError
 from service.settings import Settings, load
 from tests.conftest import REPOSITORY
-from tests.daemon_process import DaemonProcess
 from tests.faults.root_for_faults import drop_good, make_root, problems, run_until_settled, waiting
+from tests.support.daemon_process import DaemonProcess
 
 SEED = 20261126
 SECONDS_MAX = 10.0

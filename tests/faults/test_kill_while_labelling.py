@@ -24,8 +24,8 @@ from service.labelling.label import label_pictures
 from service.labelling.training_set import reconcile_all
 from service.settings import IGNORED_NAMES
 from service.storage.database.open import open_database
-from tests.daemon_process import wait_until
 from tests.service.labelling.test_label import House
+from tests.support.daemon_process import wait_until
 
 CHECKER = Path(__file__).with_name("check_labels.py")
 PICTURES = 12

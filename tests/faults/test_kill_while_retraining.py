@@ -25,9 +25,9 @@ from service.retraining.retrain import clear_up, retrain
 from service.settings import load
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
-from tests.daemon_process import wait_until
-from tests.service.brightness_version import install
-from tests.service.labelled_root import PRODUCT, label, train_champion
+from tests.support.brightness_version import install
+from tests.support.daemon_process import wait_until
+from tests.support.labelled_root import PRODUCT, label, train_champion
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = 'energy_tracking = "process"\nenergy_cpu_max_w = 20.0\nfree_bytes_min = 0\n'

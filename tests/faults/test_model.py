@@ -26,9 +26,9 @@ from service.labelling.label import label_pictures
 from service.storage import versions
 from service.storage.database.open import open_database
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, nothing_left, wait_until
 from tests.faults.root_for_faults import KINDS, make_root
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, nothing_left, wait_until
 
 NAMES = ("part.png", "part (1).png", "bracket/part.png", "-rf.png", "größe.png", "bracket/a'b\"c.png")
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)

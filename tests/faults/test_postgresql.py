@@ -11,11 +11,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.daemon_process import DaemonProcess, wait_until
 from tests.faults.daemon_hooks import losing_answers
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, settled
-from tests.postgres_server import PostgresServer
-from tests.web.web_process import WebProcess
+from tests.support.daemon_process import DaemonProcess, wait_until
+from tests.support.postgres_server import PostgresServer
+from tests.support.web_process import WebProcess
 
 pytest.importorskip("psycopg")
 

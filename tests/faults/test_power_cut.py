@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, wait_until
 from tests.faults.mounts import ext4, run
 from tests.faults.root_for_faults import make_root, problems, query, settled
+from tests.support.daemon_process import DaemonProcess, wait_until
 
 # EXT4_IOC_SHUTDOWN of the kernel's fs/ext4/ext4.h, and its flag that leaves the journal unwritten.
 SHUTDOWN, WITHOUT_JOURNAL = 0x8004587D, 2

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from service.storage.database.open import open_database
-from tests.daemon_process import REPOSITORY, DaemonProcess, wait_until
 from tests.faults.cgroup import memory_group
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, run_until_settled, settled, waiting
-from tests.service.brightness_version import install
-from tests.service.labelled_root import PRODUCT, label, train_champion
+from tests.support.brightness_version import install
+from tests.support.daemon_process import REPOSITORY, DaemonProcess, wait_until
+from tests.support.labelled_root import PRODUCT, label, train_champion
 
 UNIT = REPOSITORY / "deploy/tamis.service"
 STOPS_WITHIN_S = 45.0

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, finished, nothing_left, wait_until
 from tests.faults.root_for_faults import drop, make_root, problems, settled
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, finished, nothing_left, wait_until
 
 CHECKER = Path(__file__).with_name("check_nothing_lost.py")
 NAMES = 40

@@ -16,8 +16,8 @@ import pytest
 from service.errors import TamisError
 from service.operations.restore import MARK, restore
 from tests.conftest import REPOSITORY, picture_bytes
-from tests.daemon_process import DaemonProcess, nothing_left, wait_until
 from tests.faults.root_for_faults import drop, make_root
+from tests.support.daemon_process import DaemonProcess, nothing_left, wait_until
 
 BEFORE, AFTERWARDS = 30, 30
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from service.storage.tables import time_text
 from tests.conftest import picture_bytes
-from tests.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
 
 EFFECTIVE_WITHIN_S = 5.0
 PICTURES_PER_S = 40

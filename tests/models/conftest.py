@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.registry import ModelVersion
-from tests.models.made_pictures import image_size, make_normals, read
+from tests.support.made_images import image_size, make_normals, read
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,8 @@ from service.training.job import TrainingJob
 from service.training.run import run_training
 from service.web.pages.review import LABELS_MAX
 from tests.conftest import REAL_DATA
-from tests.daemon_process import DaemonProcess, finished, wait_until
-from tests.web.web_process import WebProcess
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.web_process import WebProcess
 
 pytestmark = [pytest.mark.realdata, pytest.mark.long]
 

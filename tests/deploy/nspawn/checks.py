@@ -257,7 +257,7 @@ def waits_for_a_model_and_sorts_once_there_is_one() -> dict[str, Any]:
     assert "no model; files wait" in run("journalctl", "-u", "tamis.service", "-o", "cat")
     assert query("SELECT id FROM results") == []
     assert len(list((ROOT / "incoming").glob("*.png"))) == 30
-    script = "import pathlib; from tests.service.brightness_version import install; install(pathlib.Path('%s'))"
+    script = "import pathlib; from tests.support.brightness_version import install; install(pathlib.Path('%s'))"
     as_tamis(PYTHON, "-c", script % ROOT)
     took = until(all_sorted, "all sorted")
     assert problems() == []
@@ -582,7 +582,7 @@ def retrained(memory_gb: float, numbers: str) -> tuple[dict[str, Any], dict[str,
     run("systemctl", "restart", "tamis.service")
     script = (
         "import pathlib; from service.storage.database.open import open_database;"
-        "from tests.service.labelled_root import label;"
+        "from tests.support.labelled_root import label;"
         f"root = pathlib.Path('{ROOT}'); engine = open_database(root);"
         f"label(root, engine, range{numbers}, 'normal', 'train'); engine.dispose()"
     )
@@ -610,7 +610,7 @@ def _bounds() -> dict[str, Any]:
 def retraining_beyond_its_memory_ends_itself_and_nothing_else() -> dict[str, Any]:
     script = (
         "import pathlib, tempfile; from service.storage.database.open import open_database;"
-        "from tests.service.labelled_root import train_champion;"
+        "from tests.support.labelled_root import train_champion;"
         f"root = pathlib.Path('{ROOT}'); engine = open_database(root);"
         "train_champion(root, engine, pathlib.Path(tempfile.mkdtemp()) / 'good'); engine.dispose()"
     )
@@ -692,7 +692,7 @@ def database_on_a_server_is_reached_within_the_sandbox() -> dict[str, Any]:
         url = f"postgresql://tamis@/tamis?host=/run/postgresql&port={port}"
         settings.write_text(f'{before}database_url = "{url}"\n')
         as_tamis(TAMIS, "init", ROOT)
-        script = "import pathlib; from tests.service.brightness_version import install"
+        script = "import pathlib; from tests.support.brightness_version import install"
         as_tamis(PYTHON, "-c", f"{script}; install(pathlib.Path('{ROOT}'), version='v9')")
         run("systemctl", "start", *UNITS)
         known = len(dropped)

@@ -22,7 +22,7 @@ from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisat
 from models.networks.segmentation_head import SegmentationHead
 from models.registry import ModelVersion
 from models.training.train import train_jointly
-from tests.models.made_pictures import image_size, make_normals, read
+from tests.support.made_images import image_size, make_normals, read
 
 
 def retrain(products: ProductPictures, destination: Path, **changes: Any) -> ModelVersion:

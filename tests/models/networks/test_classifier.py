@@ -20,8 +20,8 @@ from models.networks.pretrained import BackboneSource, load_pretrained
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
-from tests.models.made_pictures import make_normals, read
 from tests.models.training.test_calibrate import OPTIONS, make_anomalies, roles
+from tests.support.made_images import make_normals, read
 
 CHOICE: dict[str, Any] = OPTIONS | {"kind": "classifier", "steps": None, "false_alarm_rate": 0.1, "product": "bar"}
 

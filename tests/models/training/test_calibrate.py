@@ -21,7 +21,7 @@ from models.registry import WEIGHTS, ModelVersion, list_versions, verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
 from models.training.calibrate import in_unit_of
-from tests.models.made_pictures import image_size, make_normals, read
+from tests.support.made_images import image_size, make_normals, read
 
 OPTIONS: dict[str, Any] = {
     "kind": "pixel",

@@ -23,7 +23,7 @@ from models.registry import ModelVersion, list_versions, verify
 from models.runtime.export import check_parity
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
-from tests.models.made_pictures import NORMALS, image_size, make_normals, read
+from tests.support.made_images import NORMALS, image_size, make_normals, read
 
 REPORTED: list[Progress] = []
 

@@ -16,7 +16,7 @@ from service.errors import TamisError, UsageError
 from service.evaluation.text_report import SCORE_COLUMNS
 from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
-from tests.service.brightness_version import install, mask, picture
+from tests.support.brightness_version import install, mask, picture
 
 
 class Meter:

@@ -17,7 +17,7 @@ from service.errors import ConfigurationError, TamisError, UsageError
 from service.imaging import decode
 from service.scoring.champions import load_version
 from service.storage.database.open import open_database
-from tests.service.brightness_version import install, picture
+from tests.support.brightness_version import install, picture
 
 
 def run(root: Path, *arguments: object):

@@ -12,7 +12,7 @@ from service.settings import IGNORED_NAMES
 from service.storage import drift, thresholds
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
 
 
 def test_new_root_has_no_daemon_and_nothing_waits(root: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import picture_bytes
-from tests.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
+from tests.support.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
 
 SETTINGS = "settle_time_s = 0.2\nrescan_interval_s = 1.0\nfree_bytes_min = 0\n"
 

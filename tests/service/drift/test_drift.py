@@ -25,10 +25,10 @@ from service.storage.database.open import open_database
 from service.storage.drift import DriftRow, Seen
 from service.storage.images import ImageRecord, record
 from service.storage.tables import Review
-from tests.daemon_process import DaemonProcess, finished, wait_until
-from tests.service.brightness_version import install
-from tests.service.brightness_version import picture as save_picture
 from tests.service.daemon.test_daemon import SETTINGS
+from tests.support.brightness_version import install
+from tests.support.brightness_version import picture as save_picture
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 WINDOW = 60

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from service.energy.meter import EnergyMeter
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 
 def work(seconds: float) -> None:

@@ -21,9 +21,9 @@ from service.errors import TamisError, UsageError
 from service.evaluation.learning_curve import learning_curve, training_pool
 from service.evaluation.worst_mistakes import WorstMistakes
 from service.training.job import TrainingJob
-from tests.models.made_pictures import make_normals
-from tests.service.brightness_version import install, mask, picture
 from tests.service.commands.test_evaluate import document, energy_rows, meter, mvtec, run  # noqa: F401
+from tests.support.brightness_version import install, mask, picture
+from tests.support.made_images import make_normals
 
 CHROMIUM, CHROMEDRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 

@@ -19,10 +19,10 @@ from service.storage import training_images as training_pictures
 from service.storage.database.open import open_database
 from service.storage.reviews import ReviewRow
 from tests.conftest import picture_bytes
-from tests.daemon_process import DaemonProcess, finished, wait_until
-from tests.service.brightness_version import install
 from tests.service.daemon.test_daemon import SETTINGS, rows
 from tests.service.labelling.test_label import House
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 NAMES = NameFilter(IGNORED_NAMES)
 

@@ -32,7 +32,7 @@ from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
 from service.storage.tables import time_text
 from service.storage.thresholds import Choice
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 LIMITS = InotifyLimits(max_user_watches=8192, max_user_instances=128, max_queued_events=16384)

@@ -25,8 +25,8 @@ from service.retraining.training_data import gather, read_images
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
 from service.training.run import EnergyExceeded
-from tests.daemon_process import wait_until
-from tests.service.labelled_root import AT, PRODUCT, label, train_champion
+from tests.support.daemon_process import wait_until
+from tests.support.labelled_root import AT, PRODUCT, label, train_champion
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS = "energy_cpu_max_w = 20.0\nfree_bytes_min = 0\n"

@@ -18,9 +18,9 @@ from service.retraining.scheduler import Schedule
 from service.settings import load
 from service.storage import retrainings
 from service.storage.database.open import open_database
-from tests.daemon_process import DaemonProcess, wait_until
-from tests.service.brightness_version import install
-from tests.service.labelled_root import PRODUCT, label, train_champion
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, wait_until
+from tests.support.labelled_root import PRODUCT, label, train_champion
 
 SUNDAY = datetime(2026, 3, 8, 2, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -21,8 +21,8 @@ from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.shadow import GatedRun, ShadowSummary
 from service.storage.tables import time_text
-from tests.daemon_process import DaemonProcess, finished, wait_until
-from tests.service.brightness_version import CREATED_AT, install
+from tests.support.brightness_version import CREATED_AT, install
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 OVER = CREATED_AT + timedelta(hours=24)
 PASSED = GatedRun(1, "challenger", "v1", True)

@@ -17,8 +17,8 @@ from service.retraining.shadow_trial import Probation
 from service.settings import load
 from service.storage import retrainings, thresholds, versions
 from service.storage.database.open import open_database
-from tests.service.brightness_version import CREATED_AT, install
 from tests.service.retraining.test_shadow_trial import seen
+from tests.support.brightness_version import CREATED_AT, install
 
 EACH_DATABASE = True
 

@@ -18,7 +18,7 @@ from service.errors import ConfigurationError
 from service.scoring.decide import Judge
 from service.scoring.scorers import Scorers
 from service.storage.versions import VersionRow
-from tests.service import brightness_version
+from tests.support import brightness_version
 
 
 def row_of(version: ModelVersion) -> VersionRow:

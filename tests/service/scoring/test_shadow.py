@@ -26,8 +26,8 @@ from service.storage import shadow
 from service.storage.database.open import open_database
 from service.storage.tables import time_text
 from service.storage.versions import champions
-from tests.service.brightness_version import CREATED_AT, install
 from tests.service.inspection.test_pipeline import LIMITS, PATIENCE_S, House
+from tests.support.brightness_version import CREATED_AT, install
 
 IN_HOURS = CREATED_AT + timedelta(hours=1)
 

@@ -13,7 +13,7 @@ from models.registry import ModelVersion
 from service.errors import ConfigurationError
 from service.scoring.threshold_policy import judge_of, policy_of, threshold_of
 from service.settings import Settings, load
-from tests.service.brightness_version import install
+from tests.support.brightness_version import install
 
 POLICIES = """\
 false_alarm_rate = 0.05

@@ -22,9 +22,9 @@ from service.settings import Settings, load
 from service.storage import thresholds
 from service.storage.database.open import open_database
 from service.storage.images import ImageRecord, record
-from tests.daemon_process import DaemonProcess, finished, wait_until
-from tests.service.brightness_version import install
 from tests.service.daemon.test_daemon import SETTINGS, rows
+from tests.support.brightness_version import install
+from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 floats = st.floats(-1e6, 1e6, width=32)

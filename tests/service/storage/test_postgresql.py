@@ -25,8 +25,8 @@ from service.storage.database.base import Database, trouble, write
 from service.storage.database.open import has_database, name_of_database, open_database
 from service.storage.database.postgresql import OWNER_FILE, engine_of, shown
 from service.storage.reviews import NewReview
-from tests.postgres_server import PostgresServer
 from tests.service.storage.conftest import NOON
+from tests.support.postgres_server import PostgresServer
 
 psycopg = pytest.importorskip("psycopg")
 

@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from models.registry import IMAGES, WEIGHTS
 from service.labelling.import_images import ReadLimits, import_pictures
 from service.storage.database.open import open_database
-from tests.models.made_pictures import make_normals
 from tests.service.commands.test_cli import tamis
+from tests.support.made_images import make_normals
 
 PIXEL = ("--kind", "pixel", "--steps", 5, "--false-alarm-rate", 0.1, "--seed", 4)
 

@@ -28,7 +28,7 @@ from service.training import child as training_process
 from service.training import run as training
 from service.training.job import JobProduct, TrainingJob
 from service.training.run import run_joint_training, run_training, train_in_child
-from tests.models.made_pictures import NORMALS, make_normals
+from tests.support.made_images import NORMALS, make_normals
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.brightness_version import install
-from tests.web.made_root import fill
-from tests.web.visitor import Visitor
+from tests.support.brightness_version import install
+from tests.support.made_root import fill
+from tests.support.visitor import Visitor
 
 PICTURES = 30
 

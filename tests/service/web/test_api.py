@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.faults.root_for_faults import query
-from tests.service.brightness_version import install
-from tests.web.made_root import fill
-from tests.web.visitor import Visitor
+from tests.support.brightness_version import install
+from tests.support.made_root import fill
+from tests.support.visitor import Visitor
 
 EACH_DATABASE = True
 

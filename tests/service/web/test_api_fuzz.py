@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.brightness_version import install
-from tests.web.made_root import fill
-from tests.web.web_process import WebProcess
+from tests.support.brightness_version import install
+from tests.support.made_root import fill
+from tests.support.web_process import WebProcess
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 

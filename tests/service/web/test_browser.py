@@ -17,9 +17,9 @@ import pytest
 
 from service.commands.init import FOLDERS
 from service.storage.database.open import open_database
-from tests.service.brightness_version import install
-from tests.web.made_root import fill
-from tests.web.web_process import ARTEFACTS, CHROMEDRIVER, CHROMIUM, WebProcess, browser, look
+from tests.support.brightness_version import install
+from tests.support.made_root import fill
+from tests.support.web_process import ARTEFACTS, CHROMEDRIVER, CHROMIUM, WebProcess, browser, look
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed")
 

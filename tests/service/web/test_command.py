@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.brightness_version import install
-from tests.web.made_root import fill
-from tests.web.web_process import REPOSITORY, WebProcess, free_port
+from tests.support.brightness_version import install
+from tests.support.made_root import fill
+from tests.support.web_process import REPOSITORY, WebProcess, free_port
 
 
 def tamis_web(root: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,9 @@ from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
 from service.storage.shadow import ShadowRecord
 from service.web.pages.thresholds import stops_of
-from tests.service.brightness_version import install
-from tests.web.made_root import fill
-from tests.web.visitor import Page, Visitor
+from tests.support.brightness_version import install
+from tests.support.made_root import fill
+from tests.support.visitor import Page, Visitor
 
 EACH_DATABASE = True
 

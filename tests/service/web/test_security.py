@@ -14,7 +14,7 @@ import pytest
 
 from service.web.security import BODY_BYTES_MAX, FIELDS_MAX, POLICY, is_loopback, names_of
 from service.web.sessions import SESSION_S, Attempts, Password, Sessions
-from tests.web.visitor import ORIGIN, Page, Visitor
+from tests.support.visitor import ORIGIN, Page, Visitor
 
 PASSWORD = "correct horse "
 
