@@ -221,7 +221,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("service.report", "."),
+        loader=PackageLoader("service.evaluation", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -59,7 +59,7 @@ def render(
 ) -> str:
     """Return the page as HTML. `learned` are facts on the retraining, by name, ready to be shown; None is unknown."""
     product = _text(challenger.product)
-    style = resources.files("service.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("service.evaluation").joinpath("page.css").read_text(encoding="utf-8")
     body = [
         f"<p class='brand'>Tamis · retraining of {product}</p>",
         f"<h1>{_text(challenger.version)} {_text(_OUTCOMES.get(outcome, outcome))}</h1>",
