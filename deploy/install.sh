@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs Tamis as a service of this machine, upgrades it, or takes it away again; docs/deployment.md tells more.
-# Every step may be repeated. The folder with pictures, models and results is never removed.
+# Every step may be repeated. The folder with images, models and results is never removed.
 set -eu
 
 PYTHON=python3
@@ -32,7 +32,7 @@ usage: install.sh [OPTION]...
 
   --source DIR|WHEEL  what to install; default: the folder above this script
   --python PROGRAM    Python 3.11 or later that the environment is made with; default: python3
-  --group NAME        an existing group whose members may drop pictures and read results
+  --group NAME        an existing group whose members may drop images and read results
   --rapl              let the service read the processor's energy counters
   --web               install the review page too, as a service of its own on http://localhost:8080
   --no-start          install, but neither enable nor start the services
@@ -144,7 +144,7 @@ make_user() {
         run groupadd --system tamis
     fi
     if ! getent passwd tamis >/dev/null; then
-        # No home: libraries that keep caches there would leave them among the pictures.
+        # No home: libraries that keep caches there would leave them among the images.
         run useradd --system --gid tamis --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin tamis
     fi
 }
@@ -274,7 +274,7 @@ install_all() {
     make_root
     put_files
     start_service
-    say "done; pictures go to $PREFIX$DATA/incoming/PRODUCT, settings are in $PREFIX$DATA/tamis.toml"
+    say "done; images go to $PREFIX$DATA/incoming/PRODUCT, settings are in $PREFIX$DATA/tamis.toml"
     if [ "$WEB" = yes ]; then
         say "the review page: http://localhost:8080; docs/deployment.md says how others reach it"
     fi
@@ -306,7 +306,7 @@ uninstall_all() {
     if [ -z "$PREFIX" ] && getent group tamis >/dev/null; then
         run groupdel tamis
     fi
-    say "removed; kept: $PREFIX$DATA (pictures, models, results) and $PREFIX$(dirname "$ENVIRONMENT")"
+    say "removed; kept: $PREFIX$DATA (images, models, results) and $PREFIX$(dirname "$ENVIRONMENT")"
 }
 
 parse "$@"

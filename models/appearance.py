@@ -1,7 +1,7 @@
-"""How a picture looks as a whole: brightness, contrast and sharpness, three figures that follow the light and the lens.
+"""How an image looks as a whole: brightness, contrast and sharpness, three figures that follow the light and the lens.
 
 They tell a change of the light from a change of the parts; no verdict rests on them. Pure, and less than a
-millisecond for a picture of 384 x 384.
+millisecond for an image of 384 x 384.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEVELS = np.arange(256, dtype=np.float64)
 @dataclass(frozen=True, slots=True)
 class Appearance:
     """`brightness`: mean of the luma, 0 to 255. `contrast`: its standard deviation. `sharpness`: the mean absolute
-    Laplacian of the luma, in grey levels; None where a picture has no pixel with four neighbours.
+    Laplacian of the luma, in grey levels; None where an image has no pixel with four neighbours.
     """
 
     brightness: float
@@ -38,7 +38,7 @@ def appearance_of(pixels: UInt8Array) -> Appearance:
 
     The luma is that of ITU-R BT.601, rounded to whole grey levels. The Laplacian at a pixel is four times its luma
     less that of the four neighbours; pixels at the edge have none. All three scale with the light, and sharpness
-    with the size at which a picture is seen too: they compare with those of pictures of the same size.
+    with the size at which an image is seen too: they compare with those of images of the same size.
     """
     grey = Image.fromarray(pixels).convert("L")
     counts = np.asarray(grey.histogram(), dtype=np.float64)

@@ -8,7 +8,7 @@ class ModelError(Exception):
 
 
 class TooFewImages(ModelError):
-    """There are not enough normal pictures to train, or to calibrate at the asked false-alarm rate."""
+    """There are not enough normal images to train, or to calibrate at the asked false-alarm rate."""
 
 
 class NoAnomalyScores(ModelError):
@@ -24,7 +24,7 @@ class ParityFailed(ModelError):
 
 
 class DatasetError(ModelError):
-    """A folder of pictures does not have a layout that can be read, or lacks what was asked of it."""
+    """A folder of images does not have a layout that can be read, or lacks what was asked of it."""
 
 
 class MemoryExceeded(ModelError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Progress:
     """`done` of `total` steps of `stage` (reading, features, training, calibrating, exporting) are done.
 
-    `note` is a sentence for the person who waits, such as a picture that was skipped; mostly None.
+    `note` is a sentence for the person who waits, such as an image that was skipped; mostly None.
     """
 
     stage: str

@@ -1,6 +1,6 @@
 """Turns an anomaly map into units of the calibrated pixel threshold, and into the regions that reach above it.
 
-Pure. In these units 1.0 is the threshold: the value that only a known share of held-out normal pictures reach
+Pure. In these units 1.0 is the threshold: the value that only a known share of held-out normal images reach
 anywhere. Maps are enlarged to a common grid by a filter that never goes beyond the cells it lies between, so a
 map without a cell above 1.0 has no region, and a region's peak is that of its cells.
 """
@@ -22,10 +22,10 @@ GRID_SIDE_MAX = 512
 """Points of the longer side of the common grid, unless the map itself has more."""
 
 REGIONS_MAX = 32
-"""Regions kept of one picture, those with the highest peaks."""
+"""Regions kept of one image, those with the highest peaks."""
 
 SPECK_CELLS = 0.5
-"""Cells of the map; a smaller region is a speck, and dropped where the picture has another region."""
+"""Cells of the map; a smaller region is a speck, and dropped where the image has another region."""
 
 # A degenerate calibration (a threshold of nearly 0) must not make values that no database column takes.
 _UNITS_MAX = 1e6
@@ -35,10 +35,10 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A connected part of a picture above the pixel threshold.
+    """A connected part of an image above the pixel threshold.
 
-    `x`, `y` (of the upper left corner), `width` and `height` are pixels of the upright picture as dropped and
-    enclose it; `area` is its own area in those pixels, `area_share` the same as a share of the picture. `peak`
+    `x`, `y` (of the upper left corner), `width` and `height` are pixels of the upright image as dropped and
+    enclose it; `area` is its own area in those pixels, `area_share` the same as a share of the image. `peak`
     and `mean` are in units of the pixel threshold, so above 1.
     """
 
@@ -73,8 +73,8 @@ def on_common_grid(units: Float32Array) -> Float32Array:
     factor -= 1 - factor % 2
     if factor == 1:
         return units
-    picture = Image.fromarray(np.ascontiguousarray(units, dtype=np.float32))
-    enlarged = picture.resize((width * factor, height * factor), Image.Resampling.BILINEAR)
+    image = Image.fromarray(np.ascontiguousarray(units, dtype=np.float32))
+    enlarged = image.resize((width * factor, height * factor), Image.Resampling.BILINEAR)
     # Rounding in the filter may pass the highest cell by a last digit.
     return np.minimum(np.asarray(enlarged, dtype=np.float32), np.float32(units.max()), dtype=np.float32)
 
@@ -82,11 +82,11 @@ def on_common_grid(units: Float32Array) -> Float32Array:
 def find_regions(units: Float32Array, height: int, width: int) -> tuple[Region, ...]:
     """Return the 8-connected regions above 1.0 of a map in units of the threshold, float32 `(h, w)`, by peak, falling.
 
-    The map covers the whole of a picture of `height` x `width` pixels, in which the regions are given. Regions
+    The map covers the whole of an image of `height` x `width` pixels, in which the regions are given. Regions
     of less than SPECK_CELLS are dropped, unless all are: then the one with the highest peak stays. At most
     REGIONS_MAX are returned.
     """
-    # Most maps of normal pictures end here.
+    # Most maps of normal images end here.
     if not (units > THRESHOLD).any():
         return ()
     grid = on_common_grid(units)

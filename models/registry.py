@@ -25,7 +25,7 @@ from models.errors import ModelCorrupt, ModelError
 
 ROLE_TRAIN = "train"
 ROLE_CALIBRATE = "calibrate"
-ROLE_TRAIN_AND_CALIBRATE = "train+calibrate"  # in folds: no network calibrated with a picture that it had seen
+ROLE_TRAIN_AND_CALIBRATE = "train+calibrate"  # in folds: no network calibrated with an image that it had seen
 ROLE_TRIMMED = "trimmed"  # given to the training, which left it out: its label may be wrong
 ROLE_TRAIN_ANOMALY = "train-anomaly"
 ROLE_CALIBRATE_ANOMALY = "calibrate-anomaly"
@@ -67,18 +67,18 @@ class ModelVersion:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures that it takes."""
+        """Height and width in pixels of the images that it takes."""
         height, width = self.manifest["input_size"]
         return int(height), int(width)
 
     @property
     def calibration_scores(self) -> Float32Array:
-        """Scores of the held-out normal pictures, float32 `(n,)`, ascending."""
+        """Scores of the held-out normal images, float32 `(n,)`, ascending."""
         return np.sort(np.asarray(self.manifest["calibration"]["scores"], dtype=np.float32))
 
     @property
     def calibration_look(self) -> Float32Array | None:
-        """How those pictures look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known.
+        """How those images look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known.
 
         None for versions from before this was kept. In an order of its own, not that of the scores.
         """
@@ -95,7 +95,7 @@ class ModelVersion:
 
     @property
     def draft(self) -> bool:
-        """Whether its pictures are read as drafts; versions from before there were any say nothing of it."""
+        """Whether its images are read as drafts; versions from before there were any say nothing of it."""
         return bool(self.manifest.get("decode", {}).get("draft", False))
 
     @property

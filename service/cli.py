@@ -27,7 +27,7 @@ from service.commands import (
     versions,
     web,
 )
-from service.commands import import_images as import_pictures
+from service.commands import import_images as import_images
 from service.errors import TamisError
 
 EXIT_FAILED = 1
@@ -35,7 +35,7 @@ EXIT_FAILED = 1
 app = typer.Typer(
     name="tamis",
     cls=TyperGroup,
-    help="Visual inspection of a watched folder: learns from good parts, sorts pictures, counts its energy.",
+    help="Visual inspection of a watched folder: learns from good parts, sorts images, counts its energy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -49,7 +49,7 @@ app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(results.results)
 app.command()(review.review)
-app.command("import")(import_pictures.import_)
+app.command("import")(import_images.import_)
 app.add_typer(versions.app, name="models")
 app.command()(retention.retention)
 app.command()(energy.energy)

@@ -29,7 +29,7 @@ DEFAULT_PRODUCT = "default"
 TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
 
-# One in a million: a rate of that takes a million normal pictures to calibrate.
+# One in a million: a rate of that takes a million normal images to calibrate.
 Rate = Annotated[float, Field(ge=1e-6, lt=1)]
 Cost = Annotated[float, Field(gt=0)]
 Days = Annotated[float, Field(gt=0, le=36_500)]
@@ -114,29 +114,29 @@ class Settings(BaseSettings):
 
     # Decoding
     file_bytes_max: int = Field(200_000_000, gt=0, description="bytes; a larger file is quarantined unread")
-    pixels_max: int = Field(60_000_000, gt=0, description="pixels; a larger picture is quarantined before decoding")
+    pixels_max: int = Field(60_000_000, gt=0, description="pixels; a larger image is quarantined before decoding")
     decode_threads: int = Field(
-        0, ge=0, le=64, description="threads that read and decode pictures; 0 is one a core, from 2 to 16"
+        0, ge=0, le=64, description="threads that read and decode images; 0 is one a core, from 2 to 16"
     )
     decode_timeout_s: float = Field(
         30.0,
         ge=1,
         le=3600,
-        description="s after which a picture that is still decoding stops the daemon, to be retried alone",
+        description="s after which an image that is still decoding stops the daemon, to be retried alone",
     )
-    attempts_max: int = Field(3, ge=1, le=20, description="tries at a picture that ends the daemon, then quarantine")
+    attempts_max: int = Field(3, ge=1, le=20, description="tries at an image that ends the daemon, then quarantine")
 
     # Scoring
     batch_size_max: int = Field(
         0,
         ge=0,
         le=256,
-        description="pictures in a micro-batch, at most; 0 is what 0.2 s score, measured at the start",
+        description="images in a micro-batch, at most; 0 is what 0.2 s score, measured at the start",
     )
     batch_wait_ms: float = Field(
-        20.0, ge=0, le=60_000, description="ms that a decoded picture waits for others to join its batch"
+        20.0, ge=0, le=60_000, description="ms that a decoded image waits for others to join its batch"
     )
-    in_flight_max: int = Field(64, ge=1, le=4096, description="pictures claimed and not yet placed, at most")
+    in_flight_max: int = Field(64, ge=1, le=4096, description="images claimed and not yet placed, at most")
     scoring_threads: int = Field(
         0,
         ge=0,
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
     false_alarm_rate: Rate | None = Field(
         None,
-        description="share of normal pictures that may be called anomalies; sets the threshold; if not set, the rate "
+        description="share of normal images that may be called anomalies; sets the threshold; if not set, the rate "
         "that the model was trained for, 0.01 unless `tamis train` was asked for another",
     )
     threshold_policy: PolicyName = Field(
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         "or a fixed score",
     )
     threshold_fixed: float | None = Field(
-        None, description="anomaly score above which a picture is an anomaly, by the policy `fixed`"
+        None, description="anomaly score above which an image is an anomaly, by the policy `fixed`"
     )
     cost_of_miss: Cost | None = Field(
         None,
@@ -163,26 +163,26 @@ class Settings(BaseSettings):
     )
     cost_of_false_alarm: Cost | None = Field(
         None,
-        description="cost of a normal picture called an anomaly, in the unit of `cost_of_miss`, for the policy `cost`",
+        description="cost of a normal image called an anomaly, in the unit of `cost_of_miss`, for the policy `cost`",
     )
     anomaly_prevalence: Rate | None = Field(
         None,
-        description="share of anomalies among the pictures to come, for the policies `cost` and `f1`; `f1` without it "
+        description="share of anomalies among the images to come, for the policies `cost` and `f1`; `f1` without it "
         "takes their share among the known scores",
     )
     uncertain_band: Band = Field(
         3.0,
-        description="factor on the false-alarm rate: how near to the threshold a picture is uncertain and goes to "
+        description="factor on the false-alarm rate: how near to the threshold an image is uncertain and goes to "
         "review first; 1 is no band",
     )
-    anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly and each uncertain picture")
+    anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly and each uncertain image")
 
     # Retraining
     burst_gap_s: float = Field(
         1.0,
         ge=0,
         le=86_400,
-        description="s; pictures of a product taken nearer than this to each other are near-copies and share a role",
+        description="s; images of a product taken nearer than this to each other are near-copies and share a role",
     )
     retrain_cron: str | None = Field(
         "0 2 * * 0",
@@ -202,7 +202,7 @@ class Settings(BaseSettings):
         0.02,
         ge=0,
         lt=0.5,
-        description="share of the pictures, those rebuilt worst, that a retraining leaves out, since their labels may "
+        description="share of the images, those rebuilt worst, that a retraining leaves out, since their labels may "
         "be wrong",
     )
     retrain_carbon_file: Path | None = Field(
@@ -221,11 +221,11 @@ class Settings(BaseSettings):
         0.0, ge=0, le=8760, description="hours that a challenger scores beside the champion before it may be promoted"
     )
     shadow_share: float = Field(
-        0.25, gt=0, le=1, description="share of the pictures that a challenger in the shadow scores, at most"
+        0.25, gt=0, le=1, description="share of the images that a challenger in the shadow scores, at most"
     )
 
     # Drift
-    drift_window: int = Field(200, ge=20, le=10_000, description="latest pictures of a product that drift is told by")
+    drift_window: int = Field(200, ge=20, le=10_000, description="latest images of a product that drift is told by")
     drift_retrain: bool = Field(False, description="retrain a product that begins to drift, if it has new labels")
 
     # Web page
@@ -318,7 +318,7 @@ class Settings(BaseSettings):
     @property
     def decoders(self) -> int:
         """The number of threads that decode: as set, else one for each core that this process may use, from 2 to 16."""
-        # Two at the least, so that one picture on a slow disk holds up no other.
+        # Two at the least, so that one image on a slow disk holds up no other.
         return self.decode_threads or min(max(2, len(os.sched_getaffinity(0))), DECODE_THREADS_MAX)
 
     def of(self, product: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: roots, made pictures, a detector whose score is the brightness."""
+"""Fixtures that several folders of tests share: roots, made images, a detector whose score is the brightness."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return root
 
 
-def picture_bytes(brightness: int, size: tuple[int, int] = (30, 20), image_format: str = "PNG", seed: int = 0) -> bytes:
-    """A picture of `size` (width, height) that is `brightness` all over, but for one pixel that `seed` sets apart."""
+def image_bytes(brightness: int, size: tuple[int, int] = (30, 20), image_format: str = "PNG", seed: int = 0) -> bytes:
+    """An image of `size` (width, height) that is `brightness` all over, but for one pixel that `seed` sets apart."""
     import io
 
     pixels = np.full((size[1], size[0], 3), brightness, dtype=np.uint8)
@@ -85,19 +85,19 @@ def picture_bytes(brightness: int, size: tuple[int, int] = (30, 20), image_forma
 
 @pytest.fixture
 def drop(root: Path) -> Callable[..., Path]:
-    """Puts a picture into `incoming/` under a name, with a brightness."""
+    """Puts an image into `incoming/` under a name, with a brightness."""
 
     def put(name: str, brightness: int = 10, seed: int = 0) -> Path:
         path = root / "incoming" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture_bytes(brightness, seed=seed))
+        path.write_bytes(image_bytes(brightness, seed=seed))
         return path
 
     return put
 
 
 class BrightnessDetector:
-    """Scores a picture by its mean brightness, 0 to 255."""
+    """Scores an image by its mean brightness, 0 to 255."""
 
     input_size = (20, 30)
 

@@ -1,7 +1,7 @@
-"""Draws `today.png` and `review.png` from a root that has sorted pictures: `tamis demo --root ROOT`, then
+"""Draws `today.png` and `review.png` from a root that has sorted images: `tamis demo --root ROOT`, then
 `python -m docs.images.pages ROOT` in the repository, with chromium and chromedriver installed.
 
-The pictures of the demo come within a minute; here they are spread over the last day, as those of a line are.
+The images of the demo come within a minute; here they are spread over the last day, as those of a line are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOTS = {"today": ("/", 1090), "review": ("/review?verdict=anomaly&order=newest"
 
 
 def spread(root: Path) -> None:
-    """Have the pictures of `root` received evenly over the last day."""
+    """Have the images of `root` received evenly over the last day."""
     with sqlite3.connect(root / "tamis.db") as connection:
         ids = [id for (id,) in connection.execute("SELECT id FROM images ORDER BY received_at, id")]
         now = datetime.now(UTC)

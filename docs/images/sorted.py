@@ -1,4 +1,4 @@
-"""Draws `sorted.png` from a root that has sorted pictures: `tamis demo --root ROOT`, then `python sorted.py ROOT`."""
+"""Draws `sorted.png` from a root that has sorted images: `tamis demo --root ROOT`, then `python sorted.py ROOT`."""
 
 from __future__ import annotations
 

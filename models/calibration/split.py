@@ -1,6 +1,6 @@
-"""How pictures are divided: how many train and how many calibrate, in folds or once, and how products share a fit.
+"""How images are divided: how many train and how many calibrate, in folds or once, and how products share a fit.
 
-Pure: counts and sequences in, counts and sequences out. Which pictures there are is `models.data.select_images`'.
+Pure: counts and sequences in, counts and sequences out. Which images there are is `models.data.select_images`'.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAINING_IMAGES_COMFORTABLE = 40
 FOLDS = 5
 CALIBRATION_SHARE = 0.2
 CALIBRATION_SHARE_MAX = 0.35
-# More pictures than these change little and cost time; a larger calibration set only if the rate asks for it.
+# More images than these change little and cost time; a larger calibration set only if the rate asks for it.
 TRAINING_IMAGES_MAX = 4000
 CALIBRATION_IMAGES_MAX = 1000
 ANOMALIES_MAX = 1000
@@ -65,12 +65,12 @@ def fixed_calibration(calibrate: int, train: int, false_alarm_rate: float) -> in
 
 
 def balanced(products: Sequence[Sequence[T]]) -> list[T]:
-    """Return the pictures of all products in turn, as many of each: those with fewer come again until it is so.
+    """Return the images of all products in turn, as many of each: those with fewer come again until it is so.
 
     At most 4,000 altogether, the first ones of each. With one product it is what is given.
     """
     each = min(max(map(len, products)), TRAINING_IMAGES_MAX // len(products))
-    return [pictures[number % len(pictures)] for number in range(each) for pictures in products]
+    return [images[number % len(images)] for number in range(each) for images in products]
 
 
 def anomalies_held_out(found: int, kind: str) -> int:
@@ -82,7 +82,7 @@ def anomalies_held_out(found: int, kind: str) -> int:
         return found
     if found < CLASSIFIER_ANOMALIES_MIN:
         raise TooFewImages(
-            f"training a classifier: needs at least {CLASSIFIER_ANOMALIES_MIN} different pictures of anomalies, as "
+            f"training a classifier: needs at least {CLASSIFIER_ANOMALIES_MIN} different images of anomalies, as "
             f"cross-validation leaves some out and learns from the others; found {found}; the kinds feature and "
             f"pixel need none"
         )
@@ -100,7 +100,7 @@ def _whole(least: int, most: int, false_alarm_rate: float) -> int:
 
 
 def _cross_least() -> int:
-    """Return the least number of pictures of which a network without its fold still has 16 to train on."""
+    """Return the least number of images of which a network without its fold still has 16 to train on."""
     return math.ceil(TRAINING_IMAGES_MIN * FOLDS / (FOLDS - 1))
 
 
@@ -118,6 +118,6 @@ def _too_few(found: int, rate: float, needed: int, method: Method | None) -> str
         else f"at least {fewest} are needed at any rate"
     )
     return (
-        f"training at a false-alarm rate of {rate:g}: needs {least} different normal pictures ({needed} to "
+        f"training at a false-alarm rate of {rate:g}: needs {least} different normal images ({needed} to "
         f"calibrate, {TRAINING_IMAGES_MIN} to train each network); found {found}; {advice}"
     )

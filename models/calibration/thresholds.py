@@ -1,8 +1,8 @@
-"""Turns the scores of held-out normal pictures, and of known anomalies, into a threshold and into p-values.
+"""Turns the scores of held-out normal images, and of known anomalies, into a threshold and into p-values.
 
-Pure arithmetic, of split conformal prediction where normals alone decide; who the held-out pictures are is
+Pure arithmetic, of split conformal prediction where normals alone decide; who the held-out images are is
 decided in training, and what follows from a verdict in the service. A rate is taken as the decimal number that
-it prints as, so that 0.05 of 20 is 1 and float error moves no verdict. By every policy a picture is an anomaly
+it prints as, so that 0.05 of 20 is 1 and float error moves no verdict. By every policy an image is an anomaly
 if and only if its score is above the threshold; p-values are of the normals, whatever the policy.
 """
 
@@ -24,7 +24,7 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class AtFalseAlarmRate:
-    """At most this share of normal pictures is called an anomaly: `threshold_at`."""
+    """At most this share of normal images is called an anomaly: `threshold_at`."""
 
     false_alarm_rate: float
     name: Literal["false_alarm_rate"] = "false_alarm_rate"
@@ -60,7 +60,7 @@ Policy = AtFalseAlarmRate | AtBestF1 | AtLeastCost | AtFixedScore
 
 
 def threshold_by(policy: Policy, normal_scores: npt.ArrayLike, anomaly_scores: npt.ArrayLike = ()) -> float:
-    """Return the score above which a picture is an anomaly by `policy`.
+    """Return the score above which an image is an anomaly by `policy`.
 
     Raises TooFewImages if the normals are too few for a false-alarm rate, NoAnomalyScores if `policy` needs
     known anomalies and there are none, ValueError for what is no number.
@@ -83,9 +83,9 @@ def threshold_by(policy: Policy, normal_scores: npt.ArrayLike, anomaly_scores: n
 
 
 def threshold_at(calibration_scores: npt.ArrayLike, false_alarm_rate: float) -> float:
-    """Return the score above which a picture is an anomaly, from the scores `(n,)` of held-out normals.
+    """Return the score above which an image is an anomaly, from the scores `(n,)` of held-out normals.
 
-    It is the k-th smallest score with k = ceil((n + 1)(1 - rate)): for a normal picture exchangeable with the
+    It is the k-th smallest score with k = ceil((n + 1)(1 - rate)): for a normal image exchangeable with the
     held-out ones, P(score > threshold) ≤ rate (Lei et al., Distribution-Free Predictive Inference for
     Regression, JASA 2018, section 2). Raises TooFewImages if k > n, ValueError if a score is not finite.
     """
@@ -96,7 +96,7 @@ def threshold_at(calibration_scores: npt.ArrayLike, false_alarm_rate: float) -> 
         needed = calibration_images_needed(false_alarm_rate)
         raise TooFewImages(
             f"calibration at a false-alarm rate of {false_alarm_rate:g}: needs {needed} held-out normal "
-            f"pictures, found {n}; with {n}, the lowest rate is {lowest_rate(n):g}"
+            f"images, found {n}; with {n}, the lowest rate is {lowest_rate(n):g}"
         )
     return float(scores[n - false_alarms])
 
@@ -107,8 +107,8 @@ def threshold_for_f1(
     """Return the threshold with the highest F1, from scores `(n,)` of normals and `(m,)` of known anomalies.
 
     With R(t) the share of the anomalies above t, F(t) that of the normals and q the prevalence, the share of
-    anomalies among the pictures to come, F1(t) = 2 q R / (q R + (1 - q) F + q), which is 2 TP / (2 TP + FP + FN)
-    (van Rijsbergen 1979) per picture. `prevalence` None takes q = m / (n + m), so that F1 is that of the scores
+    anomalies among the images to come, F1(t) = 2 q R / (q R + (1 - q) F + q), which is 2 TP / (2 TP + FP + FN)
+    (van Rijsbergen 1979) per image. `prevalence` None takes q = m / (n + m), so that F1 is that of the scores
     given. Thresholds between the same two neighbouring scores do the same; the middle is taken. Of several
     equally good the lowest is, which misses the fewest. Raises NoAnomalyScores if m is 0.
     """
@@ -130,7 +130,7 @@ def threshold_for_cost(
     """Return the threshold of least expected cost, from scores `(n,)` of normals and `(m,)` of known anomalies.
 
     With R(t) the share of the anomalies above t, F(t) that of the normals and q the prevalence, the expected
-    cost per picture is q (1 - R) cost_of_miss + (1 - q) F cost_of_false_alarm (Elkan, The Foundations of
+    cost per image is q (1 - R) cost_of_miss + (1 - q) F cost_of_false_alarm (Elkan, The Foundations of
     Cost-Sensitive Learning, IJCAI 2001). Costs are in any unit, the same for both. Ties as in
     `threshold_for_f1`. Where to call everything an anomaly, or nothing, costs least, that is what comes of it.
     Raises NoAnomalyScores if m is 0, ValueError for a cost that is not positive.
@@ -187,7 +187,7 @@ def _false_alarms(n: int, false_alarm_rate: float) -> int:
 
 
 def lowest_rate(calibration_images: int) -> float:
-    """Return the lowest false-alarm rate that so many held-out pictures allow, rounded up to 4 decimals."""
+    """Return the lowest false-alarm rate that so many held-out images allow, rounded up to 4 decimals."""
     return min(math.ceil(Fraction(10_000, calibration_images + 1)) / 10_000, 0.9999)
 
 
@@ -205,7 +205,7 @@ def _best(
             f"threshold policy {policy!r}: needs scores of known anomalies; the model's calibration has none"
         )
     if not len(normals):
-        raise TooFewImages(f"threshold policy {policy!r}: needs scores of held-out normal pictures, found 0")
+        raise TooFewImages(f"threshold policy {policy!r}: needs scores of held-out normal images, found 0")
     share = len(anomalies) / (len(normals) + len(anomalies)) if prevalence is None else float(prevalence)
     if not 0 < share < 1:
         raise ValueError(f"prevalence of anomalies: expected more than 0 and less than 1; found {prevalence!r}")

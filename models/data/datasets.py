@@ -1,6 +1,6 @@
-"""Reads labelled folders of pictures: VisA, MVTec AD, or plain `normal/` and `anomaly/`.
+"""Reads labelled folders of images: VisA, MVTec AD, or plain `normal/` and `anomaly/`.
 
-Owns where each layout keeps its pictures, labels, splits and masks. Decoding pictures is left to the
+Owns where each layout keeps its images, labels, splits and masks. Decoding images is left to the
 caller; only masks, whose values are labels and not light, are read here.
 """
 
@@ -21,8 +21,8 @@ from models.errors import DatasetError
 Layout = Literal["visa", "mvtec", "folders"]
 Split = Literal["train", "test"]
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-SUFFIXES = ", ".join(PICTURE_SUFFIXES)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = ", ".join(IMAGE_SUFFIXES)
 VISA_SPLIT = Path("split_csv") / "1cls.csv"
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 LAYOUTS: dict[Layout, str] = {
@@ -34,10 +34,10 @@ LAYOUTS: dict[Layout, str] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled picture.
+    """A labelled image.
 
-    `label` is 0 for normal and 1 for anomaly. `mask` is a picture of the same size in which every pixel that
-    is not 0 is defect; None where none was drawn, which for a normal picture means that nothing is defect.
+    `label` is 0 for normal and 1 for anomaly. `mask` is an image of the same size in which every pixel that
+    is not 0 is defect; None where none was drawn, which for a normal image means that nothing is defect.
     """
 
     path: Path
@@ -67,52 +67,50 @@ class Dataset:
 def read_dataset(
     folder: Path, object: str | None = None, layout: Literal["auto", "visa", "mvtec", "folders"] = "auto"
 ) -> Dataset:
-    """Return the pictures under `folder`, of one object or of all.
+    """Return the images under `folder`, of one object or of all.
 
-    `auto` takes the first layout that fits of visa, mvtec and folders. In the layout `folders` every picture
+    `auto` takes the first layout that fits of visa, mvtec and folders. In the layout `folders` every image
     is a test sample, and the only object is named like the folder. Raises DatasetError where no layout fits,
-    the object is not there, a row of the CSV is wrong, or there is no picture at all.
+    the object is not there, a row of the CSV is wrong, or there is no image at all.
     """
     if not folder.is_dir():
-        raise DatasetError(
-            f"{folder}: expected a folder of pictures; found {'a file' if folder.exists() else 'nothing'}"
-        )
+        raise DatasetError(f"{folder}: expected a folder of images; found {'a file' if folder.exists() else 'nothing'}")
     found = _layout_of(folder, layout)
     samples = list({"visa": _read_visa, "mvtec": _read_mvtec, "folders": _read_folders}[found](folder, object))
     if not samples:
         if object is not None:
             there = _objects_in(folder, found)
             raise DatasetError(f"{folder}: expected object {object!r}; found, in the layout {found}: {there}")
-        raise DatasetError(f"{folder}: the layout is {found}; expected pictures ({SUFFIXES}); found none")
+        raise DatasetError(f"{folder}: the layout is {found}; expected images ({SUFFIXES}); found none")
     return Dataset(found, tuple(samples), tuple(sorted({sample.object for sample in samples})))
 
 
 def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """Return the mask at `path`, bool `(H, W)` at its own size: true where any channel is not 0.
 
-    Raises DatasetError where it is not a picture.
+    Raises DatasetError where it is not an image.
     """
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP")) as picture:
+        with Image.open(path, formats=("PNG", "JPEG", "BMP", "TIFF", "WEBP")) as image:
             # Alpha says how a mask is shown, not where the defect is; a palette's indices are the labels.
-            plain = picture if picture.mode in {"1", "L", "P", "I", "I;16", "F"} else picture.convert("RGB")
+            plain = image if image.mode in {"1", "L", "P", "I", "I;16", "F"} else image.convert("RGB")
             values = np.asarray(plain)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"mask {path}: expected a picture; found {error}") from None
+        raise DatasetError(f"mask {path}: expected an image; found {error}") from None
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)
 
 
-def pictures_under(folder: Path) -> list[Path]:
-    """Return the pictures under `folder` at any depth, by name; hidden files and folders are left out."""
+def images_under(folder: Path) -> list[Path]:
+    """Return the images under `folder` at any depth, by name; hidden files and folders are left out."""
     found = []
     for base, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(base, name)
             for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
         ]
     return sorted(found)
 
@@ -193,14 +191,14 @@ def _mvtec_objects(folder: Path) -> dict[str, Path]:
 
 
 def _read_mvtec(folder: Path, object: str | None) -> Iterator[Sample]:
-    """Yield the pictures of MVTec AD's layout (Bergmann et al., IJCV 129, 2021)."""
+    """Yield the images of MVTec AD's layout (Bergmann et al., IJCV 129, 2021)."""
     for name, base in _mvtec_objects(folder).items():
         if object is not None and name != object:
             continue
-        for path in pictures_under(base / "train" / "good"):
+        for path in images_under(base / "train" / "good"):
             yield Sample(path, 0, "train", name)
         for kind in sorted(child for child in (base / "test").glob("*") if child.is_dir()):
-            for path in pictures_under(kind):
+            for path in images_under(kind):
                 if kind.name == "good":
                     yield Sample(path, 0, "test", name)
                 else:
@@ -219,9 +217,9 @@ def _read_folders(folder: Path, object: str | None) -> Iterator[Sample]:
     name = _name_of(folder)
     if object is not None and object != name:
         return
-    for path in pictures_under(folder / "normal"):
+    for path in images_under(folder / "normal"):
         yield Sample(path, 0, "test", name)
-    for path in pictures_under(folder / "anomaly"):
+    for path in images_under(folder / "anomaly"):
         mask = folder / "masks" / path.relative_to(folder / "anomaly").with_suffix(".png")
         yield Sample(path, 1, "test", name, mask if mask.is_file() else None)
 

@@ -1,6 +1,6 @@
-"""Repeats a version: which pictures it was made from, in which roles and in which order, as `images.csv` lists them.
+"""Repeats a version: which images it was made from, in which roles and in which order, as `images.csv` lists them.
 
-Knows files of a version, and neither where its pictures are by now nor how one is trained. No torch.
+Knows files of a version, and neither where its images are by now nor how one is trained. No torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.data.select_images import Chosen, TrainingPicture, in_seeded_order
+from models.data.select_images import Chosen, TrainingImage, in_seeded_order
 from models.errors import DatasetError
 from models.registry import (
     IMAGES,
@@ -37,7 +37,7 @@ ROLES = frozenset(
 
 
 @dataclass(frozen=True)
-class ListedPicture:
+class ListedImage:
     """A line of `images.csv`: `path` as it was given, relative to the root where it lay under it."""
 
     sha256: str
@@ -45,29 +45,29 @@ class ListedPicture:
     path: str
 
 
-def listed_pictures(version: ModelVersion) -> list[ListedPicture]:
-    """Return the pictures of `version` in the order in which they are listed. Raises DatasetError for no such list."""
+def listed_images(version: ModelVersion) -> list[ListedImage]:
+    """Return the images of `version` in the order in which they are listed. Raises DatasetError for no such list."""
     path = version.folder / IMAGES
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.reader(file)
         head = next(reader, [])
         if head != COLUMNS:
             raise DatasetError(f"{path}: expected the columns {', '.join(COLUMNS)}; found {', '.join(head) or 'none'}")
-        listed = [ListedPicture(*line) for line in reader]
+        listed = [ListedImage(*line) for line in reader]
     if not listed:
-        raise DatasetError(f"{path}: expected the pictures that the version was made from; found none")
+        raise DatasetError(f"{path}: expected the images that the version was made from; found none")
     if strange := sorted({one.role for one in listed} - ROLES):
         raise DatasetError(f"{path}: expected roles {', '.join(sorted(ROLES))}; found {strange[0]!r}")
     return listed
 
 
-def chosen_again(version: ModelVersion, listed: Sequence[ListedPicture], found: Mapping[str, Path]) -> Chosen:
-    """Return the pictures of `version` as they were chosen; `found` says by sha256 where each lies now."""
+def chosen_again(version: ModelVersion, listed: Sequence[ListedImage], found: Mapping[str, Path]) -> Chosen:
+    """Return the images of `version` as they were chosen; `found` says by sha256 where each lies now."""
     calibration, training = version.manifest["calibration"], version.manifest["training"]
     cross = calibration["method"] == "cross"
 
-    def of(*roles: str) -> tuple[TrainingPicture, ...]:
-        return tuple(TrainingPicture(found[one.sha256], one.sha256) for one in listed if one.role in roles)
+    def of(*roles: str) -> tuple[TrainingImage, ...]:
+        return tuple(TrainingImage(found[one.sha256], one.sha256) for one in listed if one.role in roles)
 
     # What a fit left out was among them when it began.
     trained = {one.sha256: one.path for one in of(ROLE_TRAIN, ROLE_TRAIN_AND_CALIBRATE, ROLE_TRIMMED)}

@@ -1,6 +1,6 @@
-"""Chooses the pictures of a training: which can be read, which train, which calibrate, at what size.
+"""Chooses the images of a training: which can be read, which train, which calibrate, at what size.
 
-Names do not matter: pictures are told apart by their bytes and divided by a seeded hash of them. Knows no
+Names do not matter: images are told apart by their bytes and divided by a seeded hash of them. Knows no
 network; reading is done by the functions that it is given, how many go where is `models.calibration.split`'s.
 """
 
@@ -34,15 +34,15 @@ ImageSize = Callable[[Path], tuple[int, int]]
 
 SIDE_MULTIPLE = 32
 SIDE_MIN = 64
-# Of a picture's own side: nearer to that, what is finest is the sensor's noise and the compression's.
+# Of an image's own side: nearer to that, what is finest is the sensor's noise and the compression's.
 OWN_SIDE_SHARE = 0.85
-OWN_SIDE_KEPT = 128  # smaller pictures stay as they are: there is nothing to spare
+OWN_SIDE_KEPT = 128  # smaller images stay as they are: there is nothing to spare
 UNREADABLE_SHARE_MAX = 0.1
 
 
 @dataclass(frozen=True)
-class ProductPictures:
-    """What one product brings to a training: its normal pictures, its anomalies if any, its false-alarm rate.
+class ProductImages:
+    """What one product brings to a training: its normal images, its anomalies if any, its false-alarm rate.
 
     `calibrate` are normals that are to calibrate and not to train, where there are enough of them for the rate; the
     `normals` then all train. Where there are not, the two are one and divided as if nothing had been said.
@@ -56,8 +56,8 @@ class ProductPictures:
 
 
 @dataclass(frozen=True)
-class TrainingPicture:
-    """A picture that can be read: where it lies, the sha256 of its bytes."""
+class TrainingImage:
+    """An image that can be read: where it lies, the sha256 of its bytes."""
 
     path: Path
     sha256: str
@@ -65,9 +65,9 @@ class TrainingPicture:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pictures of one product in a training, in the order of their seeded hashes.
+    """The images of one product in a training, in the order of their seeded hashes.
 
-    With the method `split` no picture is in both `train` and `calibrate`, with `cross` the two are the same. The
+    With the method `split` no image is in both `train` and `calibrate`, with `cross` the two are the same. The
     network never sees `held_out_anomalies`. `skipped` are path and reason, `trimmed` what a fit left out of `train`.
     `roles_given` says that those who calibrate were set apart for it beforehand, and never trained anything.
     """
@@ -75,23 +75,23 @@ class Chosen:
     product: str
     false_alarm_rate: float
     method: Method
-    train: tuple[TrainingPicture, ...]
-    calibrate: tuple[TrainingPicture, ...]
-    train_anomalies: tuple[TrainingPicture, ...]
-    held_out_anomalies: tuple[TrainingPicture, ...]
+    train: tuple[TrainingImage, ...]
+    calibrate: tuple[TrainingImage, ...]
+    train_anomalies: tuple[TrainingImage, ...]
+    held_out_anomalies: tuple[TrainingImage, ...]
     input_size: tuple[int, int]
     skipped: tuple[tuple[Path, str], ...]
     roles_given: bool = False
-    trimmed: tuple[TrainingPicture, ...] = ()
+    trimmed: tuple[TrainingImage, ...] = ()
 
     def without(self, left_out: Collection[Path]) -> Chosen:
-        """Return the same, with the pictures `left_out` trimmed from those that train."""
-        kept = tuple(picture for picture in self.train if picture.path not in left_out)
+        """Return the same, with the images `left_out` trimmed from those that train."""
+        kept = tuple(image for image in self.train if image.path not in left_out)
         return replace(self, train=kept, trimmed=tuple(p for p in self.train if p.path in left_out))
 
 
-def choose_pictures(
-    products: Sequence[ProductPictures],
+def choose_images(
+    products: Sequence[ProductImages],
     *,
     kind: str,
     side: int,
@@ -102,10 +102,10 @@ def choose_pictures(
     report: Callable[[Progress], None],
     method: Method | None = None,
 ) -> list[Chosen]:
-    """Return for each product which of its pictures train and which calibrate, each read once to know that it can be.
+    """Return for each product which of its images train and which calibrate, each read once to know that it can be.
 
-    All have one input size. `unreadable` are the exceptions by which `read` and `image_size` say that a picture is
-    to blame; it is then skipped. Raises DatasetError for a product without normal pictures, with more than 10 %
+    All have one input size. `unreadable` are the exceptions by which `read` and `image_size` say that an image is
+    to blame; it is then skipped. Raises DatasetError for a product without normal images, with more than 10 %
     unreadable ones or with one that is normal and anomaly at once, TooFewImages if what is left does not do.
     """
     found = [_Found(each, seed, image_size, unreadable) for each in products]
@@ -114,13 +114,13 @@ def choose_pictures(
 
 
 class _Found:
-    """The different pictures of one product, of which those that cannot be read are weeded out step by step."""
+    """The different images of one product, of which those that cannot be read are weeded out step by step."""
 
     def __init__(
-        self, given: ProductPictures, seed: int, image_size: ImageSize, unreadable: tuple[type[Exception], ...]
+        self, given: ProductImages, seed: int, image_size: ImageSize, unreadable: tuple[type[Exception], ...]
     ) -> None:
         if not given.normals:
-            raise DatasetError(f"training of product {given.product}: expected pictures; found none")
+            raise DatasetError(f"training of product {given.product}: expected images; found none")
         self.given = given
         self.unreadable = unreadable
         self.skipped: list[tuple[Path, str]] = []
@@ -128,7 +128,7 @@ class _Found:
         anomalies = self._distinct(given.anomalies)
         if both := sorted(set(normals) & set(anomalies)):
             raise DatasetError(
-                f"training of product {given.product}: expected each picture to be normal or an anomaly; found the "
+                f"training of product {given.product}: expected each image to be normal or an anomaly; found the "
                 f"same bytes as both in {normals[both[0]]} and {anomalies[both[0]]}"
                 + (f" and {len(both) - 1} more" if len(both) > 1 else "")
             )
@@ -136,14 +136,14 @@ class _Found:
         normals = {sha256: path for sha256, path in normals.items() if sha256 not in self.calibrate} | self.calibrate
         if both := sorted(set(self.calibrate) & set(anomalies)):
             raise DatasetError(
-                f"training of product {given.product}: expected each picture to be normal or an anomaly; found the "
+                f"training of product {given.product}: expected each image to be normal or an anomaly; found the "
                 f"same bytes as both in {self.calibrate[both[0]]} and {anomalies[both[0]]}"
             )
         most = TRAINING_IMAGES_MAX + max(CALIBRATION_IMAGES_MAX, calibration_images_needed(given.false_alarm_rate))
         self.sizes = self._sizes(in_seeded_order(normals, seed)[:most], image_size)
         if not self.sizes:
             raise DatasetError(
-                f"training of product {given.product}: expected pictures; none of {len(given.normals)} can be read, "
+                f"training of product {given.product}: expected images; none of {len(given.normals)} can be read, "
                 f"{_first(self.skipped)}"
             )
         self.anomalies = list(self._sizes(in_seeded_order(anomalies, seed)[:ANOMALIES_MAX], image_size))
@@ -161,24 +161,24 @@ class _Found:
         report: Callable[[Progress], None],
         method: Method | None,
     ) -> Chosen:
-        """Return how the pictures that can be read at `input_size` are divided."""
+        """Return how the images that can be read at `input_size` are divided."""
         candidates = [*self.sizes, *self.anomalies]
         readable = set(_readable(candidates, input_size, read, self.unreadable, self.skipped, report))
         if len(self.skipped) > UNREADABLE_SHARE_MAX * (len(readable) + len(self.skipped)):
             raise DatasetError(
                 f"training of product {self.given.product}: expected at most {UNREADABLE_SHARE_MAX:.0%} unreadable "
-                f"pictures; found {len(self.skipped)} of {len(readable) + len(self.skipped)}, {_first(self.skipped)}"
+                f"images; found {len(self.skipped)} of {len(readable) + len(self.skipped)}, {_first(self.skipped)}"
             )
-        normals = [picture for picture in self.sizes if picture in readable]
-        anomalies = [picture for picture in self.anomalies if picture in readable]
-        fixed = [picture for picture in normals if picture.sha256 in self.calibrate]
-        free = [picture for picture in normals if picture.sha256 not in self.calibrate]
+        normals = [image for image in self.sizes if image in readable]
+        anomalies = [image for image in self.anomalies if image in readable]
+        fixed = [image for image in normals if image.sha256 in self.calibrate]
+        free = [image for image in normals if image.sha256 not in self.calibrate]
         given = fixed_calibration(len(fixed), len(free), self.given.false_alarm_rate) if method is None else None
         if given is not None:
             normals, method = fixed[:given] + free, "split"
         used, calibration = divide(len(normals), self.given.false_alarm_rate, method)
         calibration = calibration if given is None else given
-        # With folds every picture is fitted and scored again for each, so no more than train are of use.
+        # With folds every image is fitted and scored again for each, so no more than train are of use.
         train = normals[:TRAINING_IMAGES_MAX] if used == "cross" else normals[calibration:][:TRAINING_IMAGES_MAX]
         held_out = anomalies_held_out(len(anomalies), kind)
         return Chosen(
@@ -203,22 +203,20 @@ class _Found:
                 self.skipped.append((path, str(error)))
         return found
 
-    def _sizes(
-        self, pictures: Sequence[TrainingPicture], image_size: ImageSize
-    ) -> dict[TrainingPicture, tuple[int, int]]:
+    def _sizes(self, images: Sequence[TrainingImage], image_size: ImageSize) -> dict[TrainingImage, tuple[int, int]]:
         sizes = {}
-        for picture in pictures:
+        for image in images:
             try:
-                sizes[picture] = image_size(picture.path)
+                sizes[image] = image_size(image.path)
             except self.unreadable as error:
-                self.skipped.append((picture.path, str(error)))
+                self.skipped.append((image.path, str(error)))
         return sizes
 
 
 def fitting_size(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int, int]:
-    """Return height and width for pictures of `sizes` (height, width): area about side², their median aspect.
+    """Return height and width for images of `sizes` (height, width): area about side², their median aspect.
 
-    Both are multiples of 32 and at least 64: 3:2 landscape at a side of 384 gives (320, 480). Pictures are never
+    Both are multiples of 32 and at least 64: 3:2 landscape at a side of 384 gives (320, 480). Images are never
     enlarged, and come to 85 % of their own side or to 128 at most: what lens and sensor have not resolved costs time
     and accuracy. Strips longer than the area allows are squeezed.
     """
@@ -230,38 +228,38 @@ def fitting_size(sizes: Sequence[tuple[int, int]], side: float) -> tuple[int, in
     return _rounded(side / math.sqrt(aspect)), _rounded(side * math.sqrt(aspect))
 
 
-def in_seeded_order(found: dict[str, Path], seed: int) -> list[TrainingPicture]:
-    """Return the pictures of `found`, paths by sha256, in the order of a hash that `seed` goes into."""
+def in_seeded_order(found: dict[str, Path], seed: int) -> list[TrainingImage]:
+    """Return the images of `found`, paths by sha256, in the order of a hash that `seed` goes into."""
 
     def key(sha256: str) -> bytes:
         return hashlib.sha256(f"{seed}|{sha256}".encode()).digest()
 
-    return [TrainingPicture(found[sha256], sha256) for sha256 in sorted(found, key=key)]
+    return [TrainingImage(found[sha256], sha256) for sha256 in sorted(found, key=key)]
 
 
 def _readable(
-    pictures: Sequence[TrainingPicture],
+    images: Sequence[TrainingImage],
     size: tuple[int, int],
     read: Read,
     unreadable: tuple[type[Exception], ...],
     skipped: list[tuple[Path, str]],
     report: Callable[[Progress], None],
-) -> Iterator[TrainingPicture]:
-    def failure(picture: TrainingPicture) -> str | None:
+) -> Iterator[TrainingImage]:
+    def failure(image: TrainingImage) -> str | None:
         try:
-            read(picture.path, size)
+            read(image.path, size)
         except unreadable as error:
             return str(error) or type(error).__name__
         return None
 
     with ThreadPoolExecutor(2) as pool:
-        for done, (picture, why) in enumerate(zip(pictures, pool.map(failure, pictures), strict=True), start=1):
+        for done, (image, why) in enumerate(zip(images, pool.map(failure, images), strict=True), start=1):
             if why is None:
-                yield picture
+                yield image
             else:
-                skipped.append((picture.path, why))
-            note = None if why is None else f"skipped {picture.path}: {why}"
-            report(Progress("reading", done, len(pictures), note))
+                skipped.append((image.path, why))
+            note = None if why is None else f"skipped {image.path}: {why}"
+            report(Progress("reading", done, len(images), note))
 
 
 def _rounded(side: float) -> int:

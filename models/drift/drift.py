@@ -1,7 +1,7 @@
 """Drift: whether the latest scores of a product are still like those it is compared with, since when, and why. Pure.
 
 Two tests of a window of scores against a reference, the calibration's scores: the two-sample Kolmogorov-Smirnov
-test, for any change, and the share beyond the threshold, for few pictures that are far out. They are made again and
+test, for any change, and the share beyond the threshold, for few images that are far out. They are made again and
 again over overlapping windows, so the level is low, and the level to leave drift is another than that to enter it.
 """
 
@@ -20,17 +20,17 @@ Float64Array = npt.NDArray[np.float64]
 Cause = Literal["light", "defects", "unknown"]
 
 IMAGES_MIN = 20
-"""Pictures without which nothing is said, neither of a window nor of what it is compared with."""
+"""Images without which nothing is said, neither of a window nor of what it is compared with."""
 
-# So low that of 100 products that do not drift fewer than one is ever said to in 10,000 pictures, which
-# tests/models/drift/test_drift.py simulates; the share can be told at a higher level, as its windows differ less. Drift is
-# left at another level than it is entered, so that no product goes to and fro.
+# So low that of 100 products that do not drift, fewer than one is ever said to drift in 10,000 images:
+# tests/models/drift/test_drift.py simulates it. The share can be told at a higher level, as its windows differ less.
+# Drift ends at another level than it begins, so that no product goes to and fro.
 DISTANCE_BEGINS_BELOW = 1e-6
 SHARE_BEGINS_BELOW = 1e-5
 ENDS_ABOVE = 1e-3
 # The cause is looked for once there is drift, so its tests are of the usual kind.
 CAUSE_LEVEL = 0.01
-# Look of the pictures: how far a median must have moved, in robust standard deviations of the reference, and the least
+# Look of the images: how far a median must have moved, in robust standard deviations of the reference, and the least
 # deviation that counts as one: a grey level, and for sharpness a share of its median.
 MOVED_DEVIATIONS = 2.0
 GREY_LEVELS_MIN = 1.0
@@ -103,7 +103,7 @@ def change_point(reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: flo
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How the look of pictures moved: the medians before and after, and whether that is more than they vary."""
+    """How the look of images moved: the medians before and after, and whether that is more than they vary."""
 
     before: float
     after: float
@@ -111,7 +111,7 @@ class Moved:
 
 
 def moved(before: npt.ArrayLike, after: npt.ArrayLike, deviation_min: float) -> Moved | None:
-    """Return how one figure of the look moved between two groups of pictures; None where one has too few of them.
+    """Return how one figure of the look moved between two groups of images; None where one has too few of them.
 
     It moved if the medians are `MOVED_DEVIATIONS` robust standard deviations apart and the groups differ by the
     Kolmogorov-Smirnov test. NaN is a figure that is not known.
@@ -147,13 +147,13 @@ def cause_of(
 ) -> Cause:
     """Return why `scores` `(m,)`, those since drift began, are not like the reference, as far as that can be told.
 
-    A defect leaves the other parts as they were, and the look of most pictures; the light changes every picture.
+    A defect leaves the other parts as they were, and the look of most images; the light changes every image.
 
     - `light`: brightness, contrast or sharpness moved, and so did the bulk of the scores: fewer lie at or below the
       reference's median than if all that is beyond the threshold were defects, or more than half of them are beyond.
     - `defects`: none of the three moved, and the bulk is as before: no fewer lie at or below that median than if twice
-      as many defects again were hidden below the threshold, and no more than half of the pictures are beyond it.
-    - `unknown`: anything else, such as all pictures scoring higher in the same light.
+      as many defects again were hidden below the threshold, and no more than half of the images are beyond it.
+    - `unknown`: anything else, such as all images scoring higher in the same light.
     """
     known, after = _sorted(reference), np.asarray(scores, dtype=np.float64)
     judged = [one for one in look.values() if one is not None]

@@ -49,7 +49,7 @@ def share_p_value(beyond: int, images: int, false_alarms: int, n: int) -> float:
 
     The threshold is the `false_alarms`-th highest of `n` reference scores. Given the share of all normals above it
     the number is binomial; but that share is not the promised one, it is Beta(false_alarms, n + 1 - false_alarms) over
-    the draw of the reference, and the number beta-binomial. With 99 held-out pictures at a rate of 0.01 one draw in
+    the draw of the reference, and the number beta-binomial. With 99 held-out images at a rate of 0.01 one draw in
     twenty has a share of 0.03: not drift, and no binomial test at 0.01 would say so.
     """
     if beyond <= 0:

@@ -1,6 +1,6 @@
 """How sure a metric is: confidence intervals of the metrics of one model, and of the differences between two.
 
-Resamples pictures, normals and anomalies apart so that each resample has as many of both, with a seed. Pure; what
+Resamples images, normals and anomalies apart so that each resample has as many of both, with a seed. Pure; what
 pixels contribute comes from `models.evaluation.pixel_histograms`.
 """
 
@@ -24,7 +24,7 @@ _QUANTILES = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 _NORMAL_QUANTILE = 1.959963984540054  # of a standard normal at (1 + LEVEL) / 2
 _RESAMPLES_AT_ONCE = 100
 
-PICTURE_METRICS = (
+IMAGE_METRICS = (
     "precision", "recall", "f1", "accuracy", "false_alarm_rate", "image_auroc", "average_precision", "best_f1",
 )  # fmt: skip
 PIXEL_METRICS = ("pixel_auroc", "aupro")
@@ -42,7 +42,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Judged:
-    """What one model makes of the pictures: scores `(N,)`, its threshold, its maps' histograms where there are any."""
+    """What one model makes of the images: scores `(N,)`, its threshold, its maps' histograms where there are any."""
 
     scores: Scores
     threshold: float
@@ -54,7 +54,7 @@ def intervals(
 ) -> dict[str, Interval | None]:
     """Return the interval of each metric whose value in `known` is not None; None for the others.
 
-    Recall and the false-alarm rate are shares of independent pictures and have Wilson's interval (JASA 22, 1927,
+    Recall and the false-alarm rate are shares of independent images and have Wilson's interval (JASA 22, 1927,
     209-212), which holds at 0 and 1 too. The others have the percentile interval of a bootstrap stratified by label
     (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3). None where no resample differs: how
     far the metric could lie elsewhere is then unknown.
@@ -87,7 +87,7 @@ def difference_intervals(
 ) -> dict[str, Interval | None]:
     """Return the interval of each metric of `second` less that of `first`; None where `differences` has None.
 
-    A paired bootstrap: both models are judged on the same pictures in each resample, so that what makes pictures
+    A paired bootstrap: both models are judged on the same images in each resample, so that what makes images
     hard for both cancels. `labels` `(N,)` belong to the scores of both. None where no resample differs.
     """
     _, labels = checked(first.scores, labels)
@@ -131,7 +131,7 @@ def _resampled(judged: list[Judged], labels: Counts, seed: int, resamples: int) 
 
 
 def _stratified(labels: Counts, count: int, rng: np.random.Generator) -> Weights:
-    """Return how often each picture is in each resample, `(count, N)`, drawn apart for each label."""
+    """Return how often each image is in each resample, `(count, N)`, drawn apart for each label."""
     weights = np.zeros((count, len(labels)), np.uint16)
     for label in (0, 1):
         places = np.flatnonzero(labels == label)
@@ -141,7 +141,7 @@ def _stratified(labels: Counts, count: int, rng: np.random.Generator) -> Weights
 
 
 def _measure(judged: Judged, labels: Counts) -> Callable[[Weights], dict[str, Float64Array]]:
-    """Return a function from weights `(B, N)` to the picture metrics of each resample, `(B,)`, NaN where undefined."""
+    """Return a function from weights `(B, N)` to the image metrics of each resample, `(B,)`, NaN where undefined."""
     scores = np.asarray(judged.scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
@@ -165,7 +165,7 @@ def _measure(judged: Judged, labels: Counts) -> Callable[[Weights], dict[str, Fl
                 "accuracy": (true + normals - false) / (anomalies + normals),
             }
             if not both:
-                return values | {name: nan for name in PICTURE_METRICS if name not in values}
+                return values | {name: nan for name in IMAGE_METRICS if name not in values}
             tp, fp = positives[:, last], negatives[:, last]
             new_tp = np.diff(tp, axis=1, prepend=0)
             # Anomalies of a score beat the normals below it, and half of those with the same score.

@@ -1,7 +1,7 @@
 """Curves over all thresholds: ROC, precision against recall, and what each calibrated false-alarm rate would give.
 
-Pure functions of scores and labels, for people who choose a rate. Conventions are those of `models.evaluation.metrics`: a
-picture is called an anomaly if and only if its score is above the threshold.
+Pure functions of scores and labels, for people who choose a rate. Conventions are those of
+`models.evaluation.metrics`: an image is called an anomaly if and only if its score is above the threshold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from models.errors import TooFewImages
 from models.evaluation.metrics import Float64Array, Labels, Scores, at_threshold, checked, falling_steps
 
 SWEEP_RATES = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""False-alarm rates that a sweep looks at, as far as there are enough held-out pictures for them."""
+"""False-alarm rates that a sweep looks at, as far as there are enough held-out images for them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """What one calibrated false-alarm rate comes to on labelled pictures; None as in `models.evaluation.metrics`."""
+    """What one calibrated false-alarm rate comes to on labelled images; None as in `models.evaluation.metrics`."""
 
     calibrated_rate: float
     threshold: float
@@ -75,7 +75,7 @@ def sweep(
 ) -> list[SweepPoint]:
     """Return what each of `rates` comes to on `scores` and `labels`, by rising rate.
 
-    The thresholds come from `calibration_scores` `(n,)`, those of held-out normal pictures; a rate that they are
+    The thresholds come from `calibration_scores` `(n,)`, those of held-out normal images; a rate that they are
     too few for is left out.
     """
     points = []

@@ -1,7 +1,7 @@
-"""Evaluate: runs a detector over labelled pictures and says how good it is and how fast.
+"""Evaluate: runs a detector over labelled images and says how good it is and how fast.
 
 Owns the way from files to scores in bounded memory, for judging and for bulk scoring, and the common size at
-which maps meet masks. Reading a picture is handed in; formulas are in `models.evaluation.metrics`.
+which maps meet masks. Reading an image is handed in; formulas are in `models.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from models.data.datasets import Sample
 from models.detector import Detector, Float32Array, UInt8Array
 from models.errors import DatasetError
 from models.evaluation import metrics
-from models.evaluation.pixel_histograms import PictureHistograms
+from models.evaluation.pixel_histograms import ImageHistograms
 
 BATCH_SIZE = 8
 DECODE_THREADS = 2
 
 Read = Callable[[Path, tuple[int, int]], UInt8Array]
-"""Returns the picture at a path as uint8 `(H, W, 3)` RGB at the size `(H, W)` asked for."""
+"""Returns the image at a path as uint8 `(H, W, 3)` RGB at the size `(H, W)` asked for."""
 
 ImageSize = Callable[[Path], tuple[int, int]]
-"""Returns the height and width in pixels of the picture at a path."""
+"""Returns the height and width in pixels of the image at a path."""
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture, or the mask of one, that could not be used: its place in the order given, and why."""
+    """An image, or the mask of one, that could not be used: its place in the order given, and why."""
 
     index: int
     path: Path
@@ -46,7 +46,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ScoredFile:
-    """A scored picture: its place in the order given, its anomaly score, its map float32 `(h, w)`."""
+    """A scored image: its place in the order given, its anomaly score, its map float32 `(h, w)`."""
 
     index: int
     path: Path
@@ -64,8 +64,8 @@ class ScoredBatch:
 
 
 @dataclass(frozen=True)
-class PictureScore:
-    """What one labelled picture scored."""
+class ImageScore:
+    """What one labelled image scored."""
 
     sample: Sample
     score: float
@@ -98,7 +98,7 @@ class Metrics:
 class Evaluation:
     """The metrics at `threshold`, what they rest on, and the pace.
 
-    `images` counts scored pictures; `failures` lists those, and masks, that could not be read.
+    `images` counts scored images; `failures` lists those, and masks, that could not be read.
     `scoring_seconds` is the time from file to score, `seconds` with masks and metrics.
     """
 
@@ -108,19 +108,19 @@ class Evaluation:
     anomalies: int
     masked: int
     regions: int
-    scores: tuple[PictureScore, ...]
+    scores: tuple[ImageScore, ...]
     failures: tuple[Failure, ...]
     scoring_seconds: float
     seconds: float
 
     @property
     def images(self) -> int:
-        """The number of pictures scored."""
+        """The number of images scored."""
         return len(self.scores)
 
     @property
     def images_per_second(self) -> float | None:
-        """Pictures per second from file to score; None where none was scored."""
+        """Images per second from file to score; None where none was scored."""
         return self.images / self.scoring_seconds if self.images and self.scoring_seconds > 0 else None
 
 
@@ -135,20 +135,20 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     decode_threads: int = DECODE_THREADS,
     report: Callable[[int, int], None] | None = None,
-    resampling: PictureHistograms | None = None,
+    resampling: ImageHistograms | None = None,
     watch: Callable[[Sample, ScoredFile], None] | None = None,
 ) -> Evaluation:
-    """Score `samples` and return the metrics; a picture is called an anomaly iff it scores above `threshold`.
+    """Score `samples` and return the metrics; an image is called an anomaly iff it scores above `threshold`.
 
-    `read` and `image_size` raise one of `unreadable` for a file that is no picture; it is then listed and
-    left out, and so is a picture whose score or map is not finite. An anomaly without a mask counts for the
-    picture metrics and is left out of the pixel metrics, as its defects are somewhere unknown.
-    `report(done, total)` is called after each batch, `watch` with each scored picture and its map, which it should
+    `read` and `image_size` raise one of `unreadable` for a file that is no image; it is then listed and
+    left out, and so is an image whose score or map is not finite. An anomaly without a mask counts for the
+    image metrics and is left out of the pixel metrics, as its defects are somewhere unknown.
+    `report(done, total)` is called after each batch, `watch` with each scored image and its map, which it should
     not keep for all of them. `resampling` gets the maps that pixel metrics count, for confidence intervals. At most
-    two batches of pictures and one map at common size are held.
+    two batches of images and one map at common size are held.
     """
     began = time.perf_counter()
-    scores: list[PictureScore] = []
+    scores: list[ImageScore] = []
     failures: list[Failure] = []
     # Without any mask there is nothing to compare maps with, and their comparison is most of the work.
     pixels = metrics.PixelHistograms() if any(sample.mask for sample in samples) else None
@@ -163,7 +163,7 @@ def evaluate(
         failures += batch.failures
         for scored in batch.scored:
             sample = samples[scored.index]
-            scores.append(PictureScore(sample, scored.score))
+            scores.append(ImageScore(sample, scored.score))
             if watch is not None:
                 watch(sample, scored)
             if pixels is None or (sample.label == 1 and sample.mask is None):
@@ -182,8 +182,8 @@ def evaluate(
     return Evaluation(
         metrics=metrics_of(scores, threshold, pixels),
         threshold=threshold,
-        normals=sum(picture.sample.label == 0 for picture in scores),
-        anomalies=sum(picture.sample.label == 1 for picture in scores),
+        normals=sum(image.sample.label == 0 for image in scores),
+        anomalies=sum(image.sample.label == 1 for image in scores),
         masked=masked,
         regions=pixels.regions if pixels is not None else 0,
         scores=tuple(scores),
@@ -233,9 +233,9 @@ def at_common_size(
 ) -> tuple[Float32Array, BoolArray | None]:
     """Return the map and the mask of `sample` at one size: float32 `(H, W)`, and bool `(H, W)` or None.
 
-    The size is that of the picture, shrunk until its longer side has `metrics.COMMON_SIDE_MAX` pixels. The
-    map covers the whole picture, whatever its sides. Raises DatasetError for a mask whose size is not its
-    picture's.
+    The size is that of the image, shrunk until its longer side has `metrics.COMMON_SIDE_MAX` pixels. The
+    map covers the whole image, whatever its sides. Raises DatasetError for a mask whose size is not its
+    image's.
     """
     height, width = image_size(sample.path)
     size = metrics.common_size(height, width)
@@ -244,7 +244,7 @@ def at_common_size(
     mask = datasets.read_mask(sample.mask)
     if mask.shape != (height, width):
         raise DatasetError(
-            f"mask {sample.mask}: expected the height and width of its picture, {height} x {width}; "
+            f"mask {sample.mask}: expected the height and width of its image, {height} x {width}; "
             f"found {mask.shape[0]} x {mask.shape[1]}"
         )
     return metrics.resized_map(anomaly_map, size), metrics.shrunk_mask(mask, size)
@@ -262,11 +262,11 @@ def mean(evaluations: Sequence[Metrics]) -> Metrics:
 
 
 def metrics_of(
-    scores: Sequence[PictureScore], threshold: float, pixels: metrics.PixelHistograms | None = None
+    scores: Sequence[ImageScore], threshold: float, pixels: metrics.PixelHistograms | None = None
 ) -> Metrics:
     """Return the metrics of `scores` at `threshold`; without `pixels` those of pixels are None."""
-    values = np.asarray([picture.score for picture in scores], dtype=np.float64)
-    labels = np.asarray([picture.sample.label for picture in scores], dtype=np.int64)
+    values = np.asarray([image.score for image in scores], dtype=np.float64)
+    labels = np.asarray([image.sample.label for image in scores], dtype=np.int64)
     verdicts = metrics.at_threshold(values, labels, threshold)
     best = metrics.best_f1(values, labels)
     pixel_auroc = pixels.auroc() if pixels is not None else None

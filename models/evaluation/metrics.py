@@ -1,6 +1,6 @@
 """How good scores and anomaly maps are against labels and masks; pure functions and one pure accumulator.
 
-Throughout, label 1 is anomaly, label 0 normal, higher scores are more anomalous, and a picture is called an
+Throughout, label 1 is anomaly, label 0 normal, higher scores are more anomalous, and an image is called an
 anomaly if and only if its score is above the threshold. A metric whose labels are not there is None.
 """
 
@@ -59,13 +59,13 @@ class AtThreshold:
 
     @property
     def accuracy(self) -> float | None:
-        """(TP + TN) / all; None without pictures."""
+        """(TP + TN) / all; None without images."""
         total = self._anomalies + self._normals
         return (self.true_positives + self.true_negatives) / total if total else None
 
     @property
     def false_alarm_rate(self) -> float | None:
-        """FP / (FP + TN), the share of normal pictures called anomalies; None without normal pictures."""
+        """FP / (FP + TN), the share of normal images called anomalies; None without normal images."""
         return self.false_positives / self._normals if self._normals else None
 
     @property
@@ -161,7 +161,7 @@ class PixelHistograms:
     Both are areas under curves that need, at each threshold t, no more than the number of normal pixels
     above t, the number of defect pixels above t, and the sum over defect regions of the share of the region
     above t. The last is a sum over pixels as well, each weighing 1 / (size of its region). So three
-    histograms are enough, and one picture is looked at a time.
+    histograms are enough, and one image is looked at a time.
 
     A bin holds the float32 values that share sign, exponent and the 11 leading bits of the fraction: at most
     0.05 % of a value wide, at any scale and without knowing the range beforehand. From one corner of a bin to
@@ -176,7 +176,7 @@ class PixelHistograms:
         self.regions = 0
 
     def add(self, anomaly_map: Float32Array, mask: BoolArray | None) -> None:
-        """Count the pixels of one picture: map float32 `(H, W)`, mask bool `(H, W)` or None for no defect.
+        """Count the pixels of one image: map float32 `(H, W)`, mask bool `(H, W)` or None for no defect.
 
         Raises ValueError where the shapes differ or a value of the map is not finite.
         """
@@ -220,8 +220,8 @@ def resized_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Arra
     """Return the map float32 `(h, w)` at `size` `(H, W)`, bilinear between the centres of its cells."""
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.float32)
+    image = Image.fromarray(np.ascontiguousarray(anomaly_map, dtype=np.float32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def shrunk_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
@@ -246,7 +246,7 @@ def checked(scores: Scores, labels: Labels) -> tuple[Float64Array, Counts]:
 
 
 def falling_steps(scores: Float64Array, labels: Counts) -> tuple[Counts, Counts, Float64Array]:
-    """Return, from the highest distinct score down: anomalies and pictures from it upwards, and the score."""
+    """Return, from the highest distinct score down: anomalies and images from it upwards, and the score."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)

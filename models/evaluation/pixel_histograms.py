@@ -1,6 +1,6 @@
-"""Pixel AUROC and AUPRO of resampled pictures: what the bootstrap needs of each anomaly map, in little memory.
+"""Pixel AUROC and AUPRO of resampled images: what the bootstrap needs of each anomaly map, in little memory.
 
-Keeps of each picture three coarse histograms of its map's values, so that a resample is a weighted sum of
+Keeps of each image three coarse histograms of its map's values, so that a resample is a weighted sum of
 histograms and no map is looked at twice. The metrics themselves, finer, are those of `models.evaluation.metrics`.
 """
 
@@ -16,24 +16,25 @@ import numpy.typing as npt
 
 from models.evaluation.metrics import AUPRO_LIMIT, BoolArray, Float32Array, Float64Array, defect_regions, value_bins
 
-# Of the 11 bits of fraction of a bin of `models.evaluation.metrics`, 5 are left: 3 % of a value, far below what resampling moves.
+# Of the 11 bits of fraction of a bin of `models.evaluation.metrics`, 5 are left: 3 % of a value, far below what
+# resampling moves.
 _DROPPED_BITS = 6
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     bins: npt.NDArray[np.int64]
     counts: Float32Array  # (3, bins): normal pixels, defect pixels, defect pixels by 1 / size of their region
 
 
-class PictureHistograms:
-    """Coarse histograms of the maps of any number of pictures, some kilobytes each."""
+class ImageHistograms:
+    """Coarse histograms of the maps of any number of images, some kilobytes each."""
 
     def __init__(self) -> None:
-        self._pictures: dict[Path, _Picture] = {}
+        self._images: dict[Path, _Image] = {}
 
     def add(self, path: Path, anomaly_map: Float32Array, mask: BoolArray | None) -> None:
-        """Count the pixels of a picture: finite map float32 `(H, W)`, mask bool `(H, W)`, None for no defect."""
+        """Count the pixels of an image: finite map float32 `(H, W)`, mask bool `(H, W)`, None for no defect."""
         bins = (value_bins(anomaly_map) >> np.uint32(_DROPPED_BITS)).astype(np.int64)
         low = int(bins.min())
         places = int(bins.max()) - low + 1
@@ -47,29 +48,29 @@ class PictureHistograms:
             counts[1] = np.bincount(of_defect, minlength=places)
             counts[2] = np.bincount(of_defect, 1.0 / np.bincount(regions)[regions], minlength=places)
         used = np.flatnonzero(counts[0] + counts[1])
-        self._pictures[path] = _Picture(used + low, counts[:, used].astype(np.float32))
+        self._images[path] = _Image(used + low, counts[:, used].astype(np.float32))
 
     def of(self, paths: Sequence[Path]) -> ResampledPixels | None:
-        """Return what resamples the pictures at `paths`, N of them; None where no map of them was counted."""
-        known = [(index, self._pictures[path]) for index, path in enumerate(paths) if path in self._pictures]
+        """Return what resamples the images at `paths`, N of them; None where no map of them was counted."""
+        known = [(index, self._images[path]) for index, path in enumerate(paths) if path in self._images]
         return ResampledPixels(known) if known else None
 
 
 class ResampledPixels:
-    """Pixel AUROC and AUPRO of resamples of a fixed list of pictures."""
+    """Pixel AUROC and AUPRO of resamples of a fixed list of images."""
 
-    def __init__(self, known: Sequence[tuple[int, _Picture]]) -> None:
-        bins = np.unique(np.concatenate([picture.bins for _, picture in known]))
+    def __init__(self, known: Sequence[tuple[int, _Image]]) -> None:
+        bins = np.unique(np.concatenate([image.bins for _, image in known]))
         self._indices = [index for index, _ in known]
         self._counts = np.zeros((3, len(known), len(bins)), np.float32)
-        for row, (_, picture) in enumerate(known):
+        for row, (_, image) in enumerate(known):
             # From the highest value down, as thresholds fall.
-            self._counts[:, row, len(bins) - 1 - np.searchsorted(bins, picture.bins)] = picture.counts
+            self._counts[:, row, len(bins) - 1 - np.searchsorted(bins, image.bins)] = image.counts
 
     def resampled(self, weights: npt.NDArray[np.integer[Any]]) -> dict[str, Float64Array]:
         """Return `pixel_auroc` and `aupro`, float64 `(B,)` each, of B resamples.
 
-        `weights` `(B, N)` says how often each of the N pictures is in a resample. NaN where a resample has no
+        `weights` `(B, N)` says how often each of the N images is in a resample. NaN where a resample has no
         normal or no defect pixels.
         """
         known = weights[:, self._indices].astype(np.float32)

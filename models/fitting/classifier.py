@@ -1,4 +1,4 @@
-"""Fits the detector `classifier`: pooled features of labelled pictures, then a linear head on them."""
+"""Fits the detector `classifier`: pooled features of labelled images, then a linear head on them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fit_classifier(
     backbone, channels, about = load_pretrained(source)
     columns = dict(zip(PARTS, _columns(channels), strict=True))
     pools = {name: np.concatenate([columns[part] for part in parts]) for name, parts in POOLS.items()}
-    # A picture that comes again, to balance products, would be left out and learnt from at once.
+    # An image that comes again, to balance products, would be left out and learnt from at once.
     normals = list(dict.fromkeys(balanced(products)))
     features = _features(PooledFeatures(backbone), [*normals, *anomalies], size, read, report)
     labels = np.arange(len(features)) >= len(normals)
@@ -101,7 +101,7 @@ def _features(
     read: Read,
     report: Callable[[Progress], None],
 ) -> Float64Array:
-    """Return float64 `(len(paths), features)`; the network runs once over each picture, on OpenVINO."""
+    """Return float64 `(len(paths), features)`; the network runs once over each image, on OpenVINO."""
     queue = compile_queue(converted(network, size))
     found: list[Any] = [None] * len(paths)
 

@@ -1,7 +1,7 @@
 """Fits the detector `feature`; reads from top to bottom.
 
-Whitening and autoencoder to features of normal pictures, the head to defects drawn on them, and the scale of each
-kind of evidence to normal pictures that neither was fitted to.
+Whitening and autoencoder to features of normal images, the head to defects drawn on them, and the scale of each
+kind of evidence to normal images that neither was fitted to.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ HEAD_STEPS_SHARE = 0.75  # of each of its two rounds
 POSITIONS = 4096  # in a step of the autoencoder
 LEARNING_RATE = 1e-2
 
-# Pictures kept from both networks, by which their evidence is measured.
+# Images kept from both networks, by which their evidence is measured.
 TUNE_SHARE = 0.12
 TUNE_MIN, TUNE_MAX = 4, 100
 # With fewer, each is used several times, in slightly other light.
-PICTURES_FEW = 160
+IMAGES_FEW = 160
 DRAWN, PLAIN = 900, 300
 CROPS_EACH = 2
-PICTURES_HELD = 1000
-# Of the pictures kept from both networks, what tells that the autoencoder begins to learn its pictures by heart.
+IMAGES_HELD = 1000
+# Of the images kept from both networks, what tells that the autoencoder begins to learn its images by heart.
 APART_POSITIONS = 16_384
 
 
@@ -71,11 +71,11 @@ def fit_feature(
     warm: WarmStart | None = None,
     trim_fraction: float = 0.0,
 ) -> Fitted:
-    """Return the detectors fitted to the normal pictures of `products`, each in the order of its seeded hashes.
+    """Return the detectors fitted to the normal images of `products`, each in the order of its seeded hashes.
 
     Autoencoder and head are one for all, and begin with the weights of `warm` if they fit, in half the steps. What an
-    ordinary picture is, and by how much one differs, is each product's own: the overview and the scale of all evidence.
-    The `trim_fraction` of the pictures that is rebuilt worst is left out.
+    ordinary image is, and by how much one differs, is each product's own: the overview and the scale of all evidence.
+    The `trim_fraction` of the images that is rebuilt worst is left out.
     """
     kept_out = [_tuning(paths) for paths in products]
     held_out = frozenset(path for paths in kept_out for path in paths)
@@ -85,7 +85,7 @@ def fit_feature(
     # Whitening, autoencoder, overviews
     extractor = load_extractor()
     features = FrozenNetwork(extractor, size)
-    copies = math.ceil(PICTURES_FEW / len(fitting))
+    copies = math.ceil(IMAGES_FEW / len(fitting))
     pool, overviews = position_pool(
         features,
         _lit(fitting, size, copies, seed, read),
@@ -101,7 +101,7 @@ def fit_feature(
     standardisation = Standardisation(DETAIL)
     whitening.fit(pool[:, :FEATURES])
     standardisation.fit(pool[:, FEATURES:])
-    # As `_lit` has them: each picture with its copies in other light behind it, the products in turn.
+    # As `_lit` has them: each image with its copies in other light behind it, the products in turn.
     shown = [path for path in fitting for _ in range(copies)]
     owner = torch.arange(len(fitting)).remainder(len(products)).repeat_interleave(copies)
     left_out: frozenset[Path] = frozenset()
@@ -130,12 +130,12 @@ def fit_feature(
     # Head, on what the autoencoder leaves
     seen = FeaturesAndResiduals(extractor, whitening, autoencoder, standardisation).eval()
     network = FrozenNetwork(seen, size)
-    changes = harmless(list(chain(*tunes)), lambda pictures: _errors(network, pictures), seed)
+    changes = harmless(list(chain(*tunes)), lambda images: _errors(network, images), seed)
     held = _held(fitting, limits.pool_bytes // (4 * size[0] * size[1] * 3), size, read)
-    # Of each product as many, so that a head for several does not know best the one with the most pictures.
+    # Of each product as many, so that a head for several does not know best the one with the most images.
     normal = [held[path] for path in fitting if path in held]
     share = limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
-    # A training cut short on purpose sees fewer pictures, too.
+    # A training cut short on purpose sees fewer images, too.
     share = min(1.0, share, steps / STEPS)
     drawn_count, plain_count = (max(16, round(share * count)) for count in (DRAWN, PLAIN))
     drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
@@ -182,20 +182,20 @@ def fit_feature(
 
 
 def _tuning(paths: Sequence[Path]) -> list[Path]:
-    """Return the pictures, of those of one product, that are kept from both networks."""
+    """Return the images, of those of one product, that are kept from both networks."""
     return list(paths[: min(max(round(TUNE_SHARE * len(paths)), TUNE_MIN), TUNE_MAX)])
 
 
 def _positions_apart(
     features: FrozenNetwork,
-    pictures: Sequence[UInt8Array],
+    images: Sequence[UInt8Array],
     size: tuple[int, int],
     seed: int,
     report: Callable[[Progress], None],
 ) -> Tensor:
-    """Return features of positions of `pictures`, those kept from both networks, float16 `(n, 312)`."""
-    room = 2 * KEPT * max(APART_POSITIONS, len(pictures))
-    return position_pool(features, pictures, len(pictures), size, seed, report, room)[0]
+    """Return features of positions of `images`, those kept from both networks, float16 `(n, 312)`."""
+    room = 2 * KEPT * max(APART_POSITIONS, len(images))
+    return position_pool(features, images, len(images), size, seed, report, room)[0]
 
 
 def _overview(overviews: Tensor) -> Whitening:
@@ -231,14 +231,14 @@ def _fit_autoencoder(
     return autoencoder, done, last
 
 
-def _pool_errors(pool: Tensor, pictures: int, whitening: Whitening, autoencoder: FeatureAutoencoder) -> Float32Array:
-    """Return for each picture of the pool what the autoencoder leaves of its worst positions, float32 `(pictures,)`."""
+def _pool_errors(pool: Tensor, images: int, whitening: Whitening, autoencoder: FeatureAutoencoder) -> Float32Array:
+    """Return for each image of the pool what the autoencoder leaves of its worst positions, float32 `(images,)`."""
     found = []
     with torch.inference_mode():
         for block in torch.split(pool[:, :FEATURES], 65_536):
             wanted = whitening(block.float().T.reshape(1, FEATURES, 1, len(block)))
             found.append((autoencoder(wanted) - wanted).square().mean(dim=1).flatten())
-    return mean_of_highest(torch.cat(found).reshape(pictures, -1).numpy(), ERROR_SHARE)
+    return mean_of_highest(torch.cat(found).reshape(images, -1).numpy(), ERROR_SHARE)
 
 
 def _half_way_to(deadline: float) -> float:
@@ -247,30 +247,30 @@ def _half_way_to(deadline: float) -> float:
 
 
 def _lit(paths: Sequence[Path], size: tuple[int, int], copies: int, seed: int, read: Read) -> Iterator[UInt8Array]:
-    """Yield each picture as it is, `copies` - 1 times in slightly other light, and where it comes again only so."""
+    """Yield each image as it is, `copies` - 1 times in slightly other light, and where it comes again only so."""
     chance = np.random.default_rng([seed, 0])
     seen: set[Path] = set()
     for path in paths:
-        picture = read(path, size)
+        image = read(path, size)
         for copy in range(copies):
-            yield picture if copy == 0 and path not in seen else vary(picture, (), chance)
+            yield image if copy == 0 and path not in seen else vary(image, (), chance)
         seen.add(path)
 
 
 def _held(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -> dict[Path, UInt8Array]:
-    """Return at most `most` of the pictures, and at most 1,000, to be held in memory."""
-    return {path: read(path, size) for path in list(dict.fromkeys(paths))[: max(1, min(most, PICTURES_HELD))]}
+    """Return at most `most` of the images, and at most 1,000, to be held in memory."""
+    return {path: read(path, size) for path in list(dict.fromkeys(paths))[: max(1, min(most, IMAGES_HELD))]}
 
 
 def _drawn(
     normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int
 ) -> Iterator[tuple[UInt8Array, Float32Array]]:
-    """Yield pictures with drawn defects, and the share of each position that is defect; drawn on two threads."""
+    """Yield images with drawn defects, and the share of each position that is defect; drawn on two threads."""
 
     def one(number: int) -> tuple[UInt8Array, Float32Array]:
         chance = np.random.default_rng([seed, 1, number])
-        picture, mask = draw_defects(vary(normal[number % len(normal)], changes, chance), normal, chance)
-        return picture, share_by_position(mask, STRIDE)
+        image, mask = draw_defects(vary(normal[number % len(normal)], changes, chance), normal, chance)
+        return image, share_by_position(mask, STRIDE)
 
     with ThreadPoolExecutor(2) as threads:
         yield from threads.map(one, range(count))
@@ -287,29 +287,29 @@ def _plain(
 
 
 def _several(tune: Sequence[UInt8Array], seed: int) -> list[UInt8Array]:
-    """Return the pictures, and where they are few, each several times in slightly other light."""
+    """Return the images, and where they are few, each several times in slightly other light."""
     chance = np.random.default_rng([seed, 4])
     copies = math.ceil(TUNE_MAX / 2 / len(tune))
-    return [picture if copy == 0 else vary(picture, (), chance) for copy in range(copies) for picture in tune]
+    return [image if copy == 0 else vary(image, (), chance) for copy in range(copies) for image in tune]
 
 
-def _errors(network: FrozenNetwork, pictures: Sequence[UInt8Array]) -> Float32Array:
-    """Return what the autoencoder leaves of each picture: the mean square of its residuals, float32 `(n,)`."""
-    found = np.empty(len(pictures), dtype=np.float32)
+def _errors(network: FrozenNetwork, images: Sequence[UInt8Array]) -> Float32Array:
+    """Return what the autoencoder leaves of each image: the mean square of its residuals, float32 `(n,)`."""
+    found = np.empty(len(images), dtype=np.float32)
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:
         found[index] = np.square(places[FEATURES : 2 * FEATURES]).mean()
 
-    network.run(pictures, take)
+    network.run(images, take)
     return found
 
 
-def _evidence(network: FrozenNetwork, pictures: Sequence[UInt8Array]) -> Tensor:
-    """Return what each kind of evidence says of each picture, float32 `(n, 3)`."""
-    found = np.empty((len(pictures), len(EVIDENCE)), dtype=np.float32)
+def _evidence(network: FrozenNetwork, images: Sequence[UInt8Array]) -> Tensor:
+    """Return what each kind of evidence says of each image, float32 `(n, 3)`."""
+    found = np.empty((len(images), len(EVIDENCE)), dtype=np.float32)
 
-    def take(index: int, of_picture: Float32Array, of_places: Float32Array) -> None:
-        found[index] = of_picture
+    def take(index: int, of_image: Float32Array, of_places: Float32Array) -> None:
+        found[index] = of_image
 
-    network.run(pictures, take)
+    network.run(images, take)
     return torch.from_numpy(found)

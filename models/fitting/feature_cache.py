@@ -1,4 +1,4 @@
-"""Runs the frozen part of the detector over pictures, on OpenVINO, which is faster here than torch.
+"""Runs the frozen part of the detector over images, on OpenVINO, which is faster here than torch.
 
 Keeps what the networks that learn draw from: a bounded sample of positions for the autoencoder, crops around drawn
 defects for the head.
@@ -28,38 +28,38 @@ KEPT = FEATURES + DETAIL  # channels of the extractor
 SEEN = 2 * FEATURES + DETAIL  # channels that the head sees
 
 Take = Callable[[int, Float32Array, Float32Array], None]
-"""Gets a picture's number and the network's two outputs for it, as they come."""
+"""Gets an image's number and the network's two outputs for it, as they come."""
 
 
 class FrozenNetwork:
-    """A network of two outputs for pictures of one size, run picture by picture."""
+    """A network of two outputs for images of one size, run image by image."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
-        """Compile `network`, in eval mode, for pictures of `size`, height and width in pixels."""
+        """Compile `network`, in eval mode, for images of `size`, height and width in pixels."""
         self._queue = compile_queue(converted(network, size))
 
-    def run(self, pictures: Iterable[UInt8Array], take: Take) -> None:
-        """Give `take` what the network says of each picture, in any order; what it gets is used again afterwards."""
+    def run(self, images: Iterable[UInt8Array], take: Take) -> None:
+        """Give `take` what the network says of each image, in any order; what it gets is used again afterwards."""
 
         def keep(request: Any, index: int) -> None:
             take(index, request.get_output_tensor(0).data[0], request.get_output_tensor(1).data[0])
 
         self._queue.set_callback(keep)
-        for index, picture in enumerate(pictures):
-            self._queue.start_async({0: picture[np.newaxis]}, index)
+        for index, image in enumerate(images):
+            self._queue.start_async({0: image[np.newaxis]}, index)
         self._queue.wait_all()
 
 
 def position_pool(
     network: FrozenNetwork,
-    pictures: Iterable[UInt8Array],
+    images: Iterable[UInt8Array],
     count: int,
     size: tuple[int, int],
     seed: int,
     report: Callable[[Progress], None],
     pool_bytes: int = POOL_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Return features of positions drawn from each of `count` pictures alike, and their overviews.
+    """Return features of positions drawn from each of `count` images alike, and their overviews.
 
     Float16 `(n, 312)` of at most `pool_bytes`, and float32 `(count, 472)`.
     """
@@ -73,7 +73,7 @@ def position_pool(
         pool[index] = places.reshape(KEPT, positions)[:, drawn].T
         overviews[index] = overview
 
-    network.run(_told(pictures, count, "features", report), take)
+    network.run(_told(images, count, "features", report), take)
     return torch.from_numpy(pool.reshape(-1, KEPT)), torch.from_numpy(overviews)
 
 
@@ -87,16 +87,16 @@ class Crops:
 
 def crop_pool(
     network: FrozenNetwork,
-    pictures: Iterable[tuple[UInt8Array, Float32Array]],
+    images: Iterable[tuple[UInt8Array, Float32Array]],
     count: int,
     crops_each: int,
     size: tuple[int, int],
     seed: int,
     report: Callable[[Progress], None],
 ) -> Crops:
-    """Return `crops_each` crops of up to 24x24 positions of each of `count` pictures.
+    """Return `crops_each` crops of up to 24x24 positions of each of `count` images.
 
-    `pictures` come with the share of each position that is defect; three in four crops hold a defect where there is
+    `images` come with the share of each position that is defect; three in four crops hold a defect where there is
     one, at any place in the crop.
     """
     rows, columns = size[0] // STRIDE, size[1] // STRIDE
@@ -105,10 +105,10 @@ def crop_pool(
     shares = np.empty((count * crops_each, height, width), dtype=np.float32)
     defects: dict[int, Float32Array] = {}
 
-    def only_pictures() -> Iterable[UInt8Array]:
-        for index, (picture, share) in enumerate(pictures):
+    def only_images() -> Iterable[UInt8Array]:
+        for index, (image, share) in enumerate(images):
             defects[index] = share
-            yield picture
+            yield image
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:
         share, chance = defects.pop(index), np.random.default_rng([seed, index])
@@ -118,22 +118,22 @@ def crop_pool(
             seen[number] = places[:, top : top + height, left : left + width]
             shares[number] = share[top : top + height, left : left + width]
 
-    network.run(_told(only_pictures(), count, "drawing defects", report), take)
+    network.run(_told(only_images(), count, "drawing defects", report), take)
     return Crops(torch.from_numpy(seen), torch.from_numpy(shares))
 
 
 def hardest_crops(
     network: FrozenNetwork,
     head: Callable[[Tensor], Tensor],
-    pictures: Sequence[UInt8Array],
+    images: Sequence[UInt8Array],
     most: int,
     report: Callable[[Progress], None],
 ) -> Crops:
-    """Return, of the normal `pictures` that `head` finds most of a defect in, the crops where it does; at most `most`.
+    """Return, of the normal `images` that `head` finds most of a defect in, the crops where it does; at most `most`.
 
     `head` takes float32 `(1, 488, h, w)` and returns `(1, 1, h, w)`.
     """
-    height, width = (min(CROP_SIDE, side // STRIDE) for side in pictures[0].shape[:2])
+    height, width = (min(CROP_SIDE, side // STRIDE) for side in images[0].shape[:2])
     kept: list[tuple[float, int, Tensor]] = []
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:
@@ -144,12 +144,12 @@ def hardest_crops(
         top = min(max(row - height // 2, 0), logits.shape[0] - height)
         left = min(max(column - width // 2, 0), logits.shape[1] - width)
         crop = seen[0, :, top : top + height, left : left + width].half()
-        # Ordered by picture where two are alike, as results come in any order.
+        # Ordered by image where two are alike, as results come in any order.
         heapq.heappush(kept, (float(logits.max()), -index, crop))
         if len(kept) > most:
             heapq.heappop(kept)
 
-    network.run(_told(pictures, len(pictures), "looking for false alarms", report), take)
+    network.run(_told(images, len(images), "looking for false alarms", report), take)
     crops = torch.stack([crop for _, _, crop in sorted(kept, key=lambda entry: entry[:2])])
     return Crops(crops, torch.zeros(len(crops), height, width))
 
@@ -166,8 +166,8 @@ def _crop(
 
 
 def _told(
-    pictures: Iterable[UInt8Array], count: int, stage: str, report: Callable[[Progress], None]
+    images: Iterable[UInt8Array], count: int, stage: str, report: Callable[[Progress], None]
 ) -> Iterable[UInt8Array]:
-    for done, picture in enumerate(pictures, start=1):
-        yield picture
+    for done, image in enumerate(images, start=1):
+        yield image
         report(Progress(stage, done, count))

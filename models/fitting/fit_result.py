@@ -1,4 +1,4 @@
-"""What fitting a network to training pictures gives: the value that each kind's fitting returns to `models.training.train`."""
+"""What fitting a network to training images gives: the value that each kind's fitting returns to the training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Fitted:
     `graphs` are exported, one for each product, the same one again where nothing in it is a product's own. A graph
     takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`.
     `map_meaning` and `score_meaning` say in words what those two are. `comparable` says that scores and maps of two
-    networks fitted to parts of the same pictures are in the same unit, as probabilities are.
+    networks fitted to parts of the same images are in the same unit, as probabilities are.
     """
 
     graphs: Sequence[nn.Module]
@@ -32,4 +32,4 @@ class Fitted:
     warm_start: str | None = None
     """The version whose weights it began with."""
     trimmed: tuple[Path, ...] = ()
-    """Pictures that it was given and left out, as they were rebuilt worst."""
+    """Images that it was given and left out, as they were rebuilt worst."""

@@ -14,7 +14,7 @@ from models.errors import MemoryExceeded
 
 BYTES_PER_GB = 10**9
 MEMORY_GB = 6.0
-# Resident before the first picture is kept: Python, torch, OpenVINO, a network and its buffers.
+# Resident before the first image is kept: Python, torch, OpenVINO, a network and its buffers.
 PROCESS_BYTES = 1_500_000_000
 # A pool may be copied once, in another dtype or order, while it is made.
 POOL_SHARE = 0.5
@@ -30,7 +30,7 @@ class Limits:
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes that a fit may keep of pictures or features. Raises MemoryExceeded where none would be left."""
+        """Bytes that a fit may keep of images or features. Raises MemoryExceeded where none would be left."""
         left = int(POOL_SHARE * (self.memory_bytes - PROCESS_BYTES))
         if left < POOL_BYTES_MIN:
             least = (PROCESS_BYTES + POOL_BYTES_MIN / POOL_SHARE) / BYTES_PER_GB

@@ -1,6 +1,6 @@
 """A linear head that tells anomalies from normals: logistic regression, chosen and calibrated by cross-validation.
 
-Knows features and labels, no pictures. The numbers that it chooses by all come from what it is given to train on.
+Knows features and labels, no images. The numbers that it chooses by all come from what it is given to train on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEVIATION_FLOOR = 1e-6
 class LinearHead:
     """Log-odds of an anomaly are `weight · (features - centre) + offset`, features those at `columns`.
 
-    `log_loss` (classes weighing the same) and `auroc` are of decision values for pictures that were left out in
+    `log_loss` (classes weighing the same) and `auroc` are of decision values for images that were left out in
     fitting. `slope` and `intercept` are Platt's, already part of `weight` and `offset`.
     """
 
@@ -103,7 +103,7 @@ def platt(decisions: Float64Array, anomalies: BoolArray) -> tuple[float, float]:
 
     Platt, Probabilistic Outputs for Support Vector Machines, 1999, section 2.2: a logistic fit to targets drawn
     in from 0 and 1 by one count, so that few anomalies do not make it certain. Not isotonic regression, whose
-    steps tie scores, and which needs about a thousand pictures (Niculescu-Mizil and Caruana, ICML 2005).
+    steps tie scores, and which needs about a thousand images (Niculescu-Mizil and Caruana, ICML 2005).
     """
     positives, negatives = int(anomalies.sum()), int((~anomalies).sum())
     targets = np.where(anomalies, (positives + 1) / (positives + 2), 1 / (negatives + 2))

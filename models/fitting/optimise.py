@@ -54,7 +54,7 @@ def descend(
         if step < steps and time.monotonic() > deadline:
             why = "the minutes allowed are used up"
         elif step < steps and watch is not None and watch.rises(step):
-            why = f"the loss on pictures kept apart rises; it was lowest after {watch.go_back()}"
+            why = f"the loss on images kept apart rises; it was lowest after {watch.go_back()}"
         report(Progress(stage, step, steps, why and f"{stage} stopped after {step} of {steps} steps: {why}"))
         if why:
             break

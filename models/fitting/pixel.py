@@ -1,4 +1,4 @@
-"""Fits the detector `pixel`: the autoencoder, to the training pictures themselves."""
+"""Fits the detector `pixel`: the autoencoder, to the training images themselves."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencod
 from models.progress import Progress
 
 STEPS = 400
-PICTURES = 16  # in a step
+IMAGES = 16  # in a step
 LEARNING_RATE = 2e-3
-# Share of a picture's pixels, the worst ones, by whose errors pictures are left out.
+# Share of an image's pixels, the worst ones, by whose errors images are left out.
 ERROR_SHARE = 0.03
 
 
@@ -49,7 +49,7 @@ def fit_pixel(
     rate = LEARNING_RATE * (WARM_RATE_SHARE if begun else 1)
 
     def loss() -> Tensor:
-        wanted = as_pixels(images[torch.randint(len(images), (PICTURES,), generator=chance)])
+        wanted = as_pixels(images[torch.randint(len(images), (IMAGES,), generator=chance)])
         return functional.mse_loss(autoencoder(wanted), wanted)
 
     left_out: frozenset[Path] = frozenset()
@@ -79,7 +79,7 @@ def _errors(autoencoder: PixelAutoencoder, images: Tensor) -> Float32Array:
     """Return for each of `images` the mean square of the errors of its worst pixels, float32 `(n,)`."""
     found = []
     with torch.inference_mode():
-        for batch in torch.split(images, PICTURES):
+        for batch in torch.split(images, IMAGES):
             wanted = as_pixels(batch)
             found.append((autoencoder(wanted) - wanted).square().mean(dim=1).flatten(1).numpy())
     return mean_of_highest(np.concatenate(found), ERROR_SHARE)

@@ -1,6 +1,6 @@
-"""Fits the segmentation head: to crops of drawn defects and of normal pictures, then to its own false alarms as well.
+"""Fits the segmentation head: to crops of drawn defects and of normal images, then to its own false alarms as well.
 
-The second round is what makes the threshold low: few places of few normal pictures look most like a defect, and
+The second round is what makes the threshold low: few places of few normal images look most like a defect, and
 crops drawn evenly seldom show them (hard negative mining; Shrivastava et al., CVPR 2016).
 """
 
@@ -18,7 +18,7 @@ from models.networks.segmentation_head import SegmentationHead, defect_loss
 from models.progress import Progress
 
 LEARNING_RATES = (3e-3, 2e-3)
-# Crops in a step of each round: with drawn defects, of normal pictures, of false alarms.
+# Crops in a step of each round: with drawn defects, of normal images, of false alarms.
 ROUNDS = ((12, 4, 0), (10, 2, 4))
 FALSE_ALARMS = 300
 # Share of a crop's channels that are left out of a step, so that no defect is known by one of them alone.

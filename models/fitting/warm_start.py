@@ -1,6 +1,6 @@
 """Takes the weights of an earlier version as the start of a new one's fit, where both have the same architecture.
 
-The whitening of the new version is fitted anew, to pictures that the earlier one never saw. Its weights are then
+The whitening of the new version is fitted anew, to images that the earlier one never saw. Its weights are then
 expressed in the new units, exactly: the layers on either side of the whitening are 1x1 convolutions.
 """
 
@@ -23,7 +23,7 @@ from models.registry import MANIFEST, WEIGHTS
 # A fit that begins where another ended needs fewer steps, and smaller ones.
 WARM_STEPS_SHARE = 0.5
 WARM_RATE_SHARE = 0.5
-TRIM_STEPS_SHARE = 0.25  # of a first fit from zero, by which pictures are left out
+TRIM_STEPS_SHARE = 0.25  # of a first fit from zero, by which images are left out
 
 
 @dataclass(frozen=True)

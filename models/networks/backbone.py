@@ -1,6 +1,6 @@
 """The frozen backbone: EfficientNet-Lite0 with ImageNet weights from an installed package, never from a network.
 
-Owns which weights are used, how they are checked and how pictures become features. Nothing here is trained.
+Owns which weights are used, how they are checked and how images become features. Nothing here is trained.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OVERVIEW = sum(CHANNELS[1:])
 
 
 class FeatureExtractor(nn.Module):
-    """Pictures to features of each place, and to an overview of each picture.
+    """Images to features of each place, and to an overview of each image.
 
     Features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked. The averaging makes
     a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1). Detail: the two finest
     levels as they are, the four places at stride 4 side by side, since averages wash out what is a few pixels large.
-    Overview: the means over the whole picture, at half its sides, of the three deepest levels.
+    Overview: the means over the whole image, at half its sides, of the three deepest levels.
     """
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ POOLS: dict[str, tuple[Part, ...]] = {
 
 
 class PooledFeatures(nn.Module):
-    """Pictures to one vector each, pooled over positions: what the head learns from."""
+    """Images to one vector each, pooled over positions: what the head learns from."""
 
     def __init__(self, backbone: PretrainedLevels) -> None:
         """Pool the levels of `backbone`."""
@@ -42,7 +42,7 @@ class PooledFeatures(nn.Module):
 
 
 class ClassifierScoringGraph(nn.Module):
-    """Pictures to score and map, all preprocessing inside; in eval mode this is what is exported."""
+    """Images to score and map, all preprocessing inside; in eval mode this is what is exported."""
 
     weight: Tensor
     centre: Tensor

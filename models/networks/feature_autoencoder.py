@@ -1,7 +1,7 @@
 """The autoencoder of the detector `feature`, over features of a frozen backbone: what it cannot rebuild is unusual.
 
-Owns the network and the whitening before it. What becomes of its error is `models.networks.feature_detector`'s, training it
-`models.fitting.feature`'s.
+Owns the network and the whitening before it. `models.networks.feature_detector` uses its error,
+`models.fitting.feature` trains it.
 """
 
 from __future__ import annotations

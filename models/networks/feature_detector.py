@@ -1,7 +1,7 @@
-"""The detector `feature` as one graph: three kinds of evidence of a picture, brought to one score and one map.
+"""The detector `feature` as one graph: three kinds of evidence of an image, brought to one score and one map.
 
-The head finds what looks like a drawn defect, the autoencoder places unlike any seen, the overview pictures that
-differ as a whole. Each is measured against held-out normal pictures, so that they can be added up.
+The head finds what looks like a drawn defect, the autoencoder places unlike any seen, the overview images that
+differ as a whole. Each is measured against held-out normal images, so that they can be added up.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisat
 from models.networks.segmentation_head import SegmentationHead
 
 EVIDENCE = ("head", "autoencoder", "overview")
-# Shares of the positions, the worst ones, whose mean speaks for a picture. Both were chosen on drawn defects and on
+# Shares of the positions, the worst ones, whose mean speaks for an image. Both were chosen on drawn defects and on
 # solar cells kept for development, see docs/experiments.md.
 HEAD_SHARE = 0.002
 ERROR_SHARE = 0.03
-# Evidence is measured from the quantile of normal pictures beyond which its tail begins.
+# Evidence is measured from the quantile of normal images beyond which its tail begins.
 TAIL = 0.25
 # Share of the mean eigenvalue below which a direction of the overview is not stretched further.
 OVERVIEW_FLOOR = 1e-2
@@ -29,7 +29,7 @@ _SMALLEST = 1e-12
 
 
 class FeaturesAndResiduals(nn.Module):
-    """Pictures to what the head sees, `(N, 488, h, w)`, and the overview: run once over the training pictures."""
+    """Images to what the head sees, `(N, 488, h, w)`, and the overview: run once over the training images."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class FeaturesAndResiduals(nn.Module):
 
 
 class FeatureEvidence(nn.Module):
-    """Pictures to what each kind of evidence says of them and of their places, each in a unit of its own."""
+    """Images to what each kind of evidence says of them and of their places, each in a unit of its own."""
 
     def __init__(self, seen: FeaturesAndResiduals, overview: Whitening, head: SegmentationHead) -> None:
         """Put the parts, as trained, together."""
@@ -65,7 +65,7 @@ class FeatureEvidence(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return float32 `(N, 3)` of pictures, in the order of `EVIDENCE`, and `(N, 2, h, w)` of places, without
+        """Return float32 `(N, 3)` of images, in the order of `EVIDENCE`, and `(N, 2, h, w)` of places, without
         the overview: the head's logits, and the log of the autoencoder's error, mean over channels and 3x3 places.
         """
         seen, overview = self.seen(images)
@@ -74,16 +74,16 @@ class FeatureEvidence(nn.Module):
         errors = residuals.square().mean(dim=1, keepdim=True)
         errors = functional.avg_pool2d(errors, 3, stride=1, padding=1, count_include_pad=False)[:, 0]
         distance = self.overview(overview.reshape(-1, OVERVIEW, 1, 1)).flatten(1).square().mean(dim=1)
-        of_picture = [
+        of_image = [
             _mean_of_worst(logits, HEAD_SHARE),
             _mean_of_worst(errors, ERROR_SHARE).clamp_min(_SMALLEST).log(),
             distance.clamp_min(_SMALLEST).log(),
         ]
-        return torch.stack(of_picture, dim=1), torch.stack([logits, errors.clamp_min(_SMALLEST).log()], dim=1)
+        return torch.stack(of_image, dim=1), torch.stack([logits, errors.clamp_min(_SMALLEST).log()], dim=1)
 
 
 class FeatureScoringGraph(nn.Module):
-    """Pictures to score and map, all preprocessing inside; in eval mode this is what is exported.
+    """Images to score and map, all preprocessing inside; in eval mode this is what is exported.
 
     Autoencoder and overview speak of the same, of what was never seen, and err together; so they are added up to one
     witness, the novelty, before it is heard beside the head.
@@ -106,7 +106,7 @@ class FeatureScoringGraph(nn.Module):
         self.register_buffer("scale", torch.ones(len(EVIDENCE)))
 
     def fit_tails(self, evidence: Tensor) -> None:
-        """Take unit and tail of each kind from `evidence` `(n, 3)` of normal pictures that nothing was fitted to.
+        """Take unit and tail of each kind from `evidence` `(n, 3)` of normal images that nothing was fitted to.
 
         The unit is the distance from median to 84 % quantile, a standard deviation where values are Gaussian. A tail
         is exponential: beyond the 75 % quantile the excess has the mean `scale`, its maximum-likelihood estimate.
@@ -125,15 +125,15 @@ class FeatureScoringGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return score float32 `(N,)` and map float32 `(N, H/8, W/8)`, ≥ 0, of uint8 `(N, H, W, 3)` RGB.
 
-        The score is about -ln of the share of normal pictures that score as high: the log of the mean, over head and
+        The score is about -ln of the share of normal images that score as high: the log of the mean, over head and
         novelty, of one over the tail probability, a soft form of Bonferroni's correction. The map says the same of
         each place, from head and autoencoder, made positive by softplus.
         """
-        of_picture, of_places = self.evidence(images)
-        return self.score(of_picture), functional.softplus(self._together(of_places[:, 0], of_places[:, 1], 1))
+        of_image, of_places = self.evidence(images)
+        return self.score(of_image), functional.softplus(self._together(of_places[:, 0], of_places[:, 1], 1))
 
     def score(self, evidence: Tensor) -> Tensor:
-        """Return the score `(N,)` of `evidence` `(N, 3)` of pictures."""
+        """Return the score `(N,)` of `evidence` `(N, 3)` of images."""
         return self._together(evidence[:, 0], self._novelty(evidence), 2)
 
     def _novelty(self, evidence: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ BOTTLENECK = 32
 class PixelAutoencoder(nn.Sequential):
     """Strided convolutions down to 32 channels at a sixteenth of the sides, and the same way up again.
 
-    The bottleneck holds a 24th of the numbers of the picture, so what was never seen cannot pass unchanged.
+    The bottleneck holds a 24th of the numbers of the image, so what was never seen cannot pass unchanged.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class PixelAutoencoder(nn.Sequential):
 
 
 class PixelScoringGraph(nn.Module):
-    """Pictures to score and map, all preprocessing inside; in eval mode this is what is exported."""
+    """Images to score and map, all preprocessing inside; in eval mode this is what is exported."""
 
     stride = 1
 

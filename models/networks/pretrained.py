@@ -34,7 +34,7 @@ class BackboneSource:
 
 
 class PretrainedLevels(nn.Module):
-    """Pictures to the last three levels of a pretrained network, the way that it was trained to see them."""
+    """Images to the last three levels of a pretrained network, the way that it was trained to see them."""
 
     mean: Tensor
     deviation: Tensor

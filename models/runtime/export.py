@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.data.select_images import Chosen, TrainingPicture
+from models.data.select_images import Chosen, TrainingImage
 from models.detector import Detector, UInt8Array
 from models.errors import ParityFailed
 from models.registry import (
@@ -85,11 +85,11 @@ def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str
 
 
 def write_images(chosen: Chosen, build: Path, root: Path | None = None) -> None:
-    """Write `images.csv`: sha256, role (see docs/models.md) and path of each picture used or left out.
+    """Write `images.csv`: sha256, role (see docs/models.md) and path of each image used or left out.
 
     A path is relative to `root` where it lies under it, else as given.
     """
-    roles: list[tuple[str, Sequence[TrainingPicture]]]
+    roles: list[tuple[str, Sequence[TrainingImage]]]
     if chosen.method == "cross":
         roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
     else:
@@ -102,8 +102,8 @@ def write_images(chosen: Chosen, build: Path, root: Path | None = None) -> None:
     with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("sha256", "role", "path"))
-        for role, pictures in roles:
-            writer.writerows((picture.sha256, role, _listed(picture.path, root)) for picture in pictures)
+        for role, images in roles:
+            writer.writerows((image.sha256, role, _listed(image.path, root)) for image in images)
 
 
 def _listed(path: Path, root: Path | None) -> Path:

@@ -22,7 +22,7 @@ _DEVICES = Path("/dev")
 def load_detector(version: ModelVersion, threads: int = 0) -> Detector:
     """Return the detector of `version`, whose graph gets `threads` cores; 0 is every core this process may use.
 
-    Raises ModelCorrupt if the graph cannot be read or does not take pictures of the version's input size.
+    Raises ModelCorrupt if the graph cannot be read or does not take images of the version's input size.
     """
     reference = OpenVinoDetector(version, threads)
     if not gpu_found():

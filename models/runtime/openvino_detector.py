@@ -1,7 +1,7 @@
-"""Scores pictures with a version's exported graph on OpenVINO: what the daemon, `score` and `evaluate` run.
+"""Scores images with a version's exported graph on OpenVINO: what the daemon, `score` and `evaluate` run.
 
-The graph has all preprocessing inside and holds no Python; torch is neither needed nor imported. Pictures go
-through one at a time, one stream per thread, so a picture's score does not depend on its batch.
+The graph has all preprocessing inside and holds no Python; torch is neither needed nor imported. Images go
+through one at a time, one stream per thread, so an image's score does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class OpenVinoDetector(Detector):
     def __init__(self, version: ModelVersion, threads: int = 0) -> None:
         """Load and compile the graph of `version` for `threads` cores; 0 is every core this process may use.
 
-        Raises ModelCorrupt if the graph cannot be read or does not score a picture of the version's input size.
+        Raises ModelCorrupt if the graph cannot be read or does not score an image of the version's input size.
         """
         self._input_size = version.input_size
         self._compiled = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
@@ -31,11 +31,11 @@ class OpenVinoDetector(Detector):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures that `score` takes."""
+        """Height and width in pixels of the images that `score` takes."""
         return self._input_size
 
     def use_streams(self, streams: int) -> None:
-        """Score at most `streams` pictures side by side from now on, of the cores that the graph was compiled for."""
+        """Score at most `streams` images side by side from now on, of the cores that the graph was compiled for."""
         self._queue = queue_of(self._compiled, streams)
         self._queue.set_callback(_keep)
         self._streams = streams
@@ -45,7 +45,7 @@ class OpenVinoDetector(Detector):
         black = np.zeros((self._streams, *self._input_size, 3), dtype=np.uint8)
 
         def run(count: int) -> None:
-            # Of so many pictures at once the queue uses no more streams than that.
+            # Of so many images at once the queue uses no more streams than that.
             self.score(black[:count])
 
         return measure_streams(run, self._streams)
@@ -72,7 +72,7 @@ def _compile(graph: str, shape: tuple[int, int, int, int], threads: int) -> Any:
         model = openvino().Core().read_model(graph)
         model.reshape(list(shape))
         compiled = compile_for_cpu(model, threads)
-        # Some graphs that compile fail only with a picture, here a black one; later it would be somebody's.
+        # Some graphs that compile fail only with an image, here a black one; later it would be somebody's.
         trial = compiled.create_infer_request()
         trial.infer({0: np.zeros(shape, dtype=np.uint8)})
         for output in (0, 1):
@@ -85,5 +85,5 @@ def _compile(graph: str, shape: tuple[int, int, int, int], threads: int) -> Any:
 
 def _keep(request: Any, place: tuple[list[Any], int]) -> None:
     results, index = place
-    # Copies, because the request's buffers are used again for the next picture.
+    # Copies, because the request's buffers are used again for the next image.
     results[index] = (request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy())

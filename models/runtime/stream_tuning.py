@@ -1,4 +1,4 @@
-"""Chooses by a short measurement how many pictures are scored side by side, and how many make a micro-batch.
+"""Chooses by a short measurement how many images are scored side by side, and how many make a micro-batch.
 
 Pure, but for the clock it is given: what runs is the caller's. The default stays unless another is clearly better, so
 that a busy machine does not decide by chance.
@@ -20,14 +20,14 @@ BATCHES_IN_FLIGHT = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """What was chosen, and pictures a second for each number of streams that was tried; the default is the largest."""
+    """What was chosen, and images a second for each number of streams that was tried; the default is the largest."""
 
     streams: int
     images_per_s: dict[int, float]
 
     @property
     def chosen_images_per_s(self) -> float:
-        """Pictures a second with what was chosen."""
+        """Images a second with what was chosen."""
         return self.images_per_s[self.streams]
 
 
@@ -37,7 +37,7 @@ def measure_streams(
     seconds_max: float = SECONDS_MAX,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
-    """Return how many of `streams` to use; `run(n)` scores one picture on each of n streams at once.
+    """Return how many of `streams` to use; `run(n)` scores one image on each of n streams at once.
 
     All, all but one, half and one are tried in turn until `seconds_max` are over; where not even one turn of all
     of them fits in, the default is kept.
@@ -67,9 +67,9 @@ def chosen(images_per_s: dict[int, float]) -> int:
 
 
 def batch_size(images_per_s: float, in_flight_max: int) -> int:
-    """Return how many pictures make a micro-batch: what 0.2 s score, at least 8, as long as four are in flight.
+    """Return how many images make a micro-batch: what 0.2 s score, at least 8, as long as four are in flight.
 
-    A commit costs the same for one picture as for many; more than 0.2 s of them would make the first one wait.
+    A commit costs the same for one image as for many; more than 0.2 s of them would make the first one wait.
     """
     most = max(1, in_flight_max // BATCHES_IN_FLIGHT)
     return min(max(BATCH_MIN, round(images_per_s * BATCH_S)), most)

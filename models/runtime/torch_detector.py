@@ -1,7 +1,7 @@
-"""Scores pictures with a version's network in torch on a GPU; the only module of scoring that brings torch.
+"""Scores images with a version's network in torch on a GPU; the only module of scoring that brings torch.
 
-Pictures go through in batches of one fixed size, filled up with black: the same kernels run every time, so that a
-picture's score does not depend on its batch. Whether it may stand in for the graph that ships is checked when made.
+Images go through in batches of one fixed size, filled up with black: the same kernels run every time, so that an
+image's score does not depend on its batch. Whether it may stand in for the graph that ships is checked when made.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TorchDetector(Detector):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures that `score` takes."""
+        """Height and width in pixels of the images that `score` takes."""
         return self._input_size
 
     def score(self, images: UInt8Array) -> Scored:
@@ -97,7 +97,7 @@ class TorchDetector(Detector):
 def on_gpu(version: ModelVersion, reference: Detector) -> TorchDetector:
     """Return the detector of `version` on the first GPU, in float16 where that does, else in float32.
 
-    Its scores of made pictures are within a hundredth of the threshold of those of `reference`, the graph that
+    Its scores of made images are within a hundredth of the threshold of those of `reference`, the graph that
     ships and by which it was calibrated. Raises GpuUnusable where neither is, or where there is no GPU to use.
     """
     if not torch.cuda.is_available():
@@ -117,7 +117,7 @@ def on_gpu(version: ModelVersion, reference: Detector) -> TorchDetector:
 
 
 def score_difference(version: ModelVersion, one: Detector, other: Detector) -> float:
-    """Return the largest difference of scores of made pictures, in units of the threshold or of the score if larger."""
+    """Return the largest difference of scores of made images, in units of the threshold or of the score if larger."""
     scores, others = (detector.score(probes(version.input_size)).scores.astype(np.float64) for detector in (one, other))
     threshold = float(version.manifest["calibration"]["threshold"])
     spread = threshold - float(np.median(version.calibration_scores))
@@ -127,7 +127,7 @@ def score_difference(version: ModelVersion, one: Detector, other: Detector) -> f
 
 
 def probes(input_size: tuple[int, int]) -> UInt8Array:
-    """Return made pictures, uint8 `(8, H, W, 3)`, from plain to rough, always the same."""
+    """Return made images, uint8 `(8, H, W, 3)`, from plain to rough, always the same."""
     height, width = input_size
     chance = np.random.default_rng(0)
     ramp = np.linspace(0, 255, height)[:, None, None] * 0.5 + np.linspace(0, 255, width)[None, :, None] * 0.5

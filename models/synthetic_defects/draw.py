@@ -1,8 +1,9 @@
-"""Draws defects on normal pictures, for the head to learn from and for thresholds of what is found.
+"""Draws defects on normal images, for the head to learn from and for thresholds of what is found.
 
 What is drawn is of no real material: spots, stains, scratches, cracks, warps, missing and misplaced parts of any
 size and contrast, after the synthetic anomalies of CutPaste (Li et al., CVPR 2021) and DRAEM (Zavrtanik et al., ICCV
-2021). Owns the order of the drawing; shapes are `models.synthetic_defects.shapes`', what fills them `models.synthetic_defects.fills`'.
+2021). Owns the order of the drawing; the shapes are in `models.synthetic_defects.shapes`, what fills them in
+`models.synthetic_defects.fills`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from models.synthetic_defects.foreground import foreground
 # A pixel is part of a defect where a colour changed by more grey levels than this.
 CHANGE_MIN = 10
 CHANGED_PIXELS_MIN = 4
-# Of the side of a square of the picture's area.
+# Of the side of a square of the image's area.
 SIDE_SHARE = (0.007, 0.10)
 DEFECTS_MAX = 4
 # Share of defects put where there is something to see, and anywhere on the part; the rest falls anywhere, ground too.
@@ -62,17 +63,17 @@ KINDS: Mapping[str, Kind] = {
 
 
 def draw_defects(
-    picture: UInt8Array, others: Sequence[UInt8Array], chance: np.random.Generator
+    image: UInt8Array, others: Sequence[UInt8Array], chance: np.random.Generator
 ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
-    """Return `picture` with one to four defects, uint8 `(H, W, 3)`, and where it changed, bool `(H, W)`.
+    """Return `image` with one to four defects, uint8 `(H, W, 3)`, and where it changed, bool `(H, W)`.
 
-    `others` are normal pictures of the same kind, from which parts are pasted. Where three colours are one
+    `others` are normal images of the same kind, from which parts are pasted. Where three colours are one
     everywhere, so they stay. Too little change is tried again, and the mask may still be empty at the end.
     """
-    height, width = picture.shape[:2]
-    drawn, mask = picture.copy(), np.zeros((height, width), dtype=bool)
-    grey = is_grey(picture)
-    places = _places(picture)
+    height, width = image.shape[:2]
+    drawn, mask = image.copy(), np.zeros((height, width), dtype=bool)
+    grey = is_grey(image)
+    places = _places(image)
     for _ in range(min(DEFECTS_MAX, 1 + int(chance.geometric(0.5)))):
         for _ in range(_TRIES):
             if _draw_one(drawn, mask, others, chance, places, grey):
@@ -80,9 +81,9 @@ def draw_defects(
     return drawn, mask
 
 
-def is_grey(picture: UInt8Array) -> bool:
-    """Return whether the three colours of `picture` are the same everywhere."""
-    return bool((picture[..., 0] == picture[..., 1]).all() and (picture[..., 0] == picture[..., 2]).all())
+def is_grey(image: UInt8Array) -> bool:
+    """Return whether the three colours of `image` are the same everywhere."""
+    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
 
 
 def share_by_position(mask: npt.NDArray[np.bool_], stride: int) -> Float32Array:
@@ -144,14 +145,14 @@ def _box(
     return top, left, height, width
 
 
-def _places(picture: UInt8Array) -> tuple[Float32Array, Float32Array]:
+def _places(image: UInt8Array) -> tuple[Float32Array, Float32Array]:
     """Return two cumulated probabilities of places, a quarter of the size: by how much there is to see, and evenly.
 
     Both are of the part alone where it lies on a plain ground.
     """
-    quarter = picture[::4, ::4].mean(axis=2, dtype=np.float32)
+    quarter = image[::4, ::4].mean(axis=2, dtype=np.float32)
     slope = ndimage.gaussian_filter(ndimage.gaussian_gradient_magnitude(quarter, 1), 3) + 1e-3
-    part = foreground(picture)
+    part = foreground(image)
     evenly = np.ones_like(slope) if part is None else part.astype(np.float32)
     return _cumulated(slope * evenly), _cumulated(evenly)
 

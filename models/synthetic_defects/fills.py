@@ -1,4 +1,4 @@
-"""Fills of drawn defects: what a box of a picture would look like if all of it were the defect.
+"""Fills of drawn defects: what a box of an image would look like if all of it were the defect.
 
 Each takes a source of chance and a `Canvas`, and returns float32 `(height, width, 3)` in grey levels, unclipped.
 """
@@ -24,12 +24,12 @@ T = TypeVar("T")
 class Canvas:
     """What there is to draw on and with.
 
-    `patch` is the box as it is, float32 `(height, width, 3)`; `picture` all of it and `other` another one, both
+    `patch` is the box as it is, float32 `(height, width, 3)`; `image` all of it and `other` another one, both
     uint8 `(H, W, 3)`; `box` top, left, height and width; `grey` says that the colours are to stay equal.
     """
 
     patch: Float32Array
-    picture: UInt8Array
+    image: UInt8Array
     other: UInt8Array
     box: tuple[int, int, int, int]
     grey: bool
@@ -39,7 +39,7 @@ Fill = Callable[[np.random.Generator, Canvas], Float32Array]
 
 
 def paste(chance: np.random.Generator, canvas: Canvas) -> Float32Array:
-    """Another place of another picture, larger or smaller, turned, lighter or darker."""
+    """Another place of another image, larger or smaller, turned, lighter or darker."""
     height, width = canvas.box[2:]
     rows, columns = canvas.other.shape[:2]
     scale = chance.uniform(0.7, 1.4)
@@ -84,12 +84,12 @@ def crack(chance: np.random.Generator, canvas: Canvas) -> Float32Array:
 def warp(chance: np.random.Generator, canvas: Canvas) -> Float32Array:
     """The same place, bent."""
     top, left, height, width = canvas.box
-    rows, columns = canvas.picture.shape[:2]
+    rows, columns = canvas.image.shape[:2]
     reach = chance.uniform(0.08, 0.3) * max(height, width) + 1
     y, x = np.mgrid[top : top + height, left : left + width].astype(np.float32)
     y = np.clip(y + reach * smooth_noise(chance, height, width, chance.uniform(1.5, 4)), 0, rows - 1)
     x = np.clip(x + reach * smooth_noise(chance, height, width, chance.uniform(1.5, 4)), 0, columns - 1)
-    colours = [ndimage.map_coordinates(canvas.picture[..., c], [y, x], np.float32, order=1) for c in range(3)]
+    colours = [ndimage.map_coordinates(canvas.image[..., c], [y, x], np.float32, order=1) for c in range(3)]
     return np.stack(colours, axis=-1)
 
 
@@ -103,7 +103,7 @@ def blur(chance: np.random.Generator, canvas: Canvas) -> Float32Array:
 def erase(chance: np.random.Generator, canvas: Canvas) -> Float32Array:
     """What lies beside it, or one colour of its edge: something is missing."""
     top, left, height, width = canvas.box
-    rows, columns = canvas.picture.shape[:2]
+    rows, columns = canvas.image.shape[:2]
     if chance.random() < 0.5:
         patch = canvas.patch
         edge = np.concatenate([patch[0], patch[-1], patch[:, 0], patch[:, -1]])
@@ -112,7 +112,7 @@ def erase(chance: np.random.Generator, canvas: Canvas) -> Float32Array:
     down, right = chance.uniform(-1.5, 1.5, 2)
     top = int(np.clip(top + down * height, 0, rows - height))
     left = int(np.clip(left + right * width, 0, columns - width))
-    return canvas.picture[top : top + height, left : left + width].astype(np.float32)
+    return canvas.image[top : top + height, left : left + width].astype(np.float32)
 
 
 def noise(chance: np.random.Generator, canvas: Canvas) -> Float32Array:

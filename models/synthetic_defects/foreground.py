@@ -1,6 +1,6 @@
 """Finds what lies on a plain ground: where a defect would be one of the part and not of the table under it.
 
-A ground is what the picture's edge shows. Where pictures have none, as of a surface that fills them, all is part.
+A ground is what the image's edge shows. Where images have none, as of a surface that fills them, all is part.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PART_SHARE = (0.01, 0.85)
 EDGE_PART_MAX = 0.1
 
 
-def foreground(picture: UInt8Array) -> npt.NDArray[np.bool_] | None:
+def foreground(image: UInt8Array) -> npt.NDArray[np.bool_] | None:
     """Return where the part lies, bool `(H/4, W/4)` rounded up, of uint8 `(H, W, 3)`; None where there is no ground.
 
     Places are told apart by the Mahalanobis distance of their colour from the colours at the edge, at the threshold
     of Otsu (A threshold selection method from gray-level histograms, 1979).
     """
-    colours = ndimage.uniform_filter(picture.astype(np.float32), (STEP, STEP, 0))[::STEP, ::STEP]
+    colours = ndimage.uniform_filter(image.astype(np.float32), (STEP, STEP, 0))[::STEP, ::STEP]
     rows, columns = colours.shape[:2]
     deep = max(1, round(EDGE_SHARE * min(rows, columns)))
     edge = np.ones((rows, columns), dtype=bool)

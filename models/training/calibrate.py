@@ -1,4 +1,4 @@
-"""Calibrates a trained detector: scores pictures that it has not seen, in one of two ways.
+"""Calibrates a trained detector: scores images that it has not seen, in one of two ways.
 
 `split`: normals were held out of the training. `cross`: there were too few to spare, so networks are fitted
 without a fold each and score that fold. Which threshold follows from the scores is `models.calibration.thresholds`'s.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from models.appearance import FIGURES, appearance_of
 from models.calibration.split import FOLDS, Method
 from models.calibration.thresholds import threshold_at
-from models.data.select_images import Chosen, Read, TrainingPicture
+from models.data.select_images import Chosen, Read, TrainingImage
 from models.detector import Detector, Float32Array
 from models.evaluation.metrics import image_auroc
 from models.fitting.fit_result import Fitted
@@ -28,20 +28,20 @@ from models.registry import ModelVersion
 from models.runtime.export import export_graph
 from models.runtime.openvino_detector import OpenVinoDetector
 
-BATCH_SIZE = 16  # pictures scored at once
+BATCH_SIZE = 16  # images scored at once
 
 Report = Callable[[Progress], None]
 
 
 class FitNetwork(Protocol):
-    """Fits a network of the training's kind and size to the normal pictures of each product."""
+    """Fits a network of the training's kind and size to the normal images of each product."""
 
     def __call__(self, products: Sequence[Sequence[Path]], limits: Limits, report: Report) -> Fitted: ...
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a product's unseen pictures scored: `scores` and `map_maxima` of normals `(n,)`, of anomalies `(m,)`.
+    """What a product's unseen images scored: `scores` and `map_maxima` of normals `(n,)`, of anomalies `(m,)`.
 
     `look` is how the normals look, float32 `(n, 3)` of `models.appearance.FIGURES`; NaN is not known.
     `fold_steps` are those that the networks of the folds were trained for; none with the method `split`.
@@ -135,10 +135,10 @@ def calibrate(
 
 
 def in_unit_of(wanted: Float32Array, own: Float32Array, shared: npt.NDArray[np.bool_]) -> Float32Array:
-    """Return `own`, one network's values `(n, columns)`, in the unit of another's, `wanted`, of the same pictures.
+    """Return `own`, one network's values `(n, columns)`, in the unit of another's, `wanted`, of the same images.
 
-    Each column is moved and stretched so that over the pictures `shared` by both trainings its median and its mean
-    absolute deviation from it are the other's. What a network gives to pictures that it was not trained on keeps
+    Each column is moved and stretched so that over the images `shared` by both trainings its median and its mean
+    absolute deviation from it are the other's. What a network gives to images that it was not trained on keeps
     its distance from those that it was.
     """
     centre, other_centre = np.median(own[shared], axis=0), np.median(wanted[shared], axis=0)
@@ -150,28 +150,28 @@ def in_unit_of(wanted: Float32Array, own: Float32Array, shared: npt.NDArray[np.b
 
 
 def _out(chosen: Chosen, fold: int) -> npt.NDArray[np.bool_]:
-    """Return which of the pictures `chosen.train` belong to `fold`; none where others were held out."""
+    """Return which of the images `chosen.train` belong to `fold`; none where others were held out."""
     out: npt.NDArray[np.bool_] = np.arange(len(chosen.train)) % FOLDS == fold
     return out if chosen.method == "cross" else np.zeros_like(out)
 
 
 def _scored(
     detector: Detector,
-    pictures: Sequence[TrainingPicture],
+    images: Sequence[TrainingImage],
     size: tuple[int, int],
     read: Read,
     report: Report,
     look: Float32Array | None = None,
 ) -> Float32Array:
-    """Return score and highest map value of each picture, float32 `(n, 2)`; put how each looks into `look` `(n, 3)`."""
-    values = np.empty((len(pictures), 2), dtype=np.float32)
-    for start in range(0, len(pictures), BATCH_SIZE):
-        batch = pictures[start : start + BATCH_SIZE]
-        read_pictures = [read(picture.path, size) for picture in batch]
+    """Return score and highest map value of each image, float32 `(n, 2)`; put how each looks into `look` `(n, 3)`."""
+    values = np.empty((len(images), 2), dtype=np.float32)
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = images[start : start + BATCH_SIZE]
+        read_images = [read(image.path, size) for image in batch]
         if look is not None:
-            look[start : start + len(batch)] = [appearance_of(pixels).as_row() for pixels in read_pictures]
-        scored = detector.score(np.stack(read_pictures))
+            look[start : start + len(batch)] = [appearance_of(pixels).as_row() for pixels in read_images]
+        scored = detector.score(np.stack(read_images))
         values[start : start + len(batch), 0] = scored.scores
         values[start : start + len(batch), 1] = scored.maps.max(axis=(1, 2))
-        report(Progress("calibrating", start + len(batch), len(pictures)))
+        report(Progress("calibrating", start + len(batch), len(images)))
     return values

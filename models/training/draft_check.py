@@ -1,4 +1,4 @@
-"""Decides at training whether pictures may be read as drafts: large JPEGs decoded at a fraction of their size.
+"""Decides at training whether images may be read as drafts: large JPEGs decoded at a fraction of their size.
 
 A draft is decoded several times faster and differs by a grey level here and there. It is used where that moves
 no score by more than a hundredth of the threshold; how one is read is the caller's, what came of it is the version's.
@@ -16,16 +16,16 @@ import numpy as np
 from models.data.select_images import Chosen, Read
 from models.detector import Detector, Float32Array, UInt8Array
 
-# Gives None for a picture of which there is no draft: no JPEG, or not large enough.
+# Gives None for an image of which there is no draft: no JPEG, or not large enough.
 ReadDraft = Callable[[Path, tuple[int, int]], UInt8Array | None]
 
-PICTURES_MAX = 64
+IMAGES_MAX = 64
 CHANGE_MAX = 0.01
 
 
 @dataclass(frozen=True)
 class DraftCheck:
-    """What drafts did to scores: whether they may be used, how many pictures said so, and why not.
+    """What drafts did to scores: whether they may be used, how many images said so, and why not.
 
     `max_score_change` is the largest change of a score, in units of the threshold; None where nothing was compared.
     """
@@ -53,10 +53,10 @@ def check_drafts(
         for detector, each in zip(detectors, products, strict=True)
     ]
     as_drafts = {
-        picture.path
+        image.path
         for each, check in zip(products, checks, strict=True)
         if check.draft
-        for picture in (*each.calibrate, *each.held_out_anomalies)
+        for image in (*each.calibrate, *each.held_out_anomalies)
     }
 
     def as_shipped(path: Path, size: tuple[int, int]) -> UInt8Array:
@@ -68,27 +68,27 @@ def check_drafts(
 
 def check_draft(
     detector: Detector,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     read: Read,
     read_draft: ReadDraft | None,
     false_alarm_rate: float,
 ) -> DraftCheck:
-    """Compare the scores of up to 64 held-out normal `pictures`, read whole and as drafts.
+    """Compare the scores of up to 64 held-out normal `images`, read whole and as drafts.
 
-    A change counts in units of the threshold t that these pictures give, their score at `false_alarm_rate`:
+    A change counts in units of the threshold t that these images give, their score at `false_alarm_rate`:
     max |s_draft - s_whole| / max(|t|, t - median). Where scores lie around 0 or below it, so that t says nothing of
-    their size, it is the distance from an ordinary picture to the threshold that counts.
+    their size, it is the distance from an ordinary image to the threshold that counts.
     """
     if read_draft is None:
         return NOT_ASKED
     whole, drafted, compared = [], [], 0
-    for path in pictures[:PICTURES_MAX]:
+    for path in images[:IMAGES_MAX]:
         draft = read_draft(path, detector.input_size)
         whole.append(_score(detector, read(path, detector.input_size)))
         drafted.append(whole[-1] if draft is None else _score(detector, draft))
         compared += draft is not None
     if not compared:
-        return DraftCheck(False, 0, None, "no picture is a JPEG of at least four times the input size")
+        return DraftCheck(False, 0, None, "no image is a JPEG of at least four times the input size")
     change = score_change(np.concatenate(whole), np.concatenate(drafted), false_alarm_rate)
     if change <= CHANGE_MAX:
         return DraftCheck(True, compared, change)
@@ -96,7 +96,7 @@ def check_draft(
 
 
 def score_change(whole: Float32Array, drafted: Float32Array, false_alarm_rate: float) -> float:
-    """Return the largest change between two scores of each picture, both `(n,)`, in units of the threshold.
+    """Return the largest change between two scores of each image, both `(n,)`, in units of the threshold.
 
     Infinite where a score is not finite, or where all scores are the same and one changes.
     """

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from models.calibration.split import FOLDS, Method
-from models.data.select_images import Chosen, ImageSize, ProductPictures, Read, choose_pictures
+from models.data.select_images import Chosen, ImageSize, ProductImages, Read, choose_images
 from models.fitting.classifier import STEPS as CLASSIFIER_STEPS
 from models.fitting.classifier import fit_classifier
 from models.fitting.feature import STEPS as FEATURE_STEPS
@@ -58,24 +58,24 @@ Meter = Callable[[int], Mapping[str, Any] | None]
 
 
 def train(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     *,
     product: str,
     false_alarm_rate: float,
     anomalies: Sequence[Path] = (),
     **options: Any,
 ) -> ModelVersion:
-    """Train on the normal `pictures` of one product; return the version. `options` are `train_jointly`'s.
+    """Train on the normal `images` of one product; return the version. `options` are `train_jointly`'s.
 
     Of `anomalies`, which are optional, a `classifier` learns from four in five; what it does not learn from, and
     the other kinds from none, is scored for the calibration.
     """
-    only = ProductPictures(product, pictures, false_alarm_rate, anomalies)
+    only = ProductImages(product, images, false_alarm_rate, anomalies)
     return train_jointly([only], **options)[0]
 
 
 def train_jointly(
-    products: Sequence[ProductPictures],
+    products: Sequence[ProductImages],
     *,
     kind: str,
     profile: str,
@@ -105,16 +105,16 @@ def train_jointly(
     """Train one network on all `products`; return a version for each, published in `destination/<product>/`.
 
     `kind` is a key of `STEPS`, `profile` one of `PROFILES`; `side` (px) and `steps` override what these give.
-    `method` is how to calibrate, chosen by the number of pictures if None; `backbone` is the classifier's. `read`
-    and `image_size` raise one of `unreadable` for a picture that is to be skipped. `read_draft` reads a draft, as
-    pictures of the versions will be read where that changes their scores little enough. `meter(images)` returns the
+    `method` is how to calibrate, chosen by the number of images if None; `backbone` is the classifier's. `read`
+    and `image_size` raise one of `unreadable` for an image that is to be skipped. `read_draft` reads a draft, as
+    images of the versions will be read where that changes their scores little enough. `meter(images)` returns the
     energy used, which the versions share alike. Pools are sized by `memory_bytes`. Nothing is left behind in `build`
     (a new `.tmp-` folder in `destination`) if this fails, and no product gets a version. `warm` is the folder of a
-    version whose weights are begun with where they fit and none of the calibration pictures can have made them;
+    version whose weights are begun with where they fit and none of the calibration images can have made them;
     `trim_fraction` of the normals, those rebuilt worst, are left out; `retraining` is the number of the retraining
-    that this is for; `threads` are all cores unless given. `again` are pictures that were chosen before, to be used as
+    that this is for; `threads` are all cores unless given. `again` are images that were chosen before, to be used as
     they are, whatever `products` say. Paths are listed relative to `root` where they lie under it. The same seed and
-    pictures give the same weights on the same machine, unless `minutes_max` cuts the loop. Raises a ModelError.
+    images give the same weights on the same machine, unless `minutes_max` cuts the loop. Raises a ModelError.
     """
     if kind not in STEPS or profile not in PROFILES:
         raise ValueError(
@@ -124,7 +124,7 @@ def train_jointly(
     threads = _deterministic(seed, threads)
 
     # Data
-    chosen = list(again) or choose_pictures(
+    chosen = list(again) or choose_images(
         products,
         kind=kind,
         side=side or (PIXEL_SIDE if kind == "pixel" else PROFILES[profile]),
@@ -136,7 +136,7 @@ def train_jointly(
         method=method,
     )
     size = chosen[0].input_size
-    training = [[picture.path for picture in each.train] for each in chosen]
+    training = [[image.path for image in each.train] for each in chosen]
 
     # Model, optimiser, loop
     begun = read_warm_start(warm, kind) if all(each.roles_given for each in chosen) else None
@@ -261,7 +261,7 @@ def _fitting(
     """Return the fitting of `kind` that knows all but which normals to fit to, within what limits."""
     fit = FITS[kind]
     if kind == "classifier":
-        anomalies = [picture.path for each in chosen for picture in each.train_anomalies]
+        anomalies = [image.path for each in chosen for image in each.train_anomalies]
         fit = functools.partial(fit, anomalies=anomalies, source=backbone)
     else:
         fit = functools.partial(fit, warm=warm, trim_fraction=trim_fraction)

@@ -61,7 +61,7 @@ def check(
 def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
     """Return what `tamis db check` reports; `sound` says whether integrity, references and revision are right.
 
-    Files that are gone do not make it unsound: people may clear out old pictures.
+    Files that are gone do not make it unsound: people may clear out old images.
     """
     found: dict[str, Any] = {
         "database": name_of_database(root),
@@ -131,7 +131,7 @@ def restore(
 
 @app.command()
 def reconcile(root: Root) -> None:
-    """Have the next start look through the folders, as after `restore`, for pictures without a row."""
+    """Have the next start look through the folders, as after `restore`, for images without a row."""
     open_database(root, read_only=True, migrate=False).dispose()
     mark_restored(root)
     typer.echo(f"root {root}: the next start of `tamis run` looks through the folders")

@@ -37,7 +37,7 @@ from service.errors import TamisError
 from service.imaging.synthetic_parts import DEFECTS, draw
 from service.settings import ENVIRONMENT_PREFIX, SETTINGS_FILE
 from service.storage import energy as energy_rows
-from service.storage import images
+from service.storage import images as image_rows
 from service.storage.database.open import open_database
 
 PRODUCT = "demo"
@@ -50,12 +50,12 @@ PLACED_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 60.0
 TRAINING_TIMEOUT_S = 900.0
 ROWS_SHOWN = 16
-COLUMNS = ("picture", "drawn as", "verdict", "score/threshold", "latency_ms")
+COLUMNS = ("image", "drawn as", "verdict", "score/threshold", "latency_ms")
 
 
 @dataclass(frozen=True)
 class Drop:
-    """A picture to be dropped: its file name, and the defect that is drawn on it, if any."""
+    """An image to be dropped: its file name, and the defect that is drawn on it, if any."""
 
     file_name: str
     defect: str | None
@@ -66,7 +66,9 @@ def demo(
     root: Annotated[
         Path | None, typer.Option("--root", help="Folder to use, which stays; default: a temporary one.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=3, max=10_000, help="Pictures to drop, a third of them bad.")] = 60,
+    images: Annotated[
+        int, typer.Option("--pictures", min=3, max=10_000, help="Images to drop, a third of them bad.")
+    ] = 60,
     normals: Annotated[int, typer.Option(min=80, max=10_000, help="Good parts to train on.")] = 240,
     seed: Annotated[int, typer.Option(help="The same seed draws the same parts.")] = 1,
     as_json: AsJson = False,
@@ -89,7 +91,7 @@ def demo(
         started_at = datetime.now(UTC)
         _train(place, good, stack, console)
         daemon = _start_daemon(place, stack, console)
-        rows = _run_camera(place, plan(pictures, rng), rng, daemon, started_at, console)
+        rows = _run_camera(place, plan(images, rng), rng, daemon, started_at, console)
         if not keep:
             _stop_daemon(daemon, place)
         document = report(list(rows), [row for row in rows.values() if row is not None])
@@ -103,14 +105,14 @@ def demo(
         if keep:
             _print_by_hand(place, daemon.pid, console)
     if document["unplaced"]:
-        raise TamisError(f"{document['unplaced']} pictures were not placed")
+        raise TamisError(f"{document['unplaced']} images were not placed")
 
 
-def plan(pictures: int, rng: np.random.Generator) -> list[Drop]:
-    """Return the pictures in the order in which they are dropped: a third bad, every kind of defect in turn."""
-    bad = max(1, pictures // 3)
+def plan(images: int, rng: np.random.Generator) -> list[Drop]:
+    """Return the images in the order in which they are dropped: a third bad, every kind of defect in turn."""
+    bad = max(1, images // 3)
     kinds: list[str | None] = [DEFECTS[i % len(DEFECTS)] for i in range(bad)]
-    kinds += [None] * (pictures - bad)
+    kinds += [None] * (images - bad)
     return [Drop(f"part-{n + 1:04d}.jpg", kinds[i]) for n, i in enumerate(rng.permutation(len(kinds)))]
 
 
@@ -222,7 +224,7 @@ def _run_camera(
     since: datetime,
     console: Console,
 ) -> dict[Drop, dict[str, Any] | None]:
-    """Drop the pictures one by one and return the row of `results` for each, None where none came in time."""
+    """Drop the images one by one and return the row of `results` for each, None where none came in time."""
     folder = root / "incoming" / PRODUCT
     folder.mkdir(exist_ok=True)
     rows: dict[Drop, dict[str, Any] | None] = dict.fromkeys(drops)
@@ -231,9 +233,9 @@ def _run_camera(
     shown = _Shown(console)
 
     def look() -> int:
-        """Read the new results, show them and return how many pictures are still on their way."""
+        """Read the new results, show them and return how many images are still on their way."""
         with engine.connect() as connection:
-            found = images.search(connection, since=since, product=PRODUCT, limit=None)
+            found = image_rows.search(connection, since=since, product=PRODUCT, limit=None)
         for row in reversed(found):
             drop = drop_of.get(row["file_name"])
             if drop is not None and rows[drop] is None and row["state"] != "scored":
@@ -291,9 +293,7 @@ class _Shown:
         cells = (drop.file_name, drop.defect or "good", verdict + wrong, ratio, _number(row["latency_ms"], ".0f"))
         self._cells.append(cells)
         if self._live:
-            table = Table(
-                *COLUMNS, box=None, pad_edge=False, title=f"{len(self._cells)} pictures", title_justify="left"
-            )
+            table = Table(*COLUMNS, box=None, pad_edge=False, title=f"{len(self._cells)} images", title_justify="left")
             for shown in self._cells[-ROWS_SHOWN:]:
                 table.add_row(*shown, style=None if shown[1] == "good" else "bold")
             self._live.update(table)
@@ -359,7 +359,7 @@ def _print_report(document: Mapping[str, Any], console: Console) -> None:
             row["kind"], str(row["images"]), *(_number(row[name], ".4g") for name in columns[2:4]), row["source"]
         )
     console.print(table)
-    console.print(f"\n{document['dropped']} pictures dropped, {document['dropped'] - document['unplaced']} placed")
+    console.print(f"\n{document['dropped']} images dropped, {document['dropped'] - document['unplaced']} placed")
 
 
 def _print_by_hand(root: Path, pid: int, console: Console) -> None:

@@ -146,12 +146,12 @@ def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
 
 
 def read_left_overs(root: Path, locked: frozenset[int]) -> list[LeftOver]:
-    """Return for each processing folder how many claimed pictures lie in it and whether its lock is held."""
+    """Return for each processing folder how many claimed images lie in it and whether its lock is held."""
     found = []
     for folder in sorted(path for path in _children(root / "processing") if path.is_dir()):
-        pictures = sum(1 for path in folder.rglob("*") if parse_claimed_name(path.name) is not None)
+        images = sum(1 for path in folder.rglob("*") if parse_claimed_name(path.name) is not None)
         lock = folder / LOCK_NAME
-        found.append(LeftOver(folder.name, pictures, lock.exists() and lock.stat().st_ino in locked))
+        found.append(LeftOver(folder.name, images, lock.exists() and lock.stat().st_ino in locked))
     return found
 
 
@@ -202,7 +202,7 @@ def _database(root: Path) -> _Database:
     try:
         engine = open_database(root, migrate=False, read_only=True)
     except TamisError as error:
-        advice = "do as the message says; no picture was touched"
+        advice = "do as the message says; no image was touched"
         return _Database([Finding("database", "error", str(error), advice)], {}, None)
     try:
         with engine.connect() as connection:
@@ -234,7 +234,7 @@ def read_server(connection: Connection) -> dict[str, str]:
 
 
 def _bytes_a_day(connection: Connection, now: datetime) -> float | None:
-    """Return the bytes of pictures received per day, of the last 7 or as many as there are; None of no picture."""
+    """Return the bytes of images received per day, of the last 7 or as many as there are; None of no image."""
     received, first = retention.received_bytes(connection, now - RATE_OF)
     if first is None:
         return None

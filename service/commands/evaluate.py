@@ -1,4 +1,4 @@
-"""`tamis evaluate`: how good a model is on labelled pictures, how fast, and what that cost in energy.
+"""`tamis evaluate`: how good a model is on labelled images, how fast, and what that cost in energy.
 
 Changes nothing but rows of energy: one for each evaluation, and one for each training of a learning curve.
 """
@@ -17,7 +17,7 @@ from models.data.datasets import Dataset, Sample, read_dataset
 from models.errors import DatasetError
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
-from service.commands.score import UNREADABLE, check_rate, picture_reader, upright_size
+from service.commands.score import UNREADABLE, check_rate, image_reader, upright_size
 from service.energy.meter import EnergyMeter
 from service.errors import UsageError
 from service.evaluation import report as page
@@ -31,7 +31,7 @@ from service.storage.database.open import open_database
 
 
 class LayoutName(StrEnum):
-    """How the folder keeps pictures and labels."""
+    """How the folder keeps images and labels."""
 
     auto = "auto"
     visa = "visa"
@@ -58,7 +58,7 @@ def evaluate(
     version: Annotated[str | None, typer.Option(help="Another version of that product, for all objects.")] = None,
     object_name: Annotated[str | None, typer.Option("--object", metavar="NAME", help="Only this object.")] = None,
     layout: Annotated[LayoutName, typer.Option(help="How the folder is laid out.")] = LayoutName.auto,
-    split: Annotated[SplitName, typer.Option(help="Which pictures.")] = SplitName.test,
+    split: Annotated[SplitName, typer.Option(help="Which images.")] = SplitName.test,
     false_alarm_rate: Annotated[
         float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")
     ] = None,
@@ -68,22 +68,22 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
     scores: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", dir_okay=False, help="Write the score of each picture.")
+        Path | None, typer.Option(metavar="FILE.csv", dir_okay=False, help="Write the score of each image.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write DIR/index.html, a page that needs no network.")
     ] = None,
     learning_sizes: Annotated[
         str | None,
-        typer.Option("--learning-curve", metavar="N,N,N", help="Train on so many pictures of --from, and evaluate."),
+        typer.Option("--learning-curve", metavar="N,N,N", help="Train on so many images of --from, and evaluate."),
     ] = None,
     normals: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal pictures for that."),
+        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal images for that."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
 ) -> None:
-    """Evaluate a model on labelled pictures: metrics, pictures per second, energy."""
+    """Evaluate a model on labelled images: metrics, images per second, energy."""
     settings = settings_module.load(root)
     check_rate(false_alarm_rate)
     sizes = sizes_asked(learning_sizes, normals)
@@ -115,7 +115,7 @@ def evaluate(
             job_like(works[0].first.version, works[0].rate, settings, steps)  # refuses what cannot be trained
             pool, left_out = training_pool(normals, works[0].samples)
             if left_out:
-                typer.echo(f"learning curve: {left_out} pictures left out, since they are evaluated", err=True)
+                typer.echo(f"learning curve: {left_out} images left out, since they are evaluated", err=True)
         meter = EnergyMeter(
             tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
         )
@@ -144,7 +144,7 @@ def evaluate(
 def _samples(dataset: Dataset, folder: Path, split: SplitName, object: str) -> list[Sample]:
     samples = dataset.select(split.value, object)
     if not samples:
-        raise DatasetError(f"{folder}: expected pictures of object {object!r} in the split {split.value}; found none")
+        raise DatasetError(f"{folder}: expected images of object {object!r} in the split {split.value}; found none")
     return samples
 
 
@@ -156,7 +156,7 @@ def _page(
     learned: Sequence[LearningPoint],
     settings: Settings,
 ) -> page.Page:
-    read = picture_reader(settings)
+    read = image_reader(settings)
 
     def section(one: Evaluated) -> page.Section:
         judgement = one.judgement

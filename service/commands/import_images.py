@@ -1,4 +1,4 @@
-"""`tamis import`: takes pictures that never went through into the training set, with the label that they are given."""
+"""`tamis import`: takes images that never went through into the training set, with the label that they are given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from models.data.datasets import SUFFIXES, pictures_under
+from models.data.datasets import SUFFIXES, images_under
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.commands.review import By, LabelName, who
@@ -28,22 +28,20 @@ LINE_EVERY = 100
 
 def import_(
     root: Root,
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Pictures, at any depth.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Images, at any depth.")],
     label: Annotated[LabelName, typer.Option(help="What they all show.")],
-    product: Annotated[str, typer.Option(help="What they are pictures of.")] = DEFAULT_PRODUCT,
+    product: Annotated[str, typer.Option(help="What they are images of.")] = DEFAULT_PRODUCT,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy pictures with a label into the training set; the originals stay as they are."""
+    """Copy images with a label into the training set; the originals stay as they are."""
     settings = settings_module.load(root)
     check_product(product)
     if label is LabelName.none:
-        raise UsageError("--label: expected normal or anomaly for pictures to import; found none")
-    files = pictures_under(folder)
+        raise UsageError("--label: expected normal or anomaly for images to import; found none")
+    files = images_under(folder)
     if not files:
-        raise TamisError(f"{shown_name(str(folder))}: expected pictures ({SUFFIXES}) at any depth; found none")
+        raise TamisError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
     done: Counter[str] = Counter()
 
     def report(one: Imported) -> None:
@@ -55,7 +53,7 @@ def import_(
 
     engine = open_database(root)
     try:
-        found = importing.import_pictures(
+        found = importing.import_images(
             root,
             engine,
             files,
@@ -74,4 +72,4 @@ def import_(
     else:
         typer.echo(", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count))
     if done[SKIPPED] == len(found):
-        raise TamisError(f"{shown_name(str(folder))}: expected pictures; none of {len(found)} can be read")
+        raise TamisError(f"{shown_name(str(folder))}: expected images; none of {len(found)} can be read")

@@ -89,7 +89,7 @@ def init(
         typer.echo(f"root {made.root}: everything was there already; nothing changed")
     else:
         typer.echo(f"root {made.root}: ready")
-        typer.echo(f"next: tamis train --root {made.root} --product NAME --from FOLDER_OF_GOOD_PICTURES")
+        typer.echo(f"next: tamis train --root {made.root} --product NAME --from FOLDER_OF_GOOD_IMAGES")
 
 
 def make_root(root: Path) -> Made:
@@ -159,7 +159,7 @@ def _refuse_unfit(root: Path) -> None:
     for above in real.parents:
         if (above / SETTINGS_FILE).is_file():
             raise UsageError(
-                f"root {root}: lies inside the root {above}, which would take its files for pictures;"
+                f"root {root}: lies inside the root {above}, which would take its files for images;"
                 " choose a folder outside it"
             )
         if above.exists() and not above.is_dir():

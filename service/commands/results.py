@@ -69,7 +69,7 @@ def results(
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to stdout.")] = None,
     as_json: AsJson = False,
     with_regions: Annotated[
-        bool, typer.Option("--regions", help="With --json: where in each picture the map was above the threshold.")
+        bool, typer.Option("--regions", help="With --json: where in each image the map was above the threshold.")
     ] = False,
 ) -> None:
     """Show what was decided, newest first."""
@@ -84,7 +84,7 @@ def results(
     }
     format = Format.json if as_json else format
     if with_regions and format is not Format.json:
-        raise UsageError(f"--regions: expected --json, since a picture has any number of them; found {format.value}")
+        raise UsageError(f"--regions: expected --json, since an image has any number of them; found {format.value}")
     if format is Format.parquet:
         _require_pyarrow()
         if output is None and sys.stdout.isatty():
@@ -153,7 +153,7 @@ def _with_regions(engine: Engine, pages: Iterable[list[dict[str, Any]]]) -> Iter
     """Yield `pages`, each row with its list `regions`."""
     for page in pages:
         with engine.connect() as connection:
-            found = regions.of_pictures(connection, [row["id"] for row in page])
+            found = regions.of_images(connection, [row["id"] for row in page])
         yield [row | {"regions": found[row["id"]]} for row in page]
 
 

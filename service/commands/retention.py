@@ -1,4 +1,4 @@
-"""`tamis retention`: removes old pictures' files as the settings say, or shows what would go."""
+"""`tamis retention`: removes old images' files as the settings say, or shows what would go."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from service.operations.retention import Going, Outcome, Retention, Rule, last_r
 from service.storage.database.open import open_database
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")]
-Limit = Annotated[int, typer.Option(min=0, help="Pictures that a dry run lists, at most; it counts all.")]
+Limit = Annotated[int, typer.Option(min=0, help="Images that a dry run lists, at most; it counts all.")]
 
 
 def retention(root: Root, dry_run: DryRun = False, limit: Limit = 20, as_json: AsJson = False) -> None:
-    """Remove the files of old pictures without a label, as keep_normal_days and its like say; their rows stay."""
+    """Remove the files of old images without a label, as keep_normal_days and its like say; their rows stay."""
     root = root.resolve()
     rules = rules_of(settings_module.load(root))
     now = datetime.now(UTC)
@@ -52,25 +52,25 @@ def foreseen(
     rules: Sequence[Rule],
     now: datetime,
     *,
-    pictures_max: int | None = None,
+    images_max: int | None = None,
     listed_max: int = 0,
 ) -> dict[str, Any]:
-    """Return what would go at `now` as one document, of which the first `listed_max` pictures are listed.
+    """Return what would go at `now` as one document, of which the first `listed_max` images are listed.
 
-    With `pictures_max` no more of each verdict are looked at; `next.complete` is false where there are more.
+    With `images_max` no more of each verdict are looked at; `next.complete` is false where there are more.
     """
     outcome = Outcome()
     listed: list[dict[str, Any]] = []
     looked_at = 0
-    for one in Retention(root, engine, rules).foresee(now, pictures_max=pictures_max):
+    for one in Retention(root, engine, rules).foresee(now, images_max=images_max):
         looked_at += 1
         if isinstance(one, Stays):
             outcome.left[one.why] += 1
             continue
-        outcome.of(one.picture.verdict).add(one)
+        outcome.of(one.image.verdict).add(one)
         if len(listed) < listed_max:
             listed.append(_listed(one))
-    outcome.complete = pictures_max is None or looked_at < pictures_max
+    outcome.complete = images_max is None or looked_at < images_max
     return {
         "rules": rules_document(rules),
         "last_run": last_run(root),
@@ -102,17 +102,17 @@ def _counts(found: dict[str, Any]) -> str:
         f"{tally['pictures']} {verdict}, {tally['bytes'] / 1e9:.3f} GB" for verdict, tally in found["verdicts"].items()
     )
     left = ", ".join(f"{count} {why}" for why, count in found["left"].items())
-    return (of_verdicts or "no pictures") + (f"; left where they are: {left}" if left else "")
+    return (of_verdicts or "no images") + (f"; left where they are: {left}" if left else "")
 
 
 def _listed(one: Going) -> dict[str, Any]:
-    picture = one.picture
+    image = one.image
     return {
-        "id": picture.id,
-        "product": picture.product,
-        "verdict": picture.verdict,
+        "id": image.id,
+        "product": image.product,
+        "verdict": image.verdict,
         "reason": one.reason,
-        "bytes": picture.bytes,
-        "received_at": picture.received_at.isoformat(),
-        "path": picture.path,
+        "bytes": image.bytes,
+        "received_at": image.received_at.isoformat(),
+        "path": image.path,
     }

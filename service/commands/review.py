@@ -1,4 +1,4 @@
-"""`tamis review`: says of pictures what a person sees in them, by id or one after the other at the terminal."""
+"""`tamis review`: says of images what a person sees in them, by id or one after the other at the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.errors import UsageError
-from service.labelling.label import Labelled, label_pictures
+from service.labelling.label import Labelled, label_images
 from service.storage import reviews
 from service.storage.database.open import open_database
 
@@ -26,7 +26,7 @@ KEYS = "n normal, a anomaly, s skip, u undo, q quit"
 
 
 class LabelName(StrEnum):
-    """What a person says of a picture."""
+    """What a person says of an image."""
 
     normal = "normal"
     anomaly = "anomaly"
@@ -39,34 +39,34 @@ By = Annotated[str | None, typer.Option(help="Who says so; without it the user o
 def review(
     root: Root,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID…", help="Pictures, as `tamis results` names them.")
+        list[str] | None, typer.Argument(metavar="ID…", help="Images, as `tamis results` names them.")
     ] = None,
     label: Annotated[LabelName | None, typer.Option(help="What they show; none takes back what was said.")] = None,
     note: Annotated[str | None, typer.Option(help="Anything worth knowing; kept with the label.")] = None,
     by: By = None,
     next_: Annotated[
-        bool, typer.Option("--next", help="Ask for one picture after the other, most uncertain first.")
+        bool, typer.Option("--next", help="Ask for one image after the other, most uncertain first.")
     ] = False,
     product: Annotated[str | None, typer.Option(help="With --next: of this product.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label pictures; their files go where the label says, and they are kept for training."""
+    """Label images; their files go where the label says, and they are kept for training."""
     settings = settings_module.load(root)
     if next_ == bool(ids):
         raise UsageError(
-            "review: expected ids of pictures with --label, or --next; found " + ("both" if ids else "neither")
+            "review: expected ids of images with --label, or --next; found " + ("both" if ids else "neither")
         )
     if ids and label is None:
         raise UsageError("review: expected --label normal, anomaly or none with ids; found no --label")
     if ids and product is not None:
-        raise UsageError("--product: expected --next; ids say which pictures are meant")
+        raise UsageError("--product: expected --next; ids say which images are meant")
     if next_ and (label is not None or note is not None):
-        raise UsageError("review --next: expected no --label and no --note; each picture is asked for")
+        raise UsageError("review --next: expected no --label and no --note; each image is asked for")
     engine = open_database(root)
 
-    def say(pictures: list[str], said: str | None) -> list[Labelled]:
-        return label_pictures(
-            root, engine, pictures, said, by=who(by), source=SOURCE, note=note, burst_gap_s=settings.burst_gap_s
+    def say(images: list[str], said: str | None) -> list[Labelled]:
+        return label_images(
+            root, engine, images, said, by=who(by), source=SOURCE, note=note, burst_gap_s=settings.burst_gap_s
         )
 
     try:
@@ -112,20 +112,20 @@ class _Walk:
         typer.echo(KEYS, err=True)
         again: dict[str, Any] | None = None
         while True:
-            picture = again or self._next()
-            if picture is None and not self._undo_at_the_end():
+            image = again or self._next()
+            if image is None and not self._undo_at_the_end():
                 break
-            if picture is None:
+            if image is None:
                 again = self._undo()
                 continue
             again = None
-            answer = self._ask(picture)
+            answer = self._ask(image)
             if answer == "q":
                 break
             if answer == "u":
-                again = self._undo() or picture
+                again = self._undo() or image
             else:
-                self._take(picture, answer)
+                self._take(image, answer)
         return list(self.labelled.values())
 
     def _undo_at_the_end(self) -> bool:
@@ -140,10 +140,10 @@ class _Walk:
         with self.engine.connect() as connection:
             return reviews.next_in_queue(connection, self.product, set(self.skipped))
 
-    def _ask(self, picture: dict[str, Any]) -> str:
-        path = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(self.root / picture["path"]))
-        judged = f"{picture['verdict']}, score {picture['score']:.4g}, threshold {picture['threshold']:.4g}"
-        typer.echo(f"{picture['id']}  {path}\n  {judged}", err=True)
+    def _ask(self, image: dict[str, Any]) -> str:
+        path = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(self.root / image["path"]))
+        judged = f"{image['verdict']}, score {image['score']:.4g}, threshold {image['threshold']:.4g}"
+        typer.echo(f"{image['id']}  {path}\n  {judged}", err=True)
         while True:
             typer.echo("n/a/s/u/q? ", err=True, nl=False)
             line = sys.stdin.readline()
@@ -155,22 +155,22 @@ class _Walk:
                 return answer
             typer.echo(f"expected {KEYS}; found {answer!r}", err=True)
 
-    def _take(self, picture: dict[str, Any], answer: str) -> None:
-        id = picture["id"]
+    def _take(self, image: dict[str, Any], answer: str) -> None:
+        id = image["id"]
         if answer == "s":
             self.skipped[id] = None
         else:
             [self.labelled[id]] = self.say([id], "normal" if answer == "n" else "anomaly")
-        self.before.append(picture)
+        self.before.append(image)
 
     def _undo(self) -> dict[str, Any] | None:
-        """Take back what was said last; return that picture, to be asked for again."""
+        """Take back what was said last; return that image, to be asked for again."""
         if not self.before:
             typer.echo("nothing to undo", err=True)
             return None
-        picture = self.before.pop()
-        self.skipped.pop(picture["id"], None)
-        if self.labelled.pop(picture["id"], None) is not None:
-            [now] = self.say([picture["id"]], None)
-            picture = picture | {"path": now.path}
-        return picture
+        image = self.before.pop()
+        self.skipped.pop(image["id"], None)
+        if self.labelled.pop(image["id"], None) is not None:
+            [now] = self.say([image["id"]], None)
+            image = image | {"path": now.path}
+        return image

@@ -1,4 +1,4 @@
-"""`tamis score`: says what a model makes of pictures, without moving or recording anything."""
+"""`tamis score`: says what a model makes of images, without moving or recording anything."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.data.datasets import SUFFIXES, pictures_under
+from models.data.datasets import SUFFIXES, images_under
 from models.detector import Detector, UInt8Array
 from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
 from service import settings as settings_module
@@ -26,7 +26,7 @@ from service.storage.database.open import open_database
 from service.storage.thresholds import chosen
 
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
-"""What reading one picture raises where only that picture is to blame."""
+"""What reading one image raises where only that image is to blame."""
 
 COLUMNS = ("verdict", "score", "threshold", "p_value", "file")
 UNKNOWN = "–"
@@ -35,7 +35,7 @@ UNKNOWN = "–"
 def score(
     root: Root,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH…", exists=True, help="Pictures, or folders of them at any depth.")
+        list[Path], typer.Argument(metavar="PATH…", exists=True, help="Images, or folders of them at any depth.")
     ],
     product: Annotated[str, typer.Option(help="Whose champion judges.")] = DEFAULT_PRODUCT,
     version: Annotated[str | None, typer.Option(help="Another version of that product.")] = None,
@@ -44,15 +44,15 @@ def score(
     ] = None,
     as_json: AsJson = False,
     maps: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder for pictures, maps and overlays side by side.")
+        Path | None, typer.Option(file_okay=False, help="Folder for images, maps and overlays side by side.")
     ] = None,
 ) -> None:
-    """Score pictures where they lie: verdict, score, threshold and p-value of each; with --json regions too."""
+    """Score images where they lie: verdict, score, threshold and p-value of each; with --json regions too."""
     settings = settings_module.load(root)
     check_rate(false_alarm_rate)
     files = list(_files(paths))
     if not files:
-        raise TamisError(f"{', '.join(map(_shown, paths))}: expected pictures ({SUFFIXES}); found none")
+        raise TamisError(f"{', '.join(map(_shown, paths))}: expected images ({SUFFIXES}); found none")
     engine = open_database(root, read_only=True)
     try:
         model, row = load_version(root, engine, product, version)
@@ -65,7 +65,7 @@ def score(
     from models.runtime.load_detector import load_detector
 
     detector = load_detector(model, settings.scoring_threads)
-    read = picture_reader(settings, draft=model.draft)
+    read = image_reader(settings, draft=model.draft)
     pixel_threshold = float(model.manifest["calibration"]["pixel_threshold"])
     if not as_json:
         typer.echo(_line({column: column for column in COLUMNS}))
@@ -78,8 +78,8 @@ def score(
             regions = regions_of(outcome.map, pixel_threshold, *size)
             result["regions"] = [asdict(region) for region in regions]
             if maps is not None:
-                picture = read(outcome.path, drawn_size(*size, PANEL_SIDE_MAX))
-                drawn = side_by_side(picture, outcome.map, pixel_threshold, regions, size)
+                image = read(outcome.path, drawn_size(*size, PANEL_SIDE_MAX))
+                drawn = side_by_side(image, outcome.map, pixel_threshold, regions, size)
                 _save(maps / files[outcome.index][1], drawn)
         if as_json:
             rows.append(result)
@@ -102,10 +102,10 @@ def score(
         raise typer.Exit(1)
 
 
-def picture_reader(settings: Settings, *, draft: bool = False) -> Read:
-    """Return how pictures are read under the limits of `settings`; links are followed, unlike in `incoming/`.
+def image_reader(settings: Settings, *, draft: bool = False) -> Read:
+    """Return how images are read under the limits of `settings`; links are followed, unlike in `incoming/`.
 
-    `draft` is the version's: its pictures are read as those were by which it was calibrated.
+    `draft` is the version's: its images are read as those were by which it was calibrated.
     """
 
     def read(path: Path, size: tuple[int, int]) -> UInt8Array:
@@ -116,7 +116,7 @@ def picture_reader(settings: Settings, *, draft: bool = False) -> Read:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Return the height and width of the picture at `path`, upright; links are followed."""
+    """Return the height and width of the image at `path`, upright; links are followed."""
     return image_size(path.resolve())
 
 
@@ -132,7 +132,7 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     for given in paths:
         if given.is_dir():
             # A folder of maps of two folders has one of each name in it.
-            found = [(path, Path(given.resolve().name) / path.relative_to(given)) for path in pictures_under(given)]
+            found = [(path, Path(given.resolve().name) / path.relative_to(given)) for path in images_under(given)]
         else:
             found = [(given, Path(given.name))]
         for path, place in found:

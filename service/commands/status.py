@@ -31,7 +31,7 @@ CAUSES = {
     "defects": "many defects, in the same light",
     "unknown": "cause unknown",
 }
-# A status is asked for often; what goes beyond so many pictures is left to `tamis retention --dry-run`.
+# A status is asked for often; what goes beyond so many images is left to `tamis retention --dry-run`.
 FORESEEN_MAX = 2000
 
 
@@ -80,7 +80,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
 
 
 def _drift(connection: Connection) -> dict[str, Any]:
-    """Return the drift state of each product that has shown one; `began_at` is when its first picture was received."""
+    """Return the drift state of each product that has shown one; `began_at` is when its first image was received."""
     found = drift.latest(connection)
     began = drift.received_at(connection, [row.first_image_id for row in found.values() if row.first_image_id])
     lie = images.find(connection, list(began))
@@ -112,7 +112,7 @@ def _thresholds(connection: Connection) -> dict[str, Any]:
 
 def _retention(root: Path, engine: Engine, rules: Sequence[Rule], now: datetime) -> dict[str, Any]:
     try:
-        return foreseen(root, engine, rules, now, pictures_max=FORESEEN_MAX)
+        return foreseen(root, engine, rules, now, images_max=FORESEEN_MAX)
     except TamisError as error:
         # What is wrong there is a line of the status, not its end.
         return {"rules": rules_document(rules), "last_run": last_run(root), "error": str(error)}
@@ -128,7 +128,7 @@ def _print(document: dict[str, Any]) -> None:
         typer.echo("no daemon has run on this root yet: tamis run")
     counts = ", ".join(f"{count} {state}" for state, count in document["states_24h"].items() if count) or "nothing"
     typer.echo(f"last 24 hours: {counts}; {document['anomalies_24h']} anomalies")
-    typer.echo(f"last picture: {document['last_received_at'] or '-'}")
+    typer.echo(f"last image: {document['last_received_at'] or '-'}")
     rows = [
         {
             "product": product,

@@ -20,17 +20,17 @@ from service.storage.database.open import open_database
 
 def threshold(
     root: Root,
-    product: Annotated[str, typer.Option(help="Whose pictures.")] = DEFAULT_PRODUCT,
+    product: Annotated[str, typer.Option(help="Whose images.")] = DEFAULT_PRODUCT,
     rate: Annotated[float | None, typer.Option(help="False-alarm rate, above 0 and below 1.")] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Go back to what the settings say.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --rate would do, and choose nothing.")] = False,
-    last: Annotated[int, typer.Option(min=1, max=100_000, help="Latest pictures that are looked at.")] = LAST,
+    last: Annotated[int, typer.Option(min=1, max=100_000, help="Latest images that are looked at.")] = LAST,
     by: Annotated[str | None, typer.Option(help="Who chooses; without it the user who calls.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the false-alarm rate of a product: it holds at once, without a restart or a training.
 
-    Says how many of the last pictures would change sides. Without --rate and --reset it shows what holds.
+    Says how many of the last images would change sides. Without --rate and --reset it shows what holds.
     """
     if reset and (rate is not None or dry_run):
         raise UsageError("--reset: expected to stand alone; found --rate or --dry-run beside it")
@@ -71,11 +71,11 @@ def _print(product: str, found: Exploration | None, choice: thresholds.Choice | 
         then = "-" if found.threshold is None else f"{found.threshold:.6g}"
         typer.echo(f"{product}: threshold {now} → {then} by version {found.version}")
         if found.threshold is None:
-            typer.echo(f"its calibration pictures are too few for {found.rate:g}; the lowest is {found.lowest_rate:g}")
+            typer.echo(f"its calibration images are too few for {found.rate:g}; the lowest is {found.lowest_rate:g}")
         else:
             typer.echo(
-                f"of the last {found.images} pictures {found.to_normal} would become normal and "
-                f"{found.to_anomaly} anomalies; pictures on record keep their verdict"
+                f"of the last {found.images} images {found.to_normal} would become normal and "
+                f"{found.to_anomaly} anomalies; images on record keep their verdict"
             )
     if choice is None or choice.false_alarm_rate is None:
         typer.echo(f"{product}: {'now' if changed else 'no rate is chosen:'} the settings hold")

@@ -1,4 +1,4 @@
-"""`tamis train`: a detector from a folder of normal pictures, in a process of its own, registered when it is good.
+"""`tamis train`: a detector from a folder of normal images, in a process of its own, registered when it is good.
 
 With `--product all` one network for every sub-folder's product. How far it is, is shown by `training_progress`.
 """
@@ -15,7 +15,7 @@ import typer
 from sqlalchemy import Engine
 
 from models.calibration.split import Method
-from models.data.datasets import SUFFIXES, pictures_under
+from models.data.datasets import SUFFIXES, images_under
 from models.errors import DatasetError
 from models.fitting.limits import MEMORY_GB
 from models.registry import ModelVersion
@@ -45,7 +45,7 @@ class KindName(StrEnum):
 
 
 class ProfileName(StrEnum):
-    """How large pictures are scored: area of 256, 384 or 768 pixels squared."""
+    """How large images are scored: area of 256, 384 or 768 pixels squared."""
 
     fast = "fast"
     balanced = "balanced"
@@ -53,7 +53,7 @@ class ProfileName(StrEnum):
 
 
 class CalibrationName(StrEnum):
-    """Where the pictures that set the threshold come from."""
+    """Where the images that set the threshold come from."""
 
     auto = "auto"
     held_out = "split"
@@ -86,22 +86,22 @@ def train(
     root: Root,
     folder: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal pictures, at any depth."),
+        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal images, at any depth."),
     ] = None,
     from_version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="Repeat a version: the same pictures, roles, seed and steps.")
+        str | None, typer.Option(metavar="VERSION", help="Repeat a version: the same images, roles, seed and steps.")
     ] = None,
     product: Annotated[
-        str, typer.Option(help="What the pictures show; `all`: one network for all sub-folders' products.")
+        str, typer.Option(help="What the images show; `all`: one network for all sub-folders' products.")
     ] = DEFAULT_PRODUCT,
     kind: Annotated[
         KindName, typer.Option(help="Features of a pretrained network, plain pixels, or normal against anomaly.")
     ] = KindName.feature,
-    profile: Annotated[ProfileName, typer.Option(help="Size at which pictures are scored.")] = ProfileName.balanced,
+    profile: Annotated[ProfileName, typer.Option(help="Size at which images are scored.")] = ProfileName.balanced,
     anomalies: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", exists=True, file_okay=False, help="Pictures of defects: a classifier's, others score them."
+            metavar="DIR", exists=True, file_okay=False, help="Images of defects: a classifier's, others score them."
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="The classifier's pretrained network, by timm's name.")] = None,
@@ -114,7 +114,7 @@ def train(
     calibration: Annotated[
         CalibrationName, typer.Option(help="Hold normals out, or fit again without each fold of them.")
     ] = CalibrationName.auto,
-    seed: Annotated[int, typer.Option(min=0, help="Divides the pictures and starts the network.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Divides the images and starts the network.")] = 0,
     promote: Annotated[bool, typer.Option("--promote", help="Make it champion, even if the product has one.")] = False,
     minutes_max: Annotated[
         float, typer.Option("--minutes", min=0.1, help="Minutes after which the training loop stops.")
@@ -125,11 +125,11 @@ def train(
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a detector from normal pictures; a product's first one becomes its champion."""
+    """Train a detector from normal images; a product's first one becomes its champion."""
     settings = settings_module.load(root)
     if (folder is None) == (from_version is None):
         raise UsageError(
-            "train: expected pictures, --from DIR, or a version to repeat, --from-version VERSION; found "
+            "train: expected images, --from DIR, or a version to repeat, --from-version VERSION; found "
             + ("both" if folder is not None else "neither")
         )
     if from_version is not None:
@@ -158,23 +158,21 @@ def train(
     if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
         raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {false_alarm_rate:g}")
     if kind is KindName.classifier and anomalies is None:
-        raise UsageError("--kind classifier: expected pictures of defects, --anomalies DIR; found none")
+        raise UsageError("--kind classifier: expected images of defects, --anomalies DIR; found none")
     if backbone is not None and kind is not KindName.classifier:
         raise UsageError(f"--backbone: expected --kind classifier; found {kind.value}, which has its own")
     if backbone_weights is not None and backbone is None:
         raise UsageError("--backbone-weights: expected --backbone NAME, the network that they are of; found none")
-    pictures = _by_product(folder, product)
+    images = _by_product(folder, product)
     defects = _by_product(anomalies, product) if anomalies is not None else {}
-    if strange := sorted(set(defects) - set(pictures)):
+    if strange := sorted(set(defects) - set(images)):
         raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
     rates = {
-        name: settings.false_alarm_rate_of(name) if false_alarm_rate is None else false_alarm_rate for name in pictures
+        name: settings.false_alarm_rate_of(name) if false_alarm_rate is None else false_alarm_rate for name in images
     }
-    first, *beside = (
-        JobProduct(name, normals, rates[name], defects.get(name, ())) for name, normals in pictures.items()
-    )
+    first, *beside = (JobProduct(name, normals, rates[name], defects.get(name, ())) for name, normals in images.items())
     job = TrainingJob(
-        pictures=first.pictures,
+        images=first.images,
         anomalies=first.anomalies,
         models_root=str((root / "models").absolute()),
         product=first.product,
@@ -238,26 +236,26 @@ def _report(
 
 
 def _by_product(folder: Path, product: str) -> dict[str, tuple[str, ...]]:
-    """Return the pictures of `product` in `folder`, or with `all` of each product, by the name of its sub-folder."""
+    """Return the images of `product` in `folder`, or with `all` of each product, by the name of its sub-folder."""
     if product != ALL_PRODUCTS:
-        return {check_product(product): _pictures(folder)}
-    loose = [entry for entry in pictures_under(folder) if entry.parent == folder]
+        return {check_product(product): _images(folder)}
+    loose = [entry for entry in images_under(folder) if entry.parent == folder]
     if loose:
         raise DatasetError(
-            f"{shown_name(str(folder))}: expected pictures in sub-folders alone, one for each product; "
+            f"{shown_name(str(folder))}: expected images in sub-folders alone, one for each product; "
             f"found {shown_name(loose[0].name)} beside them"
         )
     folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DatasetError(f"{shown_name(str(folder))}: expected a sub-folder for each product; found none")
-    return {check_product(entry.name): _pictures(entry) for entry in folders}
+    return {check_product(entry.name): _images(entry) for entry in folders}
 
 
-def _pictures(folder: Path) -> tuple[str, ...]:
-    pictures = pictures_under(folder)
-    if not pictures:
-        raise DatasetError(f"{shown_name(str(folder))}: expected pictures ({SUFFIXES}) at any depth; found none")
-    return tuple(os.path.abspath(path) for path in pictures)  # noqa: PTH100  (links stay as they are given)
+def _images(folder: Path) -> tuple[str, ...]:
+    images = images_under(folder)
+    if not images:
+        raise DatasetError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
+    return tuple(os.path.abspath(path) for path in images)  # noqa: PTH100  (links stay as they are given)
 
 
 def _document(version: ModelVersion, row: VersionRow) -> dict[str, Any]:
@@ -294,15 +292,15 @@ def _print(version: ModelVersion, row: VersionRow) -> None:
     height, width = version.input_size
     skipped = f", {len(training['skipped'])} skipped" if training["skipped"] else ""
     if calibration["method"] == "cross":
-        pictures = f"{training['images']} to train and, in folds, to calibrate{skipped}"
+        images = f"{training['images']} to train and, in folds, to calibrate{skipped}"
     else:
-        pictures = f"{training['images']} to train, {calibration['images']} to calibrate{skipped}"
+        images = f"{training['images']} to train, {calibration['images']} to calibrate{skipped}"
     known = f"{training['anomalies']} to train, {len(calibration['anomaly_scores'])} to calibrate"
     auroc = "" if row.image_auroc is None else f", image AUROC {row.image_auroc:.3f}"
     facts = {
         "version": f"{row.product}/{row.version}",
         "state": f"{row.state} ({row.reason})",
-        "pictures": pictures,
+        "images": images,
         **({"anomalies": known + auroc} if training["anomalies"] or calibration["anomaly_scores"] else {}),
         "input size": f"{width} x {height} pixels",
         "threshold": f"{row.threshold:.6g} at a false-alarm rate of {row.false_alarm_rate:g}",

@@ -161,7 +161,7 @@ def _shadow_text(seen: dict[str, Any] | None) -> str | None:
     if seen is None:
         return None
     return (
-        f"{seen['images']} pictures, {seen['disagreements']} judged otherwise; anomalies {seen['challenger_rate']:.2%},"
+        f"{seen['images']} images, {seen['disagreements']} judged otherwise; anomalies {seen['challenger_rate']:.2%},"
         f" the champion's {seen['champion_rate']:.2%}"
     )
 

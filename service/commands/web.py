@@ -39,7 +39,7 @@ def web(
     port: Annotated[int | None, typer.Option(help="Port to listen on; the setting web_port if not given.")] = None,
     log_format: Annotated[str | None, typer.Option(help="plain or json.")] = None,
 ) -> None:
-    """Serve the page to look at results, review pictures and choose models, and its JSON API; until SIGTERM."""
+    """Serve the page to look at results, review images and choose models, and its JSON API; until SIGTERM."""
     _require_libraries()
     root = root.resolve()
     settings = settings_module.load(root, web_host=host, web_port=port, log_format=log_format)

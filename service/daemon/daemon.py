@@ -208,7 +208,7 @@ class Daemon:
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
 
     def loop(self) -> None:
-        """Move pictures along until told to stop, then bring what is in flight to its end."""
+        """Move images along until told to stop, then bring what is in flight to its end."""
         log.info(
             "ready",
             extra=fields(
@@ -296,7 +296,7 @@ class Daemon:
                 country=settings.energy_country,
                 cpu_max_w=settings.energy_cpu_max_w,
             )
-        # Whatever the meter's look at the hardware trips over, pictures are scored; their energy is unknown.
+        # Whatever the meter's look at the hardware trips over, images are scored; their energy is unknown.
         except Exception:
             log.exception("no energy meter; energy is unknown")
             return
@@ -422,7 +422,7 @@ class Daemon:
             return
         try:
             self._drift.check(products)
-        # Whatever this look at the scores trips over, pictures are sorted; whether they drift is not known.
+        # Whatever this look at the scores trips over, images are sorted; whether they drift is not known.
         except Exception:
             log.exception("drift is no longer watched")
             self._drift = None
@@ -481,7 +481,7 @@ class Daemon:
             due.append(self._due.ping)
         if self._state.paused or len(self._intake):
             due.append(self._due.space)
-        # While pictures are on their way the status changes all the time, and to ask costs more than to write it.
+        # While images are on their way the status changes all the time, and to ask costs more than to write it.
         if not self._pipeline.idle or not self._status_is_written():
             due.append(self._due.status)
         timeout = min(at for at in due if at is not None) - time.monotonic()

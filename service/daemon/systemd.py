@@ -44,7 +44,7 @@ class Notifier:
                 sender.connect(address)
                 sender.send(message.encode(), socket.MSG_DONTWAIT)
             except BlockingIOError:
-                # Nobody reads fast enough. A word on how we are is not worth making pictures wait.
+                # Nobody reads fast enough. A word on how we are is not worth making images wait.
                 return
             except (ConnectionRefusedError, FileNotFoundError):
                 # Whoever started us is gone or no longer listens; scoring goes on without it.

@@ -1,7 +1,7 @@
-"""Drift: whether a product's pictures still score like those its champion was calibrated on, since when, and why. Pure.
+"""Drift: whether a product's images still score like those its champion was calibrated on, since when, and why. Pure.
 
-The tests are in `models.drift.drift`. Here is what they are made on: the latest pictures since the champion became one,
-without those that people confirmed as anomalies, and the pictures at the beginning, whose look the light is told by.
+The tests are in `models.drift.drift`. Here is what they are made on: the latest images since the champion became one,
+without those that people confirmed as anomalies, and the images at the beginning, whose look the light is told by.
 Who reads these and writes what comes of it is `service.drift.monitor`.
 """
 
@@ -22,7 +22,7 @@ from service.storage.drift import DriftRow, Seen
 
 STEADY = "steady"
 DRIFTING = "drifting"
-# A cause that was said is taken back for another one only after so many windows' worth of new pictures.
+# A cause that was said is taken back for another one only after so many windows' worth of new images.
 NEW_CAUSE_WINDOWS = 0.25
 
 Float64Array = npt.NDArray[np.float64]
@@ -30,10 +30,10 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Subject:
-    """A product and what its pictures are compared with.
+    """A product and what its images are compared with.
 
     `reference` holds scores, from the calibration or, for a product that another's champion judges, from its own first
-    pictures; `look` that of the pictures which the version was calibrated on, `(n, 3)`, where it is known.
+    images; `look` that of the images which the version was calibrated on, `(n, 3)`, where it is known.
     """
 
     product: str
@@ -50,12 +50,12 @@ def assess(
 ) -> DriftRow | None:
     """Return the row of a change of state, or None where the state is as `before`, or nothing can be said yet.
 
-    `first` are the pictures since the champion became one, `recent` the latest of them; both oldest first, scored by
+    `first` are the images since the champion became one, `recent` the latest of them; both oldest first, scored by
     the version of `subject`, and without gaps.
     """
     known = before if before is not None and before.version == subject.version else None
     window = recent[-subject.window :]
-    normals = [picture for picture in window if picture.label != ANOMALY]
+    normals = [image for image in window if image.label != ANOMALY]
     if len(window) < IMAGES_MIN:
         return None
     already = known is not None and known.state == DRIFTING
@@ -70,7 +70,7 @@ def assess(
     if not normals_drift and not confirmed:
         return None if known is not None and not already else _steady(subject, figures, at)
     began_at = _began(subject, known, recent, only_normals=normals_drift)
-    after = [picture for picture in recent if order_of(picture) >= began_at]
+    after = [image for image in recent if order_of(image) >= began_at]
     look = look_moved(_look_before(subject, first, began_at), _look(after))
     cause = _cause(subject, after, look) if normals_drift else "defects"
     found = DriftRow(
@@ -94,22 +94,22 @@ def _steady(subject: Subject, figures: dict[str, Any], at: datetime) -> DriftRow
 def _began(
     subject: Subject, known: DriftRow | None, recent: Sequence[Seen], *, only_normals: bool
 ) -> tuple[datetime, str]:
-    """Return the place in time of the picture with which drift began: as was said, else the likeliest."""
+    """Return the place in time of the image with which drift began: as was said, else the likeliest."""
     if known is not None and known.state == DRIFTING:
-        for picture in recent:
-            if picture.id == known.first_image_id:
-                return order_of(picture)
+        for image in recent:
+            if image.id == known.first_image_id:
+                return order_of(image)
         return order_of(recent[0])
-    series = [picture for picture in recent if not only_normals or picture.label != ANOMALY]
+    series = [image for image in recent if not only_normals or image.label != ANOMALY]
     return order_of(series[change_point(subject.reference, scores_of(series), subject.threshold)])
 
 
 def _cause(subject: Subject, after: Sequence[Seen], look: dict[str, Moved | None]) -> str:
-    normals = [picture for picture in after if picture.label != ANOMALY]
+    normals = [image for image in after if image.label != ANOMALY]
     cause = cause_of(subject.reference, scores_of(normals), subject.threshold, look)
     if cause == "defects" and subject.threshold is not None:
-        beyond = [picture for picture in after if (picture.score or 0.0) > subject.threshold]
-        labels = [picture.label for picture in beyond]
+        beyond = [image for image in after if (image.score or 0.0) > subject.threshold]
+        labels = [image.label for image in beyond]
         # People looked, and found more of them good than bad.
         if labels.count(NORMAL) > labels.count(ANOMALY):
             return "unknown"
@@ -121,14 +121,14 @@ def _another_cause(known: DriftRow, cause: str, recent: Sequence[Seen], window: 
         return False
     if known.cause == "unknown":
         return True
-    ids = [picture.id for picture in recent]
+    ids = [image.id for image in recent]
     last = known.figures.get("last_image_id")
     return last not in ids or len(ids) - 1 - ids.index(last) >= NEW_CAUSE_WINDOWS * window
 
 
 def _look_before(subject: Subject, first: Sequence[Seen], began_at: tuple[datetime, str]) -> Float64Array:
-    """Return the look to compare with: of the champion's first pictures, or where they are few of its calibration's."""
-    before = _look([picture for picture in first if order_of(picture) < began_at and picture.label != ANOMALY])
+    """Return the look to compare with: of the champion's first images, or where they are few of its calibration's."""
+    before = _look([image for image in first if order_of(image) < began_at and image.label != ANOMALY])
     enough = np.isfinite(before).any(axis=1).sum() >= IMAGES_MIN
     return before if enough or not len(subject.look) else subject.look
 
@@ -142,7 +142,7 @@ def _figures(subject: Subject, comparison: Comparison, confirmed: int, last: See
         "beyond_p_value": comparison.beyond_p_value,
         "confirmed_anomalies": confirmed,
         "threshold": subject.threshold,
-        "reference": "calibration" if subject.of_calibration else "first pictures",
+        "reference": "calibration" if subject.of_calibration else "first images",
         "reference_images": len(subject.reference),
         "last_image_id": last.id,
     }
@@ -155,17 +155,17 @@ def _told(look: dict[str, Moved | None]) -> dict[str, Any]:
     }
 
 
-def scores_of(pictures: Sequence[Seen]) -> Float64Array:
-    """Return the scores of `pictures`, float64 `(n,)`."""
-    return np.asarray([picture.score for picture in pictures], dtype=np.float64)
+def scores_of(images: Sequence[Seen]) -> Float64Array:
+    """Return the scores of `images`, float64 `(n,)`."""
+    return np.asarray([image.score for image in images], dtype=np.float64)
 
 
-def _look(pictures: Sequence[Seen]) -> Float64Array:
+def _look(images: Sequence[Seen]) -> Float64Array:
     """Return brightness, contrast and sharpness, float64 `(n, 3)`; NaN is not known."""
-    values = [(picture.brightness, picture.contrast, picture.sharpness) for picture in pictures]
+    values = [(image.brightness, image.contrast, image.sharpness) for image in images]
     return np.asarray(values, dtype=np.float64).reshape(-1, len(FIGURES))
 
 
-def order_of(picture: Seen) -> tuple[datetime, str]:
-    """Return the place of `picture` in time."""
-    return picture.received_at, picture.id
+def order_of(image: Seen) -> tuple[datetime, str]:
+    """Return the place of `image` in time."""
+    return image.received_at, image.id

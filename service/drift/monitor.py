@@ -1,4 +1,4 @@
-"""Drift watch: looks at the latest pictures of products, writes a row where the state changed, and says so in the log.
+"""Drift watch: looks at the latest images of products, writes a row where the state changed, and says so in the log.
 
 It runs beside the loop, on the thread that records; what the state is `service.drift.assess` says.
 """
@@ -32,11 +32,11 @@ from service.storage.thresholds import chosen
 
 log = logging.getLogger(__name__)
 
-# Windows that are looked back over; and once drift is found, for the picture with which it began: a fast line may have
-# brought more than a window since the last look. Rows beyond the pictures, as some may be another version's.
+# Windows that are looked back over; and once drift is found, for the image with which it began: a fast line may have
+# brought more than a window since the last look. Rows beyond the images, as some may be another version's.
 LOOK_BACK_WINDOWS = 2
 FIND_WINDOWS = 10
-ROWS_PER_PICTURE = 1.5
+ROWS_PER_IMAGE = 1.5
 ROWS_MAX = 30_000
 
 
@@ -55,7 +55,7 @@ class DriftWatch:
         """Look at `products`, and write and return what changed of their state at `now`.
 
         A product whose champion's figures cannot be read is passed over, which is said once; so is one that is
-        locked, which is looked at with its next pictures.
+        locked, which is looked at with its next images.
         """
         at = now or datetime.now(UTC)
         changed = []
@@ -84,7 +84,7 @@ class DriftWatch:
             first = rows.oldest(connection, product, reign.since, size)
             version = self._version(reign)
             if version.product != product and len(first) < size:
-                # Another's calibration says nothing of this product's normals: its own first pictures are to.
+                # Another's calibration says nothing of this product's normals: its own first images are to.
                 return None
             first_judged = _of(first, version.version)
             subject = self._subject(product, version, first_judged, rate)
@@ -92,10 +92,10 @@ class DriftWatch:
                 return None
 
             def assess_last(windows: int) -> DriftRow | None:
-                limit = min(int(windows * size * ROWS_PER_PICTURE), ROWS_MAX)
+                limit = min(int(windows * size * ROWS_PER_IMAGE), ROWS_MAX)
                 recent = _of(rows.newest(connection, product, reign.since, limit), version.version)
                 if not subject.of_calibration:
-                    recent = [picture for picture in recent if order_of(picture) > order_of(first[-1])]
+                    recent = [image for image in recent if order_of(image) > order_of(first[-1])]
                 return assess(subject, first_judged, recent[-windows * size :], before, at)
 
             row = assess_last(LOOK_BACK_WINDOWS)
@@ -105,7 +105,7 @@ class DriftWatch:
         own = version.product == product
         try:
             threshold = threshold_of(self._settings, product, version, chosen_rate=rate)
-        except (TooFewImages, ConfigurationError):  # said where pictures are judged
+        except (TooFewImages, ConfigurationError):  # said where images are judged
             threshold = None
         calibration = version.calibration_scores.astype(np.float64)
         look = version.calibration_look if own else None
@@ -114,7 +114,7 @@ class DriftWatch:
             version.version,
             self._settings.drift_window,
             threshold,
-            calibration if own else scores_of([picture for picture in first if picture.label != ANOMALY]),
+            calibration if own else scores_of([image for image in first if image.label != ANOMALY]),
             own,
             np.empty((0, len(FIGURES))) if look is None else look.astype(np.float64),
         )
@@ -131,7 +131,7 @@ class DriftWatch:
     def _write(self, row: DriftRow) -> bool:
         with self._writing.begin() as connection:
             known = rows.last(connection).get(row.product)
-            # Another daemon of the same root may have seen the same pictures.
+            # Another daemon of the same root may have seen the same images.
             if known is not None and (known.version, known.state, known.cause) == (row.version, row.state, row.cause):
                 return False
             rows.add(connection, row)
@@ -158,5 +158,5 @@ class DriftWatch:
             log.error("drift is not watched", extra=fields(product=product, reason=error))
 
 
-def _of(pictures: Sequence[Seen], version: str) -> list[Seen]:
-    return [picture for picture in pictures if picture.version == version and picture.score is not None]
+def _of(images: Sequence[Seen], version: str) -> list[Seen]:
+    return [image for image in images if image.version == version and image.score is not None]

@@ -85,7 +85,7 @@ class EnergyMeter:
             log_level="error",
         )
         tracker.start()
-        # The first one imports for a tenth of a second, in which a picture would wait.
+        # The first one imports for a tenth of a second, in which an image would wait.
         tracker.flush()
         for part in tracker._hardware:
             _leave_out_children(part)

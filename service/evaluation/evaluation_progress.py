@@ -14,7 +14,7 @@ from service.names import shown_name
 
 @contextmanager
 def scoring_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function that shows how many pictures are scored; a line each tenth where there is no terminal."""
+    """Give a function that shows how many images are scored; a line each tenth where there is no terminal."""
     if not sys.stderr.isatty():
         told = 0
 
@@ -22,7 +22,7 @@ def scoring_progress(name: str) -> Iterator[Callable[[int, int], None]]:
             nonlocal told
             if done * 10 // total > told:
                 told = done * 10 // total
-                typer.echo(f"{shown_name(name)}: {done} of {total} pictures", err=True)
+                typer.echo(f"{shown_name(name)}: {done} of {total} images", err=True)
 
         yield line
         return

@@ -1,4 +1,4 @@
-"""Learning curve: what more pictures would bring. Trains on seeded subsets, each in a process of its own.
+"""Learning curve: what more images would bring. Trains on seeded subsets, each in a process of its own.
 
 The versions are registered nowhere and gone afterwards; what they are judged by, and their energy, is handed back.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.data.datasets import SUFFIXES, Sample, pictures_under
+from models.data.datasets import SUFFIXES, Sample, images_under
 from models.errors import DatasetError, TooFewImages
 from models.evaluation.evaluate import Evaluation
 from models.progress import Progress
@@ -34,25 +34,25 @@ def learning_curve(
     sizes: Sequence[int],
     judge: Callable[[ModelVersion], Evaluation],
     *,
-    progress: Callable[[int], Callable[[Progress], None]] = lambda pictures: lambda progress: None,
+    progress: Callable[[int], Callable[[Progress], None]] = lambda images: lambda progress: None,
     record: Callable[[EnergySample], None] = lambda sample: None,
 ) -> Iterator[LearningPoint]:
-    """Yield a point for each of `sizes`, rising: `job` trained on so many pictures of `pool`, judged by `judge`.
+    """Yield a point for each of `sizes`, rising: `job` trained on so many images of `pool`, judged by `judge`.
 
-    A smaller subset is a part of every larger one, so that the curve shows number and not luck; which pictures
-    they are follows from `job.seed`. A size for which the pictures are too few has a point that says so. `record`
+    A smaller subset is a part of every larger one, so that the curve shows number and not luck; which images
+    they are follows from `job.seed`. A size for which the images are too few has a point that says so. `record`
     gets the energy of each training. Raises what `train_in_child` raises but TooFewImages.
     """
     order = sorted(pool)
     random.Random(job.seed).shuffle(order)
     for number, size in enumerate(sorted(set(sizes))):
         if size > len(order):
-            yield LearningPoint(size, error=f"expected {size} normal pictures to train on; found {len(order)}")
+            yield LearningPoint(size, error=f"expected {size} normal images to train on; found {len(order)}")
             continue
         with tempfile.TemporaryDirectory(prefix="tamis-learning-curve-") as models_root:
             part = replace(
                 job,
-                pictures=tuple(str(path) for path in order[:size]),
+                images=tuple(str(path) for path in order[:size]),
                 models_root=models_root,
                 build=f"{BUILD_PREFIX}learning-{number}",
             )
@@ -66,7 +66,7 @@ def learning_curve(
             (version,) = trained.versions
             result = judge(version)
         yield LearningPoint(
-            pictures=size,
+            images=size,
             trained=version.manifest["training"]["images"],
             calibrated=len(version.calibration_scores),
             metrics=result.metrics,
@@ -86,40 +86,40 @@ def sizes_asked(asked: str | None, normals: Path | None) -> list[int]:
         return []
     parts = [part.strip() for part in asked.split(",")]
     if not all(part.isascii() and part.isdecimal() and len(part) < 10 and int(part) for part in parts):
-        raise UsageError(f"--learning-curve: expected numbers of pictures such as 60,300; found {asked!r}")
+        raise UsageError(f"--learning-curve: expected numbers of images such as 60,300; found {asked!r}")
     return sorted({int(part) for part in parts})
 
 
 def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path], int]:
-    """Return the pictures of `folder` that are not `evaluated`, told by their bytes, and how many of them are.
+    """Return the images of `folder` that are not `evaluated`, told by their bytes, and how many of them are.
 
     Raises DatasetError where there is none to train on.
     """
     shown = shown_name(str(folder))
-    found = pictures_under(folder)
+    found = images_under(folder)
     if not found:
-        raise DatasetError(f"{shown}: expected pictures ({SUFFIXES}) at any depth; found none")
+        raise DatasetError(f"{shown}: expected images ({SUFFIXES}) at any depth; found none")
     judged = {content for sample in evaluated if (content := _content(sample.path)) is not None}
     # Links stay as they are given.
     pool = [Path(os.path.abspath(path)) for path in found if _content(path) not in judged]  # noqa: PTH100
     if not pool:
-        raise DatasetError(f"{shown}: expected pictures to train on; found only such as are evaluated")
+        raise DatasetError(f"{shown}: expected images to train on; found only such as are evaluated")
     return pool, len(found) - len(pool)
 
 
 def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int | None) -> TrainingJob:
-    """Return the training that made `version`, but for its pictures and where it goes; calibrated for `rate`.
+    """Return the training that made `version`, but for its images and where it goes; calibrated for `rate`.
 
-    Raises UsageError for a kind that does not learn from normal pictures alone.
+    Raises UsageError for a kind that does not learn from normal images alone.
     """
     if version.kind not in LEARNS_FROM_NORMALS:
         raise UsageError(
             f"--learning-curve: expected a version of kind {' or '.join(LEARNS_FROM_NORMALS)}, which learn from "
-            f"normal pictures alone; found {version.version} of kind {version.kind}"
+            f"normal images alone; found {version.version} of kind {version.kind}"
         )
     training = version.manifest.get("training") or {}
     return TrainingJob(
-        pictures=(),
+        images=(),
         models_root="",
         product=version.product,
         kind=version.kind,

@@ -1,6 +1,6 @@
 """What an evaluation came to, as values: what the terminal, the JSON document and the page all show.
 
-Owns the comparison of two versions on the same pictures. Nothing here knows how it is shown.
+Owns the comparison of two versions on the same images. Nothing here knows how it is shown.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from models.evaluation.bootstrap import Interval, Judged, difference_intervals, intervals
 from models.evaluation.curves import SweepPoint, sweep
-from models.evaluation.evaluate import Evaluation, Metrics, PictureScore, metrics_of
+from models.evaluation.evaluate import Evaluation, ImageScore, Metrics, metrics_of
 from models.evaluation.metrics import AtThreshold, Counts, Float64Array, at_threshold
-from models.evaluation.pixel_histograms import PictureHistograms
+from models.evaluation.pixel_histograms import ImageHistograms
 from models.registry import ModelVersion
 from service.evaluation.worst_mistakes import WorstMistakes
 from service.scoring.decide import ANOMALY, NORMAL
@@ -27,14 +27,14 @@ from service.storage.versions import VersionRow
 
 @dataclass(frozen=True)
 class Judgement:
-    """One version on the pictures of one object: its metrics, its energy, and what intervals need of its maps."""
+    """One version on the images of one object: its metrics, its energy, and what intervals need of its maps."""
 
     version: ModelVersion
     row: VersionRow
     policy: Policy
     result: Evaluation
     energy: EnergySample | None
-    histograms: PictureHistograms
+    histograms: ImageHistograms
     mistakes: WorstMistakes
 
     @property
@@ -55,7 +55,7 @@ class Judgement:
     @property
     def scores(self) -> Float64Array:
         """The scores `(N,)`."""
-        return np.array([picture.score for picture in self.result.scores], dtype=np.float64)
+        return np.array([image.score for image in self.result.scores], dtype=np.float64)
 
     @property
     def labels(self) -> Counts:
@@ -77,22 +77,22 @@ class Judgement:
         """What other false-alarm rates would have come to."""
         return sweep(self.version.calibration_scores, self.scores, self.labels)
 
-    def judged(self, pictures: Sequence[PictureScore]) -> Judged:
-        """Return what resampling needs of `pictures`, some or all of those scored."""
+    def judged(self, images: Sequence[ImageScore]) -> Judged:
+        """Return what resampling needs of `images`, some or all of those scored."""
         return Judged(
-            scores=np.array([picture.score for picture in pictures], dtype=np.float64),
+            scores=np.array([image.score for image in images], dtype=np.float64),
             threshold=self.result.threshold,
-            pixels=self.histograms.of([picture.sample.path for picture in pictures]),
+            pixels=self.histograms.of([image.sample.path for image in images]),
         )
 
     def per_1000_images(self, total: float | None) -> float | None:
-        """Return `total` per 1,000 pictures; None where it is unknown."""
+        """Return `total` per 1,000 images; None where it is unknown."""
         return None if total is None or not self.result.images else 1000 * total / self.result.images
 
 
 @dataclass(frozen=True)
 class Change:
-    """A picture whose verdict changes from one version to the other."""
+    """An image whose verdict changes from one version to the other."""
 
     path: Path
     label: str
@@ -107,7 +107,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Another version beside the one evaluated, on the `images` pictures that both could score."""
+    """Another version beside the one evaluated, on the `images` images that both could score."""
 
     other: Judgement
     images: int
@@ -128,9 +128,9 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class LearningPoint:
-    """A version trained on `pictures` normal pictures; `error` says why there is none, the rest is then None."""
+    """A version trained on `images` normal images; `error` says why there is none, the rest is then None."""
 
-    pictures: int
+    images: int
     trained: int | None = None
     calibrated: int | None = None
     metrics: Metrics | None = None
@@ -144,12 +144,12 @@ class LearningPoint:
 def compare(first: Judgement, second: Judgement) -> Comparison:
     """Return `second` beside `first`: differences are those of `second` less those of `first`.
 
-    Where a picture was scored by one alone, picture metrics are of those that both scored and pixel metrics
+    Where an image was scored by one alone, image metrics are of those that both scored and pixel metrics
     are unknown.
     """
-    scored = {picture.sample: picture for picture in second.result.scores}
-    before = [picture for picture in first.result.scores if picture.sample in scored]
-    after = [scored[picture.sample] for picture in before]
+    scored = {image.sample: image for image in second.result.scores}
+    before = [image for image in first.result.scores if image.sample in scored]
+    after = [scored[image.sample] for image in before]
     if len(before) == first.result.images == second.result.images:
         metrics = first.result.metrics, second.result.metrics
     else:
@@ -172,18 +172,18 @@ def compare(first: Judgement, second: Judgement) -> Comparison:
     )
 
 
-def labels_of(pictures: Sequence[PictureScore]) -> Counts:
-    """Return the labels of `pictures`, int64 `(N,)`."""
-    return np.array([picture.sample.label for picture in pictures], dtype=np.int64)
+def labels_of(images: Sequence[ImageScore]) -> Counts:
+    """Return the labels of `images`, int64 `(N,)`."""
+    return np.array([image.sample.label for image in images], dtype=np.int64)
 
 
 def verdict(score: float, threshold: float) -> str:
-    """Return what a picture of that score is called."""
+    """Return what an image of that score is called."""
     return ANOMALY if score > threshold else NORMAL
 
 
 def _changes(
-    first: Judgement, second: Judgement, before: Sequence[PictureScore], after: Sequence[PictureScore]
+    first: Judgement, second: Judgement, before: Sequence[ImageScore], after: Sequence[ImageScore]
 ) -> list[Change]:
     found = []
     for old, new in zip(before, after, strict=True):

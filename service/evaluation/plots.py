@@ -66,7 +66,7 @@ class Plots:
         return self._svg(draw, "Precision over recall")
 
     def histogram(self, normal: Float64Array, anomaly: Float64Array, threshold: float) -> str:
-        """Return how many pictures have which score, normal ones and anomalies, and the threshold."""
+        """Return how many images have which score, normal ones and anomalies, and the threshold."""
         everything = np.concatenate([normal, anomaly, [threshold]])
         logarithmic = everything.min() > 0 and everything.max() > _LOG_SPAN * np.median(everything)
         low, high = float(everything.min()), float(everything.max())
@@ -84,10 +84,10 @@ class Plots:
             if logarithmic:
                 axes.set_xscale("log")
             axes.yaxis.get_major_locator().set_params(integer=True)
-            axes.set(xlabel="anomaly score", ylabel="pictures")
+            axes.set(xlabel="anomaly score", ylabel="images")
             _legend(axes, "always", "best")
 
-        return self._svg(draw, "Histogram of the scores of normal pictures and anomalies, with the threshold")
+        return self._svg(draw, "Histogram of the scores of normal images and anomalies, with the threshold")
 
     def realised_rates(self, points: Sequence[SweepPoint], used: float | None) -> str:
         """Return the realised over the calibrated false-alarm rate; on the dotted line the promise is kept exactly."""
@@ -120,30 +120,30 @@ class Plots:
         return self._svg(draw, "Recall, precision and F1 over the calibrated false-alarm rate")
 
     def learning(self, points: Sequence[LearningPoint]) -> str:
-        """Return image AUROC and F1 over the number of training pictures."""
+        """Return image AUROC and F1 over the number of training images."""
         known = [point for point in points if point.metrics is not None]
 
         def draw(axes: Axes) -> None:
-            sizes = [point.pictures for point in known]
+            sizes = [point.images for point in known]
             auroc = [point.metrics.image_auroc if point.metrics else None for point in known]
             f1 = [point.metrics.f1 if point.metrics else None for point in known]
             _line(axes, sizes, auroc, "image AUROC", FIRST)
             _line(axes, sizes, f1, "F1 at the threshold", SECOND, "s")
             _number_axis(axes, sizes)
-            axes.set(xlabel="normal pictures to train and calibrate", ylim=(-0.02, 1.02))
+            axes.set(xlabel="normal images to train and calibrate", ylim=(-0.02, 1.02))
             _legend(axes, "always", "best")
 
-        return self._svg(draw, "Learning curve: image AUROC and F1 over the number of training pictures")
+        return self._svg(draw, "Learning curve: image AUROC and F1 over the number of training images")
 
     def learning_cost(self, points: Sequence[LearningPoint]) -> str:
-        """Return seconds and Wh of training over the number of training pictures."""
+        """Return seconds and Wh of training over the number of training images."""
         known = [point for point in points if point.metrics is not None]
 
         def draw(axes: Axes) -> None:
-            sizes = [point.pictures for point in known]
+            sizes = [point.images for point in known]
             _line(axes, sizes, [point.seconds for point in known], "seconds", FIRST)
             _number_axis(axes, sizes)
-            axes.set(xlabel="normal pictures to train and calibrate", ylabel="s of training")
+            axes.set(xlabel="normal images to train and calibrate", ylabel="s of training")
             axes.set_ylim(bottom=0)
             if any(point.training_wh is not None for point in known):
                 right = axes.twinx()
@@ -155,7 +155,7 @@ class Plots:
                 axes.plot([], [], color=SECOND, marker="s", label="Wh")
             _legend(axes, "always", "lower right")
 
-        return self._svg(draw, "Seconds and Wh of training over the number of training pictures")
+        return self._svg(draw, "Seconds and Wh of training over the number of training images")
 
     def _svg(self, draw: Callable[[Axes], None], description: str) -> str:
         import matplotlib

@@ -202,12 +202,12 @@ def facts_of(judgement: Judgement) -> dict[str, str | None]:
         "made": f"{judgement.version.created_at:%Y-%m-%d %H:%M} UTC",
         "Tamis version": manifest.get("tamis_version"),
         "input size": f"{width} × {height} px",
-        "training pictures": _text(training.get("images")),
+        "training images": _text(training.get("images")),
         "training time": None if training.get("seconds") is None else f"{training['seconds']:.0f} s",
         "training energy": None
         if row.training_wh is None
         else f"{row.training_wh:.3g} Wh" + (f" ({energy['source']})" if energy.get("source") else ""),
-        "calibration": f"{len(judgement.version.calibration_scores)} held-out pictures",
+        "calibration": f"{len(judgement.version.calibration_scores)} held-out images",
         "threshold": f"{judgement.result.threshold:.6g}",
         "threshold set": judgement.promise,
         "trained for a rate of": f"{judgement.version.trained_false_alarm_rate:g}",

@@ -15,9 +15,9 @@ from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from models.data.datasets import Sample
 from models.evaluation import evaluate as evaluation
 from models.evaluation.evaluate import Evaluation
-from models.evaluation.pixel_histograms import PictureHistograms
+from models.evaluation.pixel_histograms import ImageHistograms
 from models.registry import ModelVersion
-from service.commands.score import UNREADABLE, picture_reader, upright_size
+from service.commands.score import UNREADABLE, image_reader, upright_size
 from service.energy.meter import EnergyMeter
 from service.errors import TamisError, UsageError
 from service.evaluation.evaluation_progress import TrainingLines, scoring_progress
@@ -117,7 +117,7 @@ class Bench:
         return Evaluated(work.object, first, compare(first, second))
 
     def learn(self, work: Work, pool: Sequence[Path], sizes: Sequence[int], steps: int | None) -> list[LearningPoint]:
-        """Train versions like that of `work` on subsets of `pool`, and judge them on the same pictures.
+        """Train versions like that of `work` on subsets of `pool`, and judge them on the same images.
 
         Their thresholds are those of the false-alarm rate, as a fixed score means another thing to each of them.
         """
@@ -131,14 +131,14 @@ class Bench:
             self._record(self._meter.take("evaluation", images=result.images))
             return result
 
-        def progress(pictures: int) -> TrainingLines:
-            return TrainingLines(f"learning curve, {pictures} pictures")
+        def progress(images: int) -> TrainingLines:
+            return TrainingLines(f"learning curve, {images} images")
 
         job = job_like(work.first.version, work.rate, self._settings, steps)
         return list(learning_curve(job, pool, sizes, judge, progress=progress, record=self._record))
 
     def _judge(self, candidate: Candidate, work: Work, shown: str) -> Judgement:
-        histograms, mistakes = PictureHistograms(), WorstMistakes(candidate.threshold)
+        histograms, mistakes = ImageHistograms(), WorstMistakes(candidate.threshold)
         result = self._scored(candidate.version, candidate.threshold, work, shown, histograms, mistakes)
         sample = self._meter.take("evaluation", images=result.images)
         self._record(sample)
@@ -150,7 +150,7 @@ class Bench:
         threshold: float,
         work: Work,
         shown: str,
-        histograms: PictureHistograms | None = None,
+        histograms: ImageHistograms | None = None,
         mistakes: WorstMistakes | None = None,
     ) -> Evaluation:
         from models.runtime.load_detector import load_detector
@@ -160,7 +160,7 @@ class Bench:
                 load_detector(version, self._settings.scoring_threads),
                 work.samples,
                 threshold,
-                picture_reader(self._settings, draft=version.draft),
+                image_reader(self._settings, draft=version.draft),
                 upright_size,
                 unreadable=UNREADABLE,
                 decode_threads=self._settings.decoders,
@@ -171,7 +171,7 @@ class Bench:
         if not result.images:
             first = result.failures[0]
             raise TamisError(
-                f"object {work.object}: expected pictures; none of {len(work.samples)} could be scored, "
+                f"object {work.object}: expected images; none of {len(work.samples)} could be scored, "
                 f"the first being {shown_name(str(first.path))}: {shown_name(first.error)}"
             )
         return result

@@ -56,22 +56,22 @@ def score_file(path: Path | None) -> Iterator[Callable[[Evaluated], None]]:
 
         def write(one: Evaluated) -> None:
             judgement = one.judgement
-            pictures, threshold = judgement.result.scores, judgement.result.threshold
-            p = p_values(judgement.version.calibration_scores, [picture.score for picture in pictures])
+            images, threshold = judgement.result.scores, judgement.result.threshold
+            p = p_values(judgement.version.calibration_scores, [image.score for image in images])
             writer.writerows(
                 (
                     one.object,
                     judgement.version.product,
                     judgement.version.version,
-                    picture.sample.path,
-                    picture.sample.split,
-                    ANOMALY if picture.sample.label else NORMAL,
-                    picture.score,
+                    image.sample.path,
+                    image.sample.split,
+                    ANOMALY if image.sample.label else NORMAL,
+                    image.score,
                     threshold,
-                    verdict(picture.score, threshold),
+                    verdict(image.score, threshold),
                     float(p_value),
                 )
-                for picture, p_value in zip(pictures, p, strict=True)
+                for image, p_value in zip(images, p, strict=True)
             )
 
         yield write
@@ -107,7 +107,7 @@ def document(
             for one in evaluated
         ],
         "mean": asdict(mean) if mean is not None else None,
-        "learning_curve": [asdict(point) for point in learning] or None,
+        "learning_curve": [_point_document(point) for point in learning] or None,
         "report": None if report is None else shown_name(str(report)),
     }
 
@@ -199,7 +199,7 @@ def _facts(one: Evaluated) -> Row:
     return {
         "object": shown_name(one.object),
         "model": f"product {judgement.version.product}, version {judgement.version.version}",
-        "pictures": f"{result.normals} normal, {result.anomalies} anomalies ({result.masked} with a mask), "
+        "images": f"{result.normals} normal, {result.anomalies} anomalies ({result.masked} with a mask), "
         f"{len(result.failures)} left out",
         "threshold": f"{result.threshold:.6g} {judgement.promise}",
     }
@@ -225,7 +225,7 @@ def _costs(one: Judgement) -> Row:
 def _show_comparison(one: Evaluated, comparison: Comparison) -> None:
     first, second = (asdict(metrics) for metrics in comparison.metrics)
     typer.echo("")
-    typer.echo(f"{shown_name(one.object)}: {comparison.images} pictures scored by both versions")
+    typer.echo(f"{shown_name(one.object)}: {comparison.images} images scored by both versions")
     this, other = one.judgement.version.version, comparison.other.version.version
     rows = []
     for name, heading in SHOWN.items():
@@ -257,7 +257,7 @@ def _show_comparison(one: Evaluated, comparison: Comparison) -> None:
                 "score": f"{change.scores[0]:.6g}",
                 f"verdict of {other}": change.verdicts[1],
                 "its score": f"{change.scores[1]:.6g}",
-                "picture": _printable(change.path),
+                "image": _printable(change.path),
             }
             for change in comparison.changes[:CHANGES_PRINTED]
         ]
@@ -266,10 +266,15 @@ def _show_comparison(one: Evaluated, comparison: Comparison) -> None:
         typer.echo(f"and {more} more; --json lists all")
 
 
+def _point_document(point: LearningPoint) -> dict[str, Any]:
+    known = asdict(point)
+    return {"pictures": known.pop("images"), **known}
+
+
 def _learning_row(point: LearningPoint) -> Row:
     metrics = asdict(point.metrics) if point.metrics else {}
     return {
-        "training pictures": str(point.pictures),
+        "training images": str(point.images),
         "image AUROC": _cell(metrics.get("image_auroc"), ".4f"),
         "F1": _cell(metrics.get("f1"), ".4f"),
         "false alarms": _cell(metrics.get("false_alarm_rate"), ".4f"),

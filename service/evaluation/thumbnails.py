@@ -1,4 +1,4 @@
-"""Thumbnails: a picture and its anomaly map as data URIs, small enough that a page of them is quickly there."""
+"""Thumbnails: an image and its anomaly map as data URIs, small enough that a page of them is quickly there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Thumbnail:
     """A mistake as the page shows it: data URIs, None where the file could not be read again; `error` says why."""
 
     mistake: Mistake
-    picture: str | None
+    image: str | None
     map: str | None
     size: tuple[int, int] | None
     outlined: bool = False
@@ -43,9 +43,9 @@ def thumbnails(
     image_size: ImageSize,
     unreadable: tuple[type[Exception], ...],
 ) -> list[Thumbnail]:
-    """Return each mistake drawn: its picture, the labelled defect outlined, and its map over it.
+    """Return each mistake drawn: its image, the labelled defect outlined, and its map over it.
 
-    Pictures are read again, one at a time, at most `SIDE_MAX` pixels on the longer side.
+    Images are read again, one at a time, at most `SIDE_MAX` pixels on the longer side.
     """
     return [_thumbnail(mistake, pixel_threshold, read, image_size, unreadable) for mistake in mistakes]
 
@@ -59,21 +59,21 @@ def _thumbnail(
 ) -> Thumbnail:
     try:
         size = common_size(*image_size(mistake.sample.path), SIDE_MAX)
-        picture = read(mistake.sample.path, size)
+        image = read(mistake.sample.path, size)
     except unreadable as error:
         return Thumbnail(mistake, None, None, None, error=str(error))
-    outlined = _outlined(picture, mistake)
+    outlined = _outlined(image, mistake)
     return Thumbnail(
         mistake,
-        picture=_data_uri(picture if outlined is None else outlined),
-        map=_data_uri(overlay(picture, mistake.map, pixel_threshold)),
+        image=_data_uri(image if outlined is None else outlined),
+        map=_data_uri(overlay(image, mistake.map, pixel_threshold)),
         size=size,
         outlined=outlined is not None,
     )
 
 
-def _outlined(picture: UInt8Array, mistake: Mistake) -> UInt8Array | None:
-    """Return `picture` with a line around the labelled defect; None where no mask of its shape was drawn."""
+def _outlined(image: UInt8Array, mistake: Mistake) -> UInt8Array | None:
+    """Return `image` with a line around the labelled defect; None where no mask of its shape was drawn."""
     if mistake.sample.mask is None:
         return None
     from scipy import ndimage
@@ -82,17 +82,17 @@ def _outlined(picture: UInt8Array, mistake: Mistake) -> UInt8Array | None:
         mask = read_mask(mistake.sample.mask)
     except DatasetError:
         return None  # listed with what was left out already
-    size = picture.shape[:2]
+    size = image.shape[:2]
     if mask.shape[0] < size[0] or mask.shape[1] < size[1]:
         return None
     small = shrunk_mask(mask, (size[0], size[1]))
     line = ndimage.binary_dilation(small, iterations=_OUTLINE_PX + 1) & ~ndimage.binary_dilation(small)
-    drawn = np.array(picture)
+    drawn = np.array(image)
     drawn[line] = _OUTLINE
     return drawn
 
 
-def _data_uri(picture: UInt8Array) -> str:
+def _data_uri(image: UInt8Array) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY)
+    Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""Mistakes: keeps the worst ones of an evaluation with their maps, in bounded memory, while pictures go by."""
+"""Mistakes: keeps the worst ones of an evaluation with their maps, in bounded memory, while images go by."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORST = 6
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture whose verdict is not its label: its score, its anomaly map float32 `(h, w)`."""
+    """An image whose verdict is not its label: its score, its anomaly map float32 `(h, w)`."""
 
     sample: Sample
     score: float
@@ -36,7 +36,7 @@ class WorstMistakes:
         self._alarms: list[tuple[float, int, Mistake]] = []
 
     def offer(self, sample: Sample, scored: ScoredFile) -> None:
-        """Keep the picture if it is one of the worst mistakes so far."""
+        """Keep the image if it is one of the worst mistakes so far."""
         alarm = scored.score > self._threshold
         if alarm == (sample.label == 1):
             return
@@ -57,5 +57,5 @@ class WorstMistakes:
 
     @property
     def false_alarms(self) -> list[Mistake]:
-        """Normal pictures that were called anomalies, the highest score first."""
+        """Normal images that were called anomalies, the highest score first."""
         return [mistake for _, _, mistake in sorted(self._alarms, key=lambda entry: entry[:2], reverse=True)]

@@ -1,7 +1,7 @@
-"""Decode: bytes of a file become an upright RGB picture at the detector's size.
+"""Decode: bytes of a file become an upright RGB image at the detector's size.
 
 Owns which formats are read, the limits on bytes and pixels, and how modes and orientations become RGB.
-Training, evaluation, `tamis score` and the daemon all read pictures here, so that they see the same pixels.
+Training, evaluation, `tamis score` and the daemon all read images here, so that they see the same pixels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 FILE_BYTES_MAX = 200_000_000
 PIXELS_MAX = 60_000_000
-# More than any picture comes to: 12 megapixels of one colour in the format that packs it best are 23,000. What claims
-# more has a damaged header, and would take the memory of the largest picture before that shows.
+# More than any image comes to: 12 megapixels of one colour in the format that packs it best are 23,000. What claims
+# more has a damaged header, and would take the memory of the largest image before that shows.
 PIXELS_A_BYTE_MAX = 50_000
 
 # A JPEG may be decoded at a half, a quarter or an eighth, straight from its coefficients, as long as that leaves so
@@ -46,7 +46,7 @@ _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
 
 class DecodeError(Exception):
-    """A file is not a picture that can be scored. `code` is a short name for the reason."""
+    """A file is not an image that can be scored. `code` is a short name for the reason."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -82,8 +82,8 @@ class FileBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright.
+class DecodedImage:
+    """A decoded image: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright.
 
     `drafted` says whether less than all of it was decoded: a JPEG at a half, a quarter or an eighth.
     """
@@ -97,19 +97,19 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture for people to look at: `image` upright RGB; `format` is that of the file."""
+    """An image for people to look at: `image` upright RGB; `format` is that of the file."""
 
     image: Image.Image
     format: str
 
 
 def read_image(path: Path, size: tuple[int, int], *, draft: bool = False) -> npt.NDArray[np.uint8]:
-    """Return the picture at `path` as uint8 `(H, W, 3)` RGB with `(H, W) == size`, as `decode`. Raises DecodeError."""
+    """Return the image at `path` as uint8 `(H, W, 3)` RGB with `(H, W) == size`, as `decode`. Raises DecodeError."""
     return decode(read_file(path).data, size, draft=draft).pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the height and width in pixels of the upright picture at `path`, from its header. Raises DecodeError."""
+    """Return the height and width in pixels of the upright image at `path`, from its header. Raises DecodeError."""
     with _opened(read_file(path).data, PIXELS_MAX) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
@@ -133,7 +133,7 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
         if not stat.S_ISREG(before.st_mode):
             raise DecodeError("not_a_file", f"{path.name}: expected a regular file; found mode {before.st_mode:o}")
         if before.st_size == 0:
-            raise DecodeError("empty", f"{path.name}: expected a picture; found 0 bytes")
+            raise DecodeError("empty", f"{path.name}: expected an image; found 0 bytes")
         if before.st_size > file_bytes_max:
             raise DecodeError(
                 "too_many_bytes",
@@ -148,8 +148,8 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
     return FileBytes(data, hashlib.sha256(data).hexdigest(), FileState.of(after))
 
 
-def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, draft: bool = False) -> Picture:
-    """Return the picture in `data`, upright, RGB, resized to `size` (height, width) by an antialiased bilinear filter.
+def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, draft: bool = False) -> DecodedImage:
+    """Return the image in `data`, upright, RGB, resized to `size` (height, width) by an antialiased bilinear filter.
 
     With `draft` a JPEG of at least 4 times `size` is decoded at a half, a quarter or an eighth of its sides, the
     least that is still twice `size`: several times faster, and pixels differ by a grey level here and there.
@@ -172,17 +172,17 @@ def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, 
             raise DecodeError("damaged", f"cannot decode {image.format}: {_told(error)}") from None
         if orientation in _UPRIGHT:
             resized = resized.transpose(_UPRIGHT[orientation])
-        return Picture(np.asarray(resized, dtype=np.uint8), height, width, mode, drafted)
+        return DecodedImage(np.asarray(resized, dtype=np.uint8), height, width, mode, drafted)
 
 
 def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:
-    """Return which of FORMATS the picture in `data` is, from its first bytes and not its name. Raises DecodeError."""
+    """Return which of FORMATS the image in `data` is, from its first bytes and not its name. Raises DecodeError."""
     with _opened(data, pixels_max) as image:
         return str(image.format)
 
 
 def decode_within(data: bytes, side_max: int | None = None, *, pixels_max: int = PIXELS_MAX) -> Shown:
-    """Return the picture in `data` with sides of at most `side_max`, its shape kept, never enlarged; None is its own.
+    """Return the image in `data` with sides of at most `side_max`, its shape kept, never enlarged; None is its own.
 
     A large JPEG is decoded as a draft. Raises DecodeError as `decode`.
     """

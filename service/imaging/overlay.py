@@ -1,6 +1,6 @@
-"""Maps: an anomaly map drawn over its picture, for people to see where the detector looked.
+"""Maps: an anomaly map drawn over its image, for people to see where the detector looked.
 
-Everything is drawn in units of the calibrated pixel threshold, so that colours mean the same for every picture
+Everything is drawn in units of the calibrated pixel threshold, so that colours mean the same for every image
 and model: nothing below half of it, yellow at it, red from three times it on.
 """
 
@@ -24,7 +24,7 @@ DRAWN_SIDE_MAX = 1600
 """Pixels of the longer side of an overlay, at most."""
 
 PANEL_SIDE_MAX = 1024
-"""Pixels of the longer side of each of the three pictures side by side, at most."""
+"""Pixels of the longer side of each of the three images side by side, at most."""
 
 _FADE_FROM = 0.5
 _FULL_AT = 3.0
@@ -38,12 +38,12 @@ _PNG_ROWS = 64
 
 
 def drawn_size(height: int, width: int, side_max: int = DRAWN_SIDE_MAX) -> tuple[int, int]:
-    """Return the height and width at which a picture of `height` x `width` is drawn: its own, or bounded."""
+    """Return the height and width at which an image of `height` x `width` is drawn: its own, or bounded."""
     return common_size(height, width, side_max)
 
 
 def regions_of(anomaly_map: Float32Array, pixel_threshold: float, height: int, width: int) -> tuple[Region, ...]:
-    """Return the regions of `anomaly_map`, float32 `(h, w)`, in pixels of its picture of `height` x `width`."""
+    """Return the regions of `anomaly_map`, float32 `(h, w)`, in pixels of its image of `height` x `width`."""
     return find_regions(in_threshold_units(anomaly_map, pixel_threshold), height, width)
 
 
@@ -52,36 +52,36 @@ def overlay(
     anomaly_map: Float32Array,
     pixel_threshold: float,
     regions: Sequence[Region] = (),
-    picture_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> UInt8Array:
     """Return `image`, uint8 `(H, W, 3)`, with `anomaly_map`, float32 `(h, w)`, drawn over it, smooth.
 
-    The map is in units of `pixel_threshold`: what normal pictures reach shows nearly nothing. `regions` are
-    framed; they are in pixels of a picture of `picture_size` (height, width), of `image` if not given.
+    The map is in units of `pixel_threshold`: what normal images reach shows nearly nothing. `regions` are
+    framed; they are in pixels of an image of `image_size` (height, width), of `image` if not given.
     """
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    draw_over(picture, anomaly_map, pixel_threshold, regions, picture_size or image.shape[:2])
-    return np.asarray(picture)
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    draw_over(canvas, anomaly_map, pixel_threshold, regions, image_size or image.shape[:2])
+    return np.asarray(canvas)
 
 
 def draw_over(
-    picture: Image.Image,
+    canvas: Image.Image,
     anomaly_map: Float32Array,
     pixel_threshold: float,
     regions: Sequence[Region],
-    picture_size: tuple[int, int],
+    image_size: tuple[int, int],
 ) -> None:
-    """Draw as `overlay` does into `picture`, of mode RGB: a large one is copied often enough as it is."""
-    size = (picture.height, picture.width)
+    """Draw as `overlay` does into `canvas`, of mode RGB: a large one is copied often enough as it is."""
+    size = (canvas.height, canvas.width)
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
     box = _box_above(grey, size)
-    # Most of a picture is below what shows: only the box that holds the rest is enlarged and blended.
+    # Most of an image is below what shows: only the box that holds the rest is enlarged and blended.
     if box is not None:
         colours = _enlarged(grey, size, box)
         mask = colours.point(_table(_opacity))
         colours.putpalette(_palette(_warm))
-        picture.paste(colours.convert("RGB"), box[:2], mask)
-    _draw_boxes(picture, regions, picture_size)
+        canvas.paste(colours.convert("RGB"), box[:2], mask)
+    _draw_boxes(canvas, regions, image_size)
 
 
 def side_by_side(
@@ -89,9 +89,9 @@ def side_by_side(
     anomaly_map: Float32Array,
     pixel_threshold: float,
     regions: Sequence[Region] = (),
-    picture_size: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> UInt8Array:
-    """Return picture, map and overlay with framed regions, each uint8 `(H, W, 3)`, from left to right with gaps.
+    """Return image, map and overlay with framed regions, each uint8 `(H, W, 3)`, from left to right with gaps.
 
     Arguments as of `overlay`. The map's scale is the overlay's, on dark: black at 0, yellow at the pixel
     threshold, red from three times it on.
@@ -100,7 +100,7 @@ def side_by_side(
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
     steps = _enlarged(grey, (height, width), (0, 0, width, height))
     steps.putpalette(_palette(_on_dark))
-    drawn = overlay(image, anomaly_map, pixel_threshold, regions, picture_size)
+    drawn = overlay(image, anomaly_map, pixel_threshold, regions, image_size)
     panels = (image, np.asarray(steps.convert("RGB")), drawn)
     joined = np.full((height, 3 * width + 2 * _GAP, 3), 255, np.uint8)
     for place, panel in enumerate(panels):
@@ -125,7 +125,7 @@ def _png(drawn: UInt8Array) -> bytes:
     """Return `drawn` as a PNG (ISO/IEC 15948): each row as its difference from the one above, runs compressed.
 
     Pillow tries five filters for each row, and zlib looks longer for repeats, which photographs do not have: nine times
-    the time for a file of the same size, in a daemon that has pictures to score.
+    the time for a file of the same size, in a daemon that has images to score.
     """
     height, width, _ = drawn.shape
     rows = drawn.reshape(height, 3 * width)
@@ -156,7 +156,7 @@ def _grey_grid(units: Float32Array) -> UInt8Array:
 
 
 def _box_above(grey: UInt8Array, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Return left, top, right and bottom, in a picture of `size` (H, W), of what shows of `grey`; None of nothing."""
+    """Return left, top, right and bottom, in an image of `size` (H, W), of what shows of `grey`; None of nothing."""
     shows = grey > _FADE_FROM * 255 / _FULL_AT
     rows, columns = np.flatnonzero(shows.any(axis=1)), np.flatnonzero(shows.any(axis=0))
     if not len(rows):
@@ -178,10 +178,10 @@ def _enlarged(grey: UInt8Array, size: tuple[int, int], box: tuple[int, int, int,
     return Image.fromarray(grey).resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=part)
 
 
-def _draw_boxes(picture: Image.Image, regions: Sequence[Region], picture_size: tuple[int, int]) -> None:
-    draw = ImageDraw.Draw(picture)
-    across, down = picture.width / picture_size[1], picture.height / picture_size[0]
-    line = max(1, round(max(picture.size) / 500))
+def _draw_boxes(canvas: Image.Image, regions: Sequence[Region], image_size: tuple[int, int]) -> None:
+    draw = ImageDraw.Draw(canvas)
+    across, down = canvas.width / image_size[1], canvas.height / image_size[0]
+    line = max(1, round(max(canvas.size) / 500))
     for region in regions:
         # Around the region, not over its edge.
         left, top = region.x * across - line, region.y * down - line

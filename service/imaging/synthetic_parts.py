@@ -1,6 +1,6 @@
 """Draws machined flanges as a camera over a conveyor belt would see them, whole or with one known defect.
 
-This is the picture source of `tamis demo`: it owns the looks of the part and of its defects, and knows
+This is the image source of `tamis demo`: it owns the looks of the part and of its defects, and knows
 nothing of folders, models or the service. All randomness comes from the generator that is passed in.
 """
 
@@ -19,18 +19,18 @@ Float32Array = npt.NDArray[np.float32]
 
 DEFECTS = ("scratch", "stain", "chip", "missing_hole", "wrong_hole", "dent", "fibre")
 
-# Lengths of the part in pixels, for a picture of 480 pixels on its shorter side.
+# Lengths of the part in pixels, for an image of 480 pixels on its shorter side.
 DRAWN_FOR = 480.0
 OUTER, HUB, BORE = 188.0, 98.0, 56.0
 BOLT_CIRCLE, BOLT, COUNTERSINK, BOLTS = 143.0, 15.0, 20.0, 6
 STAMP = "TF·40 H7"
 
-LIGHT = np.deg2rad(-128.0)  # where the lamp stands, as an angle in the picture: above, to the left
+LIGHT = np.deg2rad(-128.0)  # where the lamp stands, as an angle in the image: above, to the left
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture, uint8 `(H, W, 3)` RGB; where its defect is, bool `(H, W)`; and the defect's name or None."""
+    """An image, uint8 `(H, W, 3)` RGB; where its defect is, bool `(H, W)`; and the defect's name or None."""
 
     image: UInt8Array
     mask: BoolArray
@@ -71,7 +71,7 @@ class _Scene:
 
 
 class _Window:
-    """The square of the picture around a point, so that small features cost little."""
+    """The square of the image around a point, so that small features cost little."""
 
     def __init__(self, shape: tuple[int, ...], x: float, y: float, reach: float) -> None:
         top, left = max(0, int(y - reach)), max(0, int(x - reach))
@@ -96,7 +96,7 @@ class _Window:
 
 
 def draw(rng: np.random.Generator, defect: str | None, size: tuple[int, int] = (480, 640)) -> Drawn:
-    """Draw one part, `size` being (height, width) in pixels; the same generator state draws the same picture.
+    """Draw one part, `size` being (height, width) in pixels; the same generator state draws the same image.
 
     Pose, light, surface, blur and sensor noise vary within what a fixed camera sees. Raises ValueError for
     a `defect` that is not one of DEFECTS.
@@ -132,7 +132,7 @@ def _belt(rng: np.random.Generator, size: tuple[int, int], scale: float) -> Floa
 
 @lru_cache(maxsize=4)
 def _weave(size: tuple[int, int], thousandths: int) -> Float32Array:
-    """Return two picture widths of belt, float32 `(H, 2W, 3)`."""
+    """Return two image widths of belt, float32 `(H, 2W, 3)`."""
     rng, scale, wide = np.random.default_rng(7), thousandths / 1000, (size[0], 2 * size[1])
     y, x = (axis.astype(np.float32) / scale for axis in np.mgrid[0 : wide[0], 0 : wide[1]])
     ribs = np.sin(2 * np.pi * (x + y) / 6.5) * np.sin(2 * np.pi * (x - y) / 6.5)

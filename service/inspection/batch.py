@@ -1,4 +1,4 @@
-"""Batch: group decoded pictures into micro-batches, each for one detector.
+"""Batch: group decoded images into micro-batches, each for one detector.
 
 Pure: items and monotonic times in, batches out.
 """

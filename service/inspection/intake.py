@@ -117,7 +117,7 @@ class Intake:
             return None
 
     def shadow(self, claim: Claim) -> Shadow | None:
-        """Return the challenger that scores the picture of `claim` beside its champion, or None."""
+        """Return the challenger that scores the image of `claim` beside its champion, or None."""
         return self._shadows.beside(claim) if self._shadows is not None else None
 
     def refresh_champions(self, now: float) -> None:

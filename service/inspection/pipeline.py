@@ -1,4 +1,4 @@
-"""The pipeline: one picture's way from `incoming/` to its folder, and the loop that moves it along.
+"""The pipeline: one image's way from `incoming/` to its folder, and the loop that moves it along.
 
 Owns what is in flight. One thread, the caller's, makes every decision in `step`; decoding, scoring and
 recording run beside it and hand their results back. Every queue is bounded by `in_flight_max`.
@@ -61,11 +61,11 @@ class Counts:
 
 
 class StageStuck(Exception):
-    """A picture has been decoding for longer than allowed. Its thread cannot be ended; the process must."""
+    """An image has been decoding for longer than allowed. Its thread cannot be ended; the process must."""
 
 
 class Pipeline:
-    """Moves pictures along for one instance.
+    """Moves images along for one instance.
 
     `wake` is called from other threads when `step` has something to do; `clock` gives the `now` of its caller.
     """
@@ -98,7 +98,7 @@ class Pipeline:
         self.meter: EnergyMeter | None = None
         self.counts = Counts()
         self.recorded: set[str] = set()
-        """Products of which pictures were recorded; whoever looks at these takes them out."""
+        """Products of which images were recorded; whoever looks at these takes them out."""
 
     # What is going on
 
@@ -123,12 +123,12 @@ class Pipeline:
 
     @property
     def batch_size_max(self) -> int:
-        """Pictures in a micro-batch, at most; it may be set while the loop runs."""
+        """Images in a micro-batch, at most; it may be set while the loop runs."""
         return self._batcher.batch_size_max
 
     @batch_size_max.setter
-    def batch_size_max(self, pictures: int) -> None:
-        self._batcher.batch_size_max = pictures
+    def batch_size_max(self, images: int) -> None:
+        self._batcher.batch_size_max = images
 
     def stuck_for_s(self, now: float) -> float:
         """For how long the slowest piece of work beside the loop has been going on, s."""
@@ -280,7 +280,7 @@ class Pipeline:
     def _score_what_is_due(self, now: float) -> None:
         while self._batches_scoring < 2:
             nothing_to_come = not self._decoding and self._batches_scoring == 0
-            # While a batch is on its way the next one may grow: a commit costs the same for one picture as for many.
+            # While a batch is on its way the next one may grow: a commit costs the same for one image as for many.
             taken = self._batcher.take(now, nothing_to_come=nothing_to_come, full_only=self._batch_on_its_way)
             if taken is None:
                 return

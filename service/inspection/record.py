@@ -25,7 +25,7 @@ from models.detector import Float32Array, UInt8Array
 from models.regions import Region
 from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
-from service.imaging.decode import DecodeError, FileState, Picture, StillChanging, decode_within, read_file
+from service.imaging.decode import DecodedImage, DecodeError, FileState, StillChanging, decode_within, read_file
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.inspection.claim import PROCESSING, Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
@@ -65,7 +65,7 @@ class Judged:
 
     claim: Claim
     file: FileFacts
-    picture: Picture | None = None
+    image: DecodedImage | None = None
     decision: Decision | None = None
     model_version: str | None = None
     anomaly_map: Float32Array | None = None
@@ -232,13 +232,13 @@ class Recorder:
 
     def _draw_maps(self, kept: Sequence[Judged], found: dict[str, tuple[Region, ...]]) -> None:
         for judged in kept:
-            id, picture = judged.claim.id, judged.picture
-            if id not in found or picture is None or judged.anomaly_map is None:
+            id, image = judged.claim.id, judged.image
+            if id not in found or image is None or judged.anomaly_map is None:
                 continue
-            image = self._image(judged.claim, picture)
-            size = (picture.height, picture.width)
-            draw_over(image, judged.anomaly_map, judged.pixel_threshold, found[id], size)
-            self._save_map(self._root / MAPS / f"{id}.png", np.asarray(image))
+            canvas = self._image(judged.claim, image)
+            size = (image.height, image.width)
+            draw_over(canvas, judged.anomaly_map, judged.pixel_threshold, found[id], size)
+            self._save_map(self._root / MAPS / f"{id}.png", np.asarray(canvas))
 
     def _save_map(self, path: Path, drawn: UInt8Array) -> None:
         """Write the map; where that cannot be, the verdict stands without it, and it is said once."""
@@ -250,7 +250,7 @@ class Recorder:
                 save_overlay(path, drawn)
         except OSError as error:
             if self._no_maps != error.errno:
-                log.error("no anomaly map; pictures are sorted without", extra=fields(reason=error))
+                log.error("no anomaly map; images are sorted without", extra=fields(reason=error))
             self._no_maps = error.errno
         else:
             self._no_maps = None
@@ -267,35 +267,35 @@ class Recorder:
         finally:
             os.close(beside)
 
-    def _image(self, claim: Claim, picture: Picture) -> Image.Image:
-        """Return the picture, RGB, at the size at which it is drawn.
+    def _image(self, claim: Claim, image: DecodedImage) -> Image.Image:
+        """Return the image, RGB, at the size at which it is drawn.
 
         Read again, because in memory there is only what the model takes, in which a person cannot see a scratch;
-        and few pictures are drawn. What can no longer be read is drawn from memory: a map is no reason to stop.
+        and few images are drawn. What can no longer be read is drawn from memory: a map is no reason to stop.
         """
         try:
             data = read_file(self._root / claim.path).data
             return decode_within(data, DRAWN_SIDE_MAX).image
         except (DecodeError, StillChanging, OSError):
-            height, width = drawn_size(picture.height, picture.width)
-            return Image.fromarray(picture.pixels).resize((width, height), Image.Resampling.BICUBIC)
+            height, width = drawn_size(image.height, image.width)
+            return Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _is_shown(judged: Judged) -> bool:
-    """Return whether people look at the map of `judged`: that of an anomaly, or of a picture that is uncertain."""
+    """Return whether people look at the map of `judged`: that of an anomaly, or of an image that is uncertain."""
     decision = judged.decision
     return decision is not None and (decision.verdict == ANOMALY or decision.uncertain)
 
 
 def _regions(judged: Judged) -> tuple[Region, ...]:
-    picture = judged.picture
-    if picture is None or judged.anomaly_map is None:
+    image = judged.image
+    if image is None or judged.anomaly_map is None:
         return ()
-    return regions_of(judged.anomaly_map, judged.pixel_threshold, picture.height, picture.width)
+    return regions_of(judged.anomaly_map, judged.pixel_threshold, image.height, image.width)
 
 
 def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
-    claim, decision, picture, seen = judged.claim, judged.decision, judged.picture, judged.appearance
+    claim, decision, image, seen = judged.claim, judged.decision, judged.image, judged.appearance
     kind = decision.verdict if decision else QUARANTINE
     return ImageRecord(
         id=claim.id,
@@ -310,9 +310,9 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
         p_value=decision.p_value if decision else None,
         model_version=judged.model_version,
         sha256=judged.file.sha256,
-        width=picture.width if picture else None,
-        height=picture.height if picture else None,
-        mode=picture.mode if picture else None,
+        width=image.width if image else None,
+        height=image.height if image else None,
+        mode=image.mode if image else None,
         bytes=judged.file.bytes,
         received_at=claim.received_at,
         decided_at=decided_at,

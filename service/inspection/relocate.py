@@ -1,6 +1,6 @@
-"""Place: bring pictures to where their rows say, and say in the row that they are there.
+"""Place: bring images to where their rows say, and say in the row that they are there.
 
-Owns where a picture can lie and whose turn it is to move it. Whoever changes a row's destination after the first
+Owns where an image can lie and whose turn it is to move it. Whoever changes a row's destination after the first
 delivery, and whoever goes on after a crash, moves the file while it holds the database's write lock, so that of two
 who do it at the same time the second finds it done. Every step may be repeated.
 """
@@ -31,7 +31,7 @@ QUARANTINED = "quarantined"
 MISSING = "missing"
 CONFLICT = "conflict"
 
-PICTURES_A_TURN = 64
+IMAGES_A_TURN = 64
 
 
 def place(
@@ -79,7 +79,7 @@ def place(
 def finished_as(
     id: str, source: str, destination: str, end: Delivery, now: datetime, latency_ms: float | None
 ) -> Finished:
-    """Return how a picture stands whose delivery from `source` to `destination` ended as `end`; pure."""
+    """Return how an image stands whose delivery from `source` to `destination` ended as `end`; pure."""
     if end is Delivery.DONE:
         return Finished(id, state_at(destination), destination, now, latency_ms)
     if end is Delivery.WAITS:
@@ -94,8 +94,8 @@ def finished_as(
 def turns(ids: Collection[str]) -> Iterator[list[str]]:
     """Yield `ids` in parts to be placed in a transaction each, so that others get their turn to write."""
     ordered = list(ids)
-    for start in range(0, len(ordered), PICTURES_A_TURN):
-        yield ordered[start : start + PICTURES_A_TURN]
+    for start in range(0, len(ordered), IMAGES_A_TURN):
+        yield ordered[start : start + IMAGES_A_TURN]
 
 
 def kind_of(path: str) -> str:
@@ -104,7 +104,7 @@ def kind_of(path: str) -> str:
 
 
 def state_at(path: str) -> str:
-    """Return the state of a picture that has arrived at `path`."""
+    """Return the state of an image that has arrived at `path`."""
     return QUARANTINED if kind_of(path) == QUARANTINE else PLACED
 
 
@@ -114,7 +114,7 @@ def in_processing(path: str) -> bool:
 
 
 def place_in(kind: str, row_destination: str, otherwise: str, id: str) -> str:
-    """Return where in the folder `kind` a picture belongs: as `row_destination`, where that is a delivery's.
+    """Return where in the folder `kind` an image belongs: as `row_destination`, where that is a delivery's.
 
     `otherwise` is the place where it would be delivered to: for one that a person put into a folder of their own.
     """

@@ -12,22 +12,22 @@ from typing import Any
 
 from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
-from service.imaging.decode import DecodeError, Picture, decode, read_file
+from service.imaging.decode import DecodedImage, DecodeError, decode, read_file
 from service.inspection.claim import Claim
 from service.inspection.record import FileFacts, Judged
 from service.scoring.decide import ScoreNotFinite
-from service.scoring.scorers import Scorer, score_pictures
+from service.scoring.scorers import Scorer, score_images
 from service.scoring.shadow import InShadow, Shadow, decide_in_shadow
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A claimed file as a picture of the size that `scorer` takes."""
+    """A claimed file as an image of the size that `scorer` takes."""
 
     claim: Claim
     scorer: Scorer
     file: FileFacts
-    picture: Picture
+    image: DecodedImage
     appearance: Appearance | None = None
     shadow: InShadow | None = None
 
@@ -55,23 +55,23 @@ def read_claim(
 
     For `shadow` too, if given.
 
-    Raises Undecodable for what was read and is no picture, and what `read_file` raises for what was not.
+    Raises Undecodable for what was read and is no image, and what `read_file` raises for what was not.
     """
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
     facts = FileFacts(file.state, file.sha256, len(file.data))
     try:
         with decodes or nullcontext():
-            picture = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
+            image = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
         raise Undecodable(error, facts) from None
-    beside = _for_shadow(shadow, file.data, picture, scorer, pixels_max) if shadow is not None else None
-    return Decoded(claim, scorer, facts, picture, appearance_of(picture.pixels), beside)
+    beside = _for_shadow(shadow, file.data, image, scorer, pixels_max) if shadow is not None else None
+    return Decoded(claim, scorer, facts, image, appearance_of(image.pixels), beside)
 
 
 def judge(batch: list[Decoded]) -> list[Judged]:
     """Score and decide `batch`, all of one scorer."""
     scorer = batch[0].scorer
-    scores, maps = score_pictures(scorer, [decoded.picture.pixels for decoded in batch])
+    scores, maps = score_images(scorer, [decoded.image.pixels for decoded in batch])
     judged = [
         _judge_one(decoded, float(score), anomaly_map)
         for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
@@ -81,12 +81,12 @@ def judge(batch: list[Decoded]) -> list[Judged]:
     return [replace(one, shadow=said[one.claim.id]) if one.claim.id in said else one for one in judged]
 
 
-def _for_shadow(shadow: Shadow, data: bytes, picture: Picture, scorer: Scorer, pixels_max: int) -> InShadow | None:
-    """Return the picture as `shadow` takes it: the pixels that are there where they are the same, else decoded anew."""
+def _for_shadow(shadow: Shadow, data: bytes, image: DecodedImage, scorer: Scorer, pixels_max: int) -> InShadow | None:
+    """Return the image as `shadow` takes it: the pixels that are there where they are the same, else decoded anew."""
     size, own = shadow.scorer.detector.input_size, scorer.detector.input_size
-    # A picture of which all was decoded is good for whoever could do with less.
-    if size == own and (shadow.scorer.draft or not picture.drafted):
-        return InShadow(shadow, picture.pixels)
+    # An image of which all was decoded is good for whoever could do with less.
+    if size == own and (shadow.scorer.draft or not image.drafted):
+        return InShadow(shadow, image.pixels)
     try:
         return InShadow(shadow, decode(data, size, pixels_max=pixels_max, draft=shadow.scorer.draft).pixels)
     except DecodeError:
@@ -94,7 +94,7 @@ def _for_shadow(shadow: Shadow, data: bytes, picture: Picture, scorer: Scorer, p
 
 
 def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Judged:
-    claim, file, picture, scorer = decoded.claim, decoded.file, decoded.picture, decoded.scorer
+    claim, file, image, scorer = decoded.claim, decoded.file, decoded.image, decoded.scorer
     try:
         decision = scorer.judge.decide(score)
     except ScoreNotFinite as error:
@@ -102,7 +102,7 @@ def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Jud
         return Judged(
             claim,
             file,
-            picture,
+            image,
             model_version=scorer.version,
             error_code=code,
             error=str(error),
@@ -111,7 +111,7 @@ def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Jud
     return Judged(
         claim,
         file,
-        picture,
+        image,
         decision,
         scorer.version,
         anomaly_map,

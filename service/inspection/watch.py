@@ -122,7 +122,7 @@ class _ArrivalEmitter(InotifyFullEmitter):
     """Asks the kernel for arrivals alone.
 
     With IN_MOVED_FROM among the events watchdog holds each one back for half a second to pair it, and all
-    events behind it: every claim, being a rename out of the folder, would delay the next picture.
+    events behind it: every claim, being a rename out of the folder, would delay the next image.
     """
 
     def get_event_mask_from_filter(self) -> Mask:

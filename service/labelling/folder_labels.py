@@ -1,6 +1,6 @@
 """Folder labels: a person drags files between `normal/`, `anomaly/` and `quarantine/`, and that is a label.
 
-A file is known by the ULID in its name, else by its bytes among pictures whose file is gone. Where a picture still
+A file is known by the ULID in its name, else by its bytes among images whose file is gone. Where an image still
 lies where its row says, the other is a copy, which is no label. What the service itself moves is never mistaken for a
 person's doing: it moves while it holds the database's write lock, and what is here decided is decided under the same.
 """
@@ -43,7 +43,7 @@ _ULID = re.compile(r"(?<![0-9A-Za-z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Za-z])", re.
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A file that is not to be told yet: `state` as it was read, `sha256` where pictures have the same bytes."""
+    """A file that is not to be told yet: `state` as it was read, `sha256` where images have the same bytes."""
 
     state: FileState | None
     sha256: str | None
@@ -58,7 +58,7 @@ class FolderLabels:
         self._names = names
         self._burst_gap_s = burst_gap_s
         self._memory = FolderMemory(root, KINDS, names)
-        # Copies, files on their way and files that are no picture of ours: told again with every scan.
+        # Copies, files on their way and files that are no image of ours: told again with every scan.
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._reviewed: int | None = None
         self.labelled = 0
@@ -84,11 +84,11 @@ class FolderLabels:
             yield
 
     def _forget_what_was_sent_away(self) -> None:
-        """Forget the names of pictures that were labelled since the last look: a person may drag such a file back."""
+        """Forget the names of images that were labelled since the last look: a person may drag such a file back."""
         with self._engine.connect() as connection:
             if self._reviewed is None:
                 self._reviewed = reviews.newest_id(connection) or 0
-            while found := reviews.pictures_after(connection, self._reviewed):
+            while found := reviews.images_after(connection, self._reviewed):
                 self._reviewed = found[-1][0]
                 for row in images.subjects(connection, {id for _, id in found}).values():
                     for kind in KINDS:
@@ -136,7 +136,7 @@ class FolderLabels:
         return moved, foreign
 
     def _by_bytes(self, path: str) -> Generator[None, None, str | None]:
-        """Return, as the value of the generator, the id of a picture that is gone and has the bytes of `path`."""
+        """Return, as the value of the generator, the id of an image that is gone and has the bytes of `path`."""
         state = look(self._root / path)
         known = self._waiting.get(path)
         if state is None:
@@ -201,7 +201,7 @@ class FolderLabels:
         self, connection: Connection, row: Subject, path: str, status: os.stat_result, now: datetime
     ) -> list[int]:
         kind = kind_of(path)
-        # Into quarantine/ is no label, and the picture is what it was.
+        # Into quarantine/ is no label, and the image is what it was.
         state = row.state if kind == QUARANTINE and row.state != MISSING else state_at(path)
         stored = shown_name(path)
         self._memory.forget_name(row.path)

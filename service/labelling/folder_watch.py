@@ -2,7 +2,7 @@
 
 Owns one thread and its pace: every few seconds it asks each folder for its mtime and reads the names of those that
 changed, and after each piece of work of some milliseconds it rests ten times as long. No file events: the library that
-brings them spends more on each picture that the service itself delivers than all else that the daemon does with it.
+brings them spends more on each image that the service itself delivers than all else that the daemon does with it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class FolderWatch:
     def _make_training_set_agree(self) -> Iterator[None]:
         for done in training_set.reconcile_all(self._root, self._engine):
             if done.absent:
-                log.warning("training pictures are gone", extra=fields(count=len(done.absent), first=done.absent[0]))
+                log.warning("training images are gone", extra=fields(count=len(done.absent), first=done.absent[0]))
             yield
         for partial in (self._root / training_set.TRAINING).glob(f"*/*/{training_set.PARTIAL}*"):
             if _is_old(partial.name.removeprefix(training_set.PARTIAL)):

@@ -1,7 +1,7 @@
-"""Import: pictures that never went through become part of the training set, with the label that a person gives them.
+"""Import: images that never went through become part of the training set, with the label that a person gives them.
 
 The originals are read and never moved, changed or linked to: what is kept is a copy of the very bytes that were
-decoded. The same bytes again change nothing but the label; of those that did go through, it is the picture's label.
+decoded. The same bytes again change nothing but the label; of those that did go through, it is the image's label.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ulid import ULID
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
 from service.inspection.claim import make_folders, sync_folder
 from service.inspection.relocate import CONFLICT, MISSING
-from service.labelling.label import check_label, label_pictures, stored_text
+from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
 from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
 from service.names import shown_name
 from service.storage import images, reviews
-from service.storage import training_images as training_pictures
-from service.storage.training_images import NewTrainingPicture
+from service.storage import training_images as training_images
+from service.storage.training_images import NewTrainingImage
 
 SOURCE = "import"
 CHECKED_SIZE = (64, 64)
@@ -41,7 +41,7 @@ SKIPPED = "skipped"
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of one file: `added`, `relabelled` or `unchanged` in the training set, `labelled` as the picture that
+    """What became of one file: `added`, `relabelled` or `unchanged` in the training set, `labelled` as the image that
     it was when it went through, `skipped` for the reason `why`. `path` is where it is kept, relative to the root.
     """
 
@@ -59,7 +59,7 @@ class ReadLimits:
     pixels_max: int
 
 
-def import_pictures(
+def import_images(
     root: Path,
     engine: Engine,
     files: Iterable[Path],
@@ -107,11 +107,11 @@ class _Importing:
         name = shown_name(str(path))
         labelled = self._label_those_that_went_through(file.sha256)
         with self.engine.connect() as connection:
-            row = training_pictures.of_hash(connection, self.product, file.sha256)
+            row = training_images.of_hash(connection, self.product, file.sha256)
         if row is not None and row.label != self.label:
             with self.engine.begin() as connection:
                 path_now = in_label(row.path, self.label)
-                training_pictures.set_labels(connection, [(row.id, self.label, path_now)])
+                training_images.set_labels(connection, [(row.id, self.label, path_now)])
             reconcile(self.root, self.engine, [row.id])
             if _is_kept(self.root, path_now):
                 return Imported(name, RELABELLED, path_now)
@@ -120,14 +120,14 @@ class _Importing:
         return Imported(name, ADDED, self._keep(path, file))
 
     def _label_those_that_went_through(self, sha256: str) -> bool:
-        """Label the pictures with these bytes that the service has; return whether there were any to be labelled."""
+        """Label the images with these bytes that the service has; return whether there were any to be labelled."""
         with self.engine.connect() as connection:
             same = [one for one in images.with_bytes(connection, sha256) if one.product == self.product]
             there = [one.id for one in same if one.state not in (MISSING, CONFLICT)]
             said = reviews.latest(connection, there)
         unsaid = [id for id in there if id not in said or said[id].label != self.label]
         if unsaid:
-            label_pictures(
+            label_images(
                 self.root, self.engine, unsaid, self.label, by=self.by, source=SOURCE, burst_gap_s=self.burst_gap_s
             )
         return bool(unsaid)
@@ -146,10 +146,10 @@ class _Importing:
             with self.engine.begin() as connection:
                 # A time that only says when the file was written, as all of a copied folder, says nothing of bursts.
                 gap_s = self.burst_gap_s
-                near = training_pictures.roles_near(connection, self.product, taken_at, gap_s) if known else set()
-                training_pictures.add(
+                near = training_images.roles_near(connection, self.product, taken_at, gap_s) if known else set()
+                training_images.add(
                     connection,
-                    NewTrainingPicture(
+                    NewTrainingImage(
                         product=self.product,
                         sha256=file.sha256,
                         label=self.label,
@@ -162,7 +162,7 @@ class _Importing:
                         added_by=self.by,
                     ),
                 )
-                row = training_pictures.of_hash(connection, self.product, file.sha256)
+                row = training_images.of_hash(connection, self.product, file.sha256)
                 assert row is not None
                 if not _is_kept(self.root, row.path):
                     make_folders((self.root / row.path).parent, self.root)
@@ -185,14 +185,14 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 
 def _taken_at(file: FileBytes) -> tuple[datetime, bool]:
-    """Return when the picture was taken as the camera wrote into it, and True; else when its file was written."""
+    """Return when the image was taken as the camera wrote into it, and True; else when its file was written."""
     try:
         with Image.open(io.BytesIO(file.data), formats=FORMATS) as image:
             exif = image.getexif().get_ifd(_EXIF)
         taken = datetime.strptime(str(exif[_TAKEN_AT]).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
         part = str(exif.get(_TAKEN_AT_PART, "0")).strip("\0 ") or "0"
         return taken + timedelta(seconds=float(f"0.{part}")), True
-    # Cameras write all sorts of things there, and Pillow raises all sorts of errors; none of it spoils a picture.
+    # Cameras write all sorts of things there, and Pillow raises all sorts of errors; none of it spoils an image.
     except Exception:  # noqa: BLE001
         seconds = min(max(file.state.mtime_ns / 1e9, 0.0), 4e9)
         return datetime.fromtimestamp(seconds, UTC), False

@@ -1,7 +1,8 @@
-"""Review: what a person says of pictures is kept for good, and their files go where it says.
+"""Review: what a person says of images is kept for good, and their files go where it says.
 
 Owns the order say → move → finish, which is that of a verdict: what was said, where the file belongs now and what is
-kept for training are one transaction, files move after it, and a crash in between is gone on with by `service.inspection.recover`.
+kept for training are one transaction, files move after it, and `service.inspection.recover` goes on after a crash in
+between.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A picture as it stands after a label: `path` is where its file lies, relative to the root."""
+    """An image as it stands after a label: `path` is where its file lies, relative to the root."""
 
     id: str
     label: str | None
@@ -40,7 +41,7 @@ class Labelled:
     state: str
 
 
-def label_pictures(
+def label_images(
     root: Path,
     engine: Engine,
     ids: Sequence[str],
@@ -51,9 +52,9 @@ def label_pictures(
     note: str | None = None,
     burst_gap_s: float | None = None,
 ) -> list[Labelled]:
-    """Label the pictures `ids` as `normal` or `anomaly`; return them as they then stand, in the order of `ids`.
+    """Label the images `ids` as `normal` or `anomaly`; return them as they then stand, in the order of `ids`.
 
-    None takes back what was said, and a picture goes back to where its verdict put it. What is missing or in conflict
+    None takes back what was said, and an image goes back to where its verdict put it. What is missing or in conflict
     is labelled and not moved; where a mount is gone that a daemon has seen, it moves the file once that is back.
     `burst_gap_s` is the setting of that name, which is looked up if None. Raises TamisError naming ids that are
     unknown, and then nothing at all is changed; UsageError for what is no label.
@@ -110,7 +111,7 @@ def _subjects(connection: Connection, ids: Sequence[str]) -> list[Subject]:
     if unknown := [id for id in ids if id not in found]:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         raise TamisError(
-            f"review: expected ids of pictures; found no picture {', '.join(map(shown_name, unknown[:SHOWN]))}{more}"
+            f"review: expected ids of images; found no image {', '.join(map(shown_name, unknown[:SHOWN]))}{more}"
         )
     return [found[id] for id in ids]
 

@@ -1,7 +1,7 @@
-"""Roles: what a picture that a person vouched for is used for; pure.
+"""Roles: what an image that a person vouched for is used for; pure.
 
-A role follows from the picture's bytes and never changes. Near-copies must not be trained on and judged by at the
-same time, so pictures taken shortly after each other share one; where that cannot be, the picture is used for nothing.
+A role follows from the image's bytes and never changes. Near-copies must not be trained on and judged by at the
+same time, so images taken shortly after each other share one; where that cannot be, the image is used for nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ TRAIN = "train"
 CALIBRATE = "calibrate"
 GOLDEN = "golden"
 
-# Shares of the pictures, up to which each role goes.
+# Shares of the images, up to which each role goes.
 SHARES = ((0.70, TRAIN), (0.85, CALIBRATE), (1.0, GOLDEN))
 
 
 def role_by_hash(product: str, sha256: str) -> str:
-    """Return the role of a picture that has no neighbours in time: 70 % train, 15 % calibrate, 15 % are golden."""
+    """Return the role of an image that has no neighbours in time: 70 % train, 15 % calibrate, 15 % are golden."""
     # The product is hashed too: the same bytes may be golden for one product and train another.
     digest = hashlib.sha256(f"{product}|{sha256}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
@@ -26,7 +26,7 @@ def role_by_hash(product: str, sha256: str) -> str:
 
 
 def role_among(product: str, sha256: str, neighbours: Iterable[str | None]) -> str | None:
-    """Return the role of a new picture whose near-copies in the set have the roles `neighbours`.
+    """Return the role of a new image whose near-copies in the set have the roles `neighbours`.
 
     Theirs, if they agree; None, for nothing, if they do not. A neighbour that is used for nothing says nothing.
     """

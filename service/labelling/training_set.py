@@ -1,4 +1,4 @@
-"""Training set: what a person vouched for is kept in `training/<product>/<label>/`, whatever becomes of the picture.
+"""Training set: what a person vouched for is kept in `training/<product>/<label>/`, whatever becomes of the image.
 
 The rows are the truth. `keep` writes them in the transaction of the label; `reconcile` makes the files agree with
 them, after each label and when the daemon starts, and may be repeated. A file is only ever unlinked where its bytes are
@@ -22,14 +22,14 @@ from service.inspection.deliver import hash_file
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.storage import images
-from service.storage import training_images as training_pictures
+from service.storage import training_images as training_images
 from service.storage.images import Subject
-from service.storage.training_images import NewTrainingPicture, TrainingPictureRow
+from service.storage.training_images import NewTrainingImage, TrainingImageRow
 
 TRAINING = "training"
 PARTIAL = ".tmp."
 OTHER = {"normal": "anomaly", "anomaly": "normal"}
-PICTURES_A_TURN = 64
+IMAGES_A_TURN = 64
 
 
 @dataclass
@@ -55,22 +55,22 @@ def keep(
 ) -> list[int]:
     """Add `subjects`, labelled so, to the training set, or take them back; return the rows that this concerns.
 
-    Runs in the transaction of the label, after its review. What could not be decoded is no training picture.
+    Runs in the transaction of the label, after its review. What could not be decoded is no training image.
     """
     concerned = []
     for subject in sorted(subjects, key=lambda one: (one.received_at, one.id)):
         if subject.sha256 is None:
             continue
-        row = training_pictures.of_hash(connection, subject.product, subject.sha256)
+        row = training_images.of_hash(connection, subject.product, subject.sha256)
         if row is None:
             if label is None or subject.width is None or subject.state in ("missing", "conflict"):
                 continue
             _add(connection, subject, label, by, now, burst_gap_s)
-            row = training_pictures.of_hash(connection, subject.product, subject.sha256)
+            row = training_images.of_hash(connection, subject.product, subject.sha256)
         else:
             holds = label or _label_of_bytes(connection, subject)
             path = row.path if holds is None else in_label(row.path, holds)
-            training_pictures.set_labels(connection, [(row.id, holds, path)])
+            training_images.set_labels(connection, [(row.id, holds, path)])
         assert row is not None
         concerned.append(row.id)
     return concerned
@@ -82,12 +82,12 @@ def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> Reconciled:
     Copies and hashes are made while others may write, the files get their names while nobody else does.
     """
     done = Reconciled()
-    for start in range(0, len(ids), PICTURES_A_TURN):
-        part = ids[start : start + PICTURES_A_TURN]
+    for start in range(0, len(ids), IMAGES_A_TURN):
+        part = ids[start : start + IMAGES_A_TURN]
         staged: dict[int, Path] = {}
         try:
             with engine.connect() as connection:
-                rows = training_pictures.find(connection, part)
+                rows = training_images.find(connection, part)
                 lacking = [row for row in rows if _lacks_file(root, row)]
                 sources = {row.id: _sources(connection, row) for row in lacking}
             for row in lacking:
@@ -95,7 +95,7 @@ def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> Reconciled:
                     staged[row.id] = copy
             if any(_is_to_be_changed(root, row) for row in rows):
                 with engine.begin() as connection:
-                    _agree(root, connection, training_pictures.find(connection, part), staged, done)
+                    _agree(root, connection, training_images.find(connection, part), staged, done)
         finally:
             # Whatever did not get its name is a second link or copy of bytes that lie where they were found.
             for copy in staged.values():
@@ -108,7 +108,7 @@ def reconcile_all(root: Path, engine: Engine) -> Iterator[Reconciled]:
     after = 0
     while True:
         with engine.connect() as connection:
-            rows = training_pictures.page(connection, after, PICTURES_A_TURN)
+            rows = training_images.page(connection, after, IMAGES_A_TURN)
         if not rows:
             return
         after = rows[-1].id
@@ -116,13 +116,13 @@ def reconcile_all(root: Path, engine: Engine) -> Iterator[Reconciled]:
 
 
 def path_in_training(product: str, label: str, file_name: str, id: str) -> str:
-    """Return where a training picture is kept, relative to the root."""
+    """Return where a training image is kept, relative to the root."""
     stem, suffix = split_suffix(safe_name(file_name))
     return f"{TRAINING}/{product}/{label}/{stem}.{id}{suffix}"
 
 
 def in_label(path: str, label: str) -> str:
-    """Return `path`, that of a training picture, for another label."""
+    """Return `path`, that of a training image, for another label."""
     training, product, _, name = path.split("/", 3)
     return f"{training}/{product}/{label}/{name}"
 
@@ -137,8 +137,8 @@ def _add(
 ) -> None:
     assert subject.sha256 is not None
     taken_at = _taken_at(connection, subject)
-    near = training_pictures.roles_near(connection, subject.product, taken_at, burst_gap_s)
-    new = NewTrainingPicture(
+    near = training_images.roles_near(connection, subject.product, taken_at, burst_gap_s)
+    new = NewTrainingImage(
         product=subject.product,
         sha256=subject.sha256,
         label=label,
@@ -150,7 +150,7 @@ def _add(
         added_at=now,
         added_by=by,
     )
-    training_pictures.add(connection, new)
+    training_images.add(connection, new)
 
 
 def _taken_at(connection: Connection, subject: Subject) -> datetime:
@@ -164,31 +164,31 @@ def _taken_at(connection: Connection, subject: Subject) -> datetime:
 def _label_of_bytes(connection: Connection, subject: Subject) -> str | None:
     assert subject.sha256 is not None
     same = images.with_bytes(connection, subject.sha256)
-    return training_pictures.label_of_bytes(connection, subject.product, [one.id for one in same])
+    return training_images.label_of_bytes(connection, subject.product, [one.id for one in same])
 
 
-def _places(root: Path, row: TrainingPictureRow) -> tuple[Path, Path]:
+def _places(root: Path, row: TrainingImageRow) -> tuple[Path, Path]:
     """Return where the file of `row` belongs, and where it would with the other label."""
     label = row.path.split("/")[2]
     return root / row.path, root / in_label(row.path, OTHER[label])
 
 
-def _lacks_file(root: Path, row: TrainingPictureRow) -> bool:
+def _lacks_file(root: Path, row: TrainingImageRow) -> bool:
     return row.label is not None and not any(os.path.lexists(place) for place in _places(root, row))
 
 
-def _is_to_be_changed(root: Path, row: TrainingPictureRow) -> bool:
+def _is_to_be_changed(root: Path, row: TrainingImageRow) -> bool:
     wanted, other = _places(root, row)
     return os.path.lexists(other) or os.path.lexists(wanted) is (row.label is None)
 
 
-def _sources(connection: Connection, row: TrainingPictureRow) -> list[str]:
-    """Return where the bytes of `row` may lie: that of its own picture first, then others with the same bytes."""
+def _sources(connection: Connection, row: TrainingImageRow) -> list[str]:
+    """Return where the bytes of `row` may lie: that of its own image first, then others with the same bytes."""
     same = images.with_bytes(connection, row.sha256)
     return [one.path for one in sorted(same, key=lambda one: one.id != row.image_id)]
 
 
-def _stage(root: Path, row: TrainingPictureRow, sources: Sequence[str]) -> Path | None:
+def _stage(root: Path, row: TrainingImageRow, sources: Sequence[str]) -> Path | None:
     """Return a second link, or where there can be none a copy, with the bytes of `row`; None where they are gone."""
     folder = (root / row.path).parent
     make_folders(folder, root)
@@ -199,7 +199,7 @@ def _stage(root: Path, row: TrainingPictureRow, sources: Sequence[str]) -> Path 
             _link_or_copy(root / source, staged)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        # Of what it is named by now: the picture may have been changed since it was scored.
+        # Of what it is named by now: the image may have been changed since it was scored.
         if hash_file(staged) == row.sha256:
             return staged
         staged.unlink()
@@ -226,7 +226,7 @@ def _link_or_copy(source: Path, staged: Path) -> None:
 def _agree(
     root: Path,
     connection: Connection,
-    rows: Sequence[TrainingPictureRow],
+    rows: Sequence[TrainingImageRow],
     staged: dict[int, Path],
     done: Reconciled,
 ) -> None:
@@ -258,7 +258,7 @@ def _agree(
         sync_folder(folder)
 
 
-def _drop(root: Path, connection: Connection, row: TrainingPictureRow, place: Path, done: Reconciled) -> None:
+def _drop(root: Path, connection: Connection, row: TrainingImageRow, place: Path, done: Reconciled) -> None:
     with suppress(FileNotFoundError):
         elsewhere = place.lstat().st_nlink > 1 or any(
             _same_bytes(place, root / source) for source in _sources(connection, row)

@@ -29,9 +29,9 @@ CLOCK_OFF_MAX = timedelta(seconds=5)
 # Nobody runs this before it was written: an earlier clock is a machine that lost its battery.
 CLOCK_EARLIEST = datetime.fromisoformat("2025-01-01T00:00:00+00:00")
 DRIFT_ADVICE = {
-    "light": "look at lamp and lens first; if the new light is to stay, confirm pictures and retrain",
+    "light": "look at lamp and lens first; if the new light is to stay, confirm images and retrain",
     "defects": "look at the line: parts are not as they were, the light is; review the latest anomalies",
-    "unknown": "review the latest pictures: new material, a moved camera, or a fault on every part",
+    "unknown": "review the latest images: new material, a moved camera, or a fault on every part",
 }
 # The instruction sets that the scoring graph gains most from, best first.
 FAST_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
@@ -66,10 +66,10 @@ class Space:
 
 @dataclass(frozen=True)
 class LeftOver:
-    """Pictures in the processing folder of one instance; `alive` where a running daemon holds its lock."""
+    """Images in the processing folder of one instance; `alive` where a running daemon holds its lock."""
 
     instance: str
-    pictures: int
+    images: int
     alive: bool
 
 
@@ -86,7 +86,7 @@ def judge_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
             check,
             "warning",
             "this kernel does not say its inotify limits",
-            'set watch_mode = "polling" if new pictures are only seen at the rescan',
+            'set watch_mode = "polling" if new images are only seen at the rescan',
         )
     found = (
         f"{folders} folders to watch; max_user_watches {limits.max_user_watches}, max_user_instances"
@@ -102,7 +102,7 @@ def judge_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
         advice.append(_sysctl("max_queued_events", 16384))
     if not advice:
         return Finding(check, "ok", found)
-    return Finding(check, "warning", found, "; ".join(advice) + "; until then rescans and polling find the pictures")
+    return Finding(check, "warning", found, "; ".join(advice) + "; until then rescans and polling find the images")
 
 
 def judge_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
@@ -135,14 +135,14 @@ def judge_folders(devices: Mapping[str, int | None]) -> Finding:
         return Finding(
             check,
             "error",
-            "incoming and processing lie on two file systems, so a picture cannot be claimed by a rename",
+            "incoming and processing lie on two file systems, so an image cannot be claimed by a rename",
             "mount the disk at the root, not at one of its folders",
         )
     return Finding(
         check,
         "warning",
         f"on another file system than incoming: {', '.join(away)}",
-        "pictures are copied there instead of renamed, which is slower; mount the disk at the root instead",
+        "images are copied there instead of renamed, which is slower; mount the disk at the root instead",
     )
 
 
@@ -171,7 +171,7 @@ def judge_postgresql(facts: Mapping[str, str]) -> Finding:
     check, version = "PostgreSQL", facts["server_version"]
     off = [name for name in ("fsync", "full_page_writes") if facts[name] != "on"]
     if off:
-        advice = f"set {' and '.join(off)} to on: pictures leave incoming/ once their rows are committed"
+        advice = f"set {' and '.join(off)} to on: images leave incoming/ once their rows are committed"
         return Finding(check, "error", f"{version}: {' and '.join(off)} off, a power cut can lose rows", advice)
     if facts["data_checksums"] != "on":
         advice = "stop the server and run pg_checksums --enable; damage of the disk is then seen when it is read"
@@ -203,14 +203,14 @@ def judge_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
 def judge_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, retention: bool) -> Finding:
     """Judge when the disk is full at the rate of the last days, and whether retention does what it is there for.
 
-    `bytes_a_day` is of the pictures received; None where there were none. `retention` says whether any rule is set.
+    `bytes_a_day` is of the images received; None where there were none. `retention` says whether any rule is set.
     """
     check = "retention"
     limits = "keep_normal_days, keep_anomaly_days, keep_normal_gb, keep_anomaly_gb"
     if bytes_a_day is None:
-        return Finding(check, "ok", f"{'on' if retention else 'off'}; no pictures in the last days")
+        return Finding(check, "ok", f"{'on' if retention else 'off'}; no images in the last days")
     days = max(0.0, space.bytes - bytes_min) / bytes_a_day if bytes_a_day else math.inf
-    found = f"{'on' if retention else 'off'}; {bytes_a_day / 1e9:.3g} GB of pictures a day"
+    found = f"{'on' if retention else 'off'}; {bytes_a_day / 1e9:.3g} GB of images a day"
     if retention:
         if space.bytes >= 4 * bytes_min:
             return Finding(check, "ok", found)
@@ -223,20 +223,20 @@ def judge_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, ret
 
 
 def judge_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
-    """Judge for each product with a folder under incoming/ whether there is a model that scores its pictures."""
+    """Judge for each product with a folder under incoming/ whether there is a model that scores its images."""
     found = []
     for product in sorted(products):
         check = f"model of {product}"
-        train = f"train one: tamis train --product {product} --from FOLDER_OF_GOOD_PICTURES"
+        train = f"train one: tamis train --product {product} --from FOLDER_OF_GOOD_IMAGES"
         if product in champions:
             continue  # the champion's own health is a finding of its own
         if DEFAULT_PRODUCT in champions:
-            found.append(Finding(check, "ok", f"none of its own; {DEFAULT_PRODUCT}'s scores its pictures"))
+            found.append(Finding(check, "ok", f"none of its own; {DEFAULT_PRODUCT}'s scores its images"))
         else:
-            found.append(Finding(check, "warning", "none: its pictures wait in incoming/", train))
+            found.append(Finding(check, "warning", "none: its images wait in incoming/", train))
     if not champions and not found:
-        train = f"train one: tamis train --product {DEFAULT_PRODUCT} --from FOLDER_OF_GOOD_PICTURES"
-        found.append(Finding(f"model of {DEFAULT_PRODUCT}", "warning", "none: pictures will wait in incoming/", train))
+        train = f"train one: tamis train --product {DEFAULT_PRODUCT} --from FOLDER_OF_GOOD_IMAGES"
+        found.append(Finding(f"model of {DEFAULT_PRODUCT}", "warning", "none: images will wait in incoming/", train))
     return found
 
 
@@ -259,7 +259,7 @@ def judge_threshold(product: str, policy: Policy, refused: str | None, choice: C
     check = f"threshold of {product}"
     if isinstance(policy, AtFalseAlarmRate):
         told = f"at a false-alarm rate of {policy.false_alarm_rate:g}"
-        advice = f"raise the rate (false_alarm_rate under [products.{product}]), or train on more good pictures"
+        advice = f"raise the rate (false_alarm_rate under [products.{product}]), or train on more good images"
         if choice is not None and choice.false_alarm_rate is not None:
             told += f", chosen{f' by {choice.chosen_by}' if choice.chosen_by else ''} over the settings'"
             advice = f"choose another: tamis models threshold --product {product} --rate R, or --reset"
@@ -279,7 +279,7 @@ def judge_drift(product: str, row: DriftRow) -> Finding:
     check = f"drift of {product}"
     if row.state == "steady":
         return Finding(check, "ok", f"steady by version {row.version}")
-    found = f"drifting since picture {row.first_image_id}, cause {row.cause}"
+    found = f"drifting since image {row.first_image_id}, cause {row.cause}"
     return Finding(check, "warning", found, DRIFT_ADVICE[row.cause or "unknown"])
 
 
@@ -331,11 +331,11 @@ def judge_permissions(mode: int, umask: int, owner: int, user: int) -> list[Find
 
 
 def judge_left_overs(left: Sequence[LeftOver]) -> Finding:
-    """Judge pictures in the processing folders of instances that do not run."""
-    dead = [one for one in left if one.pictures and not one.alive]
+    """Judge images in the processing folders of instances that do not run."""
+    dead = [one for one in left if one.images and not one.alive]
     if not dead:
-        return Finding("left-overs", "ok", "no pictures in processing of instances that do not run")
-    found = ", ".join(f"{one.pictures} of {one.instance}" for one in dead)
+        return Finding("left-overs", "ok", "no images in processing of instances that do not run")
+    found = ", ".join(f"{one.images} of {one.instance}" for one in dead)
     if any(one.alive for one in left):
         return Finding("left-overs", "ok", f"{found}: the running daemon will take them over")
     advice = "start the service: it goes on with its own and takes over those of others; never move them by hand"
@@ -343,7 +343,7 @@ def judge_left_overs(left: Sequence[LeftOver]) -> Finding:
 
 
 def judge_clock(now: datetime, disk_now: datetime | None, newest: datetime | None) -> Finding:
-    """Judge the clock by that of the disk (None: not known) and by the newest picture in the database."""
+    """Judge the clock by that of the disk (None: not known) and by the newest image in the database."""
     advice = "set the clock and keep it set: timedatectl set-ntp true"
     if now < CLOCK_EARLIEST:
         return Finding("clock", "error", f"{now:%Y-%m-%d %H:%M} UTC, which is past", advice)
@@ -352,7 +352,7 @@ def judge_clock(now: datetime, disk_now: datetime | None, newest: datetime | Non
         return Finding("clock", "warning", f"the disk stamps files {off:+.0f} s from this machine's clock", advice)
     if newest is not None and newest - now > CLOCK_OFF_MAX:
         ahead = (newest - now).total_seconds()
-        found = f"the newest picture was received {ahead:.0f} s in the future: the clock was set back"
+        found = f"the newest image was received {ahead:.0f} s in the future: the clock was set back"
         return Finding("clock", "warning", found, advice)
     return Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M:%S} UTC")
 

@@ -1,4 +1,4 @@
-"""Removal: the file of one picture, for retention; owns what must hold of a file before it is removed.
+"""Removal: the file of one image, for retention; owns what must hold of a file before it is removed.
 
 Removed is only the very file that the row speaks of: a regular one, in its folder without a link on the way, with the
 recorded bytes. Whatever else is found there is somebody's, and stays.

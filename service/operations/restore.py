@@ -1,6 +1,6 @@
 """Restore: a backup takes the place of the database, and what it does not know is scored anew.
 
-Owns the exchange of the files and the mark that tells the next start to look through the folders. Pictures that were
+Owns the exchange of the files and the mark that tells the next start to look through the folders. Images that were
 delivered after the backup have no row in it; they go back to `processing/` under the ids in their names, from where
 `service.inspection.recover` goes on with them as with any other claim. Every step may be repeated.
 """
@@ -60,13 +60,13 @@ def restore(root: Path, backup: Path) -> Path:
 
 
 def mark_restored(root: Path) -> None:
-    """Have the next start look through the folders for pictures that the database does not know."""
+    """Have the next start look through the folders for images that the database does not know."""
     (root / MARK).touch()
     sync_folder(root)
 
 
 def take_back(root: Path, engine: Engine, claims: Claims) -> int:
-    """Give pictures without a row back to be scored, if the database was restored; return how many.
+    """Give images without a row back to be scored, if the database was restored; return how many.
 
     Called before anything else looks at the folders.
     """

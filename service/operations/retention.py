@@ -1,8 +1,8 @@
-"""Retention: old pictures' files go, by age or by total size, where the settings say so; their rows stay.
+"""Retention: old images' files go, by age or by total size, where the settings say so; their rows stay.
 
-The plan is pure. The effect goes in slices that may be cut off anywhere: a picture is marked, then its file and its row
+The plan is pure. The effect goes in slices that may be cut off anywhere: an image is marked, then its file and its row
 go under the database's write lock, so that no label can come in between; what a crash left marked is finished first
-by the next run. Files of labelled pictures, of the training set and of any version's training stay.
+by the next run. Files of labelled images, of the training set and of any version's training stay.
 """
 
 from __future__ import annotations
@@ -67,35 +67,35 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """A picture whose file is to go, and why."""
+    """An image whose file is to go, and why."""
 
-    picture: Kept
+    image: Kept
     reason: Reason
 
 
 @dataclass
 class Tally:
-    """Pictures and bytes of one verdict, by reason, and the span of time that they were received in."""
+    """Images and bytes of one verdict, by reason, and the span of time that they were received in."""
 
-    pictures: Counter[str] = field(default_factory=Counter)
+    images: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
     oldest: datetime | None = None
     newest: datetime | None = None
 
     def add(self, one: Going) -> None:
         """Count `one`."""
-        self.pictures[one.reason] += 1
-        self.bytes[one.reason] += one.picture.bytes
-        at = one.picture.received_at
+        self.images[one.reason] += 1
+        self.bytes[one.reason] += one.image.bytes
+        at = one.image.received_at
         self.oldest = at if self.oldest is None else min(self.oldest, at)
         self.newest = at if self.newest is None else max(self.newest, at)
 
     def document(self) -> dict[str, Any]:
         """Return the counts as plain values."""
         return {
-            "pictures": self.pictures.total(),
+            "pictures": self.images.total(),
             "bytes": self.bytes.total(),
-            "by_reason": dict(self.pictures),
+            "by_reason": dict(self.images),
             "oldest_received_at": self.oldest.isoformat() if self.oldest else None,
             "newest_received_at": self.newest.isoformat() if self.newest else None,
         }
@@ -115,9 +115,9 @@ class Outcome:
         return self.tallies.setdefault(verdict, Tally())
 
     @property
-    def pictures(self) -> int:
-        """All pictures."""
-        return sum(tally.pictures.total() for tally in self.tallies.values())
+    def images(self) -> int:
+        """All images."""
+        return sum(tally.images.total() for tally in self.tallies.values())
 
     @property
     def bytes(self) -> int:
@@ -127,7 +127,7 @@ class Outcome:
     def document(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {
-            "pictures": self.pictures,
+            "pictures": self.images,
             "bytes": self.bytes,
             "verdicts": {verdict: tally.document() for verdict, tally in sorted(self.tallies.items())},
             "left": dict(self.left),
@@ -148,24 +148,24 @@ def rules_of(settings: Settings) -> list[Rule]:
 
 
 def plan(page: Sequence[Kept], rule: Rule, total_bytes: int, now: datetime) -> list[Going]:
-    """Return which of `page`, removable pictures of one verdict, oldest first, are to go; pure.
+    """Return which of `page`, removable images of one verdict, oldest first, are to go; pure.
 
     `total_bytes` is that of all files of the verdict; the oldest go until no more is there than `rule` allows.
     """
     going = []
-    for picture in page:
-        if rule.age_max is not None and now - picture.received_at > rule.age_max:
-            going.append(Going(picture, "age"))
+    for image in page:
+        if rule.age_max is not None and now - image.received_at > rule.age_max:
+            going.append(Going(image, "age"))
         elif rule.bytes_max is not None and total_bytes > rule.bytes_max:
-            going.append(Going(picture, "size"))
+            going.append(Going(image, "size"))
         else:
             break
-        total_bytes -= picture.bytes
+        total_bytes -= image.bytes
     return going
 
 
 def trained_on(root: Path) -> frozenset[str]:
-    """Return the SHA-256 of every picture that some version on the disk was made from.
+    """Return the SHA-256 of every image that some version on the disk was made from.
 
     Raises TamisError for a list that cannot be read: what it protects is not known then.
     """
@@ -178,7 +178,7 @@ def trained_on(root: Path) -> frozenset[str]:
                     raise TamisError(f"{path}: expected a column sha256; found {', '.join(reader.fieldnames)}")
                 found.update(row["sha256"] for row in reader if row["sha256"])
         except (OSError, csv.Error) as error:
-            raise TamisError(f"{path}: expected the pictures that a version was made from; found {error}") from None
+            raise TamisError(f"{path}: expected the images that a version was made from; found {error}") from None
     return frozenset(found)
 
 
@@ -210,7 +210,7 @@ class Retention:
     def run(self, now: datetime) -> Outcome:
         """Finish what an earlier run left, remove what is to go at `now`, and keep word of it.
 
-        Raises TamisError where another run is at work, where it is not known which pictures versions were made from,
+        Raises TamisError where another run is at work, where it is not known which images versions were made from,
         and where a mount is gone: what lies on it is not there, and has not been removed for that.
         """
         with self._alone():
@@ -230,11 +230,11 @@ class Retention:
                 self._apply(rule, trained, now, outcome)
             outcome.folders = self._remove_empty_folders(now)
             self._keep_word(now, outcome)
-        if outcome.pictures or outcome.left:
+        if outcome.images or outcome.left:
             log.info(
                 "retention",
                 extra=fields(
-                    removed=outcome.pictures,
+                    removed=outcome.images,
                     bytes=outcome.bytes,
                     **{f"left_{why}": count for why, count in sorted(outcome.left.items())},
                     folders=outcome.folders or None,
@@ -257,10 +257,10 @@ class Retention:
         finally:
             os.close(descriptor)
 
-    def foresee(self, now: datetime, *, pictures_max: int | None = None) -> Iterator[Going | Stays]:
+    def foresee(self, now: datetime, *, images_max: int | None = None) -> Iterator[Going | Stays]:
         """Yield what `run` would remove, and why what is not there or not of its size would stay; changes nothing.
 
-        Looks at no more than `pictures_max` pictures of each verdict.
+        Looks at no more than `images_max` images of each verdict.
         """
         trained = trained_on(self._root) if self._rules else frozenset()
         for rule in self._rules:
@@ -270,16 +270,16 @@ class Retention:
                 going = plan(page, rule, total, now)
                 for one in going:
                     looked_at += 1
-                    if pictures_max is not None and looked_at > pictures_max:
+                    if images_max is not None and looked_at > images_max:
                         break
                     try:
-                        removal.look_briefly(self._root, one.picture.path, one.picture.bytes)
+                        removal.look_briefly(self._root, one.image.path, one.image.bytes)
                     except Stays as stays:
                         yield stays
                     else:
-                        total -= one.picture.bytes
+                        total -= one.image.bytes
                         yield one
-                if len(going) < len(page) or (pictures_max is not None and looked_at >= pictures_max):
+                if len(going) < len(page) or (images_max is not None and looked_at >= images_max):
                     break
 
     def _apply(self, rule: Rule, trained: frozenset[str], now: datetime, outcome: Outcome) -> None:
@@ -301,7 +301,7 @@ class Retention:
             return rows.total_bytes(connection, rule.verdict)
 
     def _pages(self, rule: Rule, trained: frozenset[str], size: int) -> Iterator[list[Kept]]:
-        """Yield the removable pictures of the verdict, oldest first; each page is a read of its own, soon over."""
+        """Yield the removable images of the verdict, oldest first; each page is a read of its own, soon over."""
         after = None
         while True:
             with self._engine.connect() as connection:
@@ -309,7 +309,7 @@ class Retention:
             if not page:
                 return
             after = (page[-1].received_at, page[-1].id)
-            yield [picture for picture in page if picture.sha256 not in trained]
+            yield [image for image in page if image.sha256 not in trained]
 
     def _finish_marked(self, now: datetime, outcome: Outcome) -> None:
         """Have the rows say so whose files an earlier run removed; those still there are no longer on their way."""
@@ -317,15 +317,15 @@ class Retention:
             with self._engine.begin() as connection:
                 left = rows.marked(connection, SLICE)
                 gone = [
-                    Going(picture, "unfinished")
-                    for picture, placed in left
-                    if placed and removal.is_gone(self._root, picture.path)
+                    Going(image, "unfinished")
+                    for image, placed in left
+                    if placed and removal.is_gone(self._root, image.path)
                 ]
                 for one in gone:
-                    self._remove_map(one.picture.id)
-                    outcome.of(one.picture.verdict).add(one)
-                rows.removed(connection, {one.picture.id: _sentence(one, now) for one in gone})
-                rows.unmark(connection, [picture.id for picture, _ in left])
+                    self._remove_map(one.image.id)
+                    outcome.of(one.image.verdict).add(one)
+                rows.removed(connection, {one.image.id: _sentence(one, now) for one in gone})
+                rows.unmark(connection, [image.id for image, _ in left])
             if not left:
                 return
         outcome.complete = False
@@ -336,11 +336,11 @@ class Retention:
         seen: dict[str, Seen] = {}
         stay: dict[str, str] = {}
         for one in going:
-            picture = one.picture
+            image = one.image
             try:
-                seen[picture.id] = removal.look_whole(self._root, picture.path, picture.bytes, picture.sha256)
+                seen[image.id] = removal.look_whole(self._root, image.path, image.bytes, image.sha256)
             except Stays as stays:
-                stay[picture.id] = stays.why
+                stay[image.id] = stays.why
         removed = set()
         if seen:
             with self._engine.begin() as connection:
@@ -348,11 +348,11 @@ class Retention:
             removed = self._unlink(going, seen, stay, now)
         freed = 0
         for one in going:
-            if one.picture.id in removed:
-                outcome.of(one.picture.verdict).add(one)
-                freed += one.picture.bytes
+            if one.image.id in removed:
+                outcome.of(one.image.verdict).add(one)
+                freed += one.image.bytes
             else:
-                self._say_left(one.picture, stay[one.picture.id], outcome)
+                self._say_left(one.image, stay[one.image.id], outcome)
         self._rest(min(REST_MAX_S, self._rests * (time.monotonic() - began)))
         return freed
 
@@ -364,20 +364,20 @@ class Retention:
             # Asked again now that nobody else can write: a label may have come since.
             paths = rows.still_removable(connection, list(seen))
             for one in going:
-                picture = one.picture
-                if picture.id not in seen:
+                image = one.image
+                if image.id not in seen:
                     continue
-                if paths.get(picture.id) != picture.path:
-                    stay[picture.id] = "spoken_of"
+                if paths.get(image.id) != image.path:
+                    stay[image.id] = "spoken_of"
                     continue
                 try:
-                    removal.unlink(self._root, picture.path, seen[picture.id])
+                    removal.unlink(self._root, image.path, seen[image.id])
                 except Stays as stays:
-                    stay[picture.id] = stays.why
+                    stay[image.id] = stays.why
                     continue
-                self._remove_map(picture.id)
-                reasons[picture.id] = _sentence(one, now)
-                folders.add((self._root / picture.path).parent)
+                self._remove_map(image.id)
+                reasons[image.id] = _sentence(one, now)
+                folders.add((self._root / image.path).parent)
             for folder in sorted(folders):
                 if folder.is_dir():
                     sync_folder(folder)
@@ -389,14 +389,14 @@ class Retention:
     def _remove_map(self, id: str) -> None:
         (self._root / MAPS / f"{id}.png").unlink(missing_ok=True)
 
-    def _say_left(self, picture: Kept, why: str, outcome: Outcome) -> None:
+    def _say_left(self, image: Kept, why: str, outcome: Outcome) -> None:
         outcome.left[why] += 1
         self._lines += 1
         if self._lines <= LEFT_LINES_MAX:
-            log.warning("retention leaves a file", extra=fields(id=picture.id, path=picture.path, reason=why))
+            log.warning("retention leaves a file", extra=fields(id=image.id, path=image.path, reason=why))
 
     def _remove_empty_folders(self, now: datetime) -> int:
-        """Remove dated folders with nothing in them; one that pictures may still go to stays."""
+        """Remove dated folders with nothing in them; one that images may still go to stays."""
         yesterday = f"{now - timedelta(days=1):%Y-%m-%d}"
         count = 0
         for folder in sorted(path for top in FOLDERS for path in (self._root / top).glob("*/*")):
@@ -436,7 +436,7 @@ def rules_document(rules: Sequence[Rule]) -> list[dict[str, Any]]:
 def _sentence(one: Going, now: datetime) -> str:
     day = f"{now.astimezone(UTC):%Y-%m-%d}"
     since = {
-        "age": f"received on {one.picture.received_at:%Y-%m-%d}, older than is kept",
+        "age": f"received on {one.image.received_at:%Y-%m-%d}, older than is kept",
         "size": "one of the oldest, beyond the size that is kept",
         "unfinished": "begun by an earlier run",
     }

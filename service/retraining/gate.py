@@ -1,7 +1,7 @@
-"""The gate: whether a challenger is good enough to take the champion's place, from what both made of the same pictures.
+"""The gate: whether a challenger is good enough to take the champion's place, from what both made of the same images.
 
-Pure. Owns the figures, the margins and the decision; who scores the pictures is `service.retraining.gate_scoring`, what follows from
-the decision is `service.retraining.retrain`.
+Pure. Owns the figures, the margins and the decision. `service.retraining.gate_scoring` scores the images,
+`service.retraining.retrain` acts on the decision.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NORMALS_MIN = 10
 ANOMALIES_MIN = 5
 """Known anomalies below which drawn defects stand in for them."""
 COST_MARGIN = 0.25
-"""Share by which time or energy of a picture may grow: a quarter, as both vary that much from run to run."""
+"""Share by which time or energy of an image may grow: a quarter, as both vary that much from run to run."""
 
 NormalsFrom = Literal["golden", "calibration"]
 AnomaliesFrom = Literal["golden", "drawn"]
@@ -29,14 +29,14 @@ TITLES = {
     "image_auroc": "image AUROC",
     "recall": "recall",
     "false_alarm_rate": "false-alarm rate",
-    "cpu_ms_per_image": "processor time per picture",
-    "wh_per_1000_images": "energy of 1,000 pictures",
+    "cpu_ms_per_image": "processor time per image",
+    "wh_per_1000_images": "energy of 1,000 images",
 }
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one version makes of the pictures: scores of normals `(n,)` and anomalies `(m,)`, and what that took.
+    """What one version makes of the images: scores of normals `(n,)` and anomalies `(m,)`, and what that took.
 
     `promised_rate` is the false-alarm rate that its threshold was set for; None where another policy sets it.
     """
@@ -114,9 +114,9 @@ def judge(
 ) -> Judgement:
     """Return whether `challenger` is better than `champion`: in no figure worse, and in one better than by chance.
 
-    The scores of both are of the same pictures in the same order. A figure is worse if it is so by more than `margin`,
-    and by more than one picture; it is better if the 95 % interval of a paired bootstrap says so. With `drifting`
-    it is enough not to be worse. On calibration pictures nothing is said of false alarms: they set the threshold.
+    The scores of both are of the same images in the same order. A figure is worse if it is so by more than `margin`,
+    and by more than one image; it is better if the 95 % interval of a paired bootstrap says so. With `drifting`
+    it is enough not to be worse. On calibration images nothing is said of false alarms: they set the threshold.
     """
     normals, anomalies = len(champion.normal_scores), len(champion.anomaly_scores)
     labels = np.repeat([0, 1], [normals, anomalies])
@@ -125,8 +125,8 @@ def judge(
     differences = {name: _difference(values[0][name], values[1][name]) for name in values[0]}
     intervals = difference_intervals(sides[0], sides[1], labels, differences)
     figures = []
-    for name, pictures in (("image_auroc", min(normals, anomalies)), ("recall", anomalies)):
-        allowed = max(margin, 1 / pictures) if name == "recall" and pictures else margin
+    for name, images in (("image_auroc", min(normals, anomalies)), ("recall", anomalies)):
+        allowed = max(margin, 1 / images) if name == "recall" and images else margin
         figures.append(_figure(name, values, differences[name], intervals.get(name), allowed))
     figures.append(
         _false_alarms(champion, challenger, values, intervals.get("false_alarm_rate"), margin)

@@ -65,8 +65,8 @@ def render(
         f"<h1>{_text(challenger.version)} {_text(_OUTCOMES.get(outcome, outcome))}</h1>",
         f"<p>{_text(reason)}</p>",
         f"<p class='muted'>{made_at:%Y-%m-%d %H:%M} UTC. Compared with the champion {_text(champion.version)}.</p>",
-        "<h2>Both on the same pictures</h2>",
-        f"<p>{_text(_pictures(judgement))}</p>",
+        "<h2>Both on the same images</h2>",
+        f"<p>{_text(_images(judgement))}</p>",
         _figures(judgement.figures),
         f"<p class='muted'>{_text(_how(judgement))}</p>",
         "<h2>Scores</h2>",
@@ -91,9 +91,9 @@ def render(
     )
 
 
-def _pictures(judgement: Judgement) -> str:
+def _images(judgement: Judgement) -> str:
     if judgement.champion is None:
-        return "There were too few pictures to judge by, so a person has to."
+        return "There were too few images to judge by, so a person has to."
     normals = (
         f"{judgement.normals} golden normals"
         if judgement.normals_from == "golden"
@@ -111,8 +111,8 @@ def _pictures(judgement: Judgement) -> str:
 
 def _how(judgement: Judgement) -> str:
     return (
-        "A figure is better where the 95 % interval of the difference (a paired bootstrap over the pictures) lies "
-        "above chance, worse where it falls behind by more than its margin; one picture alone decides nothing. Time "
+        "A figure is better where the 95 % interval of the difference (a paired bootstrap over the images) lies "
+        "above chance, worse where it falls behind by more than its margin; one image alone decides nothing. Time "
         f"and energy may grow by {COST_MARGIN:.0%}."
     )
 
@@ -171,11 +171,11 @@ def _about(version: ModelVersion) -> dict[str, Any]:
         "kind": version.kind,
         "profile": manifest.get("profile"),
         "input size": f"{width} × {height} px",
-        "training pictures": training.get("images"),
+        "training images": training.get("images"),
         "left out as rebuilt worst": len(training["trimmed"]) if "trimmed" in training else None,
         "began with": training.get("warm_start") or "nothing",
         "steps": training.get("steps"),
-        "calibration pictures": len(calibration["scores"]),
+        "calibration images": len(calibration["scores"]),
         "threshold as trained": f"{calibration['threshold']:.6g}",
         "false-alarm rate trained for": f"{version.trained_false_alarm_rate:g}",
     }

@@ -1,8 +1,8 @@
-"""Has champion and challenger score the same golden pictures, decoded as they ship, for the gate to judge.
+"""Has champion and challenger score the same golden images, decoded as they ship, for the gate to judge.
 
 Where too few anomalies are known, defects drawn on the normals stand in for them. No torch comes into this process;
-what it takes is metered. What a picture costs is measured apart from that, in turns of both versions: the neighbours of
-this process, and pictures not yet in memory, would count against whichever comes first.
+what it takes is metered. What an image costs is measured apart from that, in turns of both versions: the neighbours of
+this process, and images not yet in memory, would count against whichever comes first.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from models.synthetic_defects.draw import draw_defects
 from service.energy.meter import EnergyMeter
 from service.imaging.decode import DecodeError, StillChanging, decode, read_file
 from service.retraining import gate
-from service.retraining.training_data import calibration_pictures, golden
+from service.retraining.training_data import calibration_images, golden
 from service.scoring.decide import Judge
 from service.scoring.threshold_policy import judge_of
 from service.settings import Settings
 from service.storage.energy import EnergySample
-from service.storage.retrainings import KnownPicture
+from service.storage.retrainings import KnownImage
 
 NORMALS_MAX = 1000
 DRAWN_MAX = 200
@@ -39,12 +39,12 @@ _OTHERS = 8  # normals that drawn defects take parts from
 _TURNS = 5
 _TURN_S_MIN = 0.5
 """How long one turn of a version lasts: long against the 50 ms below which the meter counts nothing."""
-_TURN_PICTURES = 12
+_TURN_IMAGES = 12
 _UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _Images:
     normals: Sequence[Path]
     anomalies: Sequence[Path]
     normals_from: gate.NormalsFrom
@@ -53,7 +53,7 @@ class _Pictures:
 
 @dataclass(frozen=True)
 class _Scored:
-    """What one version made of the pictures that it could score."""
+    """What one version made of the images that it could score."""
 
     normals: Mapping[Path, float]
     anomalies: Mapping[Path, float]
@@ -61,14 +61,14 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What a picture takes of one version, from the file to its score: the median of its turns."""
+    """What an image takes of one version, from the file to its score: the median of its turns."""
 
     cpu_ms_per_image: float
     wh_per_1000_images: float | None
 
 
 class _Contestant:
-    """A version, loaded, and how pictures are read for it."""
+    """A version, loaded, and how images are read for it."""
 
     def __init__(self, version: ModelVersion, settings: Settings) -> None:
         self.version = version
@@ -83,7 +83,7 @@ class _Contestant:
     def scores(
         self, paths: Sequence[Path], read: Read | None = None, tell: Callable[[int], None] = lambda count: None
     ) -> dict[Path, float]:
-        """Return the scores of the pictures that can be read."""
+        """Return the scores of the images that can be read."""
         found: dict[Path, float] = {}
         batches = score_files(
             self.detector, paths, read or self.read, unreadable=_UNREADABLE, decode_threads=self._settings.decoders
@@ -99,7 +99,7 @@ def run_gate(
     settings: Settings,
     champion: ModelVersion,
     challenger: ModelVersion,
-    known: Mapping[str, KnownPicture],
+    known: Mapping[str, KnownImage],
     *,
     drifting: bool,
     chosen_rate: float | None = None,
@@ -111,15 +111,15 @@ def run_gate(
     """
     folders = [champion.folder, challenger.folder]
     found = golden(root, folders, known)
-    pictures = _choose(found, calibration_pictures(folders, known))
-    if pictures is None:
+    chosen = _choose(found, calibration_images(folders, known))
+    if chosen is None:
         return gate.not_judged(
             f"expected at least {gate.NORMALS_MIN} golden normals that neither version has seen, or as many that "
-            f"calibrated the champion; found {len(found['normal'])}; label more pictures as normal"
+            f"calibrated the champion; found {len(found['normal'])}; label more images as normal"
         ), []
     versions = (champion, challenger)
     base = max((version.input_size for version in versions), key=lambda size: size[0] * size[1])
-    total = 2 * (len(pictures.normals) + len(pictures.anomalies))
+    total = 2 * (len(chosen.normals) + len(chosen.anomalies))
     done = 0
 
     def tell(count: int) -> None:
@@ -142,14 +142,14 @@ def run_gate(
         contestants = [_Contestant(version, settings) for version in versions]
         scored = []
         for contestant in contestants:
-            scored.append(_score(contestant, pictures, base, tell))
+            scored.append(_score(contestant, chosen, base, tell))
             take(len(scored[-1].normals) + len(scored[-1].anomalies))
         normals = [path for path in scored[0].normals if path in scored[1].normals]
         if len(normals) < gate.NORMALS_MIN:
             return gate.not_judged(
                 f"expected at least {gate.NORMALS_MIN} normals that both versions can score; found {len(normals)}"
             ), samples
-        costs = _costs(contestants, normals[:_TURN_PICTURES], take)
+        costs = _costs(contestants, normals[:_TURN_IMAGES], take)
     finally:
         meter.close()
     sides = _paired(versions, _judges(settings, versions, chosen_rate), scored, costs)
@@ -157,21 +157,21 @@ def run_gate(
         sides[0],
         sides[1],
         margin=settings.promotion_margin,
-        normals_from=pictures.normals_from,
-        anomalies_from=pictures.anomalies_from,
+        normals_from=chosen.normals_from,
+        anomalies_from=chosen.anomalies_from,
         drifting=drifting,
     )
     return judgement, samples
 
 
-def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) -> _Pictures | None:
+def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) -> _Images | None:
     """Return what to judge by; None where there are too few normals of any sort."""
     enough = len(found["normal"]) >= gate.NORMALS_MIN
     normals = found["normal"] if enough else calibration
     if len(normals) < gate.NORMALS_MIN:
         return None
     known = len(found["anomaly"]) >= gate.ANOMALIES_MIN
-    return _Pictures(
+    return _Images(
         normals[:NORMALS_MAX],
         found["anomaly"][:NORMALS_MAX] if known else normals[:DRAWN_MAX],
         "golden" if enough else "calibration",
@@ -179,19 +179,19 @@ def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) ->
     )
 
 
-def _score(contestant: _Contestant, pictures: _Pictures, base: tuple[int, int], tell: Callable[[int], None]) -> _Scored:
-    normals = contestant.scores(pictures.normals, tell=tell)
-    if pictures.anomalies_from == "golden":
-        return _Scored(normals, contestant.scores(pictures.anomalies, tell=tell))
+def _score(contestant: _Contestant, chosen: _Images, base: tuple[int, int], tell: Callable[[int], None]) -> _Scored:
+    normals = contestant.scores(chosen.normals, tell=tell)
+    if chosen.anomalies_from == "golden":
+        return _Scored(normals, contestant.scores(chosen.anomalies, tell=tell))
     others = [contestant.read(path, base) for path in list(normals)[:_OTHERS]]
     drawing = _drawing(contestant.read, base, others)
-    return _Scored(normals, contestant.scores(pictures.anomalies, drawing, tell))
+    return _Scored(normals, contestant.scores(chosen.anomalies, drawing, tell))
 
 
 def _costs(
     contestants: Sequence[_Contestant], paths: Sequence[Path], take: Callable[[int], EnergySample | None]
 ) -> list[_Cost]:
-    """Return what a picture takes of each, measured in turns on the same pictures, who begins changing each time."""
+    """Return what an image takes of each, measured in turns on the same images, who begins changing each time."""
     turns: dict[_Contestant, list[tuple[float, float | None]]] = {contestant: [] for contestant in contestants}
     take(0)
     for turn in range(_TURNS):
@@ -213,16 +213,16 @@ def _median_cost(turns: Sequence[tuple[float, float | None]]) -> _Cost:
 
 
 def _drawing(read: Read, base: tuple[int, int], others: Sequence[UInt8Array]) -> Read:
-    """Return a reader of the same pictures with defects on them, the same ones at each call and for each version."""
+    """Return a reader of the same images with defects on them, the same ones at each call and for each version."""
 
     def drawn(path: Path, size: tuple[int, int]) -> UInt8Array:
         from PIL import Image
 
         seed = int(file_sha256(path)[:16], 16)
-        picture, _ = draw_defects(read(path, base), others, np.random.default_rng(seed))
+        image, _ = draw_defects(read(path, base), others, np.random.default_rng(seed))
         if size == base:
-            return picture
-        resized = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            return image
+        resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
         return np.asarray(resized, dtype=np.uint8)
 
     return drawn
@@ -237,7 +237,7 @@ def _judges(settings: Settings, versions: Sequence[ModelVersion], chosen_rate: f
 def _paired(
     versions: Sequence[ModelVersion], judges: Sequence[Judge], scored: Sequence[_Scored], costs: Sequence[_Cost]
 ) -> tuple[gate.Side, gate.Side]:
-    """Return both sides on the pictures that both could score."""
+    """Return both sides on the images that both could score."""
     normals = [path for path in scored[0].normals if path in scored[1].normals]
     anomalies = [path for path in scored[0].anomalies if path in scored[1].anomalies]
     sides = []

@@ -1,8 +1,8 @@
 """Retrain: one retraining of one product, from the labels to the swap, in the process that calls it.
 
 Owns the order of the steps, and the row that says how far it came.
-Training itself runs in a child, `service.training.run`; what is good enough is the gate's. A kill at any line leaves one
-champion, and what the next retraining finds and clears up.
+Training itself runs in a child, `service.training.run`; the gate decides what is good enough. A kill at any line
+leaves one champion, and what the next retraining finds and clears up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from service.scoring.scorers import MODELS
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample
-from service.storage.retrainings import KnownPicture, NewLabels, RetrainingRow
+from service.storage.retrainings import KnownImage, NewLabels, RetrainingRow
 from service.storage.thresholds import chosen
 from service.training.job import TrainingJob
 from service.training.run import EnergyExceeded, register_trained, train_in_child
@@ -58,7 +58,7 @@ def retrain(
 ) -> RetrainingRow:
     """Retrain `product` from what was labelled, have the gate judge, act on it; return the row of the run.
 
-    Without new labels since the last run it is skipped, unless `force`; with too few pictures too. `fresh` begins from
+    Without new labels since the last run it is skipped, unless `force`; with too few images too. `fresh` begins from
     zero and not with the champion's weights. Raises TamisError where another retraining runs or the product has no
     champion of its own, and what training raises; the row then says `failed`, or `stopped` after a signal.
     """
@@ -131,7 +131,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
     root, engine, settings, row = begun.root, begun.engine, begun.settings, begun.row
     # What there is to learn from
     with engine.connect() as connection:
-        known = retrainings.known_pictures(connection, row.product)
+        known = retrainings.known_images(connection, row.product)
     champion = _champion(root, engine, row.product)
     with engine.begin() as connection:
         retrainings.change(connection, row.id, champion=champion.version)
@@ -193,7 +193,7 @@ def _job(begun: Begun, champion: ModelVersion, gathered: Gathered) -> TrainingJo
     root, settings, row = begun.root, begun.settings, begun.row
     manifest = champion.manifest
     return TrainingJob(
-        pictures=_absolute(gathered.normals),
+        images=_absolute(gathered.normals),
         anomalies=_absolute(gathered.anomalies),
         calibrate=_absolute(gathered.calibrate),
         models_root=str((root / MODELS).absolute()),
@@ -237,7 +237,7 @@ def _fail(engine: Engine, row: RetrainingRow, state: str, reason: str, sample: E
 
 
 def _learned(
-    done: RetrainingRow, labels: NewLabels, gathered: Gathered, known: Mapping[str, KnownPicture]
+    done: RetrainingRow, labels: NewLabels, gathered: Gathered, known: Mapping[str, KnownImage]
 ) -> dict[str, Any]:
     kinds = [said for said in known.values() if said.label is not None]
     return {

@@ -1,8 +1,8 @@
 """Schedule: starts retrainings beside the daemon when they are due, one at a time, each a process of its own.
 
 Owns the thread that looks, the clock that wakes it (APScheduler, by `retrain_cron`) and the process that it started.
-When something is due is `service.retraining.due`'s, how long it may wait for greener power `service.energy.grid_intensity`'s. Nothing here is
-waited for by the loop that scores.
+`service.retraining.due` says when something is due, `service.energy.grid_intensity` how long it may wait for greener
+power. The loop that scores waits for nothing here.
 """
 
 from __future__ import annotations

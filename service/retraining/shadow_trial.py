@@ -25,7 +25,7 @@ from service.storage.versions import VersionRow
 
 log = logging.getLogger(__name__)
 
-# Fewer pictures than this cannot tell a flood of alarms from chance. A challenger that saw fewer scores on, beyond its
+# Fewer images than this cannot tell a flood of alarms from chance. A challenger that saw fewer scores on, beyond its
 # hours.
 IMAGES_MIN = 30
 RATE_FACTOR = 2.0
@@ -55,7 +55,7 @@ class Facts:
 def standing(connection: Connection, hours: float, now: datetime) -> dict[str, VersionRow]:
     """Return, per product, the challenger that is to score beside the champion at `now`: the newest, in its hours.
 
-    One that has scored too few pictures to be judged by goes on beyond its hours.
+    One that has scored too few images to be judged by goes on beyond its hours.
     """
     found = {}
     for product, row in _newest(connection).items():
@@ -91,11 +91,11 @@ def reason_to_wait(one: Due, facts: Facts) -> str | None:
     if run.champion != facts.champion:
         return f"its gate compared it with {run.champion}; the champion is {facts.champion} now"
     if seen.images < IMAGES_MIN or seen.champion_rate is None or seen.challenger_rate is None:
-        return f"expected at least {IMAGES_MIN} pictures in the shadow; found {seen.images}"
+        return f"expected at least {IMAGES_MIN} images in the shadow; found {seen.images}"
     most = RATE_FACTOR * seen.champion_rate + RATE_MARGIN
     if seen.challenger_rate > most:
         return (
-            f"it calls {seen.challenger_rate:.2%} of the pictures anomalies, the champion {seen.champion_rate:.2%};"
+            f"it calls {seen.challenger_rate:.2%} of the images anomalies, the champion {seen.champion_rate:.2%};"
             f" expected at most {most:.2%}"
         )
     return None
@@ -175,6 +175,6 @@ def _newest(connection: Connection) -> dict[str, VersionRow]:
 def _promoted_since(one: Due) -> str:
     seen = one.summary
     return (
-        f"gate passed, and in the shadow it called {seen.challenger_rate:.2%} of {seen.images} pictures anomalies, the"
+        f"gate passed, and in the shadow it called {seen.challenger_rate:.2%} of {seen.images} images anomalies, the"
         f" champion {seen.champion_rate:.2%}"
     )

@@ -1,6 +1,6 @@
-"""Gather: which pictures a retraining learns from, and which the gate may judge by.
+"""Gather: which images a retraining learns from, and which the gate may judge by.
 
-What people last said of a picture goes over what an earlier version took it for. Reads rows and lists, hashes files,
+What people last said of an image goes over what an earlier version took it for. Reads rows and lists, hashes files,
 writes nothing.
 """
 
@@ -23,7 +23,7 @@ from models.registry import (
     ROLE_TRIMMED,
     file_sha256,
 )
-from service.storage.retrainings import KnownPicture
+from service.storage.retrainings import KnownImage
 
 TRAINING = "training"
 FITTED_TO = frozenset({ROLE_TRAIN, ROLE_TRAIN_AND_CALIBRATE, ROLE_TRIMMED, ROLE_TRAIN_ANOMALY})
@@ -31,7 +31,7 @@ _ANOMALIES = frozenset({ROLE_TRAIN_ANOMALY, ROLE_CALIBRATE_ANOMALY})
 
 
 @dataclass(frozen=True)
-class ListedPicture:
+class ListedImage:
     """A row of a version's `images.csv`."""
 
     sha256: str
@@ -41,7 +41,7 @@ class ListedPicture:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What there is to learn from. `gone` are pictures of the champion's that are not there any more or changed since,
+    """What there is to learn from. `gone` are images of the champion's that are not there any more or changed since,
     `overruled` such of its normals that a person calls an anomaly, or golden, or takes back.
     """
 
@@ -52,10 +52,10 @@ class Gathered:
     overruled: int
 
 
-def gather(root: Path, champion: Path, known: Mapping[str, KnownPicture]) -> Gathered:
+def gather(root: Path, champion: Path, known: Mapping[str, KnownImage]) -> Gathered:
     """Return what a retraining of the version in the folder `champion` learns from, given what people said.
 
-    Its own pictures keep their roles, but for those that people spoke of. What any version before it was fitted to
+    Its own images keep their roles, but for those that people spoke of. What any version before it was fitted to
     does not calibrate: weights may have come down from that.
     """
     fitted = fitted_to(champion)
@@ -86,8 +86,8 @@ def gather(root: Path, champion: Path, known: Mapping[str, KnownPicture]) -> Gat
     return Gathered(tuple(normals), tuple(calibrate), tuple(anomalies), gone, overruled)
 
 
-def golden(root: Path, versions: list[Path], known: Mapping[str, KnownPicture]) -> dict[str, list[Path]]:
-    """Return the golden pictures, by `normal` and `anomaly`, that no version of the folders `versions` has seen.
+def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) -> dict[str, list[Path]]:
+    """Return the golden images, by `normal` and `anomaly`, that no version of the folders `versions` has seen.
 
     Nor may one have seen them that they began with. In the order of their hashes, so that it is always the same.
     """
@@ -101,7 +101,7 @@ def golden(root: Path, versions: list[Path], known: Mapping[str, KnownPicture]) 
     return found
 
 
-def calibration_pictures(versions: list[Path], known: Mapping[str, KnownPicture]) -> list[Path]:
+def calibration_images(versions: list[Path], known: Mapping[str, KnownImage]) -> list[Path]:
     """Return the normals that calibrated the first of `versions` and that none of them was fitted to."""
     fitted = set().union(*(fitted_to(folder) for folder in versions))
     return [
@@ -128,14 +128,14 @@ def fitted_to(version: Path) -> set[str]:
     return found
 
 
-def read_images(version: Path) -> list[ListedPicture]:
+def read_images(version: Path) -> list[ListedImage]:
     """Return the rows of `images.csv` in the folder `version`."""
     with (version / IMAGES).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [ListedPicture(row["sha256"], row["role"], Path(row["path"])) for row in csv.DictReader(file)]
+        return [ListedImage(row["sha256"], row["role"], Path(row["path"])) for row in csv.DictReader(file)]
 
 
-def path_of(root: Path, said: KnownPicture) -> Path:
-    """Return where the file of a picture of the training set lies; its row names it from the root."""
+def path_of(root: Path, said: KnownImage) -> Path:
+    """Return where the file of an image of the training set lies; its row names it from the root."""
     path = Path(said.path)
     return root / path if path.parts[:1] == (TRAINING,) else root / TRAINING / path
 

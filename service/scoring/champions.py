@@ -1,4 +1,4 @@
-"""Champions: the model version that a product's pictures are judged by, for commands that judge on request.
+"""Champions: the model version that a product's images are judged by, for commands that judge on request.
 
 Owns the choice among versions by name or by being champion, and the product that stands in. The daemon's own
 way, which falls back to older versions and alerts, is in `service.scoring.scorers`.

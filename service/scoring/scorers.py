@@ -1,4 +1,4 @@
-"""Score: which detector judges a product's pictures, and what it says of a batch.
+"""Score: which detector judges a product's images, and what it says of a batch.
 
 Owns the detectors in memory. Which version is champion is a fact in the database; it is asked for again
 from time to time, so that a promotion takes effect without a restart.
@@ -41,15 +41,15 @@ class Scorer:
     version: str
     pixel_threshold: float
     draft: bool = False
-    """Whether its pictures are decoded as drafts, as the version's training found harmless."""
+    """Whether its images are decoded as drafts, as the version's training found harmless."""
 
 
 class Scorers:
     """Gives each product its scorer.
 
     `champions` looks up, per product, its champion and then those before it, latest first; `judge_of` makes the
-    judge of a product's pictures by a version, see `service.scoring.threshold_policy`; `load` makes a detector. `chosen` tells the
-    rates chosen by a person as of the last look at the champions; judges are made anew when they change.
+    judge of a product's images by a version, see `service.scoring.threshold_policy`; `load` makes a detector. `chosen`
+    tells the rates chosen by a person as of the last look at the champions; judges are made anew when they change.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ def _graph_key(version: ModelVersion) -> GraphKey:
     return (str(files[GRAPH]), str(files[GRAPH_WEIGHTS]), version.input_size)
 
 
-def score_pictures(scorer: Scorer, pixels: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:
+def score_images(scorer: Scorer, pixels: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:
     """Return scores float32 `(N,)` and maps float32 `(N, h, w)` of `pixels`, N times uint8 `(H, W, 3)`."""
     scored = scorer.detector.score(np.stack(pixels))
     return scored.scores, scored.maps

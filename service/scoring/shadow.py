@@ -1,6 +1,6 @@
-"""Shadow: a challenger scores beside the champion, on a share of the pictures, and decides nothing.
+"""Shadow: a challenger scores beside the champion, on a share of the images, and decides nothing.
 
-Owns the challengers' detectors in memory, and which pictures they see. Whatever goes wrong with a challenger is said
+Owns the challengers' detectors in memory, and which images they see. Whatever goes wrong with a challenger is said
 once and ends its time in the shadow; the champion's results never depend on it.
 """
 
@@ -18,7 +18,7 @@ from models.registry import ModelVersion, verify
 from service.inspection.claim import Claim
 from service.logs import fields
 from service.scoring.decide import Decision, Judge
-from service.scoring.scorers import MODELS, Scorer, Scorers, score_pictures
+from service.scoring.scorers import MODELS, Scorer, Scorers, score_images
 from service.settings import DEFAULT_PRODUCT
 from service.storage.versions import VersionRow
 
@@ -39,7 +39,7 @@ class Shadow:
 
 @dataclass(frozen=True)
 class InShadow:
-    """A picture that a challenger scores too, uint8 `(H, W, 3)` at the size that it takes."""
+    """An image that a challenger scores too, uint8 `(H, W, 3)` at the size that it takes."""
 
     shadow: Shadow
     pixels: UInt8Array
@@ -47,7 +47,7 @@ class InShadow:
 
 @dataclass(frozen=True, slots=True)
 class ShadowDecision:
-    """What a challenger would have decided of a picture; `product` is the challenger's."""
+    """What a challenger would have decided of an image; `product` is the challenger's."""
 
     product: str
     version: str
@@ -119,8 +119,8 @@ class Shadows:
                 self._begin_to_load(key, row)
 
     def beside(self, claim: Claim) -> Shadow | None:
-        """Return the challenger that scores the picture of `claim` too, or None."""
-        # A picture that ended the service once is not given to a challenger again: it may be the one to blame.
+        """Return the challenger that scores the image of `claim` too, or None."""
+        # An image that ended the service once is not given to a challenger again: it may be the one to blame.
         if not self._shadows or claim.attempt > 1 or not in_share(claim.id, self._share):
             return None
         owner = claim.product if claim.product in self._scorers.known else DEFAULT_PRODUCT
@@ -198,13 +198,13 @@ class Shadows:
 
 
 def in_share(id: str, share: float) -> bool:
-    """Return whether the picture `id` is among the `share` (0 to 1) that challengers see: always the same ones."""
+    """Return whether the image `id` is among the `share` (0 to 1) that challengers see: always the same ones."""
     digest = hashlib.sha256(id.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def decide_in_shadow(batch: Sequence[tuple[str, InShadow]]) -> dict[str, ShadowDecision]:
-    """Return what the challengers would have decided of the pictures of `batch`, by id.
+    """Return what the challengers would have decided of the images of `batch`, by id.
 
     A challenger that raises, or whose score is not finite, is dropped and has decided nothing.
     """
@@ -212,13 +212,13 @@ def decide_in_shadow(batch: Sequence[tuple[str, InShadow]]) -> dict[str, ShadowD
     for id, one in batch:
         of_shadow.setdefault((one.shadow.product, one.shadow.scorer.version), []).append((id, one))
     decided: dict[str, ShadowDecision] = {}
-    for pictures in of_shadow.values():
-        shadow = pictures[0][1].shadow
+    for images in of_shadow.values():
+        shadow = images[0][1].shadow
         try:
-            scores, _maps = score_pictures(shadow.scorer, [one.pixels for _, one in pictures])
+            scores, _maps = score_images(shadow.scorer, [one.pixels for _, one in images])
             found = {
                 id: ShadowDecision(shadow.product, shadow.scorer.version, shadow.scorer.judge.decide(float(score)))
-                for (id, _), score in zip(pictures, scores, strict=True)
+                for (id, _), score in zip(images, scores, strict=True)
             }
         # Whatever a challenger's graph or memory trips over, the champion's verdicts are made and go on.
         except Exception as error:  # noqa: BLE001

@@ -1,7 +1,8 @@
 """Thresholds: which policy holds for a product, and the judge that it makes of a model's calibration.
 
-Brings the settings, what a person chose since, and a model together; the formulas are in `models.calibration.thresholds`. The
-daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has one threshold.
+Brings the settings, what a person chose since, and a model together; the formulas are in
+`models.calibration.thresholds`. The daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has
+one threshold.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def judge_of(
     asked_rate: float | None = None,
     chosen_rate: float | None = None,
 ) -> Judge:
-    """Return the judge of `product`'s pictures by `version`, by the policy of `policy_of`.
+    """Return the judge of `product`'s images by `version`, by the policy of `policy_of`.
 
-    Raises TooFewImages where the version's normal pictures do not do for the false-alarm rate, and
+    Raises TooFewImages where the version's normal images do not do for the false-alarm rate, and
     ConfigurationError where the policy needs known anomalies and the version has none; no other policy is put in
     its place.
     """
@@ -79,7 +80,7 @@ def threshold_of(
     asked_rate: float | None = None,
     chosen_rate: float | None = None,
 ) -> float:
-    """Return the score above which a picture of `product` is an anomaly by `version`. Raises as `judge_of`."""
+    """Return the score above which an image of `product` is an anomaly by `version`. Raises as `judge_of`."""
     return judge_of(settings, product, version, asked_rate, chosen_rate).threshold
 
 
@@ -111,6 +112,6 @@ def _reason_not_to_judge(settings: Settings, product: str, version: ModelVersion
         return (
             f"product {product}, version {version.version}: expected one that can keep the false-alarm rate of"
             f" {rate:g}{by} for {product}; found that it cannot: {error}. Choose another rate with `tamis models"
-            f" threshold`, or train with more normal pictures"
+            f" threshold`, or train with more normal images"
         )
     return None

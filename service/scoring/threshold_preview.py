@@ -1,7 +1,7 @@
-"""Explore: what another false-alarm rate would do to a product's latest pictures, and the choice of one.
+"""Explore: what another false-alarm rate would do to a product's latest images, and the choice of one.
 
 Nothing is trained or scored again for it: the champion's calibration says what the threshold would be, and the
-scores on record say which pictures lie between the two. The daemon takes a choice over within a second.
+scores on record say which images lie between the two. The daemon takes a choice over within a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LAST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How many pictures would come to the other side of the threshold."""
+    """How many images would come to the other side of the threshold."""
 
     to_normal: int
     to_anomaly: int
@@ -39,11 +39,11 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """What the false-alarm rate `rate` would do for a product: how many of its last `images` pictures change sides.
+    """What the false-alarm rate `rate` would do for a product: how many of its last `images` images change sides.
 
-    `threshold` is None where the champion's calibration pictures are too few for the rate; `lowest_rate` is the one
+    `threshold` is None where the champion's calibration images are too few for the rate; `lowest_rate` is the one
     that they do for. `present_threshold` is the one in force, None where there is none; `policy` is that of the
-    product's settings, and a rate can be chosen where it is `false_alarm_rate`. The pictures are those that the
+    product's settings, and a rate can be chosen where it is `false_alarm_rate`. The images are those that the
     `version`, the present champion, has scored, as scores of another one mean something else.
     """
 
@@ -64,7 +64,7 @@ class Exploration:
 def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> Changes:
     """Return how many of `scores` `(n,)` lie on the other side of the threshold `new` than of `old`. Pure.
 
-    `old` is one threshold or one for each score; a picture is an anomaly if its score is above its threshold.
+    `old` is one threshold or one for each score; an image is an anomaly if its score is above its threshold.
     """
     values = np.asarray(scores, dtype=np.float64)
     was, will = values > np.asarray(old, dtype=np.float64), values > new
@@ -74,7 +74,7 @@ def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> Chang
 def explore(
     root: Path, connection: Connection, settings: Settings, product: str, rate: float, last: int = LAST
 ) -> Exploration:
-    """Return what `rate` would do for the latest pictures of `product`, `last` at most.
+    """Return what `rate` would do for the latest images of `product`, `last` at most.
 
     Reads one file of the champion's and one bounded range of an index. Raises UsageError for what is no rate,
     TamisError where the product is not known or has no champion, ConfigurationError where its file is damaged.
@@ -92,7 +92,7 @@ def explore(
         threshold = threshold_at(version.calibration_scores, rate)
     except TooFewImages:
         threshold = None
-    # Pictures that wait for a threshold compare with the one by which the last were judged.
+    # Images that wait for a threshold compare with the one by which the last were judged.
     old = were if present is None else present
     changes = None if threshold is None else would_change(scores, old, threshold)
     by_rate = isinstance(policy, AtFalseAlarmRate)
@@ -125,7 +125,7 @@ def choose_rate(
     """Choose `rate` for `product` from now on, or with None what the settings say. The caller owns the transaction.
 
     Raises UsageError for what is no rate; TamisError where the product is not known or has no champion, where its
-    threshold is not set by a rate, or where its champion's calibration pictures are too few for the rate;
+    threshold is not set by a rate, or where its champion's calibration images are too few for the rate;
     ConfigurationError where the champion's file is damaged. A choice is taken back whatever the champion is.
     """
     if rate is not None:
@@ -182,6 +182,6 @@ def _require_known(root: Path, connection: Connection, product: str) -> None:
         return
     names = ", ".join(sorted(known)) or "none"
     raise TamisError(
-        f"product {product}: expected one with a champion, with pictures, or with a folder in incoming/; found "
+        f"product {product}: expected one with a champion, with images, or with a folder in incoming/; found "
         f"neither. Products with a champion: {names}"
     )

@@ -1,6 +1,6 @@
-"""Statements on drift: the changes of a product's state, and the pictures that a state is told by.
+"""Statements on drift: the changes of a product's state, and the images that a state is told by.
 
-Rows of `drift_events` are only ever added. Pictures are read off one end of an index, a bounded number of them.
+Rows of `drift_events` are only ever added. Images are read off one end of an index, a bounded number of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DriftRow:
     """A change of a product's drift state, judged by the scores of `version`.
 
     `state` is `steady` or `drifting`; `cause` is `light`, `defects` or `unknown`, None when steady. `first_image_id`
-    is the picture with which it began, `figures` the statistics behind it, see docs/drift.md.
+    is the image with which it began, `figures` the statistics behind it, see docs/drift.md.
     """
 
     product: str
@@ -44,7 +44,7 @@ class DriftRow:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What drift needs to know of a picture; `label` is what a person said last, None where nobody did."""
+    """What drift needs to know of an image; `label` is what a person said last, None where nobody did."""
 
     id: str
     received_at: datetime
@@ -110,7 +110,7 @@ def last(connection: Connection | Session) -> dict[str, DriftRow]:
 def latest(connection: Connection | Session) -> dict[str, DriftRow]:
     """Return the drift state of each product whose present champion, or that of `default`, has shown one.
 
-    A state is of one version's scores: a product that got a new champion has none until enough pictures came.
+    A state is of one version's scores: a product that got a new champion has none until enough images came.
     """
     champions = versions.champions(connection)
     found = {}
@@ -131,21 +131,21 @@ def reigns(connection: Connection | Session) -> dict[str, Reign]:
 
 
 def newest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
-    """Return the `limit` latest pictures of `product` received from `since` on, oldest first."""
-    return _pictures(connection, _newest, product, since, limit)[::-1]
+    """Return the `limit` latest images of `product` received from `since` on, oldest first."""
+    return _rows_of(connection, _newest, product, since, limit)[::-1]
 
 
 def oldest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
-    """Return the first `limit` pictures of `product` received from `since` on, oldest first."""
-    return _pictures(connection, _oldest, product, since, limit)
+    """Return the first `limit` images of `product` received from `since` on, oldest first."""
+    return _rows_of(connection, _oldest, product, since, limit)
 
 
 def received_at(connection: Connection | Session, ids: Collection[str]) -> dict[str, datetime]:
-    """Return when each of the pictures `ids` was received; an unknown one is left out."""
+    """Return when each of the images `ids` was received; an unknown one is left out."""
     return {row.id: row.received_at for row in connection.execute(_times, {"ids": list(ids)})}
 
 
-def _pictures(
+def _rows_of(
     connection: Connection | Session, statement: Select[Any], product: str, since: datetime, limit: int
 ) -> list[Seen]:
     found: Sequence[Row[Any]] = connection.execute(

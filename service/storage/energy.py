@@ -21,7 +21,7 @@ _insert = insert(_rows)
 
 @dataclass(frozen=True, slots=True)
 class EnergySample:
-    """Energy in Wh and emissions in g of CO2e, of `images` pictures in `duration_s`; None is unknown."""
+    """Energy in Wh and emissions in g of CO2e, of `images` images in `duration_s`; None is unknown."""
 
     kind: str
     started_at: datetime

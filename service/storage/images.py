@@ -1,4 +1,4 @@
-"""Statements on pictures: record verdicts, finish deliveries, find and search.
+"""Statements on images: record verdicts, finish deliveries, find and search.
 
 The caller owns the transaction. `record` is the commit point of a micro-batch; all statements here may be
 repeated without harm.
@@ -40,7 +40,7 @@ _marked = _images.alias("marked")
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """A picture as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown.
+    """An image as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown.
 
     `uncertainty` is that of `service.scoring.decide.Decision`; brightness, contrast and sharpness are those of
     `models.appearance`, at the size that the model takes.
@@ -76,7 +76,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A picture that is placed, quarantined, missing or in conflict; `path` is where it lies now."""
+    """An image that is placed, quarantined, missing or in conflict; `path` is where it lies now."""
 
     id: str
     state: str
@@ -89,7 +89,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A picture that belongs elsewhere from now on: `path` is where it is, `destination` where it should be."""
+    """An image that belongs elsewhere from now on: `path` is where it is, `destination` where it should be."""
 
     id: str
     state: str
@@ -99,7 +99,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What recovery needs to know of a picture."""
+    """What recovery needs to know of an image."""
 
     id: str
     state: str
@@ -112,7 +112,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a label needs to know of a picture."""
+    """What a label needs to know of an image."""
 
     id: str
     product: str
@@ -143,7 +143,7 @@ _finish = (
         error=func.coalesce(bindparam("text"), _images.c.error),
     )
 )
-# A label may have sent the picture elsewhere since its delivery began.
+# A label may have sent the image elsewhere since its delivery began.
 _finish_where_sent = _finish.where(_images.c.destination == bindparam("to_path"))
 _send = (
     update(_images)
@@ -157,7 +157,7 @@ _set_latency = (
 )
 _lying = select(_images.c.id, _images.c.path, _images.c.state).where(_images.c.id.in_(bindparam("ids", expanding=True)))
 _subject = select(*(_images.c[name] for name in Subject.__dataclass_fields__))
-# Of the pictures with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
+# Of the images with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
 # SQLAlchemy takes longer to know a statement again than SQLite to answer it.
 _first_of = select(_images.c.sha256, _images.c.id).where(
     _images.c.sha256.in_(bindparam("hashes", expanding=True)), _images.c.duplicate_of.is_(None)
@@ -168,7 +168,7 @@ _stored = select(*(_images.c[name] for name in StoredImage.__dataclass_fields__)
 def record(connection: Connection | Session, records: Sequence[ImageRecord], energy_id: int | None) -> None:
     """Insert `records`, sharing the energy of row `energy_id`; ids that are there already stay as they are.
 
-    Sets `duplicate_of` to the earliest picture with the same bytes, in the database or earlier in `records`.
+    Sets `duplicate_of` to the earliest image with the same bytes, in the database or earlier in `records`.
     """
     if not records:
         return
@@ -191,7 +191,7 @@ def record(connection: Connection | Session, records: Sequence[ImageRecord], ene
 def finish(connection: Connection | Session, finished: Sequence[Finished]) -> None:
     """Set state, path, time of placing and latency of each, and its error where one is given.
 
-    Raises TamisError where an id has no row: a delivery is only ever of a recorded picture.
+    Raises TamisError where an id has no row: a delivery is only ever of a recorded image.
     """
     if not finished:
         return
@@ -200,7 +200,7 @@ def finish(connection: Connection | Session, finished: Sequence[Finished]) -> No
     if changed != len(rows):
         unknown = {one.id for one in finished} - find(connection, [one.id for one in finished]).keys()
         some = ", ".join(sorted(unknown)[:5])
-        raise TamisError(f"finish: expected a row for each of {len(rows)} pictures; found none for {some}")
+        raise TamisError(f"finish: expected a row for each of {len(rows)} images; found none for {some}")
 
 
 def finish_where_sent(connection: Connection | Session, finished: Sequence[Finished]) -> bool:
@@ -217,7 +217,7 @@ def set_latencies(connection: Connection | Session, finished: Sequence[Finished]
 
 
 def send(connection: Connection | Session, sent: Sequence[Sent]) -> None:
-    """Say where each picture is, and where it belongs from now on."""
+    """Say where each image is, and where it belongs from now on."""
     if sent:
         rows = [
             {"of_id": one.id, "to_state": one.state, "from_path": one.path, "to_path": one.destination} for one in sent
@@ -226,7 +226,7 @@ def send(connection: Connection | Session, sent: Sequence[Sent]) -> None:
 
 
 def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, StoredImage]:
-    """Return the stored pictures of `ids` by id; an unknown id is left out."""
+    """Return the stored images of `ids` by id; an unknown id is left out."""
     found = {}
     for chunk in _chunks(ids):
         for row in connection.execute(_stored.where(_images.c.id.in_(chunk))):
@@ -235,7 +235,7 @@ def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, St
 
 
 def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str, Subject]:
-    """Return the pictures of `ids`, by id, as a label needs them; an unknown id is left out."""
+    """Return the images of `ids`, by id, as a label needs them; an unknown id is left out."""
     found = {}
     for chunk in _chunks(ids):
         for row in connection.execute(_subject.where(_images.c.id.in_(chunk))):
@@ -244,7 +244,7 @@ def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str
 
 
 def lying(connection: Connection | Session, ids: Collection[str]) -> dict[str, str]:
-    """Return the paths of the pictures of `ids` whose files have arrived there, by id, and "" for all others there are.
+    """Return the paths of the images of `ids` whose files have arrived there, by id, and "" for all others there are.
 
     Asked for each of a million files at a start: no more than that is read.
     """
@@ -256,7 +256,7 @@ def lying(connection: Connection | Session, ids: Collection[str]) -> dict[str, s
 
 
 def with_bytes(connection: Connection | Session, sha256: str) -> list[Subject]:
-    """Return the pictures with these bytes, of whatever product, the earliest first."""
+    """Return the images with these bytes, of whatever product, the earliest first."""
     first = connection.execute(_first_of, {"hashes": [sha256]}).first()
     if first is None:
         return []
@@ -265,7 +265,7 @@ def with_bytes(connection: Connection | Session, sha256: str) -> list[Subject]:
 
 
 def unfinished(connection: Connection | Session) -> list[StoredImage]:
-    """Return the pictures that are recorded and not yet delivered, oldest first."""
+    """Return the images that are recorded and not yet delivered, oldest first."""
     statement = _stored.where(_images.c.state == "scored").order_by(_images.c.received_at, _images.c.id)
     return [StoredImage(*row) for row in connection.execute(statement)]
 
@@ -322,7 +322,7 @@ def count(
 
 
 def states(connection: Connection | Session, since: datetime | None = None) -> dict[str, int]:
-    """Return the number of pictures per state, received from `since` on; a state without any is left out."""
+    """Return the number of images per state, received from `since` on; a state without any is left out."""
     statement = select(_images.c.state, func.count()).group_by(_images.c.state)
     if since is not None:
         statement = statement.where(_images.c.received_at >= since)
@@ -345,7 +345,7 @@ def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
 
 
 def _earliest(connection: Connection | Session, hashes: Collection[str]) -> dict[str, str]:
-    """Return the id of the earliest picture for each of `hashes` that is known."""
+    """Return the id of the earliest image for each of `hashes` that is known."""
     found: dict[str, str] = {}
     for chunk in _chunks(hashes):
         found.update((row.sha256, row.id) for row in connection.execute(_first_of, {"hashes": chunk}))

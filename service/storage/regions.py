@@ -1,6 +1,6 @@
-"""Statements on regions: where in a picture its map was above the pixel threshold.
+"""Statements on regions: where in an image its map was above the pixel threshold.
 
-The caller owns the transaction, which is that of the picture's own row: a region never lies without its picture.
+The caller owns the transaction, which is that of the image's own row: a region never lies without its image.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _of = (
 
 
 def without_row(connection: Connection | Session, found: Mapping[str, Sequence[Region]]) -> dict[str, Sequence[Region]]:
-    """Return those of `found`, regions by picture, that are of pictures without a row yet, and are not empty.
+    """Return those of `found`, regions by image, that are of images without a row yet, and are not empty.
 
-    To be asked before the pictures are recorded: a picture that is on record keeps the regions that it has, as
+    To be asked before the images are recorded: an image that is on record keeps the regions that it has, as
     it keeps its score.
     """
     some = {id: regions for id, regions in found.items() if regions}
@@ -43,7 +43,7 @@ def without_row(connection: Connection | Session, found: Mapping[str, Sequence[R
 
 
 def record(connection: Connection | Session, found: Mapping[str, Sequence[Region]]) -> None:
-    """Insert `found`, the regions of recorded pictures by id, numbered from 1 in their order."""
+    """Insert `found`, the regions of recorded images by id, numbered from 1 in their order."""
     rows = [
         {"image_id": id, "number": number, **asdict(region)}
         for id, regions in found.items()
@@ -53,8 +53,8 @@ def record(connection: Connection | Session, found: Mapping[str, Sequence[Region
         connection.execute(_insert, rows)
 
 
-def of_pictures(connection: Connection | Session, ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of the view `regions` of each of `ids`, highest peak first; a picture without any has [].
+def of_images(connection: Connection | Session, ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the view `regions` of each of `ids`, highest peak first; an image without any has [].
 
     The rows are without `image_id`, which is the key.
     """

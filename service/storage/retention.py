@@ -1,6 +1,6 @@
 """Statements on what retention may remove: files that lie in their folder and that no person spoke of.
 
-The caller owns the transaction. A picture on its way out is marked first, so that a crash between its file and its row
+The caller owns the transaction. An image on its way out is marked first, so that a crash between its file and its row
 leaves word of it; rows stay.
 """
 
@@ -15,19 +15,19 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists
 from sqlalchemy.sql.expression import tuple_
 from sqlalchemy.types import Text
 
-from service.storage.tables import Image, Review, TrainingPicture, time_text
+from service.storage.tables import Image, Review, TrainingImage, time_text
 
 REMOVING = "removing_by_retention"
 REMOVED = "removed_by_retention"
 
 _images = cast(Table, Image.__table__)
 _reviews = cast(Table, Review.__table__)
-_training = cast(Table, TrainingPicture.__table__)
+_training = cast(Table, TrainingImage.__table__)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A picture whose file is there; `path` is relative to ROOT."""
+    """An image whose file is there; `path` is relative to ROOT."""
 
     id: str
     product: str
@@ -70,7 +70,7 @@ _removed = (
 def removable(
     connection: Connection, verdict: str, limit: int, after: tuple[datetime, str] | None = None
 ) -> list[Kept]:
-    """Return pictures of `verdict` whose files may be removed, oldest first: placed, of which no person spoke.
+    """Return images of `verdict` whose files may be removed, oldest first: placed, of which no person spoke.
 
     `after` is the (received_at, id) of the last one of the page before.
     """
@@ -89,7 +89,7 @@ def total_bytes(connection: Connection, verdict: str) -> int:
 
 
 def marked(connection: Connection, limit: int) -> list[tuple[Kept, bool]]:
-    """Return pictures that an earlier run marked and did not finish, each with whether its row still says `placed`."""
+    """Return images that an earlier run marked and did not finish, each with whether its row still says `placed`."""
     # The code as text: SQLite takes an index of some rows only where it can see that they are those.
     condition = _images.c.error_code == literal(REMOVING, literal_execute=True)
     statement = select(_images.c.state, *_columns).where(condition).order_by(_images.c.id).limit(limit)
@@ -122,7 +122,7 @@ def removed(connection: Connection, reasons: dict[str, str]) -> None:
 
 
 def received_bytes(connection: Connection, since: datetime) -> tuple[int, datetime | None]:
-    """Return the bytes of the pictures received from `since` on, and when the first of them was received."""
+    """Return the bytes of the images received from `since` on, and when the first of them was received."""
     statement = select(func.coalesce(func.sum(_images.c.bytes), 0), func.min(_images.c.received_at)).where(
         _images.c.received_at >= since
     )

@@ -13,12 +13,12 @@ from typing import Any, cast
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from service.storage import drift
-from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingPicture
+from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingImage
 
 _runs = cast(Table, RetrainingRun.__table__)
 _reviews = cast(Table, Review.__table__)
 _images = cast(Table, Image.__table__)
-_pictures = cast(Table, TrainingPicture.__table__)
+_training_images = cast(Table, TrainingImage.__table__)
 _drift = cast(Table, DriftEvent.__table__)
 
 
@@ -55,8 +55,8 @@ class NewLabels:
 
 
 @dataclass(frozen=True)
-class KnownPicture:
-    """What people last said of a picture of the training set; `label` None was taken back, `path` as it is stored."""
+class KnownImage:
+    """What people last said of an image of the training set; `label` None was taken back, `path` as it is stored."""
 
     sha256: str
     label: str | None
@@ -132,35 +132,37 @@ def last_learned(connection: Connection, product: str) -> RetrainingRow | None:
 
 
 def new_labels(connection: Connection, product: str, since: RetrainingRow | None) -> NewLabels:
-    """Return what people said of pictures of `product`, by review or by import, since the run `since` looked."""
+    """Return what people said of images of `product`, by review or by import, since the run `since` looked."""
     known = since.review_id or 0 if since is not None else 0
     reviews = connection.execute(
         select(func.count(), func.min(_reviews.c.labelled_at), func.max(_reviews.c.id))
         .join(_images, _images.c.id == _reviews.c.image_id)
         .where(_reviews.c.id > known, _images.c.product == product)
     ).one()
-    imported = select(func.count(), func.min(_pictures.c.added_at)).where(
-        _pictures.c.product == product, _pictures.c.image_id.is_(None)
+    imported = select(func.count(), func.min(_training_images.c.added_at)).where(
+        _training_images.c.product == product, _training_images.c.image_id.is_(None)
     )
     if since is not None:
-        imported = imported.where(_pictures.c.added_at > (since.started_at or since.requested_at))
+        imported = imported.where(_training_images.c.added_at > (since.started_at or since.requested_at))
     brought = connection.execute(imported).one()
     times = [at for at in (reviews[1], brought[1]) if at is not None]
     return NewLabels(reviews[0] + brought[0], min(times, default=None), max(known, reviews[2] or 0))
 
 
-def known_pictures(connection: Connection, product: str) -> Mapping[str, KnownPicture]:
-    """Return by sha256 every picture of `product` that a person ever vouched for, also where that was taken back."""
-    columns = (_pictures.c[name] for name in KnownPicture.__dataclass_fields__)
-    found = connection.execute(select(*columns).where(_pictures.c.product == product).order_by(_pictures.c.id))
-    return {row.sha256: KnownPicture(*row) for row in found}
+def known_images(connection: Connection, product: str) -> Mapping[str, KnownImage]:
+    """Return by sha256 every image of `product` that a person ever vouched for, also where that was taken back."""
+    columns = (_training_images.c[name] for name in KnownImage.__dataclass_fields__)
+    found = connection.execute(
+        select(*columns).where(_training_images.c.product == product).order_by(_training_images.c.id)
+    )
+    return {row.sha256: KnownImage(*row) for row in found}
 
 
 def newest(connection: Connection) -> tuple[int, ...]:
-    """Return the ids of the last review, training picture, drift event and run: while they stay, nothing is new."""
+    """Return the ids of the last review, training image, drift event and run: while they stay, nothing is new."""
     return tuple(
         connection.execute(select(func.max(table.c.id))).scalar_one() or 0
-        for table in (_reviews, _pictures, _drift, _runs)
+        for table in (_reviews, _training_images, _drift, _runs)
     )
 
 

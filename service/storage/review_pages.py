@@ -1,7 +1,7 @@
-"""Statements behind the review page: pictures in the order in which a person should look at them, a page at a time.
+"""Statements behind the review page: images in the order in which a person should look at them, a page at a time.
 
 A page is reached from the last row of the one before it, never by counting rows, and reads a bounded number of
-rows whatever the filters: where few pictures match, it ends early and says where to go on. The caller owns the
+rows whatever the filters: where few images match, it ends early and says where to go on. The caller owns the
 transaction.
 """
 
@@ -23,7 +23,7 @@ Which = Literal["normal", "anomaly", "quarantined"]
 
 # Index entries looked at for one page, in steps that grow: most pages are full after the first.
 STEPS = (200, 1000, 4000, 5000, 5000)
-# Up to so many pictures the filters' own index is read and sorted, and no index in order walked.
+# Up to so many images the filters' own index is read and sorted, and no index in order walked.
 FEW = 8000
 
 _COLUMNS = """
@@ -36,7 +36,7 @@ _BY_UNCERTAINTY = "images_by_uncertainty"
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which pictures a person wants to see; None is any. `since` is inclusive, `until` exclusive."""
+    """Which images a person wants to see; None is any. `since` is inclusive, `until` exclusive."""
 
     product: str | None = None
     which: Which | None = None
@@ -52,7 +52,7 @@ class Filters:
 class Page:
     """Rows of a page; `after` is what the next one is asked for with, None at the end.
 
-    `whole` is False where the page ended early, since too many pictures in a row did not match.
+    `whole` is False where the page ended early, since too many images in a row did not match.
     """
 
     rows: list[dict[str, Any]]
@@ -61,10 +61,10 @@ class Page:
 
 
 def page(connection: Connection, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
-    """Return the pictures that come after `after`, at most `limit`.
+    """Return the images that come after `after`, at most `limit`.
 
-    `after` is the id of a picture or, of those reviewed, the number of a review. Raises UsageError where there is
-    no such picture.
+    `after` is the id of an image or, of those reviewed, the number of a review. Raises UsageError where there is
+    no such image.
     """
     if filters.reviewed == "yes":
         return _reviewed(connection, filters, after, limit)
@@ -89,7 +89,7 @@ def by_ids(connection: Connection, ids: list[str]) -> list[dict[str, Any]]:
 
 
 def waiting(connection: Connection, most: int = 1000) -> int:
-    """Return how many uncertain pictures nobody has labelled yet; counted up to `most`."""
+    """Return how many uncertain images nobody has labelled yet; counted up to `most`."""
     statement = text(
         f"SELECT count(*) FROM (SELECT 1 FROM images AS i{_by(connection, 'images_uncertain_by_received_at')}"
         f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE i.uncertain = 1 AND r.label IS NULL LIMIT :most) AS counted"
@@ -190,7 +190,7 @@ def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | Non
 
 
 def _reviewed(connection: Connection, filters: Filters, after: str | None, limit: int) -> Page:
-    """Return what was labelled, what was labelled last first; a picture is where its latest review is."""
+    """Return what was labelled, what was labelled last first; an image is where its latest review is."""
     last = None if after is None else _whole_number(after)
     conditions = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
     conditions += [f"i.{one}" for one in _indexed(filters, of_verdict=False)]
@@ -272,7 +272,7 @@ def _place_of(connection: Connection, id: str) -> dict[str, Any]:
     statement = text("SELECT id, received_at, coalesce(uncertainty, 0) AS uncertainty FROM images WHERE id = :id")
     row = connection.execute(statement, {"id": id}).mappings().one_or_none()
     if row is None:
-        raise UsageError(f"after: expected the id of a picture on record; found {id!r}")
+        raise UsageError(f"after: expected the id of an image on record; found {id!r}")
     return dict(row)
 
 

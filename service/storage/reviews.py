@@ -1,6 +1,6 @@
-"""Statements on reviews: what people said of pictures, by which way and when.
+"""Statements on reviews: what people said of images, by which way and when.
 
-Rows are only ever added; the latest of a picture holds. The caller owns the transaction.
+Rows are only ever added; the latest of an image holds. The caller owns the transaction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _insert = insert(_reviews)
 
 @dataclass(frozen=True, slots=True)
 class NewReview:
-    """What a person says of a picture; `label` None takes back what was said before."""
+    """What a person says of an image; `label` None takes back what was said before."""
 
     image_id: str
     label: str | None
@@ -34,7 +34,7 @@ class NewReview:
 
 @dataclass(frozen=True, slots=True)
 class ReviewRow:
-    """What a person said of a picture, as it is kept."""
+    """What a person said of an image, as it is kept."""
 
     id: int
     image_id: str
@@ -55,7 +55,7 @@ def add(connection: Connection | Session, new: Sequence[NewReview]) -> None:
 
 
 def history(connection: Connection | Session, image_id: str) -> list[ReviewRow]:
-    """Return all that was said of a picture, the latest, which holds, first."""
+    """Return all that was said of an image, the latest, which holds, first."""
     statement = _rows.where(_reviews.c.image_id == image_id).order_by(_reviews.c.id.desc())
     return [ReviewRow(*row) for row in connection.execute(statement)]
 
@@ -90,13 +90,13 @@ def next_in_queue(
 
 
 def newest_id(connection: Connection | Session) -> int | None:
-    """Return the id of the latest review of any picture."""
+    """Return the id of the latest review of any image."""
     statement = select(_reviews.c.id).order_by(_reviews.c.id.desc()).limit(1)
     return connection.execute(statement).scalar_one_or_none()
 
 
-def pictures_after(connection: Connection | Session, review_id: int, limit: int = 1000) -> list[tuple[int, str]]:
-    """Return the reviews after `review_id`, the oldest first, each with the id of its picture; at most `limit`."""
+def images_after(connection: Connection | Session, review_id: int, limit: int = 1000) -> list[tuple[int, str]]:
+    """Return the reviews after `review_id`, the oldest first, each with the id of its image; at most `limit`."""
     statement = (
         select(_reviews.c.id, _reviews.c.image_id).where(_reviews.c.id > review_id).order_by(_reviews.c.id).limit(limit)
     )

@@ -1,6 +1,6 @@
-"""Statements on scores: what a product's latest pictures scored, for the threshold explorer and for drift.
+"""Statements on scores: what a product's latest images scored, for the threshold explorer and for drift.
 
-They read one bounded stretch of an index from its end, so that the answer comes as soon with a million pictures.
+They read one bounded stretch of an index from its end, so that the answer comes as soon with a million images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.storage.tables import Image
 
-# Times the pictures asked for that are looked at for those of one version, before fewer are taken.
+# Times the images asked for that are looked at for those of one version, before fewer are taken.
 LOOK_BACK = 10
 
 _images = cast(Table, Image.__table__)
@@ -33,14 +33,14 @@ _latest = (
 
 
 def any_of(connection: Connection | Session, product: str) -> bool:
-    """Return whether there is a picture of `product`."""
+    """Return whether there is an image of `product`."""
     return connection.execute(_one_of, {"of_product": product}).first() is not None
 
 
 def latest(connection: Connection | Session, product: str, version: str, limit: int) -> tuple[list[float], list[float]]:
-    """Return what `version` scored for the latest pictures of `product`, and the thresholds they were judged by.
+    """Return what `version` scored for the latest images of `product`, and the thresholds they were judged by.
 
-    Newest first, `limit` at most; pictures of other versions among them are passed over, up to a bound.
+    Newest first, `limit` at most; images of other versions among them are passed over, up to a bound.
     """
     rows = connection.execute(
         _latest, {"of_product": product, "of_version": version, "rows": LOOK_BACK * limit, "most": limit}

@@ -1,6 +1,6 @@
-"""Statements on shadow scores: what a challenger said of pictures that the champion judged.
+"""Statements on shadow scores: what a challenger said of images that the champion judged.
 
-The caller owns the transaction; `record` is called in that of the picture's own row. A version is named by its
+The caller owns the transaction; `record` is called in that of the image's own row. A version is named by its
 product and its name, since versions trained jointly share the name.
 """
 
@@ -24,7 +24,7 @@ _runs = cast(Table, RetrainingRun.__table__)
 
 @dataclass(frozen=True, slots=True)
 class ShadowRecord:
-    """What the version `version` of `product` said of a picture, and the verdict that the picture got."""
+    """What the version `version` of `product` said of an image, and the verdict that the image got."""
 
     image_id: str
     product: str
@@ -37,7 +37,7 @@ class ShadowRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShadowSummary:
-    """A challenger beside the champion, on the pictures that both scored; the rates are of anomalies, None of none."""
+    """A challenger beside the champion, on the images that both scored; the rates are of anomalies, None of none."""
 
     images: int
     disagreements: int
@@ -74,7 +74,7 @@ _differ = _scores.c.verdict != _scores.c.champion_verdict
 
 
 def record(connection: Connection | Session, records: Sequence[ShadowRecord]) -> None:
-    """Insert `records`, of pictures that have their row; what is there already stays as it is."""
+    """Insert `records`, of images that have their row; what is there already stays as it is."""
     if records:
         connection.execute(_insert, [asdict(one) for one in records])
 
@@ -105,7 +105,7 @@ def disagreements(
     limit: int,
     before: tuple[bool, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return pictures on which the version and the champion differ: those without a label first, then newest first.
+    """Return images on which the version and the champion differ: those without a label first, then newest first.
 
     Each is a row of the view `results` with `shadow_score`, `shadow_threshold` and `shadow_verdict` beside it. `before`
     is of the last row of the page before this one: whether it had a label, and its id.

@@ -1,4 +1,4 @@
-"""Statements that count pictures over time and look up what is known of one, each bounded by an index.
+"""Statements that count images over time and look up what is known of one, each bounded by an index.
 
 The caller owns the transaction and chooses spans short enough to hold up no writer.
 """
@@ -17,25 +17,25 @@ from service.storage.tables import ImageState, time_text
 def per_hour(
     connection: Connection | Session, since: datetime, until: datetime, product: str | None = None
 ) -> dict[str, dict[str, int]]:
-    """Return for each UTC hour `YYYY-MM-DDTHH` with pictures their numbers: `normal` and `anomaly`.
+    """Return for each UTC hour `YYYY-MM-DDTHH` with images their numbers: `normal` and `anomaly`.
 
     Each verdict is read off an index alone.
     """
     of_product = "product = :product AND " if product is not None else ""
     statement = text(
-        "SELECT substr(received_at, 1, 13) AS hour, count(*) AS pictures FROM images"
+        "SELECT substr(received_at, 1, 13) AS hour, count(*) AS images FROM images"
         f" WHERE {of_product}verdict = :verdict AND received_at >= :since AND received_at < :until GROUP BY 1"
     )
     found: dict[str, dict[str, int]] = {}
     span = {"since": time_text(since), "until": time_text(until), "product": product}
     for verdict in ("normal", "anomaly"):
-        for hour, pictures in connection.execute(statement, span | {"verdict": verdict}):
-            found.setdefault(hour, {"normal": 0, "anomaly": 0})[verdict] = pictures
+        for hour, images in connection.execute(statement, span | {"verdict": verdict}):
+            found.setdefault(hour, {"normal": 0, "anomaly": 0})[verdict] = images
     return found
 
 
 def per_state(connection: Connection | Session, since: datetime) -> dict[str, int]:
-    """Return the number of pictures per state, received from `since` on; a state without any is left out.
+    """Return the number of images per state, received from `since` on; a state without any is left out.
 
     A count for each, since one grouped by state would read the whole index.
     """
@@ -48,7 +48,7 @@ def per_state(connection: Connection | Session, since: datetime) -> dict[str, in
 
 
 def products(connection: Connection | Session) -> list[str]:
-    """Return the products that have pictures, in order, with a look into the index for each and no more."""
+    """Return the products that have images, in order, with a look into the index for each and no more."""
     statement = text(
         "WITH RECURSIVE known(product) AS (SELECT min(product) FROM images UNION ALL"
         " SELECT (SELECT min(product) FROM images WHERE product > known.product) FROM known"
@@ -58,7 +58,7 @@ def products(connection: Connection | Session) -> list[str]:
 
 
 def newest(connection: Connection | Session) -> str | None:
-    """Return when the latest picture was received, as text; None where there is none."""
+    """Return when the latest image was received, as text; None where there is none."""
     found: str | None = connection.execute(text("SELECT max(received_at) FROM images")).scalar_one()
     return found
 
@@ -68,7 +68,7 @@ FACTS = ("mode", "placed_at", "attempts", "uncertain", "uncertainty", "brightnes
 
 
 def facts(connection: Connection | Session, id: str) -> dict[str, Any] | None:
-    """Return the row of `results` of one picture with what the table knows beside it; None for an unknown id."""
+    """Return the row of `results` of one image with what the table knows beside it; None for an unknown id."""
     of_view = connection.execute(text("SELECT * FROM results WHERE id = :id"), {"id": id}).mappings().one_or_none()
     if of_view is None:
         return None
@@ -79,7 +79,7 @@ def facts(connection: Connection | Session, id: str) -> dict[str, Any] | None:
 def neighbours(
     connection: Connection | Session, product: str, received_at: str, id: str, each_way: int
 ) -> tuple[list[str], list[str]]:
-    """Return the ids of the pictures of `product` just before and just after that one in time, both oldest first."""
+    """Return the ids of the images of `product` just before and just after that one in time, both oldest first."""
     asked = {"product": product, "received_at": received_at, "id": id, "limit": each_way}
     found = []
     for sign, direction in (("<", "DESC"), (">", "ASC")):

@@ -127,7 +127,7 @@ class Energy(Base):
 
 
 class Image(Base):
-    """One picture that was dropped: its verdict, and where its file is or should be, relative to ROOT."""
+    """One image that was dropped: its verdict, and where its file is or should be, relative to ROOT."""
 
     __tablename__ = "images"
     __table_args__ = (
@@ -162,7 +162,7 @@ class Image(Base):
             "images_placed", *("verdict", "received_at", "id", "bytes", "state"), sqlite_where=text("state = 'placed'")
         ),
         Index("images_being_removed", "id", sqlite_where=text("error_code = 'removing_by_retention'")),
-        # The earliest picture with given bytes is the one that is no duplicate.
+        # The earliest image with given bytes is the one that is no duplicate.
         Index("images_by_sha256", "sha256", sqlite_where=text("duplicate_of IS NULL")),
         # The others with its bytes: few, and asked for where a label holds for bytes or a file was renamed.
         Index("images_by_duplicate_of", "duplicate_of", sqlite_where=text("duplicate_of IS NOT NULL")),
@@ -203,9 +203,9 @@ class Image(Base):
 
 
 class RegionRow(Base):
-    """A part of a picture above the pixel threshold, in pixels of the upright picture; `number` 1 has the highest peak.
+    """A part of an image above the pixel threshold, in pixels of the upright image; `number` 1 has the highest peak.
 
-    Written with its picture and never changed.
+    Written with its image and never changed.
     """
 
     __tablename__ = "region_rows"
@@ -235,7 +235,7 @@ class RegionRow(Base):
 
 
 class Review(Base):
-    """What a person said of a picture; rows are only ever added, and the latest of a picture holds.
+    """What a person said of an image; rows are only ever added, and the latest of an image holds.
 
     `label` NULL takes back what was said before. `source` says by which way it came (page, folder, command).
     """
@@ -298,10 +298,10 @@ class Promotion(Base):
     reason: Mapped[str | None]
 
 
-class TrainingPicture(Base):
-    """A picture that a person vouched for, once per product and bytes; `label` NULL once it was taken back.
+class TrainingImage(Base):
+    """An image that a person vouched for, once per product and bytes; `label` NULL once it was taken back.
 
-    `path` is its file, below training/ and relative to ROOT, `image_id` the picture it came from, NULL for an imported
+    `path` is its file, below training/ and relative to ROOT, `image_id` the image it came from, NULL for an imported
     one. `role` is given when it is first added and never changes.
     """
 
@@ -363,9 +363,9 @@ class RetrainingRun(Base):
 
 
 class ShadowScore(Base):
-    """What a challenger said of a picture that the champion judged; `product` is the challenger's.
+    """What a challenger said of an image that the champion judged; `product` is the challenger's.
 
-    `champion_verdict` is that of the picture's own row, again, so that where the two differ is an index.
+    `champion_verdict` is that of the image's own row, again, so that where the two differ is an index.
     """
 
     __tablename__ = "shadow_scores"
@@ -414,7 +414,7 @@ class ThresholdChoice(Base):
 class DriftEvent(Base):
     """A change of a product's drift state, as it happened; rows are only ever added, the latest holds.
 
-    `first_image_id` is the picture with which it began, `figures` the statistics as JSON.
+    `first_image_id` is the image with which it began, `figures` the statistics as JSON.
     """
 
     __tablename__ = "drift_events"

@@ -124,7 +124,7 @@ def _too_much(job: TrainingJob, found: str) -> str:
 
 
 def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], EnergySample | None]:
-    from models.data.select_images import ProductPictures
+    from models.data.select_images import ProductImages
     from models.networks.pretrained import BackboneSource
     from models.training.train import train_jointly
     from service.energy.meter import EnergyMeter
@@ -148,16 +148,16 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
 
     def read_draft(path: Path, size: tuple[int, int]) -> Any:
         file = read_file(path.resolve(), file_bytes_max=job.file_bytes_max)
-        picture = decode(file.data, size, pixels_max=job.pixels_max, draft=True)
-        return picture.pixels if picture.drafted else None
+        image = decode(file.data, size, pixels_max=job.pixels_max, draft=True)
+        return image.pixels if image.drafted else None
 
     weights = Path(job.backbone_weights) if job.backbone_weights else None
     try:
         trained = train_jointly(
             [
-                ProductPictures(
+                ProductImages(
                     product=each.product,
-                    normals=[Path(path) for path in each.pictures],
+                    normals=[Path(path) for path in each.images],
                     false_alarm_rate=each.false_alarm_rate,
                     anomalies=[Path(path) for path in each.anomalies],
                     calibrate=[Path(path) for path in each.calibrate],

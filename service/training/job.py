@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.calibration.split import Method
-from models.data.select_images import Chosen, TrainingPicture
+from models.data.select_images import Chosen, TrainingImage
 from models.fitting.limits import MEMORY_GB
 from models.registry import BUILD_PREFIX
 from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX
@@ -18,10 +18,10 @@ MINUTES_MAX = 30.0
 
 @dataclass(frozen=True)
 class JobProduct:
-    """What one product brings to a training: its normal pictures, its anomalies if any, and normals set apart."""
+    """What one product brings to a training: its normal images, its anomalies if any, and normals set apart."""
 
     product: str
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     false_alarm_rate: float
     anomalies: tuple[str, ...] = ()
     calibrate: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class JobProduct:
 
 @dataclass(frozen=True)
 class JobChosen:
-    """The pictures of one product as they were chosen before: lists of path and sha256, in the order of their use."""
+    """The images of one product as they were chosen before: lists of path and sha256, in the order of their use."""
 
     product: str
     false_alarm_rate: float
@@ -63,22 +63,22 @@ class JobChosen:
             product=self.product,
             false_alarm_rate=self.false_alarm_rate,
             method=self.method,
-            train=_pictures(self.train),
-            calibrate=_pictures(self.calibrate),
-            train_anomalies=_pictures(self.train_anomalies),
-            held_out_anomalies=_pictures(self.held_out_anomalies),
+            train=_images(self.train),
+            calibrate=_images(self.calibrate),
+            train_anomalies=_images(self.train_anomalies),
+            held_out_anomalies=_images(self.held_out_anomalies),
             input_size=(height, width),
             skipped=(),
             roles_given=self.roles_given,
         )
 
 
-def _plain(pictures: Sequence[TrainingPicture]) -> tuple[tuple[str, str], ...]:
-    return tuple((str(picture.path), picture.sha256) for picture in pictures)
+def _plain(images: Sequence[TrainingImage]) -> tuple[tuple[str, str], ...]:
+    return tuple((str(image.path), image.sha256) for image in images)
 
 
-def _pictures(plain: Sequence[Sequence[str]]) -> tuple[TrainingPicture, ...]:
-    return tuple(TrainingPicture(Path(path), sha256) for path, sha256 in plain)
+def _images(plain: Sequence[Sequence[str]]) -> tuple[TrainingImage, ...]:
+    return tuple(TrainingImage(Path(path), sha256) for path, sha256 in plain)
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class TrainingJob:
     """What is to be trained: the child gets all of it, as JSON.
 
     One network is trained on `product` and on the products `beside` it; with none beside, on `product` alone.
-    `method` says how to calibrate, None: as many pictures as there are suggest. A retraining also says which normals
+    `method` says how to calibrate, None: as many images as there are suggest. A retraining also says which normals
     `calibrate`, from which version's folder it starts (`warm`), what share it leaves out and how many Wh it may use. A
-    repetition says which pictures were `chosen`, one entry a product, and nothing else of them.
+    repetition says which images were `chosen`, one entry a product, and nothing else of them.
     """
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     models_root: str
     product: str
     kind: str
@@ -124,7 +124,7 @@ class TrainingJob:
     @property
     def products(self) -> tuple[JobProduct, ...]:
         """Every product that it trains for."""
-        own = JobProduct(self.product, self.pictures, self.false_alarm_rate, self.anomalies, self.calibrate)
+        own = JobProduct(self.product, self.images, self.false_alarm_rate, self.anomalies, self.calibrate)
         return (own, *self.beside)
 
     @property

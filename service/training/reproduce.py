@@ -1,6 +1,6 @@
-"""Repeat: the training of a version once more, of the same pictures in the same roles, to the same weights.
+"""Repeat: the training of a version once more, of the same images in the same roles, to the same weights.
 
-Owns where the pictures of a version are by now: labels move them, so each is looked for by its bytes where it is not at
+Owns where the images of a version are by now: labels move them, so each is looked for by its bytes where it is not at
 its place. What a version was made from is read by `models.data.image_list`, trained by `service.training.run`.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from models.data.image_list import ListedPicture, chosen_again, listed_pictures
+from models.data.image_list import ListedImage, chosen_again, listed_images
 from models.fitting.limits import BYTES_PER_GB
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
@@ -21,7 +21,7 @@ from service.errors import TamisError
 from service.names import shown_name
 from service.settings import Settings
 from service.storage import images, versions
-from service.storage import training_images as training_pictures
+from service.storage import training_images as training_images
 from service.training.job import JobChosen, JobProduct, TrainingJob
 
 MODELS = "models"
@@ -54,38 +54,38 @@ def repeat_of(
     backbone_weights: Path | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Repeat:
-    """Return how to train `version` of `product` again, its pictures found and their hashes checked.
+    """Return how to train `version` of `product` again, its images found and their hashes checked.
 
     A version that was trained together with those of other products is repeated together with them. Raises TamisError
-    where the version is unknown, or naming pictures that are gone or changed.
+    where the version is unknown, or naming images that are gone or changed.
     """
     first = _verified(root, engine, product, version)
     joint = first.manifest.get("joint") or [product]
     of = tuple(first if name == product else _verified(root, engine, name, version) for name in joint)
     training = first.manifest["training"]
-    listed = [listed_pictures(one) for one in of]
+    listed = [listed_images(one) for one in of]
     done, total = 0, sum(map(len, listed))
     chosen = []
-    for one, pictures in zip(of, listed, strict=True):
+    for one, its_images in zip(of, listed, strict=True):
         found: dict[str, Path] = {}
         lacking: list[str] = []
         with engine.connect() as connection:
-            for picture in pictures:
-                path = _find(root, connection, one.product, picture, lacking)
+            for image in its_images:
+                path = _find(root, connection, one.product, image, lacking)
                 if path is not None:
-                    found[picture.sha256] = path
+                    found[image.sha256] = path
                 done += 1
                 report(Progress("checking", done, total))
         if lacking:
             more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
             raise TamisError(
-                f"model {one.product}/{version}: expected the pictures that it was made from; "
+                f"model {one.product}/{version}: expected the images that it was made from; "
                 f"{'; '.join(lacking[:SHOWN])}{more}"
             )
-        chosen.append(JobChosen.of(chosen_again(one, pictures, found)))
+        chosen.append(JobChosen.of(chosen_again(one, its_images, found)))
     backbone = first.manifest.get("backbone")
     job = TrainingJob(
-        pictures=(),
+        images=(),
         models_root=str((root / MODELS).absolute()),
         product=of[0].product,
         beside=tuple(JobProduct(one.product, (), one.trained_false_alarm_rate) for one in of[1:]),
@@ -122,18 +122,18 @@ def _verified(root: Path, engine: Engine, product: str, version: str) -> ModelVe
     return verify(root / MODELS / product / version, row.sha256)
 
 
-def _find(root: Path, connection: Connection, product: str, picture: ListedPicture, lacking: list[str]) -> Path | None:
-    """Return where the bytes of `picture` lie now; else None, having said in `lacking` what was found."""
+def _find(root: Path, connection: Connection, product: str, image: ListedImage, lacking: list[str]) -> Path | None:
+    """Return where the bytes of `image` lie now; else None, having said in `lacking` what was found."""
     # An absolute path stays as it is.
-    first = root / picture.path
+    first = root / image.path
     there = _sha256(first)
-    if there == picture.sha256:
+    if there == image.sha256:
         return first
-    kept = training_pictures.of_hash(connection, product, picture.sha256)
+    kept = training_images.of_hash(connection, product, image.sha256)
     elsewhere = [kept.path] if kept is not None else []
-    elsewhere += [one.path for one in images.with_bytes(connection, picture.sha256)]
+    elsewhere += [one.path for one in images.with_bytes(connection, image.sha256)]
     for path in elsewhere:
-        if _sha256(root / path) == picture.sha256:
+        if _sha256(root / path) == image.sha256:
             return root / path
     name = shown_name(str(first))
     lacking.append(f"{name} is gone" if there is None else f"{name} has changed, its sha256 is {there[:12]}…")

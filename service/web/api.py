@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from service import __version__
 from service.errors import UsageError
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.scoring.threshold_preview import champion_of
 from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
@@ -40,7 +40,7 @@ PREFIX = "/api/v1"
 PAGE_MAX = 1000
 DAYS_MAX = 366
 
-Id = Annotated[str, Path(min_length=1, max_length=64, description="id of a picture, a ULID")]
+Id = Annotated[str, Path(min_length=1, max_length=64, description="id of an image, a ULID")]
 Product = Annotated[str, Path(min_length=1, max_length=400, description="name of a product")]
 Version = Annotated[str, Path(min_length=1, max_length=200, description="name of a version")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
@@ -57,7 +57,7 @@ class Asked(BaseModel):
 
 
 class NewLabel(Asked):
-    """What a person says of a picture. `label` null takes back what was said."""
+    """What a person says of an image. `label` null takes back what was said."""
 
     label: Verdict | None
     by: str | None = Field(
@@ -67,7 +67,7 @@ class NewLabel(Asked):
 
 
 class NewLabels(NewLabel):
-    """The same of many pictures: all of them or, if one is unknown, none."""
+    """The same of many images: all of them or, if one is unknown, none."""
 
     ids: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(min_length=1, max_length=LABELS_MAX)
 
@@ -88,7 +88,7 @@ class NewRate(Asked):
 def routes(site: Site) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix=PREFIX)
-    _add_pictures(router, site)
+    _add_images(router, site)
     _add_models(router, site)
     _add_figures(router, site)
     return router
@@ -138,7 +138,7 @@ def _with_our_errors(document: dict[str, Any], *, locked: bool) -> dict[str, Any
     return document
 
 
-def _add_pictures(router: APIRouter, site: Site) -> None:
+def _add_images(router: APIRouter, site: Site) -> None:
     @router.get("/images")
     def search(
         since: Since = None,
@@ -150,7 +150,7 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
         limit: Limit = 100,
         cursor: Cursor = None,
     ) -> dict[str, Any]:
-        """Pictures, newest first: rows of the view `results`; `next` is the cursor of the next page."""
+        """Images, newest first: rows of the view `results`; `next` is the cursor of the next page."""
         with site.reading.connect() as connection:
             last = None if cursor is None else tallies.facts(connection, cursor)
             if cursor is not None and last is None:
@@ -181,9 +181,9 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Cursor = None,
     ) -> dict[str, Any]:
-        """Pictures as the review page shows them, the most uncertain first.
+        """Images as the review page shows them, the most uncertain first.
 
-        `whole` is false where many pictures in a row did not match and the search stopped early: go on with `next`.
+        `whole` is false where many images in a row did not match and the search stopped early: go on with `next`.
         """
         filters = Filters(
             product=product,
@@ -201,24 +201,24 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
 
     @router.get("/images/{id}")
     def image(id: Id) -> dict[str, Any]:
-        """One picture with its regions, what people said of it, what challengers said, its role in training."""
+        """One image with its regions, what people said of it, what challengers said, its role in training."""
         with site.reading.connect() as connection:
             known = image_page.everything(connection, id)
         known["history"] = [asdict(one) for one in known["history"]]
         files = {"picture": f"/images/{id}/picture"}
         if (site.root / map_path(id)).is_file():
             files["map"] = f"/images/{id}/map"
-        return {**known.pop("picture"), **known, "files": files}
+        return {**known.pop("image"), **known, "files": files}
 
     @router.post("/images/{id}/label")
     def label(request: Request, id: Id, asked: NewLabel) -> dict[str, Any]:
-        """Label one picture; its file goes to the folder that the label says."""
+        """Label one image; its file goes to the folder that the label says."""
         stored(site, id)
         return _label(request, [id], asked)["labelled"][0]  # type: ignore[no-any-return]
 
     @router.post("/labels")
     def labels(request: Request, asked: NewLabels) -> dict[str, Any]:
-        """Label many pictures alike: all of them or, where one is unknown, none."""
+        """Label many images alike: all of them or, where one is unknown, none."""
         return _label(request, asked.ids, asked)
 
     def _label(request: Request, ids: list[str], asked: NewLabel) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
         # Who a proxy or a password vouches for cannot give another's name.
         by = who.who if who.vouched else plain(asked.by or "") or who.who
         note = plain(asked.note or "", NOTE_CHARACTERS_MAX)
-        done = label_pictures(site.root, site.writing, ids, asked.label, by=by, source="api", note=note)
+        done = label_images(site.root, site.writing, ids, asked.label, by=by, source="api", note=note)
         return {"labelled": [asdict(one) for one in done]}
 
 
@@ -290,9 +290,9 @@ def _add_models(router: APIRouter, site: Site) -> None:
         rate: Annotated[
             float | None, Query(gt=0, lt=1, description="rate to try; the present one if not given")
         ] = None,
-        last: Annotated[int, Query(ge=1, le=10_000, description="latest pictures to try it on")] = LAST,
+        last: Annotated[int, Query(ge=1, le=10_000, description="latest images to try it on")] = LAST,
     ) -> dict[str, Any]:
-        """What another false-alarm rate would do to the latest pictures of a product; changes nothing."""
+        """What another false-alarm rate would do to the latest images of a product; changes nothing."""
         return asdict(explored(site, product, _rate_of(product) if rate is None else rate, last))
 
     @router.post("/thresholds/{product}")
@@ -335,7 +335,7 @@ def _add_figures(router: APIRouter, site: Site) -> None:
 
     @router.get("/drift")
     def drift(product: OfProduct = None) -> dict[str, Any]:
-        """The drift state of each product whose present champion has shown one, with its cause and first picture."""
+        """The drift state of each product whose present champion has shown one, with its cause and first image."""
         with site.reading.connect() as connection:
             found = drift_rows.latest(connection)
         return {"drift": [asdict(row) for name, row in sorted(found.items()) if product in (None, name)]}

@@ -24,7 +24,7 @@ from service.web.pages import energy, files, image, login, review, thresholds, t
 from service.web.pages import models as model_pages
 from service.web.security import App, Guard, Receive, Scope, Send, names_of
 from service.web.sessions import Attempts, Password, Sessions
-from service.web.site import PICTURE_THREADS, Site, templates
+from service.web.site import IMAGE_THREADS, Site, templates
 
 # A person is waiting: better an answer that says so than a page that hangs for as long as the daemon would wait.
 BUSY_TIMEOUT_S = 10.0
@@ -58,7 +58,7 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         reading=open_database(root, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S),
         writing=open_database(root, migrate=False, busy_timeout_s=BUSY_TIMEOUT_S),
         thumbnails=Thumbnails(root, bytes_max=settings.file_bytes_max, pixels_max=settings.pixels_max),
-        pool=ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures"),
+        pool=ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="images"),
         templates=templates(),
     )
     app = FastAPI(

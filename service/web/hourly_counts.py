@@ -1,6 +1,6 @@
-"""Numbers of pictures per hour, counted once for hours that are over and kept.
+"""Numbers of images per hour, counted once for hours that are over and kept.
 
-A page that refreshes itself counts the present hour and no more, however many pictures there are; long spans are
+A page that refreshes itself counts the present hour and no more, however many images there are; long spans are
 counted a day at a time, each in a transaction of its own.
 """
 
@@ -17,14 +17,14 @@ from service.storage import statistics as tallies
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-# A picture's row comes some seconds after its time of receipt; a backlog, or a recovery, makes it later.
+# An image's row comes some seconds after its time of receipt; a backlog, or a recovery, makes it later.
 SETTLED_AFTER = 3 * HOUR
 PRODUCTS_MAX = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """The pictures received in the hour that begins at `at`, by verdict."""
+    """The images received in the hour that begins at `at`, by verdict."""
 
     at: datetime
     normal: int
@@ -32,7 +32,7 @@ class Hour:
 
 
 class Hours:
-    """Counts pictures of `engine`'s database. Safe for threads."""
+    """Counts images of `engine`'s database. Safe for threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

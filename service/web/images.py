@@ -1,7 +1,7 @@
-"""Pictures for the page: found by id, opened below the root alone, made small enough to look at many.
+"""Images for the page: found by id, opened below the root alone, made small enough to look at many.
 
 Owns the cache of thumbnails, `maps/.thumbs/`, and its bound. Whatever a row says of where a file lies, nothing
-is opened that is not a regular file in a folder of pictures, reached without following a link.
+is opened that is not a regular file in a folder of images, reached without following a link.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal
 from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
 
 FOLDERS = frozenset({"normal", "anomaly", "quarantine", "processing", "maps"})
-"""The folders of a root in which pictures lie."""
+"""The folders of a root in which images lie."""
 
 AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """The formats that browsers show, with their content types; others are converted."""
@@ -38,7 +38,7 @@ Kind = Literal["picture", "map"]
 
 
 class NotShown(Exception):
-    """There is nothing to show: the file is gone, is no picture, or lies where no pictures lie."""
+    """There is nothing to show: the file is gone, is no image, or lies where no images lie."""
 
 
 def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> int:
@@ -71,7 +71,7 @@ def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> 
 
 
 def map_path(id: str) -> str:
-    """Return where the anomaly map of picture `id` lies, if it has one, relative to the root."""
+    """Return where the anomaly map of image `id` lies, if it has one, relative to the root."""
     return f"maps/{id}.png"
 
 
@@ -85,9 +85,9 @@ def read_below(root: Path, relative: str, bytes_max: int = FILE_BYTES_MAX, folde
 
 
 def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> tuple[str, int, Iterator[bytes]]:
-    """Return content type, length and content of the picture `relative`, converted where browsers cannot show it.
+    """Return content type, length and content of the image `relative`, converted where browsers cannot show it.
 
-    Raises NotShown where it is no picture, whatever its name says.
+    Raises NotShown where it is no image, whatever its name says.
     """
     descriptor = open_below(root, relative)
     file = os.fdopen(descriptor, "rb")
@@ -139,7 +139,7 @@ def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> b
 
 
 class Thumbnails:
-    """Small pictures of `root`, made when first asked for and kept in a folder of bounded size. Safe for threads."""
+    """Small images of `root`, made when first asked for and kept in a folder of bounded size. Safe for threads."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Thumbnails:
         self._cached_bytes: int | None = None
 
     def get(self, id: str, kind: Kind, relative: str) -> bytes:
-        """Return the thumbnail of `kind` of picture `id`, whose file is `relative`, as a JPEG. Raises NotShown."""
+        """Return the thumbnail of `kind` of image `id`, whose file is `relative`, as a JPEG. Raises NotShown."""
         place = self._root / CACHE_FOLDER / id[-2:] / f"{id}.{kind}.{THUMB_SIDE}.jpg"
         with suppress(OSError):
             return place.read_bytes()

@@ -27,11 +27,11 @@ from service.web.security import Caller, Guard, caller
 
 STATIC = Path(__file__).with_name("static")
 # Decoding is what takes long; two at a time leave room for people who label meanwhile.
-PICTURE_THREADS = 2
+IMAGE_THREADS = 2
 
 
 class NotFound(TamisError):
-    """There is no such picture, version or page."""
+    """There is no such image, version or page."""
 
 
 @dataclass

@@ -123,7 +123,7 @@ print(len({modules!r}))
 
 
 def test_torch_scores_only_from_one_module_and_only_once_a_gpu_is_found() -> None:
-    """`models.runtime.load_detector` alone names `models.runtime.torch_detector`, within a function; importing it brings no torch."""
+    """`load_detector` alone names `torch_detector`, within a function; importing it brings no torch."""
     naming = {module for module in MODULES if "models.runtime.torch_detector" in imports_of(module)}
     assert naming == {"models.runtime.load_detector"}
     tree = ast.parse((REPOSITORY / "models" / "detectors.py").read_text())

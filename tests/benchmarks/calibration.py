@@ -97,7 +97,7 @@ def divisions(scores: Scores, calibrating: int, rate: float, times: int, seed: i
 
 
 def _calibrating_alone(version: ModelVersion) -> list[Path]:
-    """Return the pictures that calibrated and did not train: with cross-conformal calibration there are none."""
+    """Return the images that calibrated and did not train: with cross-conformal calibration there are none."""
     with (version.folder / IMAGES).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [Path(row["path"]) for row in csv.DictReader(file) if row["role"] == ROLE_CALIBRATE]
 

@@ -1,4 +1,4 @@
-"""Captures and models for the benchmarks: real pictures where they are, and a root to drop them into."""
+"""Captures and models for the benchmarks: real images where they are, and a root to drop them into."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ def trained_root(folder: Path, profile: str, steps: int | None = None, *, full_s
     """Make a root in `folder` with a `feature` model of `profile` trained on macaroni1 normals.
 
     With `full_size` on the 40 captures as the camera drops them, at a rate of 0.05, which so few allow: the training
-    then finds out whether such pictures may be decoded as drafts.
+    then finds out whether such images may be decoded as drafts.
     """
     root = folder / "root"
     subprocess.run([sys.executable, "-m", "service", "init", str(root)], cwd=REPOSITORY, check=True, stdout=sys.stderr)
     options = ["--steps", str(steps)] if steps else []
     if full_size:
         options += ["--false-alarm-rate", "0.05", "--calibration", "split"]
-    pictures = FULL_SIZE if full_size else MACARONI
-    tamis("train", "--from", str(pictures), "--profile", profile, *options, root=root)
+    images = FULL_SIZE if full_size else MACARONI
+    tamis("train", "--from", str(images), "--profile", profile, *options, root=root)
     return root
 
 
 def empty(root: Path) -> None:
-    """Take all pictures and rows out of `root`, so that the next run begins alike; the model stays."""
+    """Take all images and rows out of `root`, so that the next run begins alike; the model stays."""
     import sqlite3
 
     for name in ("incoming", "processing", "normal", "anomaly", "quarantine", "maps"):

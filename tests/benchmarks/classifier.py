@@ -1,7 +1,7 @@
 """From how many labelled anomalies on the classifier beats the autoencoder on features, and what either costs in Wh.
 
 Labelled anomalies are drawn from the test split by seed, and all that are drawn for the largest number are left out
-of the test for every detector, so that all are judged on the same pictures. Each is trained as `tamis train` does.
+of the test for every detector, so that all are judged on the same images. Each is trained as `tamis train` does.
 """
 
 from __future__ import annotations

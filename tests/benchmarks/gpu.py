@@ -1,7 +1,7 @@
-"""What a GPU gives: pictures a second of a version's network on it beside its graph on the CPU, in turn, and how far
-their scores are apart on real pictures.
+"""What a GPU gives: images a second of a version's network on it beside its graph on the CPU, in turn, and how far
+their scores are apart on real images.
 
-Needs an NVIDIA GPU that torch can use. The pictures are decoded before the clock runs: this is the network alone.
+Needs an NVIDIA GPU that torch can use. The images are decoded before the clock runs: this is the network alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def differences(version: ModelVersion, found: Detector, reference: Detector, ima
     one, other = found.score(images), reference.score(images)
     away = np.abs(one.scores.astype(np.float64) - other.scores) / abs(threshold)
     return {
-        "pictures": len(images),
+        "images": len(images),
         "largest_of_threshold": float(away.max()),
         "median_of_threshold": float(np.median(away)),
         "map_largest": float(np.abs(one.maps - other.maps).max()),
@@ -39,7 +39,7 @@ def differences(version: ModelVersion, found: Detector, reference: Detector, ima
 
 
 def images_per_s(detector: Detector, images: UInt8Array) -> float:
-    """Return pictures per second of one pass over `images` in batches as the daemon makes them."""
+    """Return images per second of one pass over `images` in batches as the daemon makes them."""
     began = time.perf_counter()
     for start in range(0, len(images), BATCH_SIZE):
         detector.score(images[start : start + BATCH_SIZE])
@@ -86,14 +86,14 @@ def measure(version: ModelVersion, images: UInt8Array, rounds: int) -> dict[str,
 def main() -> None:
     parser = captures.arguments(__doc__ or "")
     parser.add_argument("--version", type=Path, required=True, help="folder of a version")
-    parser.add_argument("--from", dest="pictures", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--from", dest="images", type=Path, required=True, help="folder of images")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if not gpu_found():
         sys.exit("expected an NVIDIA GPU; found no /dev/nvidia*")
     version = verify(options.version)
     images = np.stack(
-        [decode(path.read_bytes(), version.input_size).pixels for path in sorted(options.pictures.iterdir())]
+        [decode(path.read_bytes(), version.input_size).pixels for path in sorted(options.images.iterdir())]
     )
     captures.report({"benchmark": "gpu", **measure(version, images, options.rounds)}, options.output)
 

@@ -1,4 +1,4 @@
-"""One network for several products against one for each: the same pictures, the same judging, thresholds per product.
+"""One network for several products against one for each: the same images, the same judging, thresholds per product.
 
 Trains jointly as `tamis train --product all` does, then each product by itself, both in child processes.
 """
@@ -60,7 +60,7 @@ def _train(tasks: Mapping[str, data.Task], key: Run, folder: Path) -> tuple[dict
     )
     trained = train_in_child(
         TrainingJob(
-            pictures=first.pictures,
+            images=first.images,
             models_root=str(folder / "models"),
             product=first.product,
             kind="feature",

@@ -1,4 +1,4 @@
-"""The main job on real pictures: train, start the daemon, drop the test pictures, and judge what the database says.
+"""The main job on real images: train, start the daemon, drop the test images, and judge what the database says.
 
 VisA macaroni1 with its official split, and the aliens (46 normals to train, chosen by a seed; the rest to
 test). AUROC and the realised false-alarm rate come from the view `results` alone; every file is looked for in
@@ -30,7 +30,7 @@ FALSE_ALARM_RATE = 0.05
 
 @dataclass
 class Task:
-    """Pictures to train on, and pictures to drop with their labels (1 is an anomaly)."""
+    """Images to train on, and images to drop with their labels (1 is an anomaly)."""
 
     train: list[Path]
     test: list[tuple[Path, int]]

@@ -1,4 +1,4 @@
-"""Milliseconds from the close of the writer to `placed`, with one picture every 200 ms.
+"""Milliseconds from the close of the writer to `placed`, with one image every 200 ms.
 
 The writer notes the time right after closing; `placed_at` is the daemon's, from the same clock.
 """

@@ -1,6 +1,6 @@
 """How good a detector is by how many normals it is trained on: 20, 60, 300, and as many as the data set has.
 
-Pictures are chosen by the seed from the training split, the smaller numbers out of the larger; judged on the test
+Images are chosen by the seed from the training split, the smaller numbers out of the larger; judged on the test
 split, or with `--dev` on normals held out of training against suspects. 3,000 need the drawn parts (`--data parts`).
 """
 
@@ -38,8 +38,8 @@ def main() -> None:
         for name in options.data:
             for seed in options.seeds:
                 task = data.DATA[name](seed, Path(temporary) / name)
-                pictures, samples = _pictures(task, seed, options.dev)
-                for images in sizes(options.images, len(pictures)):
+                normals, samples = _images(task, seed, options.dev)
+                for images in sizes(options.images, len(normals)):
                     key = {
                         "data": name, "profile": options.profile, "images": images, "seed": seed,
                         "rate": options.rate, "dev": options.dev, "job": options.job,
@@ -48,7 +48,7 @@ def main() -> None:
                         continue
                     print(f"{name}, {options.profile}, {images} normals, seed {seed}", file=sys.stderr)
                     with tempfile.TemporaryDirectory(dir=temporary) as folder:
-                        runs.add({"key": key, **_run(pictures[:images], samples, seed, Path(folder), options)})
+                        runs.add({"key": key, **_run(normals[:images], samples, seed, Path(folder), options)})
                     runs.write(summary=_summary(runs.runs))
     summary = _summary(runs.runs)
     runs.write(summary=summary)
@@ -56,11 +56,11 @@ def main() -> None:
 
 
 def sizes(asked: Sequence[int], found: int) -> list[int]:
-    """Return those of `asked` that `found` pictures allow, and `found` itself in place of those above it."""
+    """Return those of `asked` that `found` images allow, and `found` itself in place of those above it."""
     return sorted({min(images, found) for images in asked})
 
 
-def _pictures(task: data.Task, seed: int, dev: bool) -> tuple[list[Path], Sequence[Sample]]:
+def _images(task: data.Task, seed: int, dev: bool) -> tuple[list[Path], Sequence[Sample]]:
     if not dev:
         return data.in_seeded_order(task.train, f"curve|{seed}"), task.test
     development = data.development(task, seed)
@@ -72,10 +72,10 @@ def _pictures(task: data.Task, seed: int, dev: bool) -> tuple[list[Path], Sequen
 
 
 def _run(
-    pictures: Sequence[Path], samples: Sequence[Sample], seed: int, folder: Path, options: argparse.Namespace
+    normals: Sequence[Path], samples: Sequence[Sample], seed: int, folder: Path, options: argparse.Namespace
 ) -> Run:
     try:
-        trained, took = judge.train(pictures, options.profile, seed, options.rate, folder, judge.overrides(options.job))
+        trained, took = judge.train(normals, options.profile, seed, options.rate, folder, judge.overrides(options.job))
         return {**took, **judge.quality(trained.version, samples)}
     except (ModelError, TamisError) as error:
         print(f"failed: {error}", file=sys.stderr)
@@ -119,7 +119,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", default="balanced")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--dev", action="store_true", help="judge on development pictures, not on the test split")
+    parser.add_argument("--dev", action="store_true", help="judge on development images, not on the test split")
     return judge.parsed(parser)
 
 

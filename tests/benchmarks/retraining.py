@@ -22,7 +22,7 @@ from sqlalchemy import insert
 
 from models.registry import file_sha256
 from service.storage.database.open import open_database
-from service.storage.tables import TrainingPicture
+from service.storage.tables import TrainingImage
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
@@ -35,7 +35,7 @@ REQUIRED = 0.6
 class Feed:
     """Keeps files waiting in `incoming/`: variants of the captures, made as they are needed.
 
-    `placed` says how many pictures have reached their place so far.
+    `placed` says how many images have reached their place so far.
     """
 
     def __init__(self, root: Path, placed: Callable[[], int]) -> None:
@@ -72,7 +72,7 @@ def vouch(root: Path) -> None:
             path = folder / f"{number:03}.jpg"
             path.write_bytes(content)
             connection.execute(
-                insert(TrainingPicture).values(
+                insert(TrainingImage).values(
                     product="default", sha256=file_sha256(path), label="normal", role="train",
                     path=str(path.relative_to(root)), file_name=path.name, taken_at=now, added_at=now,
                 )
@@ -106,7 +106,7 @@ def pair(root: Path, window_s: float, folder: Path, begun_cpu_s: float) -> dict[
             wait_until(lambda: _running(root), "a retraining on record", PATIENCE_S, poll_s=0.5)
             wait_until(lambda: _cpu_s(retraining.pid) >= begun_cpu_s, "a retraining under way", PATIENCE_S, poll_s=0.5)
             feed = Feed(root, lambda: finished(root))
-            wait_until(lambda: finished(root) >= WAITING // 2, "pictures that flow", PATIENCE_S, poll_s=0.5)
+            wait_until(lambda: finished(root) >= WAITING // 2, "images that flow", PATIENCE_S, poll_s=0.5)
             cpu_before = _cpu_s(retraining.pid)
             beside = rate(lambda: finished(root), window_s)
             used = _cpu_s(retraining.pid) - cpu_before

@@ -1,8 +1,8 @@
 """What a challenger in the shadow costs: the daemon with and without one at a share of 0.25, in turn, same files.
 
-The challenger is the champion's files under another name, so it costs as much a picture. Measured are images per second
+The challenger is the champion's files under another name, so it costs as much an image. Measured are images per second
 with everything dropped at once, where the challenger rests while files wait, and the latency and the share that it
-really scored with the pictures paced at shares of that rate.
+really scored with the images paced at shares of that rate.
 """
 
 from __future__ import annotations

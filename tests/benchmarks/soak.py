@@ -1,8 +1,8 @@
 """A long run of the real daemon at a steady rate, with or without kills: does it grow, slow down, or lose anything?
 
 The rate is a share of what this machine does at once, measured first. Sampled all the while: resident memory and open
-files of the daemon; at the end the latency of each picture, over time, and whether every file that was dropped is at
-its place once. Pictures that are through are taken away as they come, so that a long run needs no large disk.
+files of the daemon; at the end the latency of each image, over time, and whether every file that was dropped is at
+its place once. Images that are through are taken away as they come, so that a long run needs no large disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
-FULL_RATE_PICTURES = 600
+FULL_RATE_IMAGES = 600
 SAMPLE_S = 5.0
 WARM_UP_SHARE = 0.1
 GROWTH_MAX, OPEN_FILES_MORE_MAX, LATENCY_FACTOR_MAX = 0.03, 2, 1.25
@@ -29,12 +29,12 @@ PATIENCE_S = 600.0
 
 def full_rate(root: Path) -> float:
     """Return images per second with all files there at once."""
-    contents = list(captures.variants(FULL_RATE_PICTURES))
+    contents = list(captures.variants(FULL_RATE_IMAGES))
     with DaemonProcess(root) as process:
         process.wait_ready()
         for number, content in enumerate(contents):
             drop(root, f"full-{number:06}.jpg", content)
-        wait_until(lambda: finished(root) > 50, "pictures that flow", PATIENCE_S, poll_s=0.1)
+        wait_until(lambda: finished(root) > 50, "images that flow", PATIENCE_S, poll_s=0.1)
         before, began = finished(root), time.perf_counter()
         wait_until(lambda: finished(root) == len(contents), "all placed", PATIENCE_S, poll_s=0.2)
         rate = (len(contents) - before) / (time.perf_counter() - began)
@@ -60,7 +60,7 @@ class Soak:
         self.kills = 0
 
     def run(self, seconds: float) -> None:
-        """Drop pictures for so long, then wait until all are at their place."""
+        """Drop images for so long, then wait until all are at their place."""
         contents = captures.variants(10_000_000)
         began = time.monotonic()
         sample_at, kill_at = 0.0, self._kill_every_s or float("inf")
@@ -149,7 +149,7 @@ class Soak:
         third = max(1, len(latencies) // 3)
         first, last = _medians(latencies[:third]), _medians(latencies[-third:])
         return {
-            "pictures": len(self.dropped),
+            "images": len(self.dropped),
             "images_per_s": self._rate,
             "kills": self.kills,
             "lost": len(self.dropped.keys() - self.found.keys()),

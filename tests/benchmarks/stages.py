@@ -1,4 +1,4 @@
-"""Where the time of a picture goes: ms of each stage, one after the other on one thread, through the daemon's own code.
+"""Where the time of an image goes: ms of each stage, one after the other on one thread, through the daemon's own code.
 
 `cpu` is what the thread used, `wall` what went by; the difference is waiting, for the disk above all. The graph runs
 on one stream, so that its time is one core's too.
@@ -91,8 +91,8 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
             with stages.stage("read, hash, flush"):
                 file = read_file(root / claim.path, durable=True)
             with stages.stage("decode"):
-                picture = decode(file.data, version.input_size, draft=scorer.draft)
-            batch.append(Decoded(claim, scorer, FileFacts(file.state, file.sha256, len(file.data)), picture))
+                image = decode(file.data, version.input_size, draft=scorer.draft)
+            batch.append(Decoded(claim, scorer, FileFacts(file.state, file.sha256, len(file.data)), image))
         with stages.stage("score, decide"):
             judged = judge(batch)
         with stages.stage("record, deliver, finish"):

@@ -1,4 +1,4 @@
-"""What the figures rest on: runs that survive a kill, test pictures that never train, rates over divisions."""
+"""What the figures rest on: runs that survive a kill, test images that never train, rates over divisions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_test_cell_neither_trains_nor_develops_under_any_seed() -> None:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["macaroni1", "aliens"])
-def test_development_looks_at_no_test_picture(name: str, tmp_path: Path) -> None:
+def test_development_looks_at_no_test_image(name: str, tmp_path: Path) -> None:
     task = data.DATA[name](0, tmp_path)
     development = data.development(task, 0)
     tested = {sample.path for sample in task.test}

@@ -93,7 +93,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def last_placed(root: Path) -> float:
-    """When the last picture was placed by the daemon's own record, s since the epoch; asking comes later."""
+    """When the last image was placed by the daemon's own record, s since the epoch; asking comes later."""
     with sqlite3.connect(f"file:{root}/tamis.db?mode=ro", uri=True) as connection:
         [at] = connection.execute("SELECT max(placed_at) FROM images").fetchone()
     return datetime.fromisoformat(at).timestamp()

@@ -166,7 +166,7 @@ def rates(root: Path, web: WebProcess, pairs: int, window_s: float) -> dict[str,
     with DaemonProcess(root) as process:
         process.wait_ready()
         feed, page = Feed(root, placed), OpenPage(web)
-        wait_until(lambda: placed() >= 3 * WAITING, "pictures that flow", PATIENCE_S, poll_s=0.5)
+        wait_until(lambda: placed() >= 3 * WAITING, "images that flow", PATIENCE_S, poll_s=0.5)
         measured: list[dict[str, float]] = []
         for number in range(pairs):
             one = {}

@@ -61,7 +61,7 @@ def test_verify_would_notice_a_misspelt_directive(copy: Path) -> None:
 @analyze
 @pytest.mark.parametrize("unit", sorted(DEPLOY.glob("*.service")), ids=lambda unit: unit.name)
 def test_every_unit_is_understood_and_its_exposure_bounded(tmp_path: Path, unit: Path) -> None:
-    """A unit that has no bound here fails: there is none by which a picture is decoded out of a box."""
+    """A unit that has no bound here fails: there is none by which an image is decoded out of a box."""
     path = with_a_program(unit, tmp_path)
     done = verify(path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

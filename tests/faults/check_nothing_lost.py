@@ -70,7 +70,7 @@ def problems(root: pathlib.Path, dropped: list[tuple[str, str]]) -> list[str]:
         "SELECT (SELECT sum(energy_wh) FROM results), (SELECT sum(total_wh) FROM energy WHERE kind = 'scoring')"
     ).fetchone()
     if charged is not None and charged > scored * (1 + 1e-9):
-        found.append(f"energy: pictures were charged {charged} Wh of {scored} Wh")
+        found.append(f"energy: images were charged {charged} Wh of {scored} Wh")
     database.close()
     return found
 

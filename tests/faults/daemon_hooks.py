@@ -46,7 +46,7 @@ psycopg.Connection.commit = commit
 
 
 def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
-    """Every picture takes `seconds` more to decode."""
+    """Every image takes `seconds` more to decode."""
     return _hook(folder, DECODE_SLOWLY.format(seconds=seconds))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from service.commands.init import FOLDERS
 from service.storage.database.open import open_database
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.support.brightness_version import install
 from tests.support.daemon_process import DaemonProcess, wait_until
 
@@ -51,9 +51,9 @@ def drop(root: Path, name: str | bytes, content: bytes) -> str:
 
 
 def drop_good(root: Path, count: int, prefix: str = "good") -> list[str]:
-    """Drop `count` pictures, every third an anomaly; return their SHA-256."""
+    """Drop `count` images, every third an anomaly; return their SHA-256."""
     return [
-        drop(root, f"{prefix}-{number:04}.png", picture_bytes(200 if number % 3 == 2 else 20, seed=number))
+        drop(root, f"{prefix}-{number:04}.png", image_bytes(200 if number % 3 == 2 else 20, seed=number))
         for number in range(count)
     ]
 
@@ -74,7 +74,7 @@ def query(root: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
 
 
 def settled(root: Path, count: int) -> Callable[[], bool]:
-    """Whether `count` pictures have reached a final state, and nothing waits."""
+    """Whether `count` images have reached a final state, and nothing waits."""
 
     def told() -> bool:
         marks = ", ".join("?" * len(FINAL))
@@ -118,9 +118,9 @@ def problems(root: Path, dropped: Iterable[str]) -> list[str]:
 
 
 def run_until_settled(root: Path, count: int, timeout_s: float = 60.0, **environment: str) -> str:
-    """Run a daemon until `count` pictures are at their place, stop it in order, and return its log."""
+    """Run a daemon until `count` images are at their place, stop it in order, and return its log."""
     with DaemonProcess(root, environment=environment) as process:
         process.wait_ready()
-        wait_until(settled(root, count), f"{count} pictures at their place", timeout_s, poll_s=0.1)
+        wait_until(settled(root, count), f"{count} images at their place", timeout_s, poll_s=0.1)
         assert process.stop() == 0, process.log_text()
         return process.log_text()

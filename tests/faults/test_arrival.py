@@ -1,4 +1,4 @@
-"""How pictures may arrive at a real daemon: slowly, overwritten, in bursts, without events, by shares that hang or are
+"""How images may arrive at a real daemon: slowly, overwritten, in bursts, without events, by shares that hang or are
 gone, by clocks that are wrong. Each that was dropped is sorted once and whole.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.faults.daemon_hooks import decoding_slowly, with_few_events
 from tests.faults.root_for_faults import drop, drop_good, make_root, problems, query, settled, waiting
 from tests.faults.shares import SFTP_SERVER, bindfs, needs_share, sshfs
@@ -40,7 +40,7 @@ def sha256(content: bytes) -> str:
 
 
 def bitmap(brightness: int, seed: int) -> bytes:
-    """Return a picture that decodes whatever its pixels are, so that a mixture of two would be scored."""
+    """Return an image that decodes whatever its pixels are, so that a mixture of two would be scored."""
     pixels = np.full((60, 90, 3), brightness, np.uint8)
     pixels[0, 0] = [seed % 256, seed // 256, 0]
     buffer = io.BytesIO()
@@ -68,7 +68,7 @@ def sorted_by_verdict(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seconds", [pytest.param(4, id="4-s"), pytest.param(20, id="20-s", marks=pytest.mark.long)])
-def test_picture_that_takes_long_to_write_is_scored_once_and_whole(tmp_path: Path, seconds: int) -> None:
+def test_image_that_takes_long_to_write_is_scored_once_and_whole(tmp_path: Path, seconds: int) -> None:
     root = make_root(tmp_path / "root")
     content = bitmap(DARK, 1)
     with DaemonProcess(root) as process:
@@ -79,7 +79,7 @@ def test_picture_that_takes_long_to_write_is_scored_once_and_whole(tmp_path: Pat
                 file.write(part)
                 time.sleep(0.5)
                 assert query(root, "SELECT id FROM images") == []
-        wait_until(settled(root, 1), "the picture sorted")
+        wait_until(settled(root, 1), "the image sorted")
         assert process.stop() == 0, process.log_text()
     assert problems(root, [sha256(content)]) == []
     assert sorted_by_verdict(root) == {"normal": 1}
@@ -87,7 +87,7 @@ def test_picture_that_takes_long_to_write_is_scored_once_and_whole(tmp_path: Pat
 
 def test_five_hundred_slow_writers_at_once_are_each_scored_once_and_whole(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
-    contents = [picture_bytes(BRIGHT if number % 3 == 2 else DARK, seed=number) for number in range(500)]
+    contents = [image_bytes(BRIGHT if number % 3 == 2 else DARK, seed=number) for number in range(500)]
     with DaemonProcess(root) as process, contextlib.ExitStack() as writers:
         process.wait_ready()
         files = [
@@ -106,7 +106,7 @@ def test_five_hundred_slow_writers_at_once_are_each_scored_once_and_whole(tmp_pa
     assert sorted_by_verdict(root) == {"normal": 334, "anomaly": 166}
 
 
-# Names of what is not ready, or no picture
+# Names of what is not ready, or no image
 
 
 def test_partial_names_wait_for_their_rename_and_foreign_names_stay(tmp_path: Path) -> None:
@@ -118,11 +118,11 @@ def test_partial_names_wait_for_their_rename_and_foreign_names_stay(tmp_path: Pa
     for number, name in enumerate(foreign):
         path = incoming / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(picture_bytes(DARK, seed=number))
-    picture = picture_bytes(DARK, seed=99)
+        path.write_bytes(image_bytes(DARK, seed=number))
+    image = image_bytes(DARK, seed=99)
     with DaemonProcess(root) as process:
         process.wait_ready()
-        (incoming / "g.png.tmp").write_bytes(picture)
+        (incoming / "g.png.tmp").write_bytes(image)
         dropped = drop_good(root, 3)
         wait_until(settled_of(root, 3), "the good ones sorted")
         # Through several scans, each of which sees it closed and unchanged.
@@ -131,10 +131,10 @@ def test_partial_names_wait_for_their_rename_and_foreign_names_stay(tmp_path: Pa
         (incoming / "g.png.tmp").rename(incoming / "g.png")
         wait_until(settled_of(root, 4), "the renamed one sorted")
         assert process.stop() == 0, process.log_text()
-    assert problems(root, [*dropped, sha256(picture)]) == []
+    assert problems(root, [*dropped, sha256(image)]) == []
     names = [row["file_name"] for row in query(root, "SELECT file_name FROM results ORDER BY file_name")]
     assert names == ["g.png", "good-0000.png", "good-0001.png", "good-0002.png"]
-    assert all((incoming / name).read_bytes() == picture_bytes(DARK, seed=n) for n, name in enumerate(foreign))
+    assert all((incoming / name).read_bytes() == image_bytes(DARK, seed=n) for n, name in enumerate(foreign))
 
 
 def settled_of(root: Path, count: int):  # type: ignore[no-untyped-def]
@@ -145,7 +145,7 @@ def settled_of(root: Path, count: int):  # type: ignore[no-untyped-def]
 # Overwritten, dropped again, taken away
 
 
-def test_picture_overwritten_while_it_is_scored_is_the_last_version_and_never_a_mixture(tmp_path: Path) -> None:
+def test_image_overwritten_while_it_is_scored_is_the_last_version_and_never_a_mixture(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     first, last = bitmap(DARK, 1), bitmap(BRIGHT, 2)
     with DaemonProcess(root, environment=decoding_slowly(tmp_path, 0.4)) as process:
@@ -158,7 +158,7 @@ def test_picture_overwritten_while_it_is_scored_is_the_last_version_and_never_a_
             for part in parts(last, 8):
                 file.write(part)
                 time.sleep(0.15)
-        wait_until(settled(root, 1), "the picture sorted")
+        wait_until(settled(root, 1), "the image sorted")
         assert process.stop() == 0, process.log_text()
     assert problems(root, [sha256(last)]) == []
     assert [(row["verdict"], row["sha256"]) for row in query(root, "SELECT * FROM results")] == [
@@ -166,7 +166,7 @@ def test_picture_overwritten_while_it_is_scored_is_the_last_version_and_never_a_
     ]
 
 
-def test_pictures_overwritten_in_place_at_any_moment_are_each_one_of_their_versions(tmp_path: Path) -> None:
+def test_images_overwritten_in_place_at_any_moment_are_each_one_of_their_versions(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     count, last = 120, {}
     versions = {}
@@ -204,7 +204,7 @@ def seen(root: Path) -> set[str]:
 
 def test_same_name_and_same_bytes_again_and_again_are_rows_of_their_own(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
-    contents = [picture_bytes(DARK, seed=number % 20) for number in range(30)]
+    contents = [image_bytes(DARK, seed=number % 20) for number in range(30)]
     with DaemonProcess(root) as process:
         process.wait_ready()
         for content in contents:
@@ -222,9 +222,9 @@ def test_same_name_and_same_bytes_again_and_again_are_rows_of_their_own(tmp_path
     assert sum(row["duplicate_of"] is not None for row in rows) == 10
 
 
-def test_pictures_taken_away_while_they_wait_leave_a_line_in_the_log_and_no_row(tmp_path: Path) -> None:
+def test_images_taken_away_while_they_wait_leave_a_line_in_the_log_and_no_row(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root", "decode_threads = 1\nin_flight_max = 6\nbatch_size_max = 1\n")
-    contents = [picture_bytes(DARK, seed=number) for number in range(12)]
+    contents = [image_bytes(DARK, seed=number) for number in range(12)]
     with DaemonProcess(root, environment=decoding_slowly(tmp_path, 0.5)) as process:
         process.wait_ready()
         for number, content in enumerate(contents):
@@ -235,7 +235,7 @@ def test_pictures_taken_away_while_they_wait_leave_a_line_in_the_log_and_no_row(
         for path in [*queued, root / "incoming/10.png", root / "incoming/11.png"]:
             path.unlink()
         wait_until(settled(root, 8), "the others sorted")
-        dropped = [*contents[:10], picture_bytes(DARK, seed=99)]
+        dropped = [*contents[:10], image_bytes(DARK, seed=99)]
         drop(root, "after.png", dropped[-1])
         wait_until(settled(root, 9), "one more sorted")
         assert process.stop() == 0, process.log_text()
@@ -322,10 +322,10 @@ def test_folders_that_appear_when_all_watches_are_used_up_are_sorted_too(tmp_pat
         dropped = []
         for number in range(5):
             (root / f"incoming/product-{number}").mkdir()
-            dropped.append(drop(root, f"product-{number}/a.png", picture_bytes(DARK, seed=number)))
+            dropped.append(drop(root, f"product-{number}/a.png", image_bytes(DARK, seed=number)))
         wait_until(settled(root, 5), "all sorted")
         # And so are those that come later, to the folder that was watched from the beginning as well.
-        dropped += [drop(root, "b.png", picture_bytes(DARK, seed=10)), *drop_good(root, 3)]
+        dropped += [drop(root, "b.png", image_bytes(DARK, seed=10)), *drop_good(root, 3)]
         wait_until(settled(root, 9), "all later ones sorted")
         assert process.stop() == 0, process.log_text()
     assert problems(root, dropped) == []
@@ -343,7 +343,7 @@ def test_root_on_a_file_system_that_sends_no_events_is_polled(tmp_path: Path) ->
             # Behind the back of the mount, as the host of a virtual machine writes into a shared folder.
             dropped = drop_good(behind, 12)
             (behind / "incoming/lid").mkdir()
-            dropped.append(drop(behind, "lid/deep.png", picture_bytes(DARK, seed=99)))
+            dropped.append(drop(behind, "lid/deep.png", image_bytes(DARK, seed=99)))
             wait_until(settled(root, 13), "all sorted")
             assert process.stop() == 0, process.log_text()
         assert problems(root, dropped) == []
@@ -355,7 +355,7 @@ def test_camera_that_writes_through_a_share_of_incoming_is_sorted(tmp_path: Path
     root = make_root(tmp_path / "root")
     camera = tmp_path / "camera"
     camera.mkdir()
-    contents = [picture_bytes(BRIGHT if number % 3 == 2 else DARK, seed=number) for number in range(12)]
+    contents = [image_bytes(BRIGHT if number % 3 == 2 else DARK, seed=number) for number in range(12)]
     with DaemonProcess(root) as process, sshfs(root / "incoming", camera):
         process.wait_ready()
         for number, content in enumerate(contents):
@@ -383,7 +383,7 @@ def test_share_mounted_at_incoming_is_refused_with_advice_and_nothing_is_moved(t
 
 
 @needs_share("sshfs", str(SFTP_SERVER))
-def test_picture_whose_share_hangs_while_it_is_written_waits_and_holds_up_no_other(tmp_path: Path) -> None:
+def test_image_whose_share_hangs_while_it_is_written_waits_and_holds_up_no_other(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     camera = tmp_path / "camera"
     camera.mkdir()
@@ -402,7 +402,7 @@ def test_picture_whose_share_hangs_while_it_is_written_waits_and_holds_up_no_oth
             finally:
                 share.go_on()
             file.write(second)
-        wait_until(settled(root, 7), "the picture of the share sorted")
+        wait_until(settled(root, 7), "the image of the share sorted")
         assert process.stop() == 0, process.log_text()
     assert problems(root, [*dropped, sha256(content)]) == []
     assert sorted_by_verdict(root) == {"normal": 5, "anomaly": 2}
@@ -444,7 +444,7 @@ def silent_for(process: DaemonProcess, seconds: float) -> None:
 
 
 @needs_share("sshfs", str(SFTP_SERVER))
-def test_page_lives_while_the_share_of_the_sorted_pictures_hangs_and_the_work_goes_on_after(tmp_path: Path) -> None:
+def test_page_lives_while_the_share_of_the_sorted_images_hangs_and_the_work_goes_on_after(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     behind = tmp_path / "behind"
     behind.mkdir()
@@ -469,7 +469,7 @@ def test_page_lives_while_the_share_of_the_sorted_pictures_hangs_and_the_work_go
 
 
 @needs_share("sshfs", str(SFTP_SERVER))
-def test_share_of_the_sorted_pictures_that_vanishes_is_waited_for_and_none_of_them_is_missing(tmp_path: Path) -> None:
+def test_share_of_the_sorted_images_that_vanishes_is_waited_for_and_none_of_them_is_missing(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     behind = tmp_path / "behind"
     behind.mkdir()
@@ -506,7 +506,7 @@ def test_share_of_the_sorted_pictures_that_vanishes_is_waited_for_and_none_of_th
 
 
 @needs_share("bindfs")
-def test_label_while_the_share_is_gone_moves_its_picture_once_it_is_back(tmp_path: Path) -> None:
+def test_label_while_the_share_is_gone_moves_its_image_once_it_is_back(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     behind = tmp_path / "behind"
     behind.mkdir()
@@ -547,7 +547,7 @@ def test_root_that_vanishes_under_load_ends_the_daemon_and_nothing_is_lost_once_
         wait_until(lambda: sum(sorted_by_verdict(root).values()) > 10, "the first sorted")
         share.vanish()
         assert process.process.wait(60) == 1
-    # Of a batch that was being delivered there may be empty folders, which some mounts refuse to hide; never a picture.
+    # Of a batch that was being delivered there may be empty folders, which some mounts refuse to hide; never an image.
     left = sorted(root.rglob("*"), reverse=True)
     assert all(path.is_dir() for path in left)
     for path in left:
@@ -570,14 +570,14 @@ def test_root_that_vanishes_under_load_ends_the_daemon_and_nothing_is_lost_once_
 def test_clocks_of_cameras_that_are_hours_wrong_change_nothing(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     names = [f"{number:02}.png" for number in range(24)]
-    contents = [picture_bytes(DARK, seed=number) for number in range(24)]
+    contents = [image_bytes(DARK, seed=number) for number in range(24)]
     with DaemonProcess(root) as process:
         process.wait_ready()
         now = time.time()
         for number, (name, content) in enumerate(zip(names, contents, strict=True)):
             partial = root / "incoming/.camera.part"
             partial.write_bytes(content)
-            # The later a picture comes the earlier its camera says it is, from a day ahead to a day behind.
+            # The later an image comes the earlier its camera says it is, from a day ahead to a day behind.
             at = now + (12 - number) * 7200
             os.utime(partial, (at, at))
             partial.rename(root / "incoming" / name)
@@ -607,8 +607,8 @@ def test_clock_of_the_machine_that_jumps_back_and_ahead_loses_nothing_and_gives_
     dropped: list[str] = []
 
     def hours_ahead(seed: int) -> int:
-        """Drop a picture, and return by how much the clock was ahead by which it was received."""
-        dropped.append(drop(root, "probe.png", picture_bytes(DARK, seed=seed)))
+        """Drop an image, and return by how much the clock was ahead by which it was received."""
+        dropped.append(drop(root, "probe.png", image_bytes(DARK, seed=seed)))
         wait_until(settled(root, len(dropped)), "the probe sorted")
         [row] = query(root, "SELECT received_at FROM results WHERE sha256 = ?", dropped[-1])
         return round((datetime.fromisoformat(row["received_at"]) - datetime.now(UTC)).total_seconds() / 3600)
@@ -621,7 +621,7 @@ def test_clock_of_the_machine_that_jumps_back_and_ahead_loses_nothing_and_gives_
             seeds = iter(range(1000 * turn, 1000 * turn + 900))
             wait_until(lambda hours=hours, seeds=seeds: hours_ahead(next(seeds)) == hours, "the clock set", poll_s=0.2)  # type: ignore[misc]
             for one in range(10):
-                dropped.append(drop(root, f"{one}.png", picture_bytes(DARK, seed=1000 * turn + 900 + one)))
+                dropped.append(drop(root, f"{one}.png", image_bytes(DARK, seed=1000 * turn + 900 + one)))
             wait_until(settled(root, len(dropped)), f"those sorted that came at {hours:+} h")
         assert process.stop() == 0, process.log_text()
     assert problems(root, dropped) == []

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import REPOSITORY, picture_bytes
+from tests.conftest import REPOSITORY, image_bytes
 from tests.faults.root_for_faults import (
     drop,
     drop_good,
@@ -80,7 +80,7 @@ NOTHING = zlib.compress(bytes(9001 * 9000), 9)
 TEXT = b"comment\0\0" + zlib.compress(b"a" * 100_000_000, 9)
 DEEP = Image.fromarray(np.full((60, 90), 20 * 257, np.uint16))
 
-# An EXIF block whose only entry says that the picture was taken with the camera turned (orientation 6).
+# An EXIF block whose only entry says that the image was taken with the camera turned (orientation 6).
 UPRIGHT_IS_LEFT = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 REFUSED = {
     # name: (content, code of the reason)
@@ -94,7 +94,7 @@ REFUSED = {
     "a-gif.png": (encoded(grey().convert("P"), "GIF"), "format"),
     "an-eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "format"),
     "an-svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "format"),
-    "text.png": (b"this is no picture\n" * 50, "format"),
+    "text.png": (b"this is no image\n" * 50, "format"),
     "float.tif": (encoded(Image.new("F", (90, 60), 0.5), "TIFF"), "mode"),
 }
 SCORED = {
@@ -134,12 +134,12 @@ class Sorted:
         self.normal_peak_kb = 0
         with DaemonProcess(root) as process:
             process.wait_ready()
-            wait_until(settled(root, GOOD), "the good pictures sorted", poll_s=0.1)
+            wait_until(settled(root, GOOD), "the good images sorted", poll_s=0.1)
             self.normal_peak_kb = peak_kb(process)
             for name, (content, *_) in (REFUSED | SCORED).items():
                 self.dropped.append(drop(root, name, content))
             self.dropped += [drop(root, name, content) for name, content in EITHER.items()]
-            self.dropped += [drop(root, name, picture_bytes(20, seed=900 + n)) for n, name in enumerate(NAMES)]
+            self.dropped += [drop(root, name, image_bytes(20, seed=900 + n)) for n, name in enumerate(NAMES)]
             with (root / "incoming/.sparse").open("wb") as file:
                 file.truncate(2_000_000_000)
             (root / "incoming/.sparse").rename(root / "incoming/sparse.png")
@@ -175,13 +175,13 @@ def test_nothing_that_was_dropped_is_lost_or_there_twice(everything: Sorted) -> 
     assert len(everything.rows) == len(query(everything.root, "SELECT id FROM results"))
 
 
-def test_good_pictures_beside_them_are_scored(everything: Sorted) -> None:
+def test_good_images_beside_them_are_scored(everything: Sorted) -> None:
     good = [row for name, row in everything.rows.items() if name.startswith("good-")]
     assert len(good) == GOOD and sum(row["verdict"] == "anomaly" for row in good) == GOOD // 3
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_whole_picture_of_bounded_size_is_quarantined_with_its_reason(everything: Sorted, name: str) -> None:
+def test_what_is_no_whole_image_of_bounded_size_is_quarantined_with_its_reason(everything: Sorted, name: str) -> None:
     row = everything.rows[name]
     assert (row["state"], row["verdict"], row["score"], row["error_code"]) == (
         *("quarantined", None, None),
@@ -209,7 +209,7 @@ def test_two_gigabytes_of_nothing_are_refused_unread(everything: Sorted) -> None
 
 
 def test_memory_stays_near_that_of_normal_work(everything: Sorted) -> None:
-    print(f"peak {everything.peak_kb} kB, after good pictures alone {everything.normal_peak_kb} kB")
+    print(f"peak {everything.peak_kb} kB, after good images alone {everything.normal_peak_kb} kB")
     assert everything.peak_kb <= MEMORY_FACTOR_MAX * everything.normal_peak_kb
 
 
@@ -235,7 +235,7 @@ def test_log_tells_of_each_reason_and_not_of_each_file_for_ever(everything: Sort
 def test_links_pipes_devices_and_folders_are_neither_followed_nor_waited_for(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     outside = tmp_path / "secret.png"
-    outside.write_bytes(picture_bytes(20, seed=1))
+    outside.write_bytes(image_bytes(20, seed=1))
     incoming = root / "incoming"
     (incoming / "link.png").symlink_to(outside)
     (incoming / "hanging.png").symlink_to(tmp_path / "nothing")
@@ -246,9 +246,9 @@ def test_links_pipes_devices_and_folders_are_neither_followed_nor_waited_for(tmp
         listening.bind(str(incoming / "socket.png"))
     if os.geteuid() == 0:
         os.mknod(incoming / "device.png", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
-    dropped = [*drop_good(root, 3), drop(root, "folder.png/inner.png", picture_bytes(20, seed=77))]
+    dropped = [*drop_good(root, 3), drop(root, "folder.png/inner.png", image_bytes(20, seed=77))]
     twice = tmp_path / "elsewhere.png"
-    twice.write_bytes(picture_bytes(20, seed=78))
+    twice.write_bytes(image_bytes(20, seed=78))
     os.link(twice, incoming / "hard.png")
     run_until_settled(root, 5)
     rows = query(root, "SELECT file_name, sha256 FROM results ORDER BY file_name")
@@ -257,7 +257,7 @@ def test_links_pipes_devices_and_folders_are_neither_followed_nor_waited_for(tmp
     ]  # fmt: skip
     assert {row["sha256"] for row in rows} > set(dropped)
     assert (incoming / "link.png").is_symlink() and (incoming / "pipe.png").is_fifo()
-    assert outside.read_bytes() == picture_bytes(20, seed=1) and twice.is_file()
+    assert outside.read_bytes() == image_bytes(20, seed=1) and twice.is_file()
 
 
 def test_destination_folder_that_is_swapped_for_a_link_again_and_again_takes_nothing_outside(tmp_path: Path) -> None:
@@ -327,14 +327,14 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.parametrize("how", ["crash", "hang"])
-def test_picture_that_ends_the_decoder_is_put_aside_after_its_attempts_and_the_others_are_scored(
+def test_image_that_ends_the_decoder_is_put_aside_after_its_attempts_and_the_others_are_scored(
     tmp_path: Path, how: str
 ) -> None:
     root = make_root(tmp_path / "root", "attempts_max = 3\ndecode_timeout_s = 1.0\n")
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook/sitecustomize.py").write_text(HOOK)
     dropped = drop_good(root, 20)
-    dropped.append(drop(root, "bad.png", picture_bytes(20, seed=500) + f"{how} here".encode()))
+    dropped.append(drop(root, "bad.png", image_bytes(20, seed=500) + f"{how} here".encode()))
     starts = 0
     environment = {"PYTHONPATH": f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}"}
     while not settled(root, len(dropped))():
@@ -358,7 +358,7 @@ def test_score_that_is_no_number_is_never_a_verdict(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root")
     install(root, version="broken", graph_offset=float("nan"), product="lid")
     (root / "incoming/lid").mkdir()
-    dropped = [drop(root, "lid/part.png", picture_bytes(20, seed=1)), *drop_good(root, 2)]
+    dropped = [drop(root, "lid/part.png", image_bytes(20, seed=1)), *drop_good(root, 2)]
     run_until_settled(root, 3)
     assert problems(root, dropped) == []
     [row] = query(root, "SELECT * FROM results WHERE product = 'lid'")
@@ -397,12 +397,12 @@ def mutations(count: int, seed: int = 1) -> Iterator[bytes]:
 )
 def test_mutated_files_end_nothing_take_no_ten_seconds_and_no_memory(tmp_path: Path, count: int) -> None:
     root = make_root(tmp_path / "root", "anomaly_maps = false\n")
-    # Thousands of good pictures take more memory than a dozen: 203 MB after 5000, 156 MB after 12.
+    # Thousands of good images take more memory than a dozen: 203 MB after 5000, 156 MB after 12.
     good = max(GOOD, count // 5)
     dropped = drop_good(root, good)
     with DaemonProcess(root) as process:
         process.wait_ready()
-        wait_until(settled(root, good), "the good pictures sorted", 60 + good / 20, poll_s=0.1)
+        wait_until(settled(root, good), "the good images sorted", 60 + good / 20, poll_s=0.1)
         before = peak_kb(process)
         for number, content in enumerate(mutations(count)):
             dropped.append(drop(root, f"mutated-{number:05}.png", content))
@@ -426,7 +426,7 @@ def test_mutated_files_end_nothing_take_no_ten_seconds_and_no_memory(tmp_path: P
 )
 def test_many_bad_files_are_counted_exactly_and_told_of_seldom(tmp_path: Path, count: int) -> None:
     root = make_root(tmp_path / "root")
-    dropped = [drop(root, f"bad-{number:05}.png", f"no picture {number}".encode()) for number in range(count)]
+    dropped = [drop(root, f"bad-{number:05}.png", f"no image {number}".encode()) for number in range(count)]
     log = run_until_settled(root, count, 60 + count / 20)
     assert problems(root, dropped) == []
     [row] = query(root, "SELECT count(*) AS n FROM results WHERE error_code = 'format' AND state = 'quarantined'")

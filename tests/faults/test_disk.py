@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.faults.mounts import ext4, need, run, tmpfs
 from tests.faults.root_for_faults import (
     drop,
@@ -131,7 +131,7 @@ def test_disk_that_others_fill_to_the_last_byte_loses_nothing(tmp_path: Path) ->
             with pytest.raises(OSError, match="No space"):
                 (disk / "proof").write_bytes(bytes(200_000))
             (disk / "proof").unlink(missing_ok=True)
-            # A rename needs no space: the pictures come from beside.
+            # A rename needs no space: the images come from beside.
             beside = tmp_path / "beside"
             beside.mkdir()
             time.sleep(3)
@@ -285,7 +285,7 @@ def test_frozen_storage_stops_the_watchdog_and_not_the_page_and_nothing_is_lost(
                         assert answer.status == 200
             finally:
                 run("fsfreeze", "--unfreeze", disk)
-            dropped.append(drop(root, "thawed.png", picture_bytes(20, seed=999)))
+            dropped.append(drop(root, "thawed.png", image_bytes(20, seed=999)))
             wait_until(settled(root, 6), "all sorted")
             assert process.stop() == 0, process.log_text()
         assert problems(root, dropped) == []

@@ -23,12 +23,12 @@ from service.inspection.claim import Claim, Claims
 from service.inspection.record import Judged, Recorder
 from service.inspection.recover import recover
 from service.inspection.score_batch import Undecodable, judge, read_claim
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all
 from service.operations.restore import take_back
 from service.scoring.decide import ANOMALY
 from service.storage.database.open import open_database
-from tests.conftest import BrightnessScorers, picture_bytes
+from tests.conftest import BrightnessScorers, image_bytes
 from tests.faults.check_labels import problems as label_problems
 from tests.faults.check_nothing_lost import problems as lost_or_twice
 from tests.faults.mounts import tmpfs
@@ -36,10 +36,10 @@ from tests.faults.root_for_faults import query
 from tests.faults.strace_kills import Point, killed_before, need_strace, points
 
 FILES = {
-    "normal.png": picture_bytes(20, seed=1),
-    "anomaly.png": picture_bytes(220, seed=2),
-    "gears/again.png": picture_bytes(20, seed=3),
-    "broken.png": b"no picture",
+    "normal.png": image_bytes(20, seed=1),
+    "anomaly.png": image_bytes(220, seed=2),
+    "gears/again.png": image_bytes(20, seed=3),
+    "broken.png": b"no image",
 }
 LABELLED = "normal.png"
 ANY_ID = re.compile(r"\.tmp\.[^ ]*|[0-9A-HJKMNP-TV-Z]{26}")
@@ -47,7 +47,7 @@ MOST_CALLS = 2000
 
 
 def one_pass(root: Path) -> None:
-    """What a start of the daemon does with all that lies in the root, and what a person then says of one picture."""
+    """What a start of the daemon does with all that lies in the root, and what a person then says of one image."""
     engine = open_database(root)
     claims = Claims(root, "main")
     claims.prune()
@@ -66,7 +66,7 @@ def one_pass(root: Path) -> None:
     if batch:
         recorder.commit(batch, None)
     for row in query(root, "SELECT id FROM results WHERE file_name = ? AND label IS NULL", LABELLED):
-        label_pictures(root, engine, [row["id"]], ANOMALY, by="a person", source="command", burst_gap_s=1.0)
+        label_images(root, engine, [row["id"]], ANOMALY, by="a person", source="command", burst_gap_s=1.0)
     for _ in reconcile_all(root, engine):
         pass
     engine.dispose()

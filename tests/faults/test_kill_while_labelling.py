@@ -20,7 +20,7 @@ from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.watch import NameFilter
 from service.labelling.folder_labels import FolderLabels
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all
 from service.settings import IGNORED_NAMES
 from service.storage.database.open import open_database
@@ -28,25 +28,25 @@ from tests.service.labelling.test_label import House
 from tests.support.daemon_process import wait_until
 
 CHECKER = Path(__file__).with_name("check_labels.py")
-PICTURES = 12
+IMAGES = 12
 PAUSE_S = 0.01  # or those who do nothing but look would leave no turn to the others
 LABELS = ("normal", "anomaly", None)
 
 
 @pytest.mark.parametrize("kills", [pytest.param(20, id="short"), pytest.param(200, id="long", marks=pytest.mark.long)])
 def test_labels_survive_kills_of_whoever_labels_and_of_whoever_recovers(kills: int, root: Path, tmp_path: Path) -> None:
-    """Two who label the same pictures, one who recovers and one who looks at folders, all killed again and again."""
+    """Two who label the same images, one who recovers and one who looks at folders, all killed again and again."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)
     engine = open_database(root)
     house = House(root, engine)
     ids = [
-        house.picture(verdict, name=f"{verdict}{n}.png", seed=n + 10 * salt, state="scored" if n == 0 else "placed")
+        house.image(verdict, name=f"{verdict}{n}.png", seed=n + 10 * salt, state="scored" if n == 0 else "placed")
         for salt, verdict in enumerate(("normal", "anomaly"))
-        for n in range(PICTURES // 3)
+        for n in range(IMAGES // 3)
     ]
-    ids += [house.picture(None, name=f"q{n}.png", seed=100 + n, state="quarantined") for n in range(PICTURES // 3)]
+    ids += [house.image(None, name=f"q{n}.png", seed=100 + n, state="quarantined") for n in range(IMAGES // 3)]
     engine.dispose()
     said = tmp_path / "said"
     said.touch()
@@ -101,7 +101,7 @@ def _label(root: Path, ids: list[str], who: str, said: Path) -> None:
     with said.open("ab", buffering=0) as file:
         for _ in count():
             id, label = chance.choice(ids), chance.choice(LABELS)
-            label_pictures(root, engine, [id], label, by=who, source="api", burst_gap_s=1.0)
+            label_images(root, engine, [id], label, by=who, source="api", burst_gap_s=1.0)
             file.write(json.dumps([who, id, label]).encode() + b"\n")
 
 

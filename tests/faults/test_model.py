@@ -22,10 +22,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.storage import versions
 from service.storage.database.open import open_database
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.faults.root_for_faults import KINDS, make_root
 from tests.support.brightness_version import install
 from tests.support.daemon_process import DaemonProcess, nothing_left, wait_until
@@ -44,7 +44,7 @@ class Line(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="tamis-model-"))
         self.root = self.folder / "root"
-        # The model: how often each content must be there, what was said last of each picture, how many were made.
+        # The model: how often each content must be there, what was said last of each image, how many were made.
         self.contents: collections.Counter[str] = collections.Counter()
         self.labels: dict[str, str] = {}
         self.made = 0
@@ -56,7 +56,7 @@ class Line(RuleBasedStateMachine):
         make_root(self.root, SETTINGS)
         (self.root / "incoming/bracket").mkdir()
         self.engine = open_database(self.root)
-        # Finds a picture twice as bright as v1 does, so that the two differ on some.
+        # Finds an image twice as bright as v1 does, so that the two differ on some.
         install(self.root, version="v2", state="challenger", graph_offset=60.0)
         self.start()
 
@@ -67,16 +67,16 @@ class Line(RuleBasedStateMachine):
     )
     def drop(self, name: str, brightness: int, away_h: int) -> None:
         self.made += 1
-        self._put(name, picture_bytes(brightness, seed=self.made), away_h)
+        self._put(name, image_bytes(brightness, seed=self.made), away_h)
 
     @rule(name=st.sampled_from(NAMES))
     def drop_the_same_again(self, name: str) -> None:
-        self._put(name, picture_bytes(20, seed=0))
+        self._put(name, image_bytes(20, seed=0))
 
     @rule(name=st.sampled_from(NAMES))
-    def drop_what_is_no_picture(self, name: str) -> None:
+    def drop_what_is_no_image(self, name: str) -> None:
         self.made += 1
-        self._put(name, f"no picture {self.made}".encode())
+        self._put(name, f"no image {self.made}".encode())
 
     @rule(name=st.sampled_from(NAMES), to=st.sampled_from(NAMES))
     def rename(self, name: str, to: str) -> None:
@@ -93,7 +93,7 @@ class Line(RuleBasedStateMachine):
         if path.exists():
             self.made += 1
             self.contents[_sha256(path)] -= 1
-            path.write_bytes(picture_bytes(60, seed=self.made))
+            path.write_bytes(image_bytes(60, seed=self.made))
             self.contents[_sha256(path)] += 1
 
     @rule(name=st.sampled_from(NAMES))
@@ -113,7 +113,7 @@ class Line(RuleBasedStateMachine):
     def label(self, number: int, label: str) -> None:
         if ids := self._ids("state IN ('placed', 'quarantined')"):
             id = ids[number % len(ids)]
-            label_pictures(self.root, self.engine, [id], label, by="ada", source="web")
+            label_images(self.root, self.engine, [id], label, by="ada", source="web")
             self.labels[id] = label
 
     @rule(number=st.integers(0, 10_000))
@@ -246,7 +246,7 @@ class Line(RuleBasedStateMachine):
                 replaced = stack.enter_context(path.open("rb"))
             partial.rename(path)
             self.contents[hashlib.sha256(content).hexdigest()] += 1
-            # A camera that uses a name again before the first was claimed takes its own picture away.
+            # A camera that uses a name again before the first was claimed takes its own image away.
             if replaced is not None and os.fstat(replaced.fileno()).st_nlink == 0:
                 self.contents[hashlib.sha256(replaced.read()).hexdigest()] -= 1
 

@@ -59,7 +59,7 @@ def go_away(server: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(25, marks=pytest.mark.long)])
-def test_postgresql_that_goes_away_under_load_costs_no_picture_and_repeats_none(
+def test_postgresql_that_goes_away_under_load_costs_no_image_and_repeats_none(
     rounds: int, server: PostgresServer, house: Path
 ) -> None:
     dropped = []
@@ -74,7 +74,7 @@ def test_postgresql_that_goes_away_under_load_costs_no_picture_and_repeats_none(
                 wait_until(settled(house, len(dropped)), "all at their place", 120.0)
         assert daemon.process.poll() is None, daemon.log_text()
         assert daemon.stop() == 0, daemon.log_text()
-    print(f"{4 * rounds} times away, {len(dropped)} pictures: {_rows(house)} rows, {problems(house, dropped)}")
+    print(f"{4 * rounds} times away, {len(dropped)} images: {_rows(house)} rows, {problems(house, dropped)}")
     assert problems(house, dropped) == []
 
 

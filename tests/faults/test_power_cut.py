@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.faults.mounts import ext4, run
 from tests.faults.root_for_faults import make_root, problems, query, settled
 from tests.support.daemon_process import DaemonProcess, wait_until
@@ -48,7 +48,7 @@ class Feed:
     def _run(self) -> None:
         while not self._ending.wait(FEED_S):
             self.number += 1
-            content = picture_bytes(200 if self.number % 3 == 0 else 20, seed=self.number)
+            content = image_bytes(200 if self.number % 3 == 0 else 20, seed=self.number)
             sha256 = hashlib.sha256(content).hexdigest()
             self.doubtful.append(sha256)
             try:

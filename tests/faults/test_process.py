@@ -118,7 +118,7 @@ def test_locked_database_holds_up_verdicts_and_loses_and_repeats_none(house: Pat
         assert gap_s < watchdog_s()
         wait_until(settled(house, len(dropped)), "all at their place")
         assert daemon.stop() == 0, daemon.log_text()
-    print(f"locked {locked_s:.0f} s: {len(dropped)} pictures, {len(query(house, 'SELECT id FROM images'))} rows")
+    print(f"locked {locked_s:.0f} s: {len(dropped)} images, {len(query(house, 'SELECT id FROM images'))} rows")
     assert problems(house, dropped) == []
 
 
@@ -134,7 +134,7 @@ def overwrite_header(path: Path) -> None:
 
 
 def overwrite_a_page(path: Path) -> None:
-    # The root page of the pictures' table: what any start reads.
+    # The root page of the images' table: what any start reads.
     with closing(sqlite3.connect(path)) as connection:
         [[page]] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'images'").fetchall()
         [[size]] = connection.execute("PRAGMA page_size").fetchall()

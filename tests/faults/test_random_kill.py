@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.faults.root_for_faults import drop, make_root, problems, settled
 from tests.support.brightness_version import install
 from tests.support.daemon_process import DaemonProcess, finished, nothing_left, wait_until
@@ -48,7 +48,7 @@ def test_random_kills_lose_nothing_and_do_nothing_twice(kills: int, files: int, 
             # A name is used again once its file was claimed; a camera that overwrites is another test's matter.
             while target.exists() and not stop_dropping.wait(0.005):
                 pass
-            content = picture_bytes(20 if number % 5 else 220, seed=number) if number % 17 else b"bad %d" % number
+            content = image_bytes(20 if number % 5 else 220, seed=number) if number % 17 else b"bad %d" % number
             partial = target.with_name(name + ".part")
             partial.write_bytes(content)
             partial.rename(target)
@@ -102,7 +102,7 @@ def test_random_kills_of_two_on_one_root_lose_nothing_and_do_nothing_twice(
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    # Whoever kills that often must not exhaust the attempts of a picture that is innocent of it.
+    # Whoever kills that often must not exhaust the attempts of an image that is innocent of it.
     root = make_root(tmp_path / "root", "share_root = true\nattempts_max = 20\nbatch_size_max = 4\n")
     dropped: list[str] = []
     running: dict[str, DaemonProcess] = {}
@@ -141,6 +141,4 @@ def _drop_when_claimed(root: Path, number: int) -> str:
     """Drop the next file, once the one before of its name was claimed; return its SHA-256."""
     name = f"{number % NAMES}.png"
     wait_until(lambda: not (root / "incoming" / name).exists(), f"{name} claimed", poll_s=0.005)
-    return drop(
-        root, name, picture_bytes(20 if number % 5 else 220, seed=number) if number % 17 else b"bad %d" % number
-    )
+    return drop(root, name, image_bytes(20 if number % 5 else 220, seed=number) if number % 17 else b"bad %d" % number)

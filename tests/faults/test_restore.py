@@ -15,7 +15,7 @@ import pytest
 
 from service.errors import TamisError
 from service.operations.restore import MARK, restore
-from tests.conftest import REPOSITORY, picture_bytes
+from tests.conftest import REPOSITORY, image_bytes
 from tests.faults.root_for_faults import drop, make_root
 from tests.support.daemon_process import DaemonProcess, nothing_left, wait_until
 
@@ -30,9 +30,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def drop_numbered(root: Path, number: int) -> str:
-    """Drop picture `number`, every fifth an anomaly and every seventh of a product of its own; return its SHA-256."""
+    """Drop image `number`, every fifth an anomaly and every seventh of a product of its own; return its SHA-256."""
     folder = "lid/" if number % 7 == 0 else ""
-    return drop(root, f"{folder}part {number}.png", picture_bytes(200 if number % 5 == 0 else 20, seed=number))
+    return drop(root, f"{folder}part {number}.png", image_bytes(200 if number % 5 == 0 else 20, seed=number))
 
 
 def rows(database: Path) -> dict[str, dict[str, object]]:
@@ -43,7 +43,7 @@ def rows(database: Path) -> dict[str, dict[str, object]]:
 
 
 def files(root: Path) -> dict[str, str]:
-    """Return the SHA-256 of every picture by where it lies."""
+    """Return the SHA-256 of every image by where it lies."""
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in ("incoming", "processing", "normal", "anomaly", "quarantine")
@@ -178,7 +178,7 @@ def test_a_file_that_lies_where_no_delivery_puts_it_or_bears_no_id_is_left_alone
     foreign = ("normal/mine/shelf/best part.png", "normal/2026.01ARZ3NDEKTSV4RRFFQ69G5FAV.png")
     for path in foreign:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(picture_bytes(20))
+        (root / path).write_bytes(image_bytes(20))
     restore(root, backup)
     with DaemonProcess(root) as process:
         process.wait_ready()

@@ -1,4 +1,4 @@
-"""Promotion and roll-back while pictures flow through the real daemon: each is scored, by one of the two versions."""
+"""Promotion and roll-back while images flow through the real daemon: each is scored, by one of the two versions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service.storage.tables import time_text
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.support.brightness_version import install
 from tests.support.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
 
 EFFECTIVE_WITHIN_S = 5.0
-PICTURES_PER_S = 40
+IMAGES_PER_S = 40
 SWAPS = 3
 
 
 class Flow:
-    """Drops pictures without a pause, until told to end."""
+    """Drops images without a pause, until told to end."""
 
     def __init__(self, root: Path) -> None:
         self.dropped = 0
@@ -35,14 +35,14 @@ class Flow:
         self._thread.join()
 
     def _drop(self) -> None:
-        while not self._ending.wait(1 / PICTURES_PER_S):
+        while not self._ending.wait(1 / IMAGES_PER_S):
             partial = self._incoming / f".{self.dropped}.part"
-            partial.write_bytes(picture_bytes(10, seed=self.dropped))
+            partial.write_bytes(image_bytes(10, seed=self.dropped))
             partial.rename(self._incoming / f"{self.dropped:06}.png")
             self.dropped += 1
 
 
-def test_each_picture_is_scored_by_one_of_two_versions_and_a_roll_back_holds_within_5_s(root: Path) -> None:
+def test_each_image_is_scored_by_one_of_two_versions_and_a_roll_back_holds_within_5_s(root: Path) -> None:
     install(root, version="v1")
     install(root, version="v2", state="challenger", graph_offset=1.0)
     (root / "tamis.toml").write_text("settle_time_s = 0.2\nrescan_interval_s = 1.0\nfree_bytes_min = 0\n")
@@ -50,12 +50,12 @@ def test_each_picture_is_scored_by_one_of_two_versions_and_a_roll_back_holds_wit
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
         flow = Flow(root)
-        wait_until(lambda: finished(root) > 50, "pictures that flow")
+        wait_until(lambda: finished(root) > 50, "images that flow")
         for _ in range(SWAPS):
             took["promote"].append(_swap(root, "promote", "v2"))
             took["rollback"].append(_swap(root, "rollback", "v1"))
         flow.end()
-        wait_until(lambda: finished(root) == flow.dropped and nothing_left(root), "every picture at its place")
+        wait_until(lambda: finished(root) == flow.dropped and nothing_left(root), "every image at its place")
         assert daemon.stop() == 0, daemon.log_text()
     rows = _rows(root, "SELECT model_version, score, state FROM images")
     assert len(rows) == flow.dropped
@@ -64,7 +64,7 @@ def test_each_picture_is_scored_by_one_of_two_versions_and_a_roll_back_holds_wit
     # By the score itself too: what v2 says is 1 above what is there, and no batch is scored by half of each.
     fractions = {version: {round(score) for of, score, _ in rows if of == version} for version in ("v1", "v2")}
     assert min(fractions["v2"]) > min(fractions["v1"]), fractions
-    print(f"{flow.dropped} pictures; seconds from the swap to the last verdict of the version before: {took}")
+    print(f"{flow.dropped} images; seconds from the swap to the last verdict of the version before: {took}")
     assert max(took["rollback"] + took["promote"]) <= EFFECTIVE_WITHIN_S
 
 

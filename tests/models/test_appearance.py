@@ -1,4 +1,4 @@
-"""Brightness, contrast and sharpness of a picture: defined to the grey level, for every picture there is."""
+"""Brightness, contrast and sharpness of an image: defined to the grey level, for every image there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 
 from models.appearance import appearance_of
 
-pictures = arrays.arrays(
+images = arrays.arrays(
     np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3)), elements=st.integers(0, 255)
 )
 
@@ -22,8 +22,8 @@ def grey(values: object) -> np.ndarray:
     return np.repeat(np.asarray(values, np.uint8)[:, :, None], 3, axis=2)
 
 
-@given(pictures)
-def test_every_picture_has_figures_that_can_be_stored(pixels: np.ndarray) -> None:
+@given(images)
+def test_every_image_has_figures_that_can_be_stored(pixels: np.ndarray) -> None:
     found = appearance_of(pixels)
     assert 0 <= found.brightness <= 255 and 0 <= found.contrast <= 127.5
     if min(pixels.shape[:2]) < 3:
@@ -33,7 +33,7 @@ def test_every_picture_has_figures_that_can_be_stored(pixels: np.ndarray) -> Non
     assert all(type(value) is float and math.isfinite(value) for value in (found.brightness, found.contrast))
 
 
-@given(pictures.filter(lambda pixels: min(pixels.shape[:2]) >= 3))
+@given(images.filter(lambda pixels: min(pixels.shape[:2]) >= 3))
 def test_figures_are_those_of_the_definition(pixels: np.ndarray) -> None:
     luma = np.asarray(Image.fromarray(pixels).convert("L")).astype(float)
     laplacian = 4 * luma[1:-1, 1:-1] - luma[:-2, 1:-1] - luma[2:, 1:-1] - luma[1:-1, :-2] - luma[1:-1, 2:]
@@ -43,15 +43,15 @@ def test_figures_are_those_of_the_definition(pixels: np.ndarray) -> None:
     assert found.sharpness == pytest.approx(np.abs(laplacian).mean(), abs=1e-9)
 
 
-def test_flat_picture_has_its_grey_level_and_nothing_else() -> None:
+def test_flat_image_has_its_grey_level_and_nothing_else() -> None:
     found = appearance_of(grey(np.full((7, 11), 80)))
     assert (found.brightness, found.contrast, found.sharpness) == (80.0, 0.0, 0.0)
 
 
 def test_one_light_pixel_counts_with_those_neighbours_that_have_four() -> None:
-    picture = np.zeros((5, 6))
-    picture[1, 3] = 100
-    found = appearance_of(grey(picture))
+    image = np.zeros((5, 6))
+    image[1, 3] = 100
+    found = appearance_of(grey(image))
     assert found.brightness == pytest.approx(100 / 30) and found.sharpness == pytest.approx((400 + 3 * 100) / 12)
 
 

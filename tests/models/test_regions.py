@@ -1,4 +1,4 @@
-"""Regions of anomaly maps: the same as scipy's, in pixels of the picture, never from a map below the threshold."""
+"""Regions of anomaly maps: the same as scipy's, in pixels of the image, never from a map below the threshold."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_map_larger_than_the_grid_stays_as_it_is() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(MAPS, st.integers(1, 700), st.integers(1, 700))
-def test_regions_lie_in_the_picture_and_their_figures_hold_together(units: np.ndarray, height: int, width: int) -> None:
+def test_regions_lie_in_the_image_and_their_figures_hold_together(units: np.ndarray, height: int, width: int) -> None:
     regions = find_regions(units, height, width)
     assert bool(regions) == bool((units > 1).any())
     assert [region.peak for region in regions] == sorted((region.peak for region in regions), reverse=True)
@@ -89,9 +89,9 @@ def test_components_are_those_of_scipy(mask: np.ndarray) -> None:
     assert set(zip(*(field.tolist() for field in fields), strict=True)) == expected
 
 
-def test_box_is_in_pixels_of_the_picture_upright() -> None:
+def test_box_is_in_pixels_of_the_image_upright() -> None:
     units = blank(10, 30)
-    units[2:4, 21:27] = 5.0  # 6 cells wide, 2 high, of a picture ten times as large
+    units[2:4, 21:27] = 5.0  # 6 cells wide, 2 high, of an image ten times as large
     [region] = find_regions(units, 100, 300)
     # The slope from 5 to 0 is above 1 for some pixels around the cells.
     assert 205 <= region.x < 210 and 270 < region.x + region.width <= 275
@@ -128,7 +128,7 @@ def test_no_more_regions_than_the_limit_those_with_the_highest_peaks() -> None:
     assert min(region.peak for region in regions) == pytest.approx(2.68)
 
 
-def test_map_of_nothing_but_noise_takes_no_longer_than_a_picture() -> None:
+def test_map_of_nothing_but_noise_takes_no_longer_than_a_image() -> None:
     units = np.random.default_rng(0).random((64, 64), np.float32) * 2
     started = time.process_time()
     assert len(find_regions(units, 1000, 1000)) == REGIONS_MAX

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.realdata
 
 RATE = 0.02
 WINDOW = 100
-STEADY_PICTURES = 200
+STEADY_IMAGES = 200
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 Light = Callable[[Image.Image], Image.Image]
@@ -43,7 +43,7 @@ LIGHTS: dict[str, Light] = {
 
 
 class Line:
-    """Pictures of macaroni1 as a small detector scores them."""
+    """Images of macaroni1 as a small detector scores them."""
 
     def __init__(self, folder: Path) -> None:
         dataset = read_dataset(REAL_DATA / "visa")
@@ -75,33 +75,33 @@ class Line:
         for start in range(0, len(paths), 16):
             images = (Image.fromarray(read_image(p, self.version.input_size)) for p in paths[start : start + 16])
             pixels = [np.asarray(light(image)) for image in images]
-            looks = [appearance_of(picture).as_row() for picture in pixels]
+            looks = [appearance_of(one).as_row() for one in pixels]
             found += zip(self._detector.score(np.stack(pixels)).scores.tolist(), looks, strict=True)
         return found
 
     def watched(self, after: Sequence[Scored]) -> list[tuple[int, DriftRow]]:
-        """Return the changes of state while `after` follows steady normals, with how many pictures had come."""
+        """Return the changes of state while `after` follows steady normals, with how many images had come."""
         scores = self.version.calibration_scores.astype(np.float64)
         look = self.version.calibration_look
         assert look is not None
         of = Subject("macaroni1", "v1", WINDOW, threshold_at(scores, RATE), scores, True, look.astype(np.float64))
-        pictures = [
+        images = [
             Seen(f"{n:026d}", NOON + timedelta(seconds=n), "v1", score, *figures, None)
-            for n, (score, figures) in enumerate([*self.normals[:STEADY_PICTURES], *after])
+            for n, (score, figures) in enumerate([*self.normals[:STEADY_IMAGES], *after])
         ]
         rows: list[tuple[int, DriftRow]] = []
-        for end in range(10, len(pictures) + 1, 5):
+        for end in range(10, len(images) + 1, 5):
             before = rows[-1][1] if rows else None
-            row = assess(of, pictures[: min(end, WINDOW)], pictures[max(0, end - 2 * WINDOW) : end], before, NOON)
+            row = assess(of, images[: min(end, WINDOW)], images[max(0, end - 2 * WINDOW) : end], before, NOON)
             if row is not None:
                 rows.append((end, row))
         return rows
 
-    def mixed(self, share: float, pictures: int = 140) -> list[Scored]:
+    def mixed(self, share: float, images: int = 140) -> list[Scored]:
         generator = np.random.default_rng(3)
-        bad = round(share * pictures)
+        bad = round(share * images)
         chosen = [self.anomalies[index] for index in generator.choice(len(self.anomalies), bad, replace=False)]
-        chosen += self.normals[STEADY_PICTURES : STEADY_PICTURES + pictures - bad]
+        chosen += self.normals[STEADY_IMAGES : STEADY_IMAGES + images - bad]
         return [chosen[index] for index in generator.permutation(len(chosen))]
 
 
@@ -111,12 +111,12 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 
 def tell(what: str, rows: list[tuple[int, DriftRow]]) -> None:
-    said = [f"{row.cause} after {end - STEADY_PICTURES} pictures, since {row.first_image_id}" for end, row in rows[1:]]
+    said = [f"{row.cause} after {end - STEADY_IMAGES} images, since {row.first_image_id}" for end, row in rows[1:]]
     print(f"{what}: {'; '.join(said) or 'steady'}")
 
 
 def test_held_out_normals_do_not_drift(line: Line) -> None:
-    rows = line.watched(line.normals[STEADY_PICTURES:])
+    rows = line.watched(line.normals[STEADY_IMAGES:])
     tell("held-out normals", rows)
     assert [row.state for _, row in rows] == ["steady"]
 
@@ -126,8 +126,8 @@ def test_changed_light_is_told_as_such_and_dated(line: Line, name: str) -> None:
     rows = line.watched(line.scored(line.changed, LIGHTS[name]))
     tell(name, rows)
     assert rows[-1][1].state == DRIFTING and rows[-1][1].cause == "light"
-    assert abs(int(rows[-1][1].first_image_id or 0) - STEADY_PICTURES) <= 5
-    assert rows[1][0] <= STEADY_PICTURES + 60
+    assert abs(int(rows[-1][1].first_image_id or 0) - STEADY_IMAGES) <= 5
+    assert rows[1][0] <= STEADY_IMAGES + 60
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])

@@ -20,12 +20,12 @@ pytestmark = [
 
 
 class DifferenceFromMean:
-    """The crudest detector there is: the distance of each 8 x 8 cell from the mean of some normal pictures."""
+    """The crudest detector there is: the distance of each 8 x 8 cell from the mean of some normal images."""
 
     def __init__(self, normals, input_size):
         self.input_size = input_size
-        pictures = np.stack([self._cells(read_image(path, input_size)[None])[0] for path in normals])
-        self._mean, self._spread = pictures.mean(axis=0), pictures.std(axis=0) + 1
+        images = np.stack([self._cells(read_image(path, input_size)[None])[0] for path in normals])
+        self._mean, self._spread = images.mean(axis=0), images.std(axis=0) + 1
 
     def score(self, images):
         maps = np.abs((self._cells(images) - self._mean) / self._spread).mean(axis=3).astype(np.float32)
@@ -53,7 +53,7 @@ def test_visa_has_the_official_one_class_split(visa):
     assert not {sample.path for sample in test} & {sample.path for sample in visa.select("train")}
 
 
-def test_every_mask_of_visa_fits_its_picture_and_shows_a_defect(visa):
+def test_every_mask_of_visa_fits_its_image_and_shows_a_defect(visa):
     for sample in visa.samples:
         if sample.mask is not None:
             mask = read_mask(sample.mask)
@@ -61,7 +61,7 @@ def test_every_mask_of_visa_fits_its_picture_and_shows_a_defect(visa):
             assert 0 < mask.mean() < 0.5
 
 
-def test_aliens_are_all_test_pictures_without_masks():
+def test_aliens_are_all_test_images_without_masks():
     dataset = read_dataset(DATA / "aliens")
     assert (dataset.layout, dataset.objects) == ("folders", ("aliens",))
     assert sum(sample.label == 0 for sample in dataset.samples) == 58

@@ -75,7 +75,7 @@ def test_the_model_gets_better_by_true_labels_and_no_worse_by_wrong_ones(
     first = run_training(
         engine,
         TrainingJob(
-            pictures=tuple(map(str, normals[:FEW])),
+            images=tuple(map(str, normals[:FEW])),
             models_root=str(root / "models"),
             product=PRODUCT,
             kind="feature",
@@ -122,22 +122,22 @@ def copied(path: Path, folder: Path, number: int) -> Path:
     return copy
 
 
-def stream(root: Path, pictures: Sequence[Path]) -> None:
-    """Drop `pictures` and have the real daemon sort them."""
+def stream(root: Path, paths: Sequence[Path]) -> None:
+    """Drop `paths` and have the real daemon sort them."""
     there = finished(root)
     incoming = root / "incoming" / PRODUCT
     incoming.mkdir(exist_ok=True)
     with DaemonProcess(root) as process:
         process.wait_ready()
-        for path in pictures:
+        for path in paths:
             shutil.copyfile(path, incoming / f".{path.name}.part")
             (incoming / f".{path.name}.part").replace(incoming / path.name)
-        wait_until(lambda: finished(root) == there + len(pictures), "all sorted", 600.0, 0.5)
+        wait_until(lambda: finished(root) == there + len(paths), "all sorted", 600.0, 0.5)
         assert process.stop() == 0
 
 
 def review(root: Path, engine: Engine, truth: Truth) -> int:
-    """Say of each picture that nobody labelled what `truth` says of its name, through the API as a reviewer does."""
+    """Say of each image that nobody labelled what `truth` says of its name, through the API as a reviewer does."""
     with engine.connect() as connection:
         rows = [row for row in images.search(connection, limit=10_000) if row["label"] is None]
     with WebProcess(root) as web:
@@ -173,7 +173,7 @@ def retrain_when_due(root: Path, engine: Engine) -> RetrainingRow:
 
 
 def auroc(root: Path, engine: Engine, judged: Sequence[Sample]) -> float:
-    """Return the image AUROC of the present champion on pictures that nobody trained on, nor labelled."""
+    """Return the image AUROC of the present champion on images that nobody trained on, nor labelled."""
     with engine.connect() as connection:
         champion = versions.champion(connection, PRODUCT)
     assert champion is not None

@@ -30,7 +30,7 @@ UNITS = (
     (r"_wh$", "Wh"),
     (r"_h$|_hours$", "hours"),
     (r"_share$|_fraction$", "share"),
-    (r"_window$", "pictures"),
+    (r"_window$", "images"),
     (r"_days$", "days"),
 )
 

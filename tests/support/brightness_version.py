@@ -1,4 +1,4 @@
-"""Makes a real version, without training: a graph whose score is the brightest of 4 x 6 cells of a picture.
+"""Makes a real version, without training: a graph whose score is the brightest of 4 x 6 cells of an image.
 
 Hashed, verified, compiled and registered like any other; only its weights are not learned, so that every
 outcome is plain. Calibrated on the scores 1 to 100: at a false-alarm rate of 0.01 the threshold is 100.
@@ -83,8 +83,8 @@ def install(
     return published
 
 
-def picture(path: Path, background: int = 20, spot: int | None = None) -> Path:
-    """Save a picture of 48 x 32 (width x height), with a spot in the upper right corner if given."""
+def image(path: Path, background: int = 20, spot: int | None = None) -> Path:
+    """Save an image of 48 x 32 (width x height), with a spot in the upper right corner if given."""
     pixels = np.full((32, 48, 3), background, np.uint8)
     if spot is not None:
         pixels[:8, 32:] = spot

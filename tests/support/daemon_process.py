@@ -115,7 +115,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 
 
 def finished(root: Path) -> int:
-    """How many pictures have reached a final state."""
+    """How many images have reached a final state."""
     with sqlite3.connect(f"file:{root}/tamis.db?mode=ro", uri=True, timeout=60) as connection:
         [count] = connection.execute("SELECT count(*) FROM results WHERE state <> 'scored'").fetchone()
     return int(count)

@@ -1,6 +1,6 @@
-"""A root with a trained champion of kind `pixel` and with pictures that people labelled, as rows and files.
+"""A root with a trained champion of kind `pixel` and with images that people labelled, as rows and files.
 
-The champion learned from few pictures; what was labelled is what it lacks.
+The champion learned from few images; what was labelled is what it lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy import Engine, insert
 
 from models.registry import ModelVersion, file_sha256
 from service.storage.tables import Image as ImageRow
-from service.storage.tables import Review, TrainingPicture
+from service.storage.tables import Review, TrainingImage
 from service.training.job import TrainingJob
 from service.training.run import run_training
 
@@ -24,8 +24,8 @@ RATE = 0.1
 AT = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
-def make_picture(path: Path, number: int, *, defect: bool = False) -> Path:
-    """Save a picture of 96 x 64: a light bar on a ground, whose place and brightness differ a little."""
+def make_image(path: Path, number: int, *, defect: bool = False) -> Path:
+    """Save an image of 96 x 64: a light bar on a ground, whose place and brightness differ a little."""
     rng = np.random.default_rng(number)
     pixels = np.full((64, 96, 3), 60, dtype=np.uint8)
     pixels[20:44, 10 + number % 24 : 60 + number % 24] = 150 + number % 5 * 12
@@ -40,11 +40,11 @@ def make_picture(path: Path, number: int, *, defect: bool = False) -> Path:
 
 def train_champion(root: Path, engine: Engine, folder: Path, count: int = 30, steps: int = 5) -> ModelVersion:
     """Train a champion, badly: `steps` are few."""
-    pictures = [make_picture(folder / f"{number:03}.png", number) for number in range(count)]
+    images = [make_image(folder / f"{number:03}.png", number) for number in range(count)]
     return run_training(
         engine,
         TrainingJob(
-            pictures=tuple(map(str, pictures)),
+            images=tuple(map(str, images)),
             models_root=str((root / "models").absolute()),
             product=PRODUCT,
             kind="pixel",
@@ -69,9 +69,9 @@ def label(
     product: str = PRODUCT,
     at: datetime = AT,
 ) -> list[Path]:
-    """Have a person label pictures: files in `training/`, and rows as a review writes them; return the files.
+    """Have a person label images: files in `training/`, and rows as a review writes them; return the files.
 
-    `defect` says what the picture shows, where that is not what is `said`.
+    `defect` says what the image shows, where that is not what is `said`.
     """
     shows = said == "anomaly" if defect is None else defect
     paths = []
@@ -81,7 +81,7 @@ def label(
             relative = f"training/{product}/{said or 'normal'}/{id}.png"
             path = root / relative
             if source is None:
-                make_picture(path, number, defect=shows)
+                make_image(path, number, defect=shows)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, path)
@@ -103,7 +103,7 @@ def label(
             )
             connection.execute(insert(Review).values(image_id=id, label=said, labelled_at=taken, source="command"))
             connection.execute(
-                insert(TrainingPicture).values(
+                insert(TrainingImage).values(
                     product=product,
                     sha256=sha256,
                     label=said,

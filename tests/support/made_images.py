@@ -1,4 +1,4 @@
-"""Makes pictures to train on, and reads them without the service."""
+"""Makes images to train on, and reads them without the service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def make_normals(folder: Path, count: int = NORMALS) -> list[Path]:
-    """Save pictures of 96 x 64 (width x height): a light bar on a ground, both a little different each time."""
+    """Save images of 96 x 64 (width x height): a light bar on a ground, both a little different each time."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(count):

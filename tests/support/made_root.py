@@ -1,6 +1,6 @@
-"""Fills a root with pictures that look as if a daemon had sorted them: real files, rows, maps and energy.
+"""Fills a root with images that look as if a daemon had sorted them: real files, rows, maps and energy.
 
-Deterministic: the same seed makes the same pictures and scores. Scores are those of `brightness_version`, whose
+Deterministic: the same seed makes the same images and scores. Scores are those of `brightness_version`, whose
 threshold is 100 at a false-alarm rate of 0.01.
 """
 
@@ -41,7 +41,7 @@ def fill(
     suffix: str = ".png",
     names: Sequence[str] = (),
 ) -> list[str]:
-    """Add `count` pictures of `product`, the last received at `now`; return their ids, oldest first.
+    """Add `count` images of `product`, the last received at `now`; return their ids, oldest first.
 
     A fifth are anomalies. `drawn` makes machined parts of 640 x 480 where otherwise they are small and plain.
     """
@@ -113,7 +113,7 @@ def _pixels(rng: np.random.Generator, anomaly: bool, number: int, drawn: bool) -
         small = Image.fromarray(part.mask.astype(np.uint8) * 255).resize((40, 30), Image.Resampling.BOX)
         return part.image, np.clip(np.asarray(small, np.float32) / 60, 0, 1)
     pixels = np.full((48, 64, 3), 40 + number % 100, np.uint8)
-    # No two alike: pictures of the same bytes share their place in the training set.
+    # No two alike: images of the same bytes share their place in the training set.
     pixels[0, :2] = [[number % 256, number // 256 % 256, 0], rng.integers(0, 256, 3)]
     mask = np.zeros((6, 8), np.float32)
     if anomaly:

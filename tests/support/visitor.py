@@ -65,7 +65,7 @@ class Page(HTMLParser):
         return " ".join(one.text for one in self.elements if "said" in (one.attributes.get("class") or ""))
 
     def cards(self) -> list[str]:
-        """The ids of the pictures on the wall, in order."""
+        """The ids of the images on the wall, in order."""
         return [one["data-id"] for one in self.elements if one.has("data-id")]
 
 

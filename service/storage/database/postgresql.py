@@ -1,6 +1,6 @@
 """PostgreSQL, the database of a root whose setting `database_url` names one; needs the extra `postgres`.
 
-A database, or a schema of one, belongs to one root: another's pictures would be missing to it. Which one is said by a
+A database, or a schema of one, belongs to one root: another's images would be missing to it. Which one is said by a
 comment in the database and a file in the root that bear the same id.
 """
 

@@ -21,7 +21,7 @@ from service.storage.database.base import WRITES, Database, DatabaseCorrupt
 from service.storage.database.journal import JournalChoice, journal_choice
 
 DATABASE_FILE = "tamis.db"
-# Checking every page takes seconds for a gigabyte; up to here (some 30,000 pictures) it is not noticed at a start.
+# Checking every page takes seconds for a gigabyte; up to here (some 30,000 images) it is not noticed at a start.
 # Beyond it a bad page is found by the statement that meets it, or by `tamis db check`.
 CHECK_AT_OPEN_BYTES_MAX = 32_000_000
 

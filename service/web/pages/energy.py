@@ -1,4 +1,4 @@
-"""The page *Energy*: Wh and grams per day and kind, what 1,000 pictures cost, and scoring against training."""
+"""The page *Energy*: Wh and grams per day and kind, what 1,000 images cost, and scoring against training."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
     running = _sum([of["scoring"]["total_wh"], of["idle"]["total_wh"]])
     learning = _sum([of["training"]["total_wh"], of["evaluation"]["total_wh"]])
     scored, scoring_wh = of["scoring"]["images"], of["scoring"]["total_wh"]
-    per_picture = scoring_wh / scored if scoring_wh and scored else None
+    per_image = scoring_wh / scored if scoring_wh and scored else None
     return {
         "kinds": known,
         "total_wh": total_wh,
@@ -99,7 +99,7 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
         "g_per_1000": of["scoring"]["g_per_1000_images"],
         "running_wh": running,
         "learning_wh": learning,
-        "as_pictures": None if learning is None or not per_picture else round(learning / per_picture),
+        "as_images": None if learning is None or not per_image else round(learning / per_image),
         "unknown_rows": sum(one["rows_without_wh"] for one in known),
         "without_g": sum(one["rows_without_g"] for one in known),
         "sources": sorted({one["source"] for one in known}),
@@ -177,7 +177,7 @@ def _labels(groups: list[tuple[datetime, dict[str, float]]]) -> list[tuple[int, 
 
 
 def _weighted(rows: Rows, name: str) -> float | None:
-    """Return a figure per 1,000 pictures over several days, each weighed by its pictures."""
+    """Return a figure per 1,000 images over several days, each weighed by its images."""
     known = [(row[name], row["images"]) for row in rows if row[name] is not None and row["images"]]
     images = sum(count for _, count in known)
     return sum(value * count for value, count in known) / images if images else None

@@ -1,4 +1,4 @@
-"""Routes of files: pictures and their maps by the id of the picture, and the page's own style and scripts."""
+"""Routes of files: images and their maps by the id of the image, and the page's own style and scripts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from service.storage.images import StoredImage
 from service.web.images import Kind, NotShown, as_shown, map_path
 from service.web.site import STATIC, NotFound, Site
 
-# A picture never changes; its map may be drawn a moment after its row.
-PICTURE_AGE = "private, max-age=86400"
+# An image never changes; its map may be drawn a moment after its row.
+IMAGE_AGE = "private, max-age=86400"
 STATIC_AGE = "public, max-age=31536000, immutable"
 WAITING_MAX = 400
 CONTENT_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-NO_PICTURE = "no-picture.svg"
+NO_IMAGE = "no-image.svg"
 
 Made = TypeVar("Made")
 
@@ -35,7 +35,7 @@ def routes(site: Site) -> APIRouter:
     waiting = 0
 
     async def in_pool(work: Callable[[], Made]) -> Made | None:
-        """Return what `work` makes, in one of the few threads for pictures; None where too many wait already."""
+        """Return what `work` makes, in one of the few threads for images; None where too many wait already."""
         nonlocal waiting
         if waiting >= WAITING_MAX:
             return None
@@ -46,7 +46,7 @@ def routes(site: Site) -> APIRouter:
             waiting -= 1
 
     @router.get("/images/{id}/picture")
-    async def picture(request: Request, id: str) -> Response:
+    async def image(request: Request, id: str) -> Response:
         return await _sent(request, id, "picture", partial(_whole, site, id, "picture"))
 
     @router.get("/images/{id}/map")
@@ -62,11 +62,11 @@ def routes(site: Site) -> APIRouter:
         return await _sent(request, id, "map-small", partial(_small, site, id, "map"))
 
     async def _sent(request: Request, id: str, of: str, make: Callable[[], Response]) -> Response:
-        # What a browser has it keeps: a picture of an id is always the same.
+        # What a browser has it keeps: an image of an id is always the same.
         if request.headers.get("if-none-match") == _tag(id, of):
-            return Response(status_code=304, headers={"cache-control": PICTURE_AGE})
+            return Response(status_code=304, headers={"cache-control": IMAGE_AGE})
         made = await in_pool(make)
-        return made or Response("too many pictures are asked for at once; try again\n", 503, {"retry-after": "2"})
+        return made or Response("too many images are asked for at once; try again\n", 503, {"retry-after": "2"})
 
     @router.get("/static/{name}")
     def static(name: str) -> Response:
@@ -81,11 +81,11 @@ def routes(site: Site) -> APIRouter:
 
 
 def stored(site: Site, id: str) -> StoredImage:
-    """Return the picture on record by that id. Raises NotFound."""
+    """Return the image on record by that id. Raises NotFound."""
     with site.reading.connect() as connection:
         found = images.find(connection, [id]).get(id)
     if found is None:
-        raise NotFound(f"picture: expected the id of one on record; found {id[:40]!r}")
+        raise NotFound(f"image: expected the id of one on record; found {id[:40]!r}")
     return found
 
 
@@ -105,9 +105,9 @@ def _whole(site: Site, id: str, kind: Kind) -> Response:
     headers = {
         "content-length": str(length),
         "content-disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
-        "cache-control": PICTURE_AGE,
+        "cache-control": IMAGE_AGE,
         "etag": _tag(id, kind),
-        # Opened by itself a picture is a document of its own: it loads and runs nothing.
+        # Opened by itself an image is a document of its own: it loads and runs nothing.
         "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
     }
     return StreamingResponse(content, media_type=content_type, headers=headers)
@@ -118,7 +118,7 @@ def _small(site: Site, id: str, kind: Kind) -> Response:
         _, made = _found(site, id, kind, lambda path: site.thumbnails.get(id, kind, path))
     except NotShown:
         return _nothing()
-    headers = {"cache-control": PICTURE_AGE, "etag": _tag(id, f"{kind}-small")}
+    headers = {"cache-control": IMAGE_AGE, "etag": _tag(id, f"{kind}-small")}
     return Response(made, media_type="image/jpeg", headers=headers)
 
 
@@ -143,6 +143,6 @@ def _tag(id: str, of: str) -> str:
 
 
 def _nothing() -> Response:
-    """Return a drawing that says that there is nothing to see, which browsers show in the place of the picture."""
-    content = (STATIC / NO_PICTURE).read_bytes()
+    """Return a drawing that says that there is nothing to see, which browsers show in the place of the image."""
+    content = (STATIC / NO_IMAGE).read_bytes()
     return Response(content, 404, media_type="image/svg+xml", headers={"cache-control": "no-store"})

@@ -1,4 +1,4 @@
-"""The page *Image*: everything that is known of one picture."""
+"""The page *Image*: everything that is known of one image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def routes(site: Site) -> APIRouter:
         with site.reading.connect() as connection:
             known = everything(connection, id)
             before, after = tallies.neighbours(
-                connection, known["picture"]["product"], known["picture"]["received_at"], id, NEIGHBOURS
+                connection, known["image"]["product"], known["image"]["received_at"], id, NEIGHBOURS
             )
             near = review_pages.by_ids(connection, [*before, *after])
         rows = {row["id"]: row for row in with_maps(site.root, near)}
@@ -34,7 +34,7 @@ def routes(site: Site) -> APIRouter:
             request,
             "image.html",
             **known,
-            map=with_maps(site.root, [known["picture"]])[0]["map"],
+            map=with_maps(site.root, [known["image"]])[0]["map"],
             before=[rows[one] for one in before if one in rows],
             after=[rows[one] for one in after if one in rows],
             back=f"/images/{id}",
@@ -44,18 +44,18 @@ def routes(site: Site) -> APIRouter:
 
 
 def everything(connection: Connection, id: str) -> dict[str, Any]:
-    """Return what the database knows of a picture: itself, regions, reviews, shadow scores, its role in training.
+    """Return what the database knows of an image: itself, regions, reviews, shadow scores, its role in training.
 
     Raises NotFound.
     """
-    picture = tallies.facts(connection, id)
-    if picture is None:
-        raise NotFound(f"picture: expected the id of one on record; found {id[:40]!r}")
+    image = tallies.facts(connection, id)
+    if image is None:
+        raise NotFound(f"image: expected the id of one on record; found {id[:40]!r}")
     shadows = text("SELECT version, score, threshold, verdict FROM shadow_scores WHERE image_id = :id ORDER BY version")
     vouched = text("SELECT label, role, path, added_at, added_by FROM training_pictures WHERE image_id = :id")
     return {
-        "picture": picture,
-        "regions": regions.of_pictures(connection, [id])[id],
+        "image": image,
+        "regions": regions.of_images(connection, [id])[id],
         "history": reviews.history(connection, id),
         "shadows": [dict(row) for row in connection.execute(shadows, {"id": id}).mappings()],
         "training": [dict(row) for row in connection.execute(vouched, {"id": id}).mappings()],

@@ -31,7 +31,7 @@ REASON_CHARACTERS_MAX = 500
 REPORTS = "reports"
 REPORT_BYTES_MAX = 20_000_000
 LIST_BYTES_MAX = 50_000_000
-# A report is a page of its own with its style and pictures in it. It may do nothing and reach nothing.
+# A report is a page of its own with its style and images in it. It may do nothing and reach nothing.
 REPORT_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none';"
     " form-action 'none'"
@@ -168,7 +168,7 @@ def described(site: Site, row: VersionRow) -> dict[str, Any]:
     except ModelError as error:
         return found | {"damaged": str(error)}
     found["facts"] = _facts(manifest)
-    found["calibration_pictures"] = len(manifest["calibration"].get("scores") or ())
+    found["calibration_images"] = len(manifest["calibration"].get("scores") or ())
     try:
         listed = read_below(site.root, f"{folder}/{registry.IMAGES}", LIST_BYTES_MAX, frozenset({MODELS}))
     except NotShown as error:

@@ -1,4 +1,4 @@
-"""The page *Review*: a wall of pictures to look through and to label, the most uncertain first."""
+"""The page *Review*: a wall of images to look through and to label, the most uncertain first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import UsageError
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.storage import review_pages, reviews, shadow, versions
 from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which
@@ -84,8 +84,8 @@ def routes(site: Site) -> APIRouter:
         ids = asked.fields("id")
         given = asked.field("label")
         if not ids or len(ids) > LABELS_MAX:
-            raise UsageError(f"id: expected 1 to {LABELS_MAX} pictures; found {len(ids)}")
-        label_pictures(
+            raise UsageError(f"id: expected 1 to {LABELS_MAX} images; found {len(ids)}")
+        label_images(
             site.root,
             site.writing,
             ids,
@@ -150,12 +150,12 @@ def moment(name: str, given: str | None, *, of_day_end: bool = False) -> datetim
 
 
 def with_maps(root: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return `rows` with `map`, whether there is an anomaly map of the picture."""
+    """Return `rows` with `map`, whether there is an anomaly map of the image."""
     return [row | {"map": (root / map_path(row["id"])).is_file()} for row in rows]
 
 
 def _disagreements(connection: Connection, product: str | None) -> list[dict[str, Any]]:
-    """Return unlabelled pictures on which a challenger and the champion differ, as rows of a page."""
+    """Return unlabelled images on which a challenger and the champion differ, as rows of a page."""
     found: dict[str, dict[str, Any]] = {}
     for row in versions.versions(connection, product):
         if row.state != "challenger" or len(found) >= DISAGREEMENTS:
@@ -168,7 +168,7 @@ def _disagreements(connection: Connection, product: str | None) -> list[dict[str
 
 
 def history(connection: Connection, id: str) -> list[reviews.ReviewRow]:
-    """Return what was said of a picture, the latest first."""
+    """Return what was said of an image, the latest first."""
     return reviews.history(connection, id)
 
 

@@ -52,7 +52,7 @@ def routes(site: Site) -> APIRouter:
 
 
 def choose_for(site: Site, product: str, rate: float | None, by: str | None) -> None:
-    """Choose `rate` for `product`, with None what the settings say. Raises as `service.scoring.threshold_preview.choose_rate`."""
+    """Choose `rate` for `product`, with None what the settings say. Raises as `choose_rate`."""
     with site.writing.begin() as connection:
         choose_rate(site.root, connection, site.settings, product, rate, by=by, at=datetime.now(UTC))
 
@@ -88,7 +88,7 @@ def _explored(site: Site, product: str, rate: str | None, stop: str | None) -> d
     found = explored(site, product, wanted)
     with site.reading.connect() as connection:
         values, _ = scores.latest(connection, product, version.version, LAST)
-    said = f"Scores of the latest {len(values)} pictures; threshold in force and the one at {wanted:g}"
+    said = f"Scores of the latest {len(values)} images; threshold in force and the one at {wanted:g}"
     marks = [found.present_threshold] if found.present_threshold is not None else []
     return {
         "found": asdict(found),

@@ -76,11 +76,11 @@ def health(site: Site) -> dict[str, Any]:
         wrong.append("no daemon has run on this root yet: tamis run starts one")
     for daemon in daemons:
         if not daemon["running"]:
-            wrong.append(f"daemon {daemon['instance']} is not running: pictures wait in incoming")
+            wrong.append(f"daemon {daemon['instance']} is not running: images wait in incoming")
         elif daemon.get("paused"):
             wrong.append(f"daemon {daemon['instance']} is paused: {daemon['paused']}")
         for product in daemon.get("waiting_for_model") or ():
-            wrong.append(f"product {product} has no model: its pictures wait")
+            wrong.append(f"product {product} has no model: its images wait")
     disk = os.statvfs(site.root)
     free = disk.f_bavail * disk.f_frsize
     if free < 2 * site.settings.free_bytes_min:
@@ -91,7 +91,7 @@ def health(site: Site) -> dict[str, Any]:
         states = drift.latest(connection)
     wrong += [
         f"product {name} drifts, as found at {row.at:%Y-%m-%d %H:%M} UTC; cause: {row.cause or 'unknown'};"
-        f" it began with picture {row.first_image_id or 'unknown'}"
+        f" it began with image {row.first_image_id or 'unknown'}"
         for name, row in sorted(states.items())
         if row.state == "drifting"
     ]
@@ -141,18 +141,18 @@ def rate_chart(counted: list[Hour], each: int) -> Any:
     groups = _grouped(counted, each)
     rates = [100 * a / (n + a) if n + a else None for _, n, a in groups]
     known = [rate for rate in rates if rate is not None]
-    said = f"Anomaly rate over time: {min(known):.1f} to {max(known):.1f} %" if known else "Anomaly rate: no pictures"
+    said = f"Anomaly rate over time: {min(known):.1f} to {max(known):.1f} %" if known else "Anomaly rate: no images"
     return charts.lines(said, [Line("anomaly", rates)], _labels(groups, each), unit="%", least_top=1.0)
 
 
 def count_chart(counted: list[Hour], each: int) -> Any:
-    """Return the number of pictures over time by verdict, a bar for every `each` hours."""
+    """Return the number of images over time by verdict, a bar for every `each` hours."""
     groups = _grouped(counted, each)
     drawn = [
         Bar(f"{at:%Y-%m-%d %H:%M}: {n} normal, {a} anomalies", (("normal", n), ("anomaly", a))) for at, n, a in groups
     ]
     total = sum(n + a for _, n, a in groups)
-    return charts.bars(f"Pictures over time: {total:,} in all", drawn, _labels(groups, each))
+    return charts.bars(f"Images over time: {total:,} in all", drawn, _labels(groups, each))
 
 
 def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
@@ -168,11 +168,11 @@ def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
         return None
     threshold = thresholds[0]
     above = sum(score > threshold for score in found)
-    said = f"Scores of the latest {len(found)} pictures of {product}: {above} above the threshold {threshold:.4g}"
+    said = f"Scores of the latest {len(found)} images of {product}: {above} above the threshold {threshold:.4g}"
     return {
         "product": product,
         "version": champion.version,
-        "pictures": len(found),
+        "images": len(found),
         "above": above,
         "threshold": threshold,
         "chart": charts.histogram(said, found, threshold),

@@ -1,4 +1,4 @@
-// The wall of pictures by keyboard and mouse: where one is, what is selected, what was said and can be undone.
+// The wall of images by keyboard and mouse: where one is, what is selected, what was said and can be undone.
 // Without this the page works by its forms.
 "use strict";
 
@@ -8,7 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const big = document.querySelector("#big");
   const viewer = new window.Viewer(big.querySelector(".pane"), big);
   const undoable = [];
-  let current = null; // id of the picture that the keys mean
+  let current = null; // id of the image that the keys mean
   let anchor = null; // where a range begins
   let sending = Promise.resolve(); // one label after the other, in the order in which they were given
 
@@ -120,7 +120,7 @@ document.addEventListener("DOMContentLoaded", () => {
     if (!chosen.length) return;
     const before = new Map(chosen.map((card) => [card.dataset.id, card.dataset.label || "none"]));
     const ids = [...before.keys()];
-    const name = ids.length === 1 ? chosen[0].dataset.name : `${ids.length} pictures`;
+    const name = ids.length === 1 ? chosen[0].dataset.name : `${ids.length} images`;
     const all = cards();
     const next = all[all.indexOf(chosen.at(-1)) + 1];
     selectNone();
@@ -140,13 +140,13 @@ document.addEventListener("DOMContentLoaded", () => {
       tell("Nothing to undo");
       return;
     }
-    // Back to what was said before, which differs from picture to picture.
+    // Back to what was said before, which differs from image to image.
     for (const said of new Set(last.values())) {
       await send([...last].filter(([, was]) => was === said).map(([id]) => id), said);
     }
     const first = cardOf([...last.keys()][0]);
     moveTo(first);
-    tell(last.size === 1 ? `${first?.dataset.name ?? "picture"}: taken back` : `${last.size} pictures: taken back`);
+    tell(last.size === 1 ? `${first?.dataset.name ?? "image"}: taken back` : `${last.size} images: taken back`);
   }
 
   // Full size
@@ -154,8 +154,8 @@ document.addEventListener("DOMContentLoaded", () => {
   function show(card) {
     const { id } = card.dataset;
     viewer.fit();
-    viewer.picture.src = `/images/${id}/picture`;
-    viewer.picture.alt = card.dataset.name;
+    viewer.image.src = `/images/${id}/picture`;
+    viewer.image.alt = card.dataset.name;
     const mapped = !viewer.map.hidden && viewer.map.getAttribute("src");
     if (card.dataset.map === "yes") viewer.map.src = `/images/${id}/map`;
     else viewer.map.removeAttribute("src");
@@ -205,7 +205,7 @@ document.addEventListener("DOMContentLoaded", () => {
       return;
     }
     if (/^Arrow|^Home$|^End$/.test(event.key)) {
-      // Zoomed in, the arrows look around in the picture.
+      // Zoomed in, the arrows look around in the image.
       if (isOpen() && viewer.zoom > 1) return;
       moveTo(step(event), { range: event.shiftKey && !isOpen() });
     } else if (event.key === "n") label("normal");
@@ -239,7 +239,7 @@ document.addEventListener("DOMContentLoaded", () => {
     } else moveTo(card);
   });
   wall.addEventListener("mousedown", (event) => {
-    if (event.shiftKey) event.preventDefault(); // selects pictures, not text
+    if (event.shiftKey) event.preventDefault(); // selects images, not text
   });
   wall.addEventListener("focusin", (event) => {
     const card = event.target.closest(".shot");

@@ -1,11 +1,11 @@
-// A picture at full size, with its map over it, zoomed in steps around the middle of what is seen.
+// An image at full size, with its map over it, zoomed in steps around the middle of what is seen.
 "use strict";
 
 class Viewer {
   constructor(pane, bar) {
     this.pane = pane;
     this.sheet = pane.querySelector(".sheet");
-    this.picture = pane.querySelector(".picture");
+    this.image = pane.querySelector(".image");
     this.map = pane.querySelector(".map");
     this.bar = bar;
     this.zoom = 1;

@@ -1,7 +1,7 @@
 """How good detectors are, over data sets, profiles and seeds: each is trained as `tamis train` does, then judged.
 
 Saves after every run; `--resume` goes on. The test split is for the final table alone: choices between models are
-made with `--dev`, which looks at no test picture.
+made with `--dev`, which looks at no test image.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ METRICS = {
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Draw = Callable[[Pixels, np.random.Generator], tuple[Pixels, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]]
-"""Takes a normal picture uint8 `(H, W, 3)` RGB; returns it with a defect drawn in, and where, bool `(H, W)`."""
+"""Takes a normal image uint8 `(H, W, 3)` RGB; returns it with a defect drawn in, and where, bool `(H, W)`."""
 
 
 def main() -> None:
@@ -70,9 +70,9 @@ def main() -> None:
 def _run(task: data.Task, profile: str, seed: int, folder: Path, options: argparse.Namespace) -> Run:
     """Train and judge; return figures by what the normals were judged `against`, or the error that ended it."""
     development = data.development(task, seed) if options.dev else None
-    pictures = development.train if development else task.train
+    images = development.train if development else task.train
     try:
-        trained, took = judge.train(pictures, profile, seed, options.rate, folder, judge.overrides(options.job))
+        trained, took = judge.train(images, profile, seed, options.rate, folder, judge.overrides(options.job))
         against = _development_sets(development, seed, options.drawn, folder) if development else {"test": task.test}
         judged = {name: judge.quality(trained.version, samples) for name, samples in against.items()}
         costs = judge.cost(trained.version, [sample.path for samples in against.values() for sample in samples])
@@ -105,10 +105,10 @@ def _drawn(normals: Sequence[Path], seed: int, draw: Draw, folder: Path) -> list
         with Image.open(path) as image:
             size = (image.height, image.width)
         pixels, mask = draw(read_image(path, size), np.random.default_rng((seed, number)))
-        picture = folder / f"{number:05}.png"
-        Image.fromarray(pixels).save(picture, compress_level=1)
+        target = folder / f"{number:05}.png"
+        Image.fromarray(pixels).save(target, compress_level=1)
         Image.fromarray(mask).save(folder / f"{number:05}_mask.png")
-        samples.append(data.sample(picture, 1, "development", folder / f"{number:05}_mask.png"))
+        samples.append(data.sample(target, 1, "development", folder / f"{number:05}_mask.png"))
     return samples
 
 
@@ -163,7 +163,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", choices=sorted(data.DATA), default=["macaroni1", "aliens", "solar"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rate", type=float, default=0.05, help="the false-alarm rate (default: 0.05)")
-    parser.add_argument("--dev", action="store_true", help="judge on development pictures, not on the test split")
+    parser.add_argument("--dev", action="store_true", help="judge on development images, not on the test split")
     parser.add_argument(
         "--drawn", type=_function, metavar="MODULE:FUNCTION", help="with --dev: draws a defect into a held-out normal"
     )

@@ -1,7 +1,7 @@
-"""The pictures that detectors are judged on: what trains, what tests, and what is free for choosing between models.
+"""The images that detectors are judged on: what trains, what tests, and what is free for choosing between models.
 
 VisA macaroni1 with its official split, the aliens, solar cells (package `elpv-dataset`, CC BY-NC-SA 4.0: for
-measuring only) and drawn parts. A test picture is never anything else, whatever the seed.
+measuring only) and drawn parts. A test image is never anything else, whatever the seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.imaging.synthetic_parts import DEFECTS, draw
 from tests.benchmarks import captures, journey
 
 SOLAR_TRAIN, SOLAR_TEST = 800, 400
-# The test cells are the same for every seed: no picture that one seed develops with tests another.
+# The test cells are the same for every seed: no image that one seed develops with tests another.
 SOLAR_TEST_SEED = "test"
 HELD_OUT_SHARE, HELD_OUT_MAX = 0.25, 100
 PARTS_TRAIN, PARTS_TEST = 3000, 140
@@ -30,7 +30,7 @@ PARTS_TRAIN, PARTS_TEST = 3000, 140
 
 @dataclass(frozen=True)
 class Task:
-    """The pictures of one data set under one seed.
+    """The images of one data set under one seed.
 
     `spare` are normals that neither train nor test; `suspects` are probably defective ones that never test.
     """
@@ -48,7 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Development:
-    """The pictures of a data set that a choice between models may rest on: none of them is a test picture."""
+    """The images of a data set that a choice between models may rest on: none of them is a test image."""
 
     train: tuple[Path, ...]
     normals: tuple[Path, ...]
@@ -56,7 +56,7 @@ class Development:
 
 
 def development(task: Task, seed: int) -> Development:
-    """Return what trains and what judges where no test picture may be looked at.
+    """Return what trains and what judges where no test image may be looked at.
 
     Normals are the spare ones, or where there are none a quarter (at most 100) of those to train, by `seed`.
     """
@@ -127,7 +127,7 @@ def in_seeded_order(paths: Sequence[Path], seed: int | str) -> list[Path]:
 def chosen(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
     """Return `count` of `paths`, by `seed`; exits where there are fewer."""
     if len(paths) < count:
-        sys.exit(f"expected at least {count} pictures to choose from; found {len(paths)}")
+        sys.exit(f"expected at least {count} images to choose from; found {len(paths)}")
     return random.Random(seed).sample(sorted(paths), count)
 
 

@@ -29,20 +29,20 @@ from tests.benchmarks.run_file import Run
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, OSError)
 PRODUCT = "default"
 PIXEL = "pixel"
-TIMED_PICTURES, TIMED_ROUNDS, WARM_UP = 10, 10, 5
-METERED_PICTURES_MAX = 200
+TIMED_IMAGES, TIMED_ROUNDS, WARM_UP = 10, 10, 5
+METERED_IMAGES_MAX = 200
 
 
 def train(
-    pictures: Sequence[Path], profile: str, seed: int, rate: float, folder: Path, overrides: Run
+    images: Sequence[Path], profile: str, seed: int, rate: float, folder: Path, overrides: Run
 ) -> tuple[Trained, Run]:
-    """Train `profile` (or `pixel`) on `pictures` into `folder`; return the version, and what training it took.
+    """Train `profile` (or `pixel`) on `images` into `folder`; return the version, and what training it took.
 
     `overrides` are fields of TrainingJob. Raises what `service.training.run.train_in_child` raises.
     """
     job = TrainingJob(
         **{
-            "pictures": tuple(str(path.absolute()) for path in pictures),
+            "images": tuple(str(path.absolute()) for path in images),
             "models_root": str(folder / "models"),
             "product": PRODUCT,
             "kind": PIXEL if profile == PIXEL else "feature",
@@ -83,7 +83,7 @@ def quality(version: ModelVersion, samples: Sequence[Sample]) -> Run:
     )
     if result.failures:
         failure = result.failures[0]
-        raise OSError(f"expected {len(samples)} pictures that can be scored; found {failure.path}: {failure.error}")
+        raise OSError(f"expected {len(samples)} images that can be scored; found {failure.path}: {failure.error}")
     return {
         **asdict(result.metrics),
         "threshold": result.threshold,
@@ -94,13 +94,13 @@ def quality(version: ModelVersion, samples: Sequence[Sample]) -> Run:
 
 
 def reader(version: ModelVersion) -> Read:
-    """Return how the daemon reads pictures for `version`: as drafts where its training found that harmless."""
+    """Return how the daemon reads images for `version`: as drafts where its training found that harmless."""
     return functools.partial(read_image, draft=version.draft)
 
 
 def cost(version: ModelVersion, paths: Sequence[Path]) -> Run:
-    """Return ms of the graph alone for a picture on one thread, and Wh and pictures/s from file to score."""
-    paths, read = paths[:METERED_PICTURES_MAX], reader(version)
+    """Return ms of the graph alone for an image on one thread, and Wh and images/s from file to score."""
+    paths, read = paths[:METERED_IMAGES_MAX], reader(version)
     meter = EnergyMeter()
     try:
         detector = OpenVinoDetector(version)
@@ -113,7 +113,7 @@ def cost(version: ModelVersion, paths: Sequence[Path]) -> Run:
     finally:
         meter.close()
     return {
-        "graph_ms_one_thread": graph_ms(version, paths[:TIMED_PICTURES]),
+        "graph_ms_one_thread": graph_ms(version, paths[:TIMED_IMAGES]),
         "images_per_s": scored / seconds,
         "wh_per_1000": energy.total_wh / scored * 1000 if energy else None,
         "energy_source": energy.source if energy else None,
@@ -121,16 +121,16 @@ def cost(version: ModelVersion, paths: Sequence[Path]) -> Run:
 
 
 def graph_ms(version: ModelVersion, paths: Sequence[Path]) -> float:
-    """Return the median milliseconds of scoring one decoded picture on one thread, each of `paths` several times."""
+    """Return the median milliseconds of scoring one decoded image on one thread, each of `paths` several times."""
     detector = OpenVinoDetector(version, threads=1)
-    pictures = [reader(version)(path, detector.input_size)[None] for path in paths]
+    images = [reader(version)(path, detector.input_size)[None] for path in paths]
     for number in range(WARM_UP):
-        detector.score(pictures[number % len(pictures)])
+        detector.score(images[number % len(images)])
     taken = []
     for _ in range(TIMED_ROUNDS):
-        for picture in pictures:
+        for image in images:
             began = time.perf_counter()
-            detector.score(picture)
+            detector.score(image)
             taken.append(1000 * (time.perf_counter() - began))
     return statistics.median(taken)
 
@@ -140,7 +140,7 @@ def scores(version: ModelVersion, paths: Sequence[Path]) -> np.ndarray[Any, np.d
     found = []
     for batch in score_files(OpenVinoDetector(version), paths, reader(version), unreadable=UNREADABLE):
         if batch.failures:
-            raise OSError(f"{batch.failures[0].path}: expected a picture; found {batch.failures[0].error}")
+            raise OSError(f"{batch.failures[0].path}: expected an image; found {batch.failures[0].error}")
         found += [file.score for file in batch.scored]
     return np.array(found)
 

@@ -1,4 +1,4 @@
-"""anomalib's PaDiM and PatchCore against Tamis `fast`: the same Lite0 weights, 256 px, the same pictures, one run.
+"""anomalib's PaDiM and PatchCore against Tamis `fast`: the same Lite0 weights, 256 px, the same images, one run.
 
 Trains all on the same macaroni1 normals, judges them on the official test split, then lets each, in turn and in a
 process of its own, say of full-size captures whether they are anomalies, from file to verdict.
@@ -33,11 +33,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         # Kept with --folder, for its models are what --resume goes on with.
         folder = options.folder.absolute() if options.folder else Path(temporary)
-        pictures = _pictures(folder, options)
+        images = _images(folder, options)
         for contender in (TAMIS, *options.peers):
             key = _key("train", contender, options)
             if not runs.has(key):
-                runs.add({"key": key, **_train(contender, python, pictures, folder / contender, options)})
+                runs.add({"key": key, **_train(contender, python, images, folder / contender, options)})
         for number in range(options.rounds):
             for threads in options.threads:
                 for contender in (TAMIS, *options.peers):
@@ -48,7 +48,7 @@ def main() -> None:
                     job = {
                         "do": "infer",
                         "threads": threads,
-                        "captures": pictures.captures,
+                        "captures": images.captures,
                         "warm_up": WARM_UP,
                         **trained,
                     }
@@ -58,20 +58,20 @@ def main() -> None:
     print(_table(summary))
 
 
-class _Pictures:
+class _Images:
     """What trains and what tests, as files; `captures` as paths, `folder` in the layout that anomalib reads."""
 
     def __init__(self, train: list[Path], test: list[Sample], captures: list[str], folder: Path) -> None:
         self.train, self.test, self.captures, self.folder = train, test, captures, folder
 
 
-def _pictures(folder: Path, options: argparse.Namespace) -> _Pictures:
+def _images(folder: Path, options: argparse.Namespace) -> _Images:
     task = data.macaroni1(options.seed, folder)
     train = data.chosen(task.train, options.train, options.seed)
     test = list(task.test)
     if options.test:
         test = [sample for label in (0, 1) for sample in [s for s in task.test if s.label == label][: options.test]]
-    layout = folder / "pictures"
+    layout = folder / "images"
     for name, paths in {
         "normal": train,
         "normal_test": [sample.path for sample in test if sample.label == 0],
@@ -89,16 +89,16 @@ def _pictures(folder: Path, options: argparse.Namespace) -> _Pictures:
         path = store / f"{number:05}.jpg"
         path.write_bytes(content)
         dropped.append(str(path))
-    return _Pictures(train, test, dropped, layout)
+    return _Images(train, test, dropped, layout)
 
 
-def _train(contender: str, python: Path, pictures: _Pictures, folder: Path, options: argparse.Namespace) -> Run:
+def _train(contender: str, python: Path, images: _Images, folder: Path, options: argparse.Namespace) -> Run:
     print(f"training {contender}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     if contender == TAMIS:
         overrides = judge.overrides(options.job)
-        trained, took = judge.train(pictures.train, "fast", options.seed, RATE, folder, overrides)
-        quality = judge.quality(trained.version, pictures.test)
+        trained, took = judge.train(images.train, "fast", options.seed, RATE, folder, overrides)
+        quality = judge.quality(trained.version, images.test)
         return {
             "version": str(trained.version.folder),
             "image_auroc": quality["image_auroc"],
@@ -115,9 +115,9 @@ def _train(contender: str, python: Path, pictures: _Pictures, folder: Path, opti
         "threads": max(options.threads),
         "quick_coreset": options.quick_coreset,
         "folder": str(folder),
-        "pictures": str(pictures.folder),
-        "capture": pictures.captures[0],
-        "test": [(str(sample.path), sample.label) for sample in pictures.test],
+        "images": str(images.folder),
+        "capture": images.captures[0],
+        "test": [(str(sample.path), sample.label) for sample in images.test],
     }
     answer = environment.call(_command(contender, python), job, folder)
     training = answer["training"]
@@ -157,9 +157,9 @@ def _summary(runs: list[Run], options: argparse.Namespace) -> list[Run]:
                     "contender": contender,
                     "threads": threads,
                     "image_auroc": trained["image_auroc"],
-                    "pictures_per_cpu_s": statistics.median(run["pictures"] / run["cpu_s"] for run in measured),
-                    "pictures_per_s": statistics.median(run["pictures"] / run["seconds"] for run in measured),
-                    "wh_per_1000": statistics.median(1000 * run["wh"] / run["pictures"] for run in measured),
+                    "images_per_cpu_s": statistics.median(run["images"] / run["cpu_s"] for run in measured),
+                    "images_per_s": statistics.median(run["images"] / run["seconds"] for run in measured),
+                    "wh_per_1000": statistics.median(1000 * run["wh"] / run["images"] for run in measured),
                     "peak_mb": max(run["peak_mb"] for run in measured),
                     "training_s": trained["training_s"],
                     "training_wh": trained["training_wh"],
@@ -169,7 +169,7 @@ def _summary(runs: list[Run], options: argparse.Namespace) -> list[Run]:
             )
     for row in rows:
         [own] = [one for one in rows if one["contender"] == TAMIS and one["threads"] == row["threads"]]
-        row["tamis_pictures_per_cpu_s_ratio"] = own["pictures_per_cpu_s"] / row["pictures_per_cpu_s"]
+        row["tamis_images_per_cpu_s_ratio"] = own["images_per_cpu_s"] / row["images_per_cpu_s"]
         row["tamis_wh_ratio"] = own["wh_per_1000"] / row["wh_per_1000"]
     return rows
 
@@ -178,9 +178,9 @@ def _table(rows: list[Run]) -> str:
     shown = {
         "threads": "d",
         "image_auroc": ".4f",
-        "pictures_per_cpu_s": ".1f",
-        "tamis_pictures_per_cpu_s_ratio": ".2f",
-        "pictures_per_s": ".1f",
+        "images_per_cpu_s": ".1f",
+        "tamis_images_per_cpu_s_ratio": ".2f",
+        "images_per_s": ".1f",
         "wh_per_1000": ".4f",
         "tamis_wh_ratio": ".2f",
         "peak_mb": ".0f",
@@ -215,8 +215,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--venv", type=Path, default=default, help=f"the peers' environment (default: {default})")
     parser.add_argument("--peers", nargs="+", choices=sorted(STRIDES), default=sorted(STRIDES))
     parser.add_argument("--train", type=int, default=300, help="normals to train on, by the seed (default: 300)")
-    parser.add_argument("--test", type=int, help="test pictures of each label, for a short run (default: all 100)")
-    parser.add_argument("--captures", type=int, default=200, help="pictures of 1500x1000 to judge (default: 200)")
+    parser.add_argument("--test", type=int, help="test images of each label, for a short run (default: all 100)")
+    parser.add_argument("--captures", type=int, default=200, help="images of 1500x1000 to judge (default: 200)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="cores that inference is kept to")
     parser.add_argument("--rounds", type=int, default=3, help="how often each has its turn (default: 3)")
     parser.add_argument("--seed", type=int, default=0)

@@ -53,13 +53,13 @@ def make(name: str, strides: list[int]) -> Any:
     return model
 
 
-def export(engine: Engine, model: Any, folder: Path, picture: Path) -> tuple[Path, str]:
-    """Export `model` to OpenVINO in the first way of `EXPORTS` whose graph takes one whole `picture`; return both."""
+def export(engine: Engine, model: Any, folder: Path, image: Path) -> tuple[Path, str]:
+    """Export `model` to OpenVINO in the first way of `EXPORTS` whose graph takes one whole `image`; return both."""
     failures = []
     for number, (way, arguments) in enumerate(EXPORTS.items()):
         try:
             path = engine.export(model, ExportType.OPENVINO, export_root=folder / str(number), **arguments)
-            OpenVINOInferencer(path, device="CPU").predict(picture)
+            OpenVINOInferencer(path, device="CPU").predict(image)
         except Exception as error:  # noqa: BLE001  (whatever the way fails with, the next one is tried)
             failures.append(f"{way}: {type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}")
         else:

@@ -33,7 +33,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     # No workers: on two cores eight processes that decode would fight the one that computes.
     data = Folder(
         name="peers",
-        root=job["pictures"],
+        root=job["images"],
         normal_dir="normal",
         abnormal_dir="abnormal",
         normal_test_dir="normal_test",
@@ -50,7 +50,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     path, way = anomalib_models.export(engine, model, folder, Path(job["capture"]))
     labels, paths = zip(*((label, Path(path)) for path, label in job["test"]), strict=True)
     inferencer = OpenVINOInferencer(path, device="CPU")
-    shown = [float(inferencer.predict(picture).pred_score.squeeze()) for picture in paths]
+    shown = [float(inferencer.predict(image).pred_score.squeeze()) for image in paths]
     raw = _raw_scores(model, paths)
     return {
         "graph": str(path),
@@ -64,7 +64,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def infer(job: dict[str, Any]) -> dict[str, Any]:
-    """Say of each picture of `job["captures"]` whether it is an anomaly, by anomalib's inferencer; return the cost."""
+    """Say of each image of `job["captures"]` whether it is an anomaly, by anomalib's inferencer; return the cost."""
     metering.keep_to_cores(job["threads"])
     from anomalib.deploy import OpenVINOInferencer
 

@@ -17,7 +17,7 @@ OWN_TIMER_S = 10 * 365 * 86400  # no measuring in between: its thread would cost
 
 
 def measured(work: Callable[[], int]) -> dict[str, Any]:
-    """Do `work`, which returns how many pictures it did, and return what that took.
+    """Do `work`, which returns how many images it did, and return what that took.
 
     Wh are those of CodeCarbon's process tracking, an estimate where the processor has no counters that can be read.
     """
@@ -34,11 +34,11 @@ def measured(work: Callable[[], int]) -> dict[str, Any]:
     )
     tracker.start()
     began, cpu = time.perf_counter(), time.process_time()
-    pictures = work()
+    images = work()
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     tracker.stop()
     return {
-        "pictures": pictures,
+        "images": images,
         "seconds": seconds,
         "cpu_s": cpu_s,
         "wh": tracker.final_emissions_data.energy_consumed * 1000,

@@ -1,6 +1,6 @@
 """Tamis's half of the comparison: infer from file to verdict, in a process of its own; JSON in a file, JSON out.
 
-Reads, scores and judges with what the daemon uses. One thread is one picture after the other; with two, one batch is
+Reads, scores and judges with what the daemon uses. One thread is one image after the other; with two, one batch is
 decoded while another is scored, as in `tamis score`.
 """
 
@@ -19,7 +19,7 @@ BATCH_SIZE = 8
 
 
 def infer(job: dict[str, Any]) -> dict[str, Any]:
-    """Say of each picture of `job["captures"]` whether it is an anomaly; return what that cost."""
+    """Say of each image of `job["captures"]` whether it is an anomaly; return what that cost."""
     metering.keep_to_cores(job["threads"])
     from models.evaluation.evaluate import score_files
     from models.registry import verify

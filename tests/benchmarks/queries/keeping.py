@@ -1,6 +1,6 @@
 """Times the queries of retention and of shadow scores on the database of a million rows of `rows.fill`.
 
-A quarter of the pictures have a shadow score, one in fifty of which disagrees. Prints JSON; with --root a database that
+A quarter of the images have a shadow score, one in fifty of which disagrees. Prints JSON; with --root a database that
 is there is used again.
 """
 
@@ -45,7 +45,7 @@ QUERIES: dict[str, Callable[[Connection], list[object]]] = {
 
 
 def shade(root: Path) -> None:
-    """Give every fourth picture a shadow score."""
+    """Give every fourth image a shadow score."""
     with sqlite3.connect(root / DATABASE_FILE) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(
@@ -66,12 +66,12 @@ def take_half_away(root: Path) -> None:
         )
 
 
-def foreseen(root: Path, pictures_max: int) -> Callable[[Connection], list[object]]:
+def foreseen(root: Path, images_max: int) -> Callable[[Connection], list[object]]:
     """Return the forecast of `tamis status`, which makes its own connections."""
     engine = open_database(root, read_only=True)
     rules = [Rule("normal", timedelta(days=10), None), Rule("anomaly", None, 1)]
     found = Retention(root, engine, rules)
-    return lambda _connection: list(found.foresee(datetime.now(UTC), pictures_max=pictures_max))
+    return lambda _connection: list(found.foresee(datetime.now(UTC), images_max=images_max))
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
             shade(root)
         engine = open_database(root, read_only=True)
         figures = {name: measure(engine, query, arguments.runs) for name, query in QUERIES.items()}
-        figures["status: foresees 2,000 pictures"] = measure(engine, foreseen(root, 2000), arguments.runs)
+        figures["status: foresees 2,000 images"] = measure(engine, foreseen(root, 2000), arguments.runs)
         engine.dispose()
         take_half_away(root)
         engine = open_database(root, read_only=True)

@@ -87,7 +87,7 @@ def _images(rows: int, now: datetime, rng: random.Random) -> Iterator[tuple[obje
         folder = "quarantine" if quarantined else "anomaly" if anomaly else "normal"
         path = f"{folder}/{product}/{received[:10]}/camera1_{n:07d}.{id}.jpg"
         score = None if quarantined else rng.uniform(1.0, 2.0) if anomaly else rng.uniform(0.1, 1.0)
-        # A band as wide as holds so many of the normal pictures.
+        # A band as wide as holds so many of the normal images.
         uncertainty = None if score is None else 1 / (1 + abs(score - 1.0) / (0.9 * UNCERTAIN_SHARE))
         yield (
             *(id, product, f"camera1_{n:07d}.jpg", path, path, "quarantined" if quarantined else "placed"),

@@ -118,7 +118,7 @@ def active(unit: str) -> bool:
 
 
 def png(brightness: int, number: int) -> bytes:
-    """A grey picture of 48 x 32, one of its kind."""
+    """A grey image of 48 x 32, one of its kind."""
     row = b"\0" + bytes([brightness]) * 48
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -133,7 +133,7 @@ def png(brightness: int, number: int) -> bytes:
 
 
 def drop(count: int) -> None:
-    """Drop pictures, every third an anomaly, as a camera that runs as the service's user does."""
+    """Drop images, every third an anomaly, as a camera that runs as the service's user does."""
     for _ in range(count):
         number = len(dropped)
         content = png(200 if number % 3 == 2 else 20, number)
@@ -253,7 +253,7 @@ def installed_and_ready() -> dict[str, Any]:
 @check
 def waits_for_a_model_and_sorts_once_there_is_one() -> dict[str, Any]:
     drop(30)
-    until(lambda: "30 waiting" in shown("tamis.service", "StatusText"), "30 pictures that wait", 30)
+    until(lambda: "30 waiting" in shown("tamis.service", "StatusText"), "30 images that wait", 30)
     assert "no model; files wait" in run("journalctl", "-u", "tamis.service", "-o", "cat")
     assert query("SELECT id FROM results") == []
     assert len(list((ROOT / "incoming").glob("*.png"))) == 30
@@ -506,13 +506,13 @@ def other_people_of_the_machine_read_nothing() -> dict[str, Any]:
     [row] = query("SELECT path FROM results WHERE state = 'placed' LIMIT 1")
     tried = {}
     for name in (".", "tamis.db", "tamis.toml", "incoming", row["path"]):
-        tried[name if name != row["path"] else "a picture"] = run(
+        tried[name if name != row["path"] else "an image"] = run(
             "runuser", "-u", "ada", "--", "sh", "-c", 'cat "$0" || ls "$0"', ROOT / name, expected=None
         )
     for name in ("tamis.env", "web.env"):
         tried[name] = run("runuser", "-u", "ada", "--", "cat", f"/etc/tamis/{name}", expected=None)
     assert all("Permission denied" in said for said in tried.values()), tried
-    # A picture keeps the mode that its camera gave it; what the service makes, folders above all, is nobody else's.
+    # An image keeps the mode that its camera gave it; what the service makes, folders above all, is nobody else's.
     open_to_all = [
         str(path)
         for path in [ROOT, *ROOT.rglob("*")]
@@ -593,7 +593,7 @@ def retrained(memory_gb: float, numbers: str) -> tuple[dict[str, Any], dict[str,
     drop(20)
     took = until(all_sorted, "sorting beside it", 120)
     until(lambda: runs()[-1]["state"] not in ("running", "waiting"), "its end", 600)
-    return runs()[-1], {**bounds, "20 pictures beside it took s": took}
+    return runs()[-1], {**bounds, "20 images beside it took s": took}
 
 
 def _bounds() -> dict[str, Any]:
@@ -649,7 +649,7 @@ def both_start_with_the_machine() -> dict[str, Any]:
     took = until(all_sorted, "all sorted")
     assert problems() == []
     until(lambda: ask("/api/v1/status")[0] == 200, "an answer", 60)
-    return {"10 pictures sorted after s": took}
+    return {"10 images sorted after s": took}
 
 
 @check
@@ -721,7 +721,7 @@ def database_on_a_server_is_reached_within_the_sandbox() -> dict[str, Any]:
         (ROOT / ".database").unlink(missing_ok=True)
         run("systemctl", "start", *UNITS)
     assert problems() == [] and stopped == "success"
-    return {"10 pictures sorted after s": took}
+    return {"10 images sorted after s": took}
 
 
 @check

@@ -1,4 +1,4 @@
-"""Tries what a hostile picture would, if it took over the process: run by systemd within a unit's own sandbox.
+"""Tries what a hostile image would, if it took over the process: run by systemd within a unit's own sandbox.
 
 Writes what happened to each try as JSON to the file given. Plain Python and nothing of the service: it must run within
 the page's sandbox, too.

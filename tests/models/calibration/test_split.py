@@ -1,4 +1,4 @@
-"""How pictures are divided: what a rate needs, when folds take the place of a split, how products share a fit."""
+"""How images are divided: what a rate needs, when folds take the place of a split, how products share a fit."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_method_asked_for_is_the_one_used() -> None:
         (19, 0.05, "cross", "at least 20 are needed at any rate"),
     ],
 )  # fmt: skip
-def test_too_few_pictures_say_what_is_needed_and_what_rate_they_would_do_for(
+def test_too_few_images_say_what_is_needed_and_what_rate_they_would_do_for(
     found: int, rate: float, method: Method | None, message: str
 ) -> None:
     with pytest.raises(TooFewImages, match=message):
@@ -74,7 +74,5 @@ def test_products_are_drawn_from_alike() -> None:
 def test_a_classifier_learns_from_most_anomalies_and_the_others_from_none() -> None:
     assert [anomalies_held_out(found, "classifier") for found in (2, 4, 5, 10, 40)] == [0, 0, 1, 2, 8]
     assert anomalies_held_out(40, "feature") == 40 and anomalies_held_out(0, "pixel") == 0
-    with pytest.raises(
-        TooFewImages, match=r"at least 2 different pictures of anomalies, as cross-validation .* found 1"
-    ):
+    with pytest.raises(TooFewImages, match=r"at least 2 different images of anomalies, as cross-validation .* found 1"):
         anomalies_held_out(1, "classifier")

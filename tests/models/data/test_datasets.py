@@ -11,7 +11,7 @@ from models.data.datasets import VISA_SPLIT, Sample, read_dataset, read_mask
 from models.errors import DatasetError
 
 
-def picture(path: Path, size=(6, 4), value=0) -> Path:
+def image(path: Path, size=(6, 4), value=0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, value).save(path)
     return path
@@ -28,10 +28,10 @@ def visa(folder: Path, rows, columns=("object", "split", "label", "image", "mask
 @pytest.fixture
 def two_objects_of_visa(tmp_path):
     for object in ("capsules", "macaroni1"):
-        picture(tmp_path / object / "Data/Images/Normal/0.JPG")
-        picture(tmp_path / object / "Data/Images/Normal/1.JPG")
-        picture(tmp_path / object / "Data/Images/Anomaly/0.JPG")
-        picture(tmp_path / object / "Data/Masks/Anomaly/0.png", value=1)
+        image(tmp_path / object / "Data/Images/Normal/0.JPG")
+        image(tmp_path / object / "Data/Images/Normal/1.JPG")
+        image(tmp_path / object / "Data/Images/Anomaly/0.JPG")
+        image(tmp_path / object / "Data/Masks/Anomaly/0.png", value=1)
     rows = []
     for object in ("macaroni1", "capsules"):
         data = f"{object}/Data"
@@ -87,7 +87,7 @@ def test_visa_row_that_names_a_missing_mask_is_named(two_objects_of_visa):
     ],
 )
 def test_visa_row_that_makes_no_sense_is_named(tmp_path, row, said):
-    picture(tmp_path / "0.png")
+    image(tmp_path / "0.png")
     with pytest.raises(DatasetError, match=said):
         read_dataset(visa(tmp_path, [row]))
 
@@ -101,11 +101,11 @@ def test_visa_without_a_column_names_what_was_found(tmp_path):
 def two_objects_of_mvtec(tmp_path):
     for object in ("bottle", "cable"):
         base = tmp_path / object
-        picture(base / "train/good/000.png")
-        picture(base / "test/good/000.png")
-        picture(base / "test/bent/000.png")
-        picture(base / "test/bent/001.png")
-        picture(base / "ground_truth/bent/000_mask.png", value=255)
+        image(base / "train/good/000.png")
+        image(base / "test/good/000.png")
+        image(base / "test/bent/000.png")
+        image(base / "test/bent/001.png")
+        image(base / "ground_truth/bent/000_mask.png", value=255)
     return tmp_path
 
 
@@ -133,17 +133,17 @@ def test_mvtec_folder_of_one_object_is_that_object(two_objects_of_mvtec):
 
 
 def test_mvtec_mask_may_lack_its_suffix(two_objects_of_mvtec):
-    plain = picture(two_objects_of_mvtec / "bottle/ground_truth/bent/001.png")
+    plain = image(two_objects_of_mvtec / "bottle/ground_truth/bent/001.png")
     samples = read_dataset(two_objects_of_mvtec, "bottle").samples
     assert [sample.mask for sample in samples if sample.path.stem == "001"] == [plain]
 
 
 def test_folders_are_all_test_samples_of_an_object_named_like_the_folder(tmp_path):
     base = tmp_path / "aliens"
-    picture(base / "normal/1.png")
-    picture(base / "anomaly/1.JPG")
-    picture(base / "anomaly/left/2.png")
-    mask = picture(base / "masks/1.png")
+    image(base / "normal/1.png")
+    image(base / "anomaly/1.JPG")
+    image(base / "anomaly/left/2.png")
+    mask = image(base / "masks/1.png")
     assert list(read_dataset(base).samples) == [
         Sample(base / "normal/1.png", 0, "test", "aliens"),
         Sample(base / "anomaly/1.JPG", 1, "test", "aliens", mask),
@@ -152,15 +152,15 @@ def test_folders_are_all_test_samples_of_an_object_named_like_the_folder(tmp_pat
 
 
 def test_other_files_and_hidden_ones_are_no_samples(tmp_path):
-    picture(tmp_path / "normal/1.png")
-    picture(tmp_path / "normal/.trash/2.png")
-    picture(tmp_path / "normal/._1.png")
+    image(tmp_path / "normal/1.png")
+    image(tmp_path / "normal/.trash/2.png")
+    image(tmp_path / "normal/._1.png")
     (tmp_path / "normal/notes.txt").write_text("x")
     assert [sample.path.name for sample in read_dataset(tmp_path).samples] == ["1.png"]
 
 
 def test_a_layout_that_was_asked_for_is_read_where_another_would_come_first(two_objects_of_visa):
-    picture(two_objects_of_visa / "normal/1.png")
+    image(two_objects_of_visa / "normal/1.png")
     assert read_dataset(two_objects_of_visa, layout="folders").layout == "folders"
     assert read_dataset(two_objects_of_visa).layout == "visa"
 
@@ -196,9 +196,9 @@ def test_what_is_no_folder_is_an_error(tmp_path, make):
         read_dataset(tmp_path / "nothing")
 
 
-def test_a_layout_without_pictures_is_an_error(tmp_path):
+def test_a_layout_without_images_is_an_error(tmp_path):
     (tmp_path / "normal").mkdir()
-    with pytest.raises(DatasetError, match=r"layout is folders; expected pictures .*found none"):
+    with pytest.raises(DatasetError, match=r"layout is folders; expected images .*found none"):
         read_dataset(tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_mask_is_true_where_any_channel_is_not_zero(tmp_path, mode):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_mask_that_is_no_picture_is_named(tmp_path):
+def test_mask_that_is_no_image_is_named(tmp_path):
     (tmp_path / "mask.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(DatasetError, match=r"mask .*mask\.png"):
         read_mask(tmp_path / "mask.png")

@@ -70,8 +70,8 @@ def test_binomial_tail_is_that_of_scipy(k: int, p: float) -> None:
     assert binomial_p_value(k, 20, p) == pytest.approx(stats.binom.sf(k - 1, 20, p), rel=1e-9, abs=1e-300)
 
 
-def test_share_beyond_a_threshold_of_few_pictures_is_not_held_to_the_promised_rate_alone() -> None:
-    """Eight of 200 at a promise of 0.01 are no drift by 99 calibration pictures, whose threshold may keep 0.03."""
+def test_share_beyond_a_threshold_of_few_images_is_not_held_to_the_promised_rate_alone() -> None:
+    """Eight of 200 at a promise of 0.01 are no drift by 99 calibration images, whose threshold may keep 0.03."""
     assert stats.binom.sf(7, 200, 0.01) < 0.002
     assert share_p_value(8, 200, 1, 99) > 0.03
     generator = np.random.default_rng(5)
@@ -106,8 +106,8 @@ def test_drift_is_left_at_another_level_than_it_is_entered() -> None:
     assert many.exceeds(already=True) and not far.exceeds(already=True)
 
 
-def alarms(calibration_images: int, window: int, rate: float, pictures: int, series: int, seed: int) -> int:
-    """Return in how many of `series` of exchangeable normals drift is ever said, looked for at every tenth picture.
+def alarms(calibration_images: int, window: int, rate: float, total: int, series: int, seed: int) -> int:
+    """Return in how many of `series` of exchangeable normals drift is ever said, looked for at every tenth image.
 
     By the critical values of the two tests, which is quicker than their p-values and comes to the same.
     """
@@ -127,12 +127,12 @@ def alarms(calibration_images: int, window: int, rate: float, pictures: int, ser
         beyond = (k for k in range(images + 1) if share_p_value(k, images, false_alarms, n) < SHARE_BEGINS_BELOW)
         return float(distances[low]), next(beyond, images + 1)
 
-    ends = range(IMAGES_MIN, pictures + 1, 10)
+    ends = range(IMAGES_MIN, total + 1, 10)
     limits = {images: critical(images) for images in {min(end, window) for end in ends}}
     below = np.arange(n) / n
     alarmed = 0
     for _ in range(series):
-        calibration, scores = np.sort(generator.gamma(4, size=n)), generator.gamma(4, size=pictures)
+        calibration, scores = np.sort(generator.gamma(4, size=n)), generator.gamma(4, size=total)
         threshold = threshold_at(calibration, rate)
         cells = np.searchsorted(calibration, scores, "right")
         beyond = np.concatenate([[0], np.cumsum(scores > threshold)])
@@ -153,7 +153,7 @@ def test_normals_like_those_of_the_calibration_are_said_to_drift_in_fewer_than_1
     images: int, window: int, rate: float
 ) -> None:
     series = 200
-    assert alarms(images, window, rate, pictures=10_000, series=series, seed=11) < series / 100
+    assert alarms(images, window, rate, total=10_000, series=series, seed=11) < series / 100
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -231,7 +231,7 @@ def test_nothing_is_told_of_defects_where_the_look_is_not_known() -> None:
     scores = np.concatenate([np.full(20, 500.0), np.arange(1, 200, 2)])
     assert cause_of(calibration, scores, 198.0, SAME | {"brightness": None}) == "unknown"
     assert cause_of(calibration, scores, 198.0, SAME) == "defects"
-    assert cause_of(calibration, np.full(50, 500.0), 198.0, SAME) == "unknown"  # every picture: no bulk to compare by
+    assert cause_of(calibration, np.full(50, 500.0), 198.0, SAME) == "unknown"  # every image: no bulk to compare by
 
 
 def test_look_moved_by_more_than_it_varies() -> None:
@@ -257,7 +257,7 @@ def test_defects_on_a_third_of_the_parts_do_not_move_the_look() -> None:
     assert not any(one and one.moved for one in look_moved(before, after).values())
 
 
-def test_too_few_pictures_of_known_look_tell_nothing() -> None:
+def test_too_few_images_of_known_look_tell_nothing() -> None:
     nothing = np.full((100, 3), np.nan)
     assert look_moved(nothing, np.ones((100, 3))) == dict.fromkeys(SAME)
     assert look_moved(np.ones((100, 3)), np.ones((IMAGES_MIN - 1, 3))) == dict.fromkeys(SAME)

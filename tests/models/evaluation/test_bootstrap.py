@@ -7,7 +7,7 @@ import pytest
 
 from models.evaluation.bootstrap import Interval, Judged, _measure, _stratified, difference_intervals, intervals, wilson
 from models.evaluation.metrics import PixelHistograms, at_threshold, average_precision, best_f1, image_auroc
-from models.evaluation.pixel_histograms import PictureHistograms
+from models.evaluation.pixel_histograms import ImageHistograms
 
 THRESHOLD = 1.0
 
@@ -33,7 +33,7 @@ def metrics_of(scores, labels):
     }
 
 
-def test_a_resample_has_the_metrics_of_the_pictures_repeated_that_often():
+def test_a_resample_has_the_metrics_of_the_images_repeated_that_often():
     scores, labels = drawn(0, 25, 15)
     weights = _stratified(labels, 20, np.random.default_rng(1))
     found = _measure(Judged(scores, THRESHOLD), labels)(weights)
@@ -132,7 +132,7 @@ def maps():
 
 
 def test_resampled_pixels_have_the_metrics_of_the_maps_repeated_that_often(maps):
-    histograms = PictureHistograms()
+    histograms = ImageHistograms()
     for path, anomaly_map, mask in maps:
         histograms.add(path, anomaly_map, mask)
     weights = np.random.default_rng(0).integers(0, 4, (5, len(maps)))
@@ -147,7 +147,7 @@ def test_resampled_pixels_have_the_metrics_of_the_maps_repeated_that_often(maps)
 
 
 def test_pixel_metrics_have_intervals_around_their_value(maps):
-    histograms, fine = PictureHistograms(), PixelHistograms()
+    histograms, fine = ImageHistograms(), PixelHistograms()
     for path, anomaly_map, mask in maps:
         histograms.add(path, anomaly_map, mask)
         fine.add(anomaly_map, mask)
@@ -158,8 +158,8 @@ def test_pixel_metrics_have_intervals_around_their_value(maps):
     assert found["aupro"].low < fine.aupro().value < found["aupro"].high
 
 
-def test_pictures_whose_maps_were_not_counted_do_not_count(maps):
-    histograms = PictureHistograms()
+def test_images_whose_maps_were_not_counted_do_not_count(maps):
+    histograms = ImageHistograms()
     for path, anomaly_map, mask in maps[:8]:
         histograms.add(path, anomaly_map, mask)
     paths = [path for path, _, _ in maps]

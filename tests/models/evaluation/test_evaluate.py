@@ -29,7 +29,7 @@ class Brightness(Detector):
         return Scored(maps.max(axis=(1, 2)), maps)
 
 
-class NoPicture(Exception):
+class NotAnImage(Exception):
     pass
 
 
@@ -38,7 +38,7 @@ def read(path, size):
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR))
     except OSError as error:
-        raise NoPicture(f"{path.name}: {type(error).__name__}") from None
+        raise NotAnImage(f"{path.name}: {type(error).__name__}") from None
 
 
 def image_size(path):
@@ -47,7 +47,7 @@ def image_size(path):
 
 
 def run(samples, threshold=100.0, detector=None, **options):
-    return evaluate(detector or Brightness(), samples, threshold, read, image_size, unreadable=(NoPicture,), **options)
+    return evaluate(detector or Brightness(), samples, threshold, read, image_size, unreadable=(NotAnImage,), **options)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 
 def sample(folder: Path, name: str, background=20, defect=None, brightness=200, mask=True) -> Sample:
-    """A picture of 32 x 48; `defect` is (rows, columns) as slices."""
+    """An image of 32 x 48; `defect` is (rows, columns) as slices."""
     pixels = np.full((32, 48), background, np.uint8)
     drawn = np.zeros(pixels.shape, np.uint8)
     if defect is not None:
@@ -100,8 +100,8 @@ def test_scores_keep_the_order_of_the_samples_over_batches(folder):
     detector = Brightness()
     found = run(samples, detector=detector, batch_size=8)
     assert detector.batches == [8, 8, 5]
-    assert [picture.sample for picture in found.scores] == samples
-    assert [picture.score for picture in found.scores] == [3.0 * i for i in range(21)]
+    assert [image.sample for image in found.scores] == samples
+    assert [image.score for image in found.scores] == [3.0 * i for i in range(21)]
 
 
 def test_verdict_metrics_are_at_the_threshold_given(folder):
@@ -111,13 +111,13 @@ def test_verdict_metrics_are_at_the_threshold_given(folder):
     assert found.metrics.precision == pytest.approx(2 / 3)
     assert found.metrics.recall == pytest.approx(2 / 3)
     assert found.metrics.false_alarm_rate == 1 / 4
-    labels = [picture.sample.label for picture in found.scores]
+    labels = [image.sample.label for image in found.scores]
     assert found.metrics.image_auroc == pytest.approx(roc_auc_score(labels, [p.score for p in found.scores]))
 
 
-def test_a_picture_that_cannot_be_read_is_listed_and_left_out(folder):
+def test_a_image_that_cannot_be_read_is_listed_and_left_out(folder):
     samples = [sample(folder, f"n{i}") for i in range(3)] + [sample(folder, "a", defect=CORNER)]
-    samples[1].path.write_bytes(b"no picture")
+    samples[1].path.write_bytes(b"no image")
     found = run(samples, batch_size=2)
     assert found.images == 3
     assert [(failure.path, failure.error) for failure in found.failures] == [
@@ -152,10 +152,10 @@ def test_an_unexpected_error_while_reading_is_not_hidden(folder):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        evaluate(Brightness(), [sample(folder, "n")], 100.0, broken, image_size, unreadable=(NoPicture,))
+        evaluate(Brightness(), [sample(folder, "n")], 100.0, broken, image_size, unreadable=(NotAnImage,))
 
 
-def test_without_masks_pixel_metrics_are_unknown_and_picture_metrics_known(folder):
+def test_without_masks_pixel_metrics_are_unknown_and_image_metrics_known(folder):
     found = run([sample(folder, "n"), sample(folder, "a", defect=CORNER, mask=False)])
     assert found.metrics.image_auroc == 1
     assert (found.metrics.pixel_auroc, found.metrics.aupro, found.masked) == (None, None, 0)
@@ -175,13 +175,13 @@ def test_without_anomalies_only_the_false_alarm_rate_and_accuracy_are_known(fold
     assert all(value is None for name, value in vars(found).items() if name not in known)
 
 
-@pytest.mark.parametrize("content", ["turned", "no picture"])
-def test_a_mask_that_does_not_fit_is_listed_and_its_picture_still_counts(folder, content):
+@pytest.mark.parametrize("content", ["turned", "no image"])
+def test_a_mask_that_does_not_fit_is_listed_and_its_image_still_counts(folder, content):
     samples = [sample(folder, "n"), sample(folder, "a0", defect=CORNER), sample(folder, "a1", defect=CORNER)]
     if content == "turned":
         Image.new("L", (32, 48)).save(samples[2].mask)
     else:
-        samples[2].mask.write_bytes(b"no picture")
+        samples[2].mask.write_bytes(b"no image")
     found = run(samples)
     assert (found.images, found.masked) == (3, 1)
     assert [failure.path for failure in found.failures] == [samples[2].mask]
@@ -196,7 +196,7 @@ def test_progress_reaches_the_total(folder):
     assert told == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_no_more_than_two_batches_of_pictures_are_held(folder):
+def test_no_more_than_two_batches_of_images_are_held(folder):
     lock, held, most = threading.Lock(), 0, 0
 
     def counted(path, size):

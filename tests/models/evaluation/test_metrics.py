@@ -68,7 +68,7 @@ def test_auroc_of_turned_scores_is_the_rest_to_one(case):
 
 @FEW
 @given(labelled())
-def test_picture_metrics_agree_with_scikit_learn(case):
+def test_image_metrics_agree_with_scikit_learn(case):
     scores, labels = case
     assert metrics.image_auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores))
     assert metrics.average_precision(scores, labels) == pytest.approx(average_precision_score(labels, scores))
@@ -91,7 +91,7 @@ def test_best_f1_is_reached_at_its_threshold_and_beaten_by_none(case):
 
 @FEW
 @given(labelled(both=False), SCORES)
-def test_every_picture_is_counted_once(case, threshold):
+def test_every_image_is_counted_once(case, threshold):
     scores, labels = case
     found = metrics.at_threshold(scores, labels, threshold)
     counts = found.true_positives, found.false_positives, found.true_negatives, found.false_negatives
@@ -144,7 +144,7 @@ def test_without_normals_only_what_anomalies_tell_is_known():
     assert metrics.image_auroc(scores, labels) is None
 
 
-def test_without_pictures_nothing_is_known():
+def test_without_images_nothing_is_known():
     found = metrics.at_threshold(np.asarray([]), np.asarray([]), 0.5)
     assert (found.accuracy, found.recall, found.false_alarm_rate) == (None, None, None)
     assert metrics.image_auroc(np.asarray([]), np.asarray([])) is None
@@ -279,7 +279,7 @@ def test_a_constant_map_is_chance():
     assert histograms.aupro().value == pytest.approx(0.15)
 
 
-def test_a_normal_picture_counts_all_its_pixels_as_normal():
+def test_a_normal_image_counts_all_its_pixels_as_normal():
     mask = np.zeros((4, 6), bool)
     mask[0, :] = True
     bright = np.full((4, 6), 2.0, np.float32)

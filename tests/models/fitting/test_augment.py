@@ -12,7 +12,7 @@ from models.fitting.augment import OPTIONAL, harmless, light, vary
 
 
 def parts(count: int, *, side: str, seed: int = 0) -> list[UInt8Array]:
-    """Pictures with a bright bar on the left, or on either side."""
+    """Images with a bright bar on the left, or on either side."""
     chance = np.random.default_rng(seed)
     found = []
     for number in range(count):
@@ -28,8 +28,8 @@ def unlike(known: Sequence[UInt8Array]) -> object:
     """Return a score: the distance to the most similar of `known`."""
     flat = np.stack(known).reshape(len(known), -1).astype(np.float32)
 
-    def score(pictures: Sequence[UInt8Array]) -> Float32Array:
-        asked = np.stack(pictures).reshape(len(pictures), -1).astype(np.float32)
+    def score(images: Sequence[UInt8Array]) -> Float32Array:
+        asked = np.stack(images).reshape(len(images), -1).astype(np.float32)
         return np.asarray([np.abs(flat - one).mean(axis=1).min() for one in asked], dtype=np.float32)
 
     return score
@@ -46,13 +46,13 @@ def test_other_light_is_harmful_where_the_light_never_changed() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_changes_keep_size_and_type_and_leave_the_picture_itself(name: str) -> None:
-    [picture] = parts(1, side="left")
-    before = picture.copy()
+def test_changes_keep_size_and_type_and_leave_the_image_itself(name: str) -> None:
+    [image] = parts(1, side="left")
+    before = image.copy()
     for seed in range(6):
-        changed = OPTIONAL[name](picture, np.random.default_rng(seed))
-        assert changed.shape == picture.shape and changed.dtype == np.uint8
-    assert np.array_equal(picture, before)
+        changed = OPTIONAL[name](image, np.random.default_rng(seed))
+        assert changed.shape == image.shape and changed.dtype == np.uint8
+    assert np.array_equal(image, before)
 
 
 def test_small_changes_of_light_keep_grey_grey_and_are_small() -> None:
@@ -63,7 +63,7 @@ def test_small_changes_of_light_keep_grey_grey_and_are_small() -> None:
 
 
 def test_same_chance_varies_the_same() -> None:
-    [picture] = parts(1, side="left")
+    [image] = parts(1, side="left")
     names = list(OPTIONAL)
-    one, other = (vary(picture, names, np.random.default_rng(3)) for _ in range(2))
+    one, other = (vary(image, names, np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(one, other)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from models.calibration.split import fixed_calibration
-from models.data.select_images import ProductPictures
+from models.data.select_images import ProductImages
 from models.errors import DatasetError
 from models.fitting.trim import mean_of_highest, worst
 from models.fitting.warm_start import WarmStart, read_warm_start, start_features
@@ -25,7 +25,7 @@ from models.training.train import train_jointly
 from tests.support.made_images import image_size, make_normals, read
 
 
-def retrain(products: ProductPictures, destination: Path, **changes: Any) -> ModelVersion:
+def retrain(products: ProductImages, destination: Path, **changes: Any) -> ModelVersion:
     given: dict[str, Any] = {
         "kind": "pixel",
         "profile": "fast",
@@ -91,7 +91,7 @@ def test_other_shapes_are_no_start() -> None:
 @pytest.mark.parametrize("kind", ["pixel", "feature"])
 def test_warm_start_takes_half_the_steps_and_says_from_whom(tmp_path: Path, kind: str) -> None:
     normals = make_normals(tmp_path / "normals")
-    given = ProductPictures("bar", normals[10:], 0.1, calibrate=normals[:10])
+    given = ProductImages("bar", normals[10:], 0.1, calibrate=normals[:10])
     first = retrain(given, tmp_path / "models", kind=kind)
     second = retrain(given, tmp_path / "models", kind=kind, warm=first.folder, seed=4)
     training = second.manifest["training"]
@@ -103,10 +103,10 @@ def test_warm_start_takes_half_the_steps_and_says_from_whom(tmp_path: Path, kind
 
 def test_a_warm_start_must_not_have_seen_what_calibrates(tmp_path: Path) -> None:
     normals = make_normals(tmp_path / "normals")
-    first = retrain(ProductPictures("bar", normals[10:], 0.1, calibrate=normals[:10]), tmp_path / "models")
+    first = retrain(ProductImages("bar", normals[10:], 0.1, calibrate=normals[:10]), tmp_path / "models")
     # Too few are set apart for the rate: all are divided anew, and the first version may have trained on any of them.
     second = retrain(
-        ProductPictures("bar", normals[4:], 0.1, calibrate=normals[:4]), tmp_path / "models", warm=first.folder, seed=4
+        ProductImages("bar", normals[4:], 0.1, calibrate=normals[:4]), tmp_path / "models", warm=first.folder, seed=4
     )
     assert second.manifest["training"]["warm_start"] is None
     assert second.manifest["calibration"]["images"] >= 9
@@ -116,17 +116,17 @@ def test_a_warm_start_must_not_have_seen_what_calibrates(tmp_path: Path) -> None
     ("calibrate", "train", "rate", "expected"),
     [(99, 16, 0.01, 99), (98, 500, 0.01, None), (250, 500, 0.01, 199), (99, 15, 0.01, None), (5000, 500, 0.01, 999)],
 )
-def test_pictures_set_apart_calibrate_where_they_do(
+def test_images_set_apart_calibrate_where_they_do(
     calibrate: int, train: int, rate: float, expected: int | None
 ) -> None:
     assert fixed_calibration(calibrate, train, rate) == expected
 
 
-def test_a_picture_that_calibrates_is_no_anomaly(tmp_path: Path) -> None:
+def test_a_image_that_calibrates_is_no_anomaly(tmp_path: Path) -> None:
     normals = make_normals(tmp_path / "normals")
     copy = Path(shutil.copy(normals[0], tmp_path / "copy.png"))
     with pytest.raises(DatasetError, match=r"000\.png and .*copy\.png"):
-        retrain(ProductPictures("bar", normals[10:], 0.1, [copy], normals[:10]), tmp_path / "models")
+        retrain(ProductImages("bar", normals[10:], 0.1, [copy], normals[:10]), tmp_path / "models")
 
 
 @pytest.mark.parametrize("kind", ["pixel", "feature"])
@@ -138,7 +138,7 @@ def test_wrong_labels_are_left_out_and_listed(tmp_path: Path, kind: str) -> None
         pixels[26:38, 30:50] = [255, 0, 120]
         Image.fromarray(pixels).save(normals[number])
         wrong.append(normals[number])
-    given = ProductPictures("bar", normals[10:], 0.1, calibrate=normals[:10])
+    given = ProductImages("bar", normals[10:], 0.1, calibrate=normals[:10])
     version = retrain(given, tmp_path / "models", kind=kind, trim_fraction=0.08, steps=40)
     trimmed = {Path(one["path"]) for one in version.manifest["training"]["trimmed"]}
     assert len(trimmed) == 4 and (set(wrong) & trimmed)
@@ -149,7 +149,7 @@ def test_wrong_labels_are_left_out_and_listed(tmp_path: Path, kind: str) -> None
     assert version.manifest["training"]["images"] == 46 == len(listed["train"])
 
 
-def test_the_worst_are_the_share_of_different_pictures_by_their_best_copy() -> None:
+def test_the_worst_are_the_share_of_different_images_by_their_best_copy() -> None:
     a, b, c, d = (Path(name) for name in "abcd")
     errors = np.array([1, 9, 5, 5, 3, 3, 8, 2], dtype=np.float32)
     assert worst([a, a, b, b, c, c, d, d], errors, 0.25) == {b}

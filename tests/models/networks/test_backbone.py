@@ -46,7 +46,7 @@ def test_levels_are_those_of_the_whole_backbone(extractor: FeatureExtractor) -> 
                 torch.testing.assert_close(ours, theirs)
 
 
-def test_overview_is_of_the_picture_at_half_its_sides(extractor: FeatureExtractor) -> None:
+def test_overview_is_of_the_image_at_half_its_sides(extractor: FeatureExtractor) -> None:
     small = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
     twice = small.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     pixels = (small.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5

@@ -45,8 +45,8 @@ def test_held_out_anomalies_are_told_from_held_out_normals(trained: ModelVersion
 
 def test_map_is_never_negative_and_highest_at_the_defect(trained: ModelVersion, tmp_path: Path) -> None:
     size = trained.input_size
-    picture = read(make_anomalies(tmp_path, 12)[11], size)[np.newaxis]
-    scored = OpenVinoDetector(trained).score(picture)
+    image = read(make_anomalies(tmp_path, 12)[11], size)[np.newaxis]
+    scored = OpenVinoDetector(trained).score(image)
     stride = trained.manifest["stride"]
     assert scored.maps.shape == (1, size[0] // stride, size[1] // stride)
     assert (scored.maps >= 0).all() and scored.maps.max() > 0
@@ -71,7 +71,7 @@ def test_map_adds_up_to_the_log_odds_where_pools_are_averages() -> None:
 
 
 def test_fewer_than_two_anomalies_are_refused(normals: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(TooFewImages, match="at least 2 different pictures of anomalies"):
+    with pytest.raises(TooFewImages, match="at least 2 different images of anomalies"):
         training.train(normals, destination=tmp_path, anomalies=make_anomalies(tmp_path / "bad", 1), **CHOICE)
 
 
@@ -85,7 +85,7 @@ def test_two_anomalies_and_twenty_normals_are_enough(tmp_path: Path) -> None:
     assert version.manifest["architecture"]["cross_validation"]["folds"] == 2
 
 
-def test_probabilities_are_calibrated_on_pictures_that_were_left_out() -> None:
+def test_probabilities_are_calibrated_on_images_that_were_left_out() -> None:
     rng = np.random.default_rng(1)
     decisions = rng.normal(size=4000)
     anomalies = rng.random(4000) < expit(0.5 * decisions - 1.5)

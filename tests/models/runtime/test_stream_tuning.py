@@ -10,7 +10,7 @@ from models.runtime.torch_detector import probes
 
 
 class Machine:
-    """A clock that a run moves: `seconds[n]` for one picture on each of n streams at once."""
+    """A clock that a run moves: `seconds[n]` for one image on each of n streams at once."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
         self.seconds, self.now, self.runs = seconds, 0.0, 0
@@ -62,13 +62,13 @@ def test_one_core_has_nothing_to_choose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images_per_s", "in_flight_max", "pictures"),
+    ("images_per_s", "in_flight_max", "images"),
     [(5.0, 64, 8), (60.0, 64, 12), (1000.0, 64, 16), (60.0, 16, 4), (60.0, 1, 1)],
 )
 def test_batch_is_what_a_fifth_of_a_second_scores_with_four_in_flight(
-    images_per_s: float, in_flight_max: int, pictures: int
+    images_per_s: float, in_flight_max: int, images: int
 ) -> None:
-    assert batch_size(images_per_s, in_flight_max) == pictures
+    assert batch_size(images_per_s, in_flight_max) == images
 
 
 def test_scores_are_the_same_on_any_number_of_streams(trained: ModelVersion) -> None:

@@ -49,7 +49,7 @@ def test_results_stay_as_they_are_when_more_is_scored(trained: ModelVersion) -> 
     np.testing.assert_array_equal(first.maps, kept[1])
 
 
-def test_pictures_of_another_size_are_refused(trained: ModelVersion) -> None:
+def test_images_of_another_size_are_refused(trained: ModelVersion) -> None:
     with pytest.raises(ValueError, match="expected shape"):
         TorchDetector(trained, "cpu").score(np.zeros((1, 8, 8, 3), np.uint8))
 

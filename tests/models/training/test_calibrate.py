@@ -1,4 +1,4 @@
-"""Calibration with tiny networks: folds where there are few pictures, their units, known anomalies."""
+"""Calibration with tiny networks: folds where there are few images, their units, known anomalies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models.appearance import appearance_of
 from models.calibration.thresholds import threshold_at
-from models.data.select_images import ProductPictures
+from models.data.select_images import ProductImages
 from models.errors import DatasetError, ModelError
 from models.evaluation.metrics import image_auroc
 from models.registry import WEIGHTS, ModelVersion, list_versions, verify
@@ -36,13 +36,13 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def train(pictures: list[Path], destination: Path, **changes: Any) -> ModelVersion:
+def train(images: list[Path], destination: Path, **changes: Any) -> ModelVersion:
     given = {"product": "bar", "false_alarm_rate": 0.05, **OPTIONS, **changes}
-    return training.train(pictures, destination=destination, **given)
+    return training.train(images, destination=destination, **given)
 
 
 def make_anomalies(folder: Path, count: int) -> list[Path]:
-    """Save pictures like the normal ones, with a red square where the bar is."""
+    """Save images like the normal ones, with a red square where the bar is."""
     paths = make_normals(folder, count)
     for number, path in enumerate(paths):
         pixels = np.asarray(Image.open(path)).copy()
@@ -51,10 +51,10 @@ def make_anomalies(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def darker(pictures: list[Path], folder: Path) -> list[Path]:
-    """Save `pictures` with a third of their brightness: as unlike them as another product is."""
+def darker(images: list[Path], folder: Path) -> list[Path]:
+    """Save `images` with a third of their brightness: as unlike them as another product is."""
     folder.mkdir()
-    for path in pictures:
+    for path in images:
         Image.fromarray(np.asarray(Image.open(path)) // 3).save(folder / path.name)
     return sorted(folder.iterdir())
 
@@ -79,7 +79,7 @@ def test_twenty_normals_do_for_a_false_alarm_rate_of_5_percent(tmp_path: Path) -
     assert sorted(path.name for path in version.folder.iterdir()) == [
         "images.csv", "model.bin", "model.json", "model.safetensors", "model.xml"
     ]  # fmt: skip
-    # No picture calibrates with a network that saw it: the network that ships, which saw all, scores otherwise.
+    # No image calibrates with a network that saw it: the network that ships, which saw all, scores otherwise.
     own = OpenVinoDetector(version).score(np.stack([read(path, version.input_size) for _, path in roles(version)]))
     assert not np.isclose(np.sort(own.scores), version.calibration_scores).any()
 
@@ -112,7 +112,7 @@ def test_known_anomalies_are_scored_and_never_trained_on(normals: list[Path], tm
     assert plain.manifest["calibration"]["image_auroc"] is None
 
 
-def test_a_picture_that_is_normal_and_anomaly_at_once_is_an_error(normals: list[Path], tmp_path: Path) -> None:
+def test_a_image_that_is_normal_and_anomaly_at_once_is_an_error(normals: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"same bytes as both in .*007\.png and .*007\.png"):
         train(normals, tmp_path, anomalies=[normals[7]])
 
@@ -125,7 +125,7 @@ def test_one_network_for_several_products_with_a_threshold_for_each(normals: lis
         told.append(images)
         return {"total_wh": 3.0, "cpu_wh": 2.0, "emissions_g": None, "duration_s": 60.0, "source": "estimated"}
 
-    products = [ProductPictures("bar", normals, 0.1), ProductPictures("bolt", bolts, 0.05)]
+    products = [ProductImages("bar", normals, 0.1), ProductImages("bolt", bolts, 0.05)]
     trained = training.train_jointly(products, destination=tmp_path / "models", meter=meter, **OPTIONS)
     bar, bolt = (each.manifest for each in trained)
     assert [list_versions(tmp_path / "models", name) for name in ("bar", "bolt")] == [[trained[0].version]] * 2
@@ -146,10 +146,10 @@ def test_one_network_for_several_products_with_a_threshold_for_each(normals: lis
     assert told == [51]
 
 
-def test_one_network_measures_each_product_by_its_own_ordinary_pictures(normals: list[Path], tmp_path: Path) -> None:
+def test_one_network_measures_each_product_by_its_own_ordinary_images(normals: list[Path], tmp_path: Path) -> None:
     dark = darker(normals, tmp_path / "dark")
     options = OPTIONS | {"kind": "feature", "steps": 20, "method": "split"}
-    products = [ProductPictures("light", normals, 0.2), ProductPictures("dark", dark, 0.2)]
+    products = [ProductImages("light", normals, 0.2), ProductImages("dark", dark, 0.2)]
     light_version, dark_version = training.train_jointly(products, destination=tmp_path / "models", **options)
 
     light_tensors, dark_tensors = (load_file(version.folder / WEIGHTS) for version in (light_version, dark_version))
@@ -169,8 +169,8 @@ def test_one_network_measures_each_product_by_its_own_ordinary_pictures(normals:
 
 def test_no_product_gets_a_version_where_one_cannot_have_it(normals: list[Path], tmp_path: Path) -> None:
     products = [
-        ProductPictures("bar", normals, 0.1),
-        ProductPictures("a/b", make_normals(tmp_path / "more", 26), 0.1),
+        ProductImages("bar", normals, 0.1),
+        ProductImages("a/b", make_normals(tmp_path / "more", 26), 0.1),
     ]
     with pytest.raises(ModelError, match="plain name"):
         training.train_jointly(products, destination=tmp_path / "models", **OPTIONS, method="split")

@@ -1,4 +1,4 @@
-"""Training itself, on tiny pictures: what is chosen, what is published, and that a seed fixes it all."""
+"""Training itself, on tiny images: what is chosen, what is published, and that a seed fixes it all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from models.calibration.split import divide
 from models.calibration.thresholds import threshold_at
-from models.data.select_images import Chosen, ProductPictures, choose_pictures, fitting_size
+from models.data.select_images import Chosen, ProductImages, choose_images, fitting_size
 from models.errors import DatasetError, ParityFailed
 from models.progress import Progress
 from models.registry import ModelVersion, list_versions, verify
@@ -28,7 +28,7 @@ from tests.support.made_images import NORMALS, image_size, make_normals, read
 REPORTED: list[Progress] = []
 
 
-def train(pictures: list[Path], destination: Path, **changes: Any) -> ModelVersion:
+def train(images: list[Path], destination: Path, **changes: Any) -> ModelVersion:
     given: dict[str, Any] = {
         "kind": "pixel",
         "profile": "fast",
@@ -43,10 +43,10 @@ def train(pictures: list[Path], destination: Path, **changes: Any) -> ModelVersi
         "side": 64,
         "method": "split",
     }
-    return training.train(pictures, destination=destination, **given | changes)
+    return training.train(images, destination=destination, **given | changes)
 
 
-def choose(pictures: list[Path], anomalies: Sequence[Path] = (), rate: float = 0.1, **changes: Any) -> Chosen:
+def choose(images: list[Path], anomalies: Sequence[Path] = (), rate: float = 0.1, **changes: Any) -> Chosen:
     given: dict[str, Any] = {
         "kind": "pixel",
         "side": 64,
@@ -57,7 +57,7 @@ def choose(pictures: list[Path], anomalies: Sequence[Path] = (), rate: float = 0
         "unreadable": (OSError,),
         "report": lambda progress: None,
     }
-    return choose_pictures([ProductPictures("bar", pictures, rate, anomalies)], **given | changes)[0]
+    return choose_images([ProductImages("bar", images, rate, anomalies)], **given | changes)[0]
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,16 @@ def test_input_keeps_area_and_median_aspect_in_multiples_of_32(
     assert fitting_size(sizes, side) == expected
 
 
-def test_each_picture_has_one_role_and_names_do_not_matter(normals: list[Path], tmp_path: Path) -> None:
+def test_each_image_has_one_role_and_names_do_not_matter(normals: list[Path], tmp_path: Path) -> None:
     chosen = choose(normals)
-    roles = [{picture.sha256 for picture in part} for part in (chosen.train, chosen.calibrate)]
+    roles = [{image.sha256 for image in part} for part in (chosen.train, chosen.calibrate)]
     assert len(roles[0] | roles[1]) == NORMALS and not roles[0] & roles[1]
     assert len(roles[1]) == divide(NORMALS, 0.1, "split")[1] == 9
     renamed = [Path(shutil.copy(path, tmp_path / f"{-number % 31:03}x.png")) for number, path in enumerate(normals)]
     again = choose(renamed)
-    assert [picture.sha256 for picture in again.train] == [picture.sha256 for picture in chosen.train]
-    assert [picture.sha256 for picture in again.calibrate] == [picture.sha256 for picture in chosen.calibrate]
-    assert {picture.sha256 for picture in choose(normals, seed=1).calibrate} != roles[1]
+    assert [image.sha256 for image in again.train] == [image.sha256 for image in chosen.train]
+    assert [image.sha256 for image in again.calibrate] == [image.sha256 for image in chosen.calibrate]
+    assert {image.sha256 for image in choose(normals, seed=1).calibrate} != roles[1]
 
 
 def test_same_bytes_are_used_once(normals: list[Path], tmp_path: Path) -> None:
@@ -99,9 +99,9 @@ def test_same_bytes_are_used_once(normals: list[Path], tmp_path: Path) -> None:
     assert len(chosen.train) + len(chosen.calibrate) == NORMALS
 
 
-def test_unreadable_pictures_are_skipped_and_said(normals: list[Path], tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped_and_said(normals: list[Path], tmp_path: Path) -> None:
     text, cut, gone = tmp_path / "text.png", tmp_path / "cut.png", tmp_path / "gone.png"
-    text.write_text("not a picture")
+    text.write_text("not an image")
     cut.write_bytes(normals[0].read_bytes()[:2000])
     notes: list[Progress] = []
     chosen = choose([*normals, text, cut, gone], report=notes.append)
@@ -111,19 +111,17 @@ def test_unreadable_pictures_are_skipped_and_said(normals: list[Path], tmp_path:
     assert [progress.note for progress in notes if progress.note and "cut.png" in progress.note]
 
 
-def test_too_many_unreadable_pictures_are_an_error(normals: list[Path], tmp_path: Path) -> None:
+def test_too_many_unreadable_images_are_an_error(normals: list[Path], tmp_path: Path) -> None:
     broken = [tmp_path / f"{number}.png" for number in range(4)]
     for number, path in enumerate(broken):
-        path.write_text(f"not a picture {number}")
-    with pytest.raises(
-        DatasetError, match=r"at most 10% unreadable pictures; found 4 of 34, the first being .*\d\.png"
-    ):
+        path.write_text(f"not an image {number}")
+    with pytest.raises(DatasetError, match=r"at most 10% unreadable images; found 4 of 34, the first being .*\d\.png"):
         choose(normals + broken)
     with pytest.raises(DatasetError, match="none of 4 can be read"):
         choose(broken)
 
 
-def test_no_pictures_at_all_are_an_error() -> None:
+def test_no_images_at_all_are_an_error() -> None:
     with pytest.raises(DatasetError, match="found none"):
         choose([])
 
@@ -230,7 +228,7 @@ def test_progress_runs_through_every_stage_to_its_end(normals: list[Path], tmp_p
     ended = [progress.stage for progress in REPORTED if progress.done == progress.total]
     rounds = ["training the head, round 1 of 2", "looking for false alarms", "training the head, round 2 of 2"]
     drawing = ["drawing defects", "drawing defects"]
-    # The second time of the pictures that the autoencoder is not trained on.
+    # The second time of the images that the autoencoder is not trained on.
     assert ended == ["reading", "features", "features", "training", *drawing, *rounds, "exporting", "calibrating"]
 
 
@@ -251,18 +249,18 @@ def test_unknown_kind_or_profile_is_refused(normals: list[Path], tmp_path: Path)
         train(normals, tmp_path, profile="best")
 
 
-def test_pool_holds_positions_of_every_picture_within_its_bound(tmp_path: Path) -> None:
+def test_pool_holds_positions_of_every_image_within_its_bound(tmp_path: Path) -> None:
     from models.fitting.feature_cache import FrozenNetwork, position_pool
     from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, load_extractor
 
-    pictures = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
+    images = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
     network = FrozenNetwork(load_extractor(), (64, 96))
     bound = 5 * 7 * (FEATURES + DETAIL) * 2
-    pool, overviews = position_pool(network, pictures, 5, (64, 96), 0, lambda progress: None, bound)
+    pool, overviews = position_pool(network, images, 5, (64, 96), 0, lambda progress: None, bound)
     assert pool.dtype == torch.float16 and pool.shape == (5 * 7, FEATURES + DETAIL)
     assert overviews.shape == (5, OVERVIEW)
     with torch.inference_mode():
-        wanted, overview = load_extractor()(torch.from_numpy(pictures[2][np.newaxis].copy()))
+        wanted, overview = load_extractor()(torch.from_numpy(images[2][np.newaxis].copy()))
     nearest = torch.cdist(pool[2 * 7 : 3 * 7].float(), wanted[0].flatten(1).T).min(dim=1)
     assert nearest.values.max() < 0.05
     assert len(set(nearest.indices.tolist())) == 7
@@ -275,18 +273,16 @@ def test_crops_of_drawn_defects_hold_their_defects(tmp_path: Path) -> None:
     from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
     from models.networks.feature_detector import FeaturesAndResiduals
 
-    [picture] = [read(path, (224, 256)) for path in make_normals(tmp_path, 1)]
+    [image] = [read(path, (224, 256)) for path in make_normals(tmp_path, 1)]
     share = np.zeros((28, 32), dtype=np.float32)
     share[27, 31] = 0.5
     seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder(), Standardisation(DETAIL)).eval()
-    crops = crop_pool(
-        FrozenNetwork(seen, (224, 256)), [(picture, share)] * 4, 4, 3, (224, 256), 0, lambda progress: None
-    )
+    crops = crop_pool(FrozenNetwork(seen, (224, 256)), [(image, share)] * 4, 4, 3, (224, 256), 0, lambda progress: None)
     assert crops.seen.shape == (12, 2 * FEATURES + DETAIL, 24, 24) and crops.seen.dtype == torch.float16
     with_defect = crops.defect_share.flatten(1).amax(1)
     assert set(with_defect.tolist()) <= {0.0, 0.5} and (with_defect > 0).sum() >= 6
     with torch.inference_mode():
-        places, _ = seen(torch.from_numpy(picture[np.newaxis].copy()))
+        places, _ = seen(torch.from_numpy(image[np.newaxis].copy()))
     # The defect is in the last row and column, so a crop that holds it is the last one.
     last = crops.seen[int(with_defect.argmax())].float()
     torch.testing.assert_close(last, places[0, :, 4:28, 8:32], rtol=1e-2, atol=5e-2)

@@ -16,7 +16,7 @@ from service.errors import TamisError, UsageError
 from service.evaluation.text_report import SCORE_COLUMNS
 from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
-from tests.support.brightness_version import install, mask, picture
+from tests.support.brightness_version import image, install, mask
 
 
 class Meter:
@@ -60,18 +60,18 @@ def plain(tmp_path):
     """Three normals, one of them bright, and two anomalies, one of them dark; no masks."""
     folder = tmp_path / "parts"
     for index, background in enumerate((10, 20, 120)):
-        picture(folder / f"normal/{index}.png", background)
-    picture(folder / "anomaly/0.png", spot=200)
-    picture(folder / "anomaly/1.png", spot=90)
+        image(folder / f"normal/{index}.png", background)
+    image(folder / "anomaly/0.png", spot=200)
+    image(folder / "anomaly/1.png", spot=90)
     return folder
 
 
 def mvtec(folder: Path, *objects: str) -> Path:
     for name in objects:
-        picture(folder / name / "train/good/000.png")
-        picture(folder / name / "test/good/000.png", 10)
-        picture(folder / name / "test/good/001.png", 15)
-        picture(folder / name / "test/spot/000.png", spot=200)
+        image(folder / name / "train/good/000.png")
+        image(folder / name / "test/good/000.png", 10)
+        image(folder / name / "test/good/001.png", 15)
+        image(folder / name / "test/spot/000.png", spot=200)
         mask(folder / name / "ground_truth/spot/000_mask.png")
     return folder
 
@@ -159,7 +159,7 @@ def test_nothing_else_is_changed(ready, plain):
 
 def test_several_objects_have_a_row_each_and_a_mean(ready, tmp_path):
     sets = mvtec(tmp_path / "sets", "bottle", "cable")
-    picture(sets / "cable/test/good/002.png", 150)
+    image(sets / "cable/test/good/002.png", 150)
     found = document(ready, sets)
     assert [one["object"] for one in found["objects"]] == ["bottle", "cable"]
     assert [one["metrics"]["false_alarm_rate"] for one in found["objects"]] == [0, pytest.approx(1 / 3)]
@@ -187,10 +187,10 @@ def test_a_version_by_name_holds_for_all_objects(ready, tmp_path):
     assert [(one["product"], one["version"]) for one in found["objects"]] == [("default", "v2")] * 2
 
 
-def test_scores_are_written_for_each_picture(ready, tmp_path):
+def test_scores_are_written_for_each_image(ready, tmp_path):
     out = tmp_path / "scores.csv"
     sets = mvtec(tmp_path / "sets", "bottle")
-    picture(sets / "bottle/test/good" / "bad\udcff.png", 10)
+    image(sets / "bottle/test/good" / "bad\udcff.png", 10)
     run(ready, sets, "--scores", out)
     with out.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
@@ -208,8 +208,8 @@ def test_scores_that_cannot_be_written_are_refused_before_the_work(ready, plain,
     assert energy_rows(ready) == []
 
 
-def test_a_picture_that_cannot_be_read_is_listed_and_not_fatal(ready, plain):
-    (plain / "normal/9.png").write_bytes(b"no picture")
+def test_a_image_that_cannot_be_read_is_listed_and_not_fatal(ready, plain):
+    (plain / "normal/9.png").write_bytes(b"no image")
     result = run(ready, "--json", plain)
     assert result.exit_code == 0
     (found,) = json.loads(result.stdout)["objects"]
@@ -218,9 +218,9 @@ def test_a_picture_that_cannot_be_read_is_listed_and_not_fatal(ready, plain):
     assert "9.png" in run(ready, plain).stderr
 
 
-def test_no_picture_that_can_be_read_is_an_error(ready, tmp_path):
+def test_no_image_that_can_be_read_is_an_error(ready, tmp_path):
     (tmp_path / "parts/normal").mkdir(parents=True)
-    (tmp_path / "parts/normal/1.png").write_bytes(b"no picture")
+    (tmp_path / "parts/normal/1.png").write_bytes(b"no image")
     with pytest.raises(TamisError, match="none of 1 could be scored"):
         run(ready, tmp_path / "parts")
 
@@ -231,7 +231,7 @@ def test_the_training_split_can_be_asked_for(ready, tmp_path):
     assert found["objects"][0]["metrics"]["image_auroc"] is None
 
 
-def test_a_split_without_pictures_is_an_error(ready, plain):
+def test_a_split_without_images_is_an_error(ready, plain):
     with pytest.raises(DatasetError, match="in the split train; found none"):
         run(ready, plain, "--split", "train")
 
@@ -255,5 +255,5 @@ def test_a_rate_outside_0_and_1_is_wrong_usage(ready, plain):
 
 def test_progress_goes_to_stderr_and_leaves_stdout_to_the_document(ready, plain):
     result = run(ready, "--json", plain)
-    assert "parts: 5 of 5 pictures" in result.stderr
+    assert "parts: 5 of 5 images" in result.stderr
     assert json.loads(result.stdout)["layout"] == "folders"

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from service.labelling.import_images import Imported, ReadLimits, import_pictures
+from service.labelling.import_images import Imported, ReadLimits, import_images
 from service.storage import reviews
-from service.storage import training_images as training_pictures
+from service.storage import training_images as training_images
 from service.storage.database.open import open_database
-from service.storage.training_images import TrainingPictureRow
-from tests.conftest import picture_bytes
+from service.storage.training_images import TrainingImageRow
+from tests.conftest import image_bytes
 from tests.service.commands.test_cli import REPOSITORY, tamis
 from tests.service.labelling.test_label import House
 
@@ -31,8 +31,8 @@ def house(root: Path) -> Iterator[House]:
 
 
 def uncertain(house: House, count: int, product: str = "lid") -> list[str]:
-    """Return ids of pictures in the review queue, in its order."""
-    ids = [house.picture("anomaly", name=f"{n}.png", seed=n, product=product) for n in range(count)]
+    """Return ids of images in the review queue, in its order."""
+    ids = [house.image("anomaly", name=f"{n}.png", seed=n, product=product) for n in range(count)]
     with house.engine.begin() as connection:
         for number, id in enumerate(ids):
             connection.execute(
@@ -53,7 +53,7 @@ def answer(house: House, keys: str, *options: str) -> subprocess.CompletedProces
 
 
 def test_review_labels_by_id_and_says_where_files_are_now(house: House) -> None:
-    ids = [house.picture("anomaly", name=f"{n}.png", seed=n) for n in range(2)]
+    ids = [house.image("anomaly", name=f"{n}.png", seed=n) for n in range(2)]
     ended = tamis("review", *ids, "--label", "normal", "--by", "Ada", "--note", "light", "--root", house.root, "--json")
     assert ended.returncode == 0, ended.stderr
     labelled = json.loads(ended.stdout)["labelled"]
@@ -69,13 +69,13 @@ def test_review_labels_by_id_and_says_where_files_are_now(house: House) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 2, "expected ids of pictures with --label, or --next; found neither"),
+        ((), 2, "expected ids of images with --label, or --next; found neither"),
         (("X",), 2, "no --label"),
         (("X", "--next"), 2, "found both"),
         (("X", "--label", "good"), 2, "good"),
         (("X", "--label", "normal", "--product", "lid"), 2, "--product"),
-        (("--next", "--label", "normal"), 2, "each picture is asked for"),
-        (("X", "--label", "normal"), 1, "found no picture X"),
+        (("--next", "--label", "normal"), 2, "each image is asked for"),
+        (("X", "--label", "normal"), 1, "found no image X"),
     ],
 )
 def test_review_refuses_and_names_what_it_expected(
@@ -127,17 +127,17 @@ def originals(folder: Path, count: int = 3) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{number}.png" for number in range(count)]
     for number, path in enumerate(paths):
-        path.write_bytes(picture_bytes(200, seed=number))
+        path.write_bytes(image_bytes(200, seed=number))
     return paths
 
 
-def training_rows(house: House) -> list[TrainingPictureRow]:
+def training_rows(house: House) -> list[TrainingImageRow]:
     with house.engine.connect() as connection:
-        return training_pictures.page(connection, 0, 1000)
+        return training_images.page(connection, 0, 1000)
 
 
 def take(house: House, files: list[Path], label: str = "normal", product: str = "lid") -> list[Imported]:
-    return import_pictures(
+    return import_images(
         house.root, house.engine, files, label, product,
         by="ada", burst_gap_s=1.0, limits=ReadLimits(10**8, 10**8),
     )  # fmt: skip
@@ -145,7 +145,7 @@ def take(house: House, files: list[Path], label: str = "normal", product: str = 
 
 def test_import_copies_and_leaves_the_originals_and_skips_what_cannot_be_read(house: House, tmp_path: Path) -> None:
     paths = originals(tmp_path / "old")
-    (tmp_path / "old/broken.png").write_bytes(b"no picture")
+    (tmp_path / "old/broken.png").write_bytes(b"no image")
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
     ended = tamis(
         "import",
@@ -182,8 +182,8 @@ def test_import_with_another_label_moves_what_is_kept(house: House, tmp_path: Pa
     assert kept == ["anomaly", "normal", "normal"]
 
 
-def test_import_of_bytes_that_went_through_is_a_label_on_that_picture(house: House, tmp_path: Path) -> None:
-    id = house.picture("anomaly", seed=7)
+def test_import_of_bytes_that_went_through_is_a_label_on_that_image(house: House, tmp_path: Path) -> None:
+    id = house.image("anomaly", seed=7)
     (tmp_path / "again.png").write_bytes((house.root / house.row(id).path).read_bytes())
     assert [one.outcome for one in take(house, [tmp_path / "again.png"])] == ["labelled"]
     assert house.said(id) == ["normal"] and house.row(id).path.startswith("normal/")
@@ -234,7 +234,7 @@ def test_files_written_in_one_second_have_roles_of_their_own_and_a_cameras_burst
 @pytest.mark.parametrize(
     ("make", "arguments", "code", "message"),
     [
-        (lambda folder: None, ("--label", "normal"), 1, "expected pictures"),
+        (lambda folder: None, ("--label", "normal"), 1, "expected images"),
         (lambda folder: (folder / "a.png").write_bytes(b"x"), ("--label", "normal"), 1, "none of 1 can be read"),
         (lambda folder: None, ("--label", "none"), 2, "found none"),
         (lambda folder: None, ("--label", "normal", "--product", "../up"), 2, "product"),

@@ -39,7 +39,7 @@ def test_running_daemon_is_told_from_one_that_ended(root: Path) -> None:
     assert (daemon["running"], daemon["placed"]) == (False, 7)
 
 
-def test_drift_and_chosen_rates_are_told_with_the_first_picture_and_who_chose(root: Path) -> None:
+def test_drift_and_chosen_rates_are_told_with_the_first_image_and_who_chose(root: Path) -> None:
     install(root)
     at = datetime(2026, 1, 31, 12, tzinfo=UTC)
     engine = open_database(root)

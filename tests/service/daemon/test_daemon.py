@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.support.brightness_version import install
 from tests.support.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until
 
@@ -40,8 +40,8 @@ def test_the_whole_journey_from_drop_to_sigterm(house: Path, drop: Callable[...,
         daemon.wait_ready()
         drop("gears/good.png", brightness=30)
         drop("bad.png", brightness=220)
-        (house / "incoming/broken.png").write_bytes(b"no picture")
-        wait_until(lambda: finished(house) == 4, "four pictures finished")
+        (house / "incoming/broken.png").write_bytes(b"no image")
+        wait_until(lambda: finished(house) == 4, "four images finished")
         daemon.wait_for_message("WATCHDOG=1")
         assert daemon.stop() == 0, daemon.log_text()
         daemon.wait_for_message("STOPPING=1")
@@ -95,7 +95,7 @@ def test_files_without_a_model_are_counted_and_wait_until_there_is_one(root: Pat
         assert json.loads(told.read_text())["waiting_for_model"] == {"gears": 2}
         assert len(list((root / "incoming").rglob("*.png"))) == 2
         install(root, product="gears")
-        wait_until(lambda: finished(root) == 2, "the pictures finished")
+        wait_until(lambda: finished(root) == 2, "the images finished")
         assert daemon.stop() == 0
         assert daemon.log_text().count("no model; files wait") == 1
 
@@ -121,7 +121,7 @@ def test_damaged_champion_is_passed_over_for_the_one_before(house: Path, drop: C
     drop("a.png")
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: finished(house) == 1, "the picture finished")
+        wait_until(lambda: finished(house) == 1, "the image finished")
         assert daemon.stop() == 0
         assert "model passed over" in daemon.log_text() and "model.bin" in daemon.log_text()
     assert [row["model_version"] for row in rows(house)] == ["v1"]
@@ -143,7 +143,7 @@ def test_one_products_damaged_model_does_not_stop_the_others(house: Path, drop: 
     drop("b.png", seed=1)
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: finished(house) == 1, "the other product's picture finished")
+        wait_until(lambda: finished(house) == 1, "the other product's image finished")
         assert daemon.stop() == 0
         assert daemon.log_text().count("no usable model; files wait") == 1
     assert waiting.exists() and [row["product"] for row in rows(house)] == ["default"]
@@ -154,7 +154,7 @@ def test_rate_that_the_calibration_cannot_give_refuses_to_start(house: Path, dro
     path = drop("a.png")
     with DaemonProcess(house) as daemon:
         assert daemon.process.wait(60) == 78
-        assert "needs 999 held-out normal pictures, found 100" in daemon.log_text()
+        assert "needs 999 held-out normal images, found 100" in daemon.log_text()
     assert path.exists()
 
 
@@ -183,10 +183,10 @@ def test_two_daemons_share_a_root_when_both_say_so(house: Path, drop: Callable[.
 def test_what_a_dead_instance_left_is_adopted(house: Path) -> None:
     folder = house / "processing/dead/gears"
     folder.mkdir(parents=True)
-    (folder / "01ARZ3NDEKTSV4RRFFQ69G5FAV--1--a.png").write_bytes(picture_bytes(20))
+    (folder / "01ARZ3NDEKTSV4RRFFQ69G5FAV--1--a.png").write_bytes(image_bytes(20))
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: finished(house) == 1, "the picture finished")
+        wait_until(lambda: finished(house) == 1, "the image finished")
         assert daemon.stop() == 0
     [row] = rows(house)
     assert (row["id"], row["product"], row["state"]) == ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "gears", "placed")
@@ -229,7 +229,7 @@ def test_every_way_of_watching_finds_new_files(house: Path, drop: Callable[..., 
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
         drop("new/folder/a.png")
-        wait_until(lambda: finished(house) == 1, "the picture finished")
+        wait_until(lambda: finished(house) == 1, "the image finished")
         assert daemon.stop() == 0
         assert f"watching={mode}" in daemon.log_text()
 
@@ -262,7 +262,7 @@ def test_locked_database_is_waited_for_and_the_loop_goes_on(house: Path, drop: C
             daemon.wait_for_message("WATCHDOG=1")
         connection.execute("COMMIT")
         connection.close()
-        wait_until(lambda: finished(house) == 1, "the picture finished")
+        wait_until(lambda: finished(house) == 1, "the image finished")
         assert daemon.stop() == 0
 
 
@@ -272,7 +272,7 @@ def test_data_is_written_with_the_umask_of_the_service(house: Path, drop: Callab
         with DaemonProcess(house) as daemon:
             daemon.wait_ready()
             drop("bad.png", brightness=220)
-            wait_until(lambda: finished(house) == 1, "the picture finished")
+            wait_until(lambda: finished(house) == 1, "the image finished")
             assert daemon.stop() == 0
     finally:
         os.umask(before)
@@ -298,12 +298,12 @@ def test_broken_folder_ends_the_daemon_and_the_next_run_goes_on(house: Path, dro
     (house / "normal").mkdir()
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: finished(house) == 1, "the picture finished")
+        wait_until(lambda: finished(house) == 1, "the image finished")
         assert daemon.stop() == 0
     assert [row["state"] for row in rows(house)] == ["placed"]
 
 
-def test_picture_that_ends_the_process_is_quarantined_and_its_neighbours_are_scored(
+def test_image_that_ends_the_process_is_quarantined_and_its_neighbours_are_scored(
     house: Path, drop: Callable[..., Path], tmp_path: Path
 ) -> None:
     # A decoder that crashes on one file, as a bug in a C library would: the process is gone each time.
@@ -320,7 +320,7 @@ def test_picture_that_ends_the_process_is_quarantined_and_its_neighbours_are_sco
     )
     for number in range(6):
         drop(f"{number}.png", seed=number)
-    (house / "incoming/poison.png").write_bytes(picture_bytes(20, size=(31, 17)))
+    (house / "incoming/poison.png").write_bytes(image_bytes(20, size=(31, 17)))
     ended = []
     for _ in range(4):
         with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
@@ -335,7 +335,7 @@ def test_picture_that_ends_the_process_is_quarantined_and_its_neighbours_are_sco
     assert set(found.values()) == {("placed", None)} and len(found) == 6
 
 
-def test_picture_that_hangs_the_decoder_is_quarantined_after_its_attempts(
+def test_image_that_hangs_the_decoder_is_quarantined_after_its_attempts(
     house: Path, drop: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
@@ -350,13 +350,13 @@ def test_picture_that_hangs_the_decoder_is_quarantined_after_its_attempts(
         "PIL.Image.open = hang\n"
     )
     (house / "tamis.toml").write_text(SETTINGS + "decode_timeout_s = 1.0\nattempts_max = 2\n")
-    (house / "incoming/poison.png").write_bytes(picture_bytes(20, size=(31, 17)))
+    (house / "incoming/poison.png").write_bytes(image_bytes(20, size=(31, 17)))
     for _ in range(2):
         with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
             assert daemon.process.wait(60) == 1
             assert "poison.png" in daemon.log_text()
     with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
-        wait_until(lambda: finished(house) == 1, "the picture finished")
+        wait_until(lambda: finished(house) == 1, "the image finished")
         assert daemon.stop() == 0
     assert [(row["state"], row["error_code"]) for row in rows(house)] == [("quarantined", "attempts_exhausted")]
 

@@ -26,8 +26,8 @@ from service.storage.drift import DriftRow, Seen
 from service.storage.images import ImageRecord, record
 from service.storage.tables import Review
 from tests.service.daemon.test_daemon import SETTINGS
+from tests.support.brightness_version import image as save_image
 from tests.support.brightness_version import install
-from tests.support.brightness_version import picture as save_picture
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -50,12 +50,12 @@ def looks(generator: np.random.Generator, light: float = 1.0) -> tuple[float, ..
     return tuple(generator.normal(np.asarray(LOOK) * light, [3, 2, 0.5]).tolist())
 
 
-def watch(of: Subject, pictures: Sequence[Seen], every: int = 5) -> list[tuple[int, DriftRow]]:
-    """Return the rows that are written while `pictures` come in, each with the number of pictures that had come."""
+def watch(of: Subject, images: Sequence[Seen], every: int = 5) -> list[tuple[int, DriftRow]]:
+    """Return the rows that are written while `images` come in, each with the number of images that had come."""
     rows: list[tuple[int, DriftRow]] = []
-    for end in range(every, len(pictures) + 1, every):
-        recent = pictures[max(0, end - 2 * WINDOW) : end]
-        row = assess(of, pictures[: min(end, WINDOW)], recent, rows[-1][1] if rows else None, NOON)
+    for end in range(every, len(images) + 1, every):
+        recent = images[max(0, end - 2 * WINDOW) : end]
+        row = assess(of, images[: min(end, WINDOW)], recent, rows[-1][1] if rows else None, NOON)
         if row is not None:
             rows.append((end, row))
     return rows
@@ -70,15 +70,15 @@ def test_steady_product_is_said_to_be_so_once() -> None:
 
 
 @pytest.mark.parametrize(("light", "shift"), [(0.7, 4.0), (1.3, 4.0), (0.7, -2.5)])
-def test_light_that_changes_all_pictures_is_the_cause_until_it_is_back(light: float, shift: float) -> None:
+def test_light_that_changes_all_images_is_the_cause_until_it_is_back(light: float, shift: float) -> None:
     generator = np.random.default_rng(2)
     of = subject(generator)
     changed = range(150, 350)
-    pictures = [
+    images = [
         seen(n, generator.normal() + (shift if n in changed else 0), looks(generator, light if n in changed else 1))
         for n in range(600)
     ]
-    rows = watch(of, pictures)
+    rows = watch(of, images)
     assert [(row.state, row.cause) for _, row in rows if row.cause != "unknown"] == [
         (STEADY, None),
         (DRIFTING, "light"),
@@ -94,11 +94,11 @@ def test_light_that_changes_all_pictures_is_the_cause_until_it_is_back(light: fl
 def test_defects_among_steady_parts_are_the_cause() -> None:
     generator = np.random.default_rng(3)
     of = subject(generator)
-    pictures = [
+    images = [
         seen(n, 9.0 if n >= 150 and generator.random() < 0.35 else generator.normal(), looks(generator))
         for n in range(260)
     ]
-    rows = [row for _, row in watch(of, pictures)]
+    rows = [row for _, row in watch(of, images)]
     assert (rows[0].state, rows[-1].state, rows[-1].cause) == (STEADY, DRIFTING, "defects")
     assert 140 <= int(rows[-1].first_image_id or 0) <= 170
     assert not any(one["moved"] for one in rows[-1].figures["look"].values())
@@ -108,16 +108,16 @@ def test_confirmed_anomalies_are_defects_and_no_drift_of_the_normals() -> None:
     generator = np.random.default_rng(4)
     of = subject(generator)
     bad = {n for n in range(100, 160) if n % 3 == 0}
-    pictures = [
+    images = [
         seen(n, 9.0 if n in bad else generator.normal(), None, "anomaly" if n in bad else None) for n in range(160)
     ]
-    row = watch(of, pictures)[-1][1]
+    row = watch(of, images)[-1][1]
     assert (row.state, row.cause) == (DRIFTING, "defects")
     assert row.figures["confirmed_anomalies"] == sum(
         n in bad for n in range(100, 160) if f"{n:026d}" <= row.figures["last_image_id"]
     )
     # The look is not known, so that without what people said nothing could be told.
-    unsaid = [replace(picture, label=None) for picture in pictures]
+    unsaid = [replace(image, label=None) for image in images]
     assert watch(of, unsaid)[-1][1].cause == "unknown"
     assert int(row.first_image_id or 0) in range(90, 111)
 
@@ -125,21 +125,21 @@ def test_confirmed_anomalies_are_defects_and_no_drift_of_the_normals() -> None:
 def test_few_confirmed_anomalies_are_a_days_work_and_no_drift() -> None:
     generator = np.random.default_rng(5)
     of = subject(generator)
-    pictures = [
+    images = [
         seen(n, 9.0 if n % 25 == 0 else generator.normal(), label="anomaly" if n % 25 == 0 else None)
         for n in range(300)
     ]
-    assert [row.state for _, row in watch(of, pictures)] == [STEADY]
+    assert [row.state for _, row in watch(of, images)] == [STEADY]
 
 
 def test_alarms_that_people_found_to_be_good_parts_are_not_called_defects() -> None:
     generator = np.random.default_rng(6)
     of = subject(generator)
-    pictures = []
+    images = []
     for n in range(260):
         high = n >= 150 and generator.random() < 0.35
-        pictures.append(seen(n, 9.0 if high else generator.normal(), looks(generator), "normal" if high else None))
-    assert {row.cause for _, row in watch(of, pictures) if row.state == DRIFTING} == {"unknown"}
+        images.append(seen(n, 9.0 if high else generator.normal(), looks(generator), "normal" if high else None))
+    assert {row.cause for _, row in watch(of, images) if row.state == DRIFTING} == {"unknown"}
 
 
 def test_another_version_begins_anew() -> None:
@@ -157,22 +157,22 @@ def test_another_version_begins_anew() -> None:
 
 
 numbers = st.floats(-1e6, 1e6, width=32)
-pictures_of_any_kind = st.lists(
+images_of_any_kind = st.lists(
     st.tuples(numbers, st.none() | st.tuples(numbers, numbers, numbers), st.sampled_from([None, "normal", "anomaly"])),
     min_size=0, max_size=120,
 )  # fmt: skip
 
 
 @settings(deadline=None, max_examples=80)
-@given(pictures_of_any_kind, st.none() | numbers, st.lists(numbers, min_size=IMAGES_MIN, max_size=60))
+@given(images_of_any_kind, st.none() | numbers, st.lists(numbers, min_size=IMAGES_MIN, max_size=60))
 def test_whatever_comes_states_only_change_and_can_be_stored(
     raw: list[tuple[float, tuple[float, float, float] | None, str | None]],
     threshold: float | None,
     reference: list[float],
 ) -> None:
     of = Subject("lid", "v1", WINDOW, threshold, np.asarray(reference), True, np.empty((0, 3)))
-    pictures = [seen(n, score, look, label) for n, (score, look, label) in enumerate(raw)]
-    rows = [row for _, row in watch(of, pictures, every=1)]
+    images = [seen(n, score, look, label) for n, (score, look, label) in enumerate(raw)]
+    rows = [row for _, row in watch(of, images, every=1)]
     for before, row in zip([None, *rows], rows, strict=False):
         json.dumps(row.figures, allow_nan=False)
         assert before is None or (before.state, before.cause) != (row.state, row.cause)
@@ -251,7 +251,7 @@ def test_labels_count_from_the_next_look_on(root: Path, engine: Engine) -> None:
     assert (row.cause, row.figures["confirmed_anomalies"]) == ("defects", 30)
 
 
-def test_too_few_pictures_and_products_without_a_model_are_left_unsaid(root: Path, engine: Engine) -> None:
+def test_too_few_images_and_products_without_a_model_are_left_unsaid(root: Path, engine: Engine) -> None:
     fill(engine, steady(100), product="cap")
     assert watcher(root, engine).check(["cap", "nothing"]) == []
     install(root)
@@ -259,7 +259,7 @@ def test_too_few_pictures_and_products_without_a_model_are_left_unsaid(root: Pat
     assert watcher(root, engine).check(["default"]) == []
 
 
-def test_product_that_anothers_model_judges_is_compared_with_its_own_first_pictures(root: Path, engine: Engine) -> None:
+def test_product_that_anothers_model_judges_is_compared_with_its_own_first_images(root: Path, engine: Engine) -> None:
     install(root)
     watch_ = watcher(root, engine)
     # All far from the calibration of `default`, and that from the beginning: no drift, only another product.
@@ -268,7 +268,7 @@ def test_product_that_anothers_model_judges_is_compared_with_its_own_first_pictu
     assert watch_.check(["cap"]) == []
     fill(engine, values[WINDOW:], product="cap", begin=WINDOW)
     [row] = watch_.check(["cap"])
-    assert (row.state, row.figures["reference"], row.figures["reference_images"]) == (STEADY, "first pictures", WINDOW)
+    assert (row.state, row.figures["reference"], row.figures["reference_images"]) == (STEADY, "first images", WINDOW)
     fill(engine, values[:50] + 20, product="cap", begin=300)
     [row] = watch_.check(["cap"])
     assert row.state == DRIFTING and row.first_image_id == f"cap{300:020d}"
@@ -276,7 +276,7 @@ def test_product_that_anothers_model_judges_is_compared_with_its_own_first_pictu
         assert set(drift.latest(connection)) == {"cap"}
 
 
-def test_new_champion_has_no_state_until_enough_of_its_pictures_came(root: Path, engine: Engine) -> None:
+def test_new_champion_has_no_state_until_enough_of_its_images_came(root: Path, engine: Engine) -> None:
     install(root)
     fill(engine, [300.0] * 60)
     watch_ = watcher(root, engine)
@@ -334,10 +334,10 @@ def house(root: Path) -> Path:
 
 
 def drop_batch(root: Path, batch: int, spots: Sequence[float], background: int = 80) -> None:
-    """Drop a picture for each of `spots`, its score, on a background that is the rest of its look."""
+    """Drop an image for each of `spots`, its score, on a background that is the rest of its look."""
     for number, spot in enumerate(spots):
         path = root / "incoming" / f"{batch}-{number}.png.tmp"
-        save_picture(path.with_suffix(""), background, round(spot))
+        save_image(path.with_suffix(""), background, round(spot))
 
 
 def normal_spots(images: int, seed: int) -> np.ndarray:
@@ -355,7 +355,7 @@ def said(root: Path, state: str, cause: str | None) -> Callable[[], bool]:
 
 
 def number_of_first(root: Path) -> int:
-    """Return as which of all pictures the one came with which drift began, from 0; its file is where status says."""
+    """Return as which of all images the one came with which drift began, from 0; its file is where status says."""
     found = status(root)["default"]
     assert found["first_image_path"] is not None and (root / found["first_image_path"]).is_file()
     with open_database(root).connect() as connection:
@@ -363,7 +363,7 @@ def number_of_first(root: Path) -> int:
     return ids.index(found["first_image_id"])
 
 
-def test_daemon_says_that_pictures_turned_darker_and_with_which(house: Path) -> None:
+def test_daemon_says_that_images_turned_darker_and_with_which(house: Path) -> None:
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
         drop_batch(house, 0, normal_spots(60, 1))
@@ -390,7 +390,7 @@ def test_daemon_says_that_there_are_many_defects(house: Path) -> None:
         wait_until(lambda: finished(house) == 60, "the first finished")
         for batch in (1, 2, 3):
             spots = normal_spots(40, 10 + batch)
-            spots[::3] = 170  # a third, a little brighter than any normal: the look of most pictures stays
+            spots[::3] = 170  # a third, a little brighter than any normal: the look of most images stays
             drop_batch(house, batch, np.random.default_rng(batch).permutation(spots))
             wait_until(lambda batch=batch: finished(house) == 60 + 40 * batch, "the next finished")
         wait_until(said(house, DRIFTING, "defects"), "word of the defects")

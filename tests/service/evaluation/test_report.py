@@ -22,7 +22,7 @@ from service.evaluation.learning_curve import learning_curve, training_pool
 from service.evaluation.worst_mistakes import WorstMistakes
 from service.training.job import TrainingJob
 from tests.service.commands.test_evaluate import document, energy_rows, meter, mvtec, run  # noqa: F401
-from tests.support.brightness_version import install, mask, picture
+from tests.support.brightness_version import image, install, mask
 from tests.support.made_images import make_normals
 
 CHROMIUM, CHROMEDRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -40,9 +40,9 @@ def parts(tmp_path):
     """Twelve normals, two of them too bright; eight anomalies, two of them too dark, one of those with a mask."""
     folder = tmp_path / "parts"
     for index, background in enumerate([10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 120, 140]):
-        picture(folder / f"normal/n{index}.png", background)
+        image(folder / f"normal/n{index}.png", background)
     for index, spot in enumerate([90, 60, 150, 160, 170, 180, 190, 200]):
-        picture(folder / f"anomaly/a{index}.png", spot=spot)
+        image(folder / f"anomaly/a{index}.png", spot=spot)
     mask(folder / "masks/a0.png")
     return folder
 
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.text, self.loads, self.ids, self.tags, self.pictures = "", [], [], [], []
+        self.text, self.loads, self.ids, self.tags, self.images = "", [], [], [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -60,7 +60,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.loads += [values[name] for name in ("src", "href", "srcset", "xlink:href", "action") if name in values]
         self.ids += [values["id"]] if "id" in values else []
-        self.pictures += [values["alt"]] if tag == "img" else []
+        self.images += [values["alt"]] if tag == "img" else []
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
@@ -86,17 +86,17 @@ def test_report_is_one_file_that_holds_everything(ready, parts, tmp_path):
 def test_worst_mistakes_are_shown_with_their_maps_the_worst_first(ready, parts, tmp_path):
     run(ready, parts, "--report", tmp_path / "out")
     page = Page(tmp_path / "out/index.html")
-    shown = [alt for alt in page.pictures if alt != "its anomaly map"]
+    shown = [alt for alt in page.images if alt != "its anomaly map"]
     assert shown == [
         "anomaly/a1.png",
         "anomaly/a0.png, the labelled defect outlined",
         "normal/n11.png",
         "normal/n10.png",
     ]
-    assert len(page.pictures) == 8
+    assert len(page.images) == 8
 
 
-def test_a_picture_gone_before_it_is_drawn_is_said_and_not_fatal(ready, parts, tmp_path, monkeypatch):
+def test_a_image_gone_before_it_is_drawn_is_said_and_not_fatal(ready, parts, tmp_path, monkeypatch):
     from service.commands import evaluate as command
 
     prepared = command.thumbnails
@@ -111,8 +111,8 @@ def test_a_picture_gone_before_it_is_drawn_is_said_and_not_fatal(ready, parts, t
 
 
 def test_names_from_outside_are_text_and_never_markup(ready, parts, tmp_path):
-    picture(parts / "normal" / '"><script>alert(1).png', 200)
-    (parts / "normal" / "\u202egnp.\udcff\x1b[31m.png").write_bytes(b"no picture")
+    image(parts / "normal" / '"><script>alert(1).png', 200)
+    (parts / "normal" / "\u202egnp.\udcff\x1b[31m.png").write_bytes(b"no image")
     run(ready, parts, "--report", tmp_path / "out")
     page = Page(tmp_path / "out/index.html")
     assert "script" not in page.tags
@@ -121,7 +121,7 @@ def test_names_from_outside_are_text_and_never_markup(ready, parts, tmp_path):
 
 
 def test_unknown_is_a_dash_and_no_plot_is_drawn_of_it(ready, tmp_path):
-    picture(tmp_path / "parts/normal/0.png")
+    image(tmp_path / "parts/normal/0.png")
     run(ready, tmp_path / "parts", "--report", tmp_path / "out")
     page = Page(tmp_path / "out/index.html")
     assert "ROC curve" not in page.text
@@ -202,7 +202,7 @@ def recalibrated(root: Path, version: str, scores) -> None:
     engine.dispose()
 
 
-def test_comparison_shows_differences_and_every_picture_whose_verdict_changes(ready, parts, tmp_path):
+def test_comparison_shows_differences_and_every_image_whose_verdict_changes(ready, parts, tmp_path):
     recalibrated(ready, "v2", range(51, 151))
     arguments = (parts, "--compare", "v2", "--report", tmp_path / "out")
     (found,) = document(ready, *arguments)["objects"]
@@ -239,7 +239,7 @@ def test_sizes_that_are_no_numbers_are_wrong_usage(ready, parts, sizes):
         run(ready, parts, "--learning-curve", sizes, "--from", parts / "normal")
 
 
-def test_a_learning_curve_needs_both_options_one_object_and_pictures_that_are_not_evaluated(ready, parts, tmp_path):
+def test_a_learning_curve_needs_both_options_one_object_and_images_that_are_not_evaluated(ready, parts, tmp_path):
     with pytest.raises(UsageError, match="--learning-curve: expected --from"):
         run(ready, parts, "--learning-curve", "20")
     with pytest.raises(UsageError, match="--from: expected --learning-curve"):
@@ -251,15 +251,15 @@ def test_a_learning_curve_needs_both_options_one_object_and_pictures_that_are_no
     assert energy_rows(ready) == []
 
 
-def test_pictures_that_are_evaluated_are_not_trained_on_whatever_they_are_called(tmp_path):
-    judged = picture(tmp_path / "test/a.png", 33)
-    picture(tmp_path / "good/copy.png", 33)
-    kept = picture(tmp_path / "good/other.png", 34)
+def test_images_that_are_evaluated_are_not_trained_on_whatever_they_are_called(tmp_path):
+    judged = image(tmp_path / "test/a.png", 33)
+    image(tmp_path / "good/copy.png", 33)
+    kept = image(tmp_path / "good/other.png", 34)
     assert training_pool(tmp_path / "good", [Sample(judged, 0, "test", "part")]) == ([kept], 1)
 
 
 def test_a_learning_curve_trains_unregistered_versions_and_says_which_size_is_too_few(ready, tmp_path):
-    """Sizes rise; too few pictures are no failure; the versions are gone, what they were judged by stays."""
+    """Sizes rise; too few images are no failure; the versions are gone, what they were judged by stays."""
     from service.storage import versions
     from service.storage.database.open import open_database
 
@@ -269,7 +269,7 @@ def test_a_learning_curve_trains_unregistered_versions_and_says_which_size_is_to
         path = tmp_path / f"parts/normal/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"make/{index:03}.png").rename(path)
-    picture(tmp_path / "parts/anomaly/0.png", spot=255)
+    image(tmp_path / "parts/anomaly/0.png", spot=255)
     arguments = (
         "--learning-curve",
         "26,3,99",
@@ -283,7 +283,7 @@ def test_a_learning_curve_trains_unregistered_versions_and_says_which_size_is_to
     found = document(ready, tmp_path / "parts", "--false-alarm-rate", "0.2", *arguments)["learning_curve"]
     assert [point["pictures"] for point in found] == [3, 26, 99]
     assert "needs" in found[0]["error"] and found[0]["metrics"] is None
-    assert found[2]["error"] == "expected 99 normal pictures to train on; found 30"
+    assert found[2]["error"] == "expected 99 normal images to train on; found 30"
     assert found[1]["error"] is None and found[1]["metrics"]["image_auroc"] is not None and found[1]["seconds"] > 0
     engine = open_database(ready, read_only=True)
     with engine.connect() as connection:
@@ -310,7 +310,7 @@ def test_a_smaller_subset_is_a_part_of_every_larger_one(tmp_path, monkeypatch):
     for seed in (1, 1, 2):
         job = TrainingJob((), "", "bar", "pixel", "fast", 0.1, seed=seed)
         assert [point.error for point in learning_curve(job, pool, [9, 4], judge=None)] == ["too few"] * 2
-    four, nine, four_again, nine_again, other, _ = (job.pictures for job in jobs)
+    four, nine, four_again, nine_again, other, _ = (job.images for job in jobs)
     assert nine[:4] == four and (four, nine) == (four_again, nine_again) and other != four
 
 

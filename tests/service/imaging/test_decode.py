@@ -28,14 +28,14 @@ def landscape() -> Image.Image:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
 def test_every_allowed_format_is_read_at_the_asked_height_and_width(image_format: str) -> None:
-    picture = decode(encoded(landscape(), image_format), (20, 30))
-    assert picture.pixels.shape == (20, 30, 3) and picture.pixels.dtype == np.uint8
-    assert (picture.height, picture.width) == (40, 60)
-    assert picture.pixels[10, 5, 0] > 200 > 100 > picture.pixels[10, 25, 0]
+    decoded = decode(encoded(landscape(), image_format), (20, 30))
+    assert decoded.pixels.shape == (20, 30, 3) and decoded.pixels.dtype == np.uint8
+    assert (decoded.height, decoded.width) == (40, 60)
+    assert decoded.pixels[10, 5, 0] > 200 > 100 > decoded.pixels[10, 25, 0]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_picture_comes_out_upright_whatever_its_exif_says(orientation: int) -> None:
+def test_image_comes_out_upright_whatever_its_exif_says(orientation: int) -> None:
     turned_back = {
         1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
@@ -44,12 +44,12 @@ def test_picture_comes_out_upright_whatever_its_exif_says(orientation: int) -> N
     stored = landscape() if turned_back is None else landscape().transpose(turned_back)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = decode(encoded(stored, "PNG", exif=exif), (40, 60))
-    assert (picture.height, picture.width) == (40, 60)
-    np.testing.assert_array_equal(picture.pixels, np.asarray(landscape()))
+    decoded = decode(encoded(stored, "PNG", exif=exif), (40, 60))
+    assert (decoded.height, decoded.width) == (40, 60)
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(landscape()))
 
 
-def test_image_size_is_that_of_the_upright_picture(tmp_path: Path) -> None:
+def test_image_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "a.jpg"
@@ -64,9 +64,9 @@ def test_every_mode_becomes_rgb_and_is_recorded(mode: str) -> None:
         expected = 128
     else:
         image, expected = Image.new("RGB", (60, 40), (255, 255, 255)).convert(mode), 255
-    picture = decode(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), (20, 30))
-    assert picture.mode == mode
-    assert abs(int(picture.pixels.mean()) - expected) <= 1
+    decoded = decode(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), (20, 30))
+    assert decoded.mode == mode
+    assert abs(int(decoded.pixels.mean()) - expected) <= 1
 
 
 def test_transparent_pixels_are_white_whatever_colour_they_hide() -> None:
@@ -85,7 +85,7 @@ def test_multi_page_tiff_gives_its_first_page() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
-def test_truncated_picture_is_refused(image_format: str) -> None:
+def test_truncated_image_is_refused(image_format: str) -> None:
     whole = encoded(Image.effect_noise((200, 150), 90).convert("RGB"), image_format)
     with pytest.raises(DecodeError) as caught:
         decode(whole[: len(whole) * 2 // 3], (20, 30))
@@ -144,7 +144,7 @@ def test_draft_reads_every_kind_of_jpeg(mode: str, progressive: bool) -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_truncated_picture_is_refused_as_a_draft_too(share: float) -> None:
+def test_truncated_image_is_refused_as_a_draft_too(share: float) -> None:
     content = encoded(noise(640, 480), "JPEG")
     with pytest.raises(DecodeError) as caught:
         decode(content[: int(len(content) * share)], (30, 40), draft=True)
@@ -183,7 +183,7 @@ def test_header_that_claims_more_pixels_than_its_bytes_can_hold_is_refused_befor
     assert caught.value.code == "damaged"
 
 
-def test_large_picture_of_one_colour_in_a_few_bytes_is_scored() -> None:
+def test_large_image_of_one_colour_in_a_few_bytes_is_scored() -> None:
     content = encoded(Image.new("RGB", (4000, 3000), (20, 20, 20)), "WEBP", lossless=True)
     assert len(content) < 1000 and int(decode(content, (8, 8)).pixels.mean()) == 20
 
@@ -195,7 +195,7 @@ def test_too_many_pixels_are_refused_before_decoding(side: int) -> None:
     assert caught.value.code == "too_many_pixels"
 
 
-def test_damaged_exif_does_not_hide_the_picture() -> None:
+def test_damaged_exif_does_not_hide_the_image() -> None:
     image = encoded(landscape(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(image, (20, 30)).width == 60
 
@@ -208,11 +208,11 @@ def test_mutated_bytes_are_decoded_or_refused_and_nothing_else(seed: int) -> Non
     for position in random.integers(0, len(content), size=random.integers(1, 30)):
         content[position] = random.integers(0, 256)
     try:
-        picture = decode(bytes(content), (20, 30), pixels_max=1_000_000)
+        decoded = decode(bytes(content), (20, 30), pixels_max=1_000_000)
     except DecodeError as error:
         assert error.code in ("damaged", "format", "too_many_pixels", "mode")
     else:
-        assert picture.pixels.shape == (20, 30, 3)
+        assert decoded.pixels.shape == (20, 30, 3)
 
 
 def test_link_is_not_followed(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_file_that_grows_while_it_is_read_is_still_changing(tmp_path: Path, monk
         read_file(path)
 
 
-def test_pictures_are_decoded_by_several_threads_alike(tmp_path: Path) -> None:
+def test_images_are_decoded_by_several_threads_alike(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(Image.effect_noise((300, 200), 50).convert("RGB"), "JPEG"))
     expected = read_image(path, (20, 30))

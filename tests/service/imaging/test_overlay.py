@@ -18,7 +18,7 @@ def test_map_is_drawn_upright_where_the_anomaly_is() -> None:
     np.testing.assert_array_equal(drawn[20:, :40], image[20:, :40])
 
 
-def test_what_normal_pictures_reach_changes_nothing() -> None:
+def test_what_normal_images_reach_changes_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     np.testing.assert_array_equal(overlay(image, np.full((4, 6), 0.4, np.float32), 1.0), image)
 
@@ -31,7 +31,7 @@ def test_png_is_written_whole(tmp_path: Path, size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), drawn)
 
 
-def test_regions_are_framed_where_they_lie_whatever_size_the_picture_is_drawn_at() -> None:
+def test_regions_are_framed_where_they_lie_whatever_size_the_image_is_drawn_at() -> None:
     anomaly_map = np.zeros((4, 6), dtype=np.float32)
     region = Region(x=600, y=100, width=200, height=100, area=100, area_share=0.01, peak=2.0, mean=1.5)
     plain = np.full((100, 150, 3), 50, dtype=np.uint8)
@@ -53,18 +53,18 @@ def test_what_is_coloured_at_full_strength_lies_in_a_region() -> None:
     assert region.x <= columns.min() and columns.max() < region.x + region.width
 
 
-def test_drawing_leaves_the_picture_as_it_was() -> None:
+def test_drawing_leaves_the_image_as_it_was() -> None:
     plain = np.full((40, 60, 3), 50, dtype=np.uint8)
     overlay(plain, np.full((4, 6), 9.0, np.float32), 1.0, regions_of(np.full((4, 6), 9.0, np.float32), 1.0, 40, 60))
     assert (plain == 50).all()
 
 
-def test_large_pictures_are_drawn_smaller_and_small_ones_at_their_size() -> None:
+def test_large_images_are_drawn_smaller_and_small_ones_at_their_size() -> None:
     assert drawn_size(3000, 6000) == (800, 1600)
     assert drawn_size(20, 30) == (20, 30)
 
 
-def test_side_by_side_are_picture_map_and_overlay() -> None:
+def test_side_by_side_are_image_map_and_overlay() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     anomaly_map = np.zeros((4, 6), dtype=np.float32)
     anomaly_map[0, 5] = 10.0
@@ -80,13 +80,13 @@ def test_side_by_side_are_picture_map_and_overlay() -> None:
 def test_what_is_drawn_of_a_part_is_as_if_the_whole_were_drawn(
     cells: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = np.full((*size, 3), 90, np.uint8)
+    image = np.full((*size, 3), 90, np.uint8)
     anomaly_map = np.full(cells, 0.2, np.float32)
     anomaly_map[2:4, 1:3] = 2.5
-    part = overlay(picture, anomaly_map, 1.0)
-    assert (part != picture).any() and (part[-1, -1] == picture[-1, -1]).all()
+    part = overlay(image, anomaly_map, 1.0)
+    assert (part != image).any() and (part[-1, -1] == image[-1, -1]).all()
     monkeypatch.setattr("service.imaging.overlay._box_above", lambda grey, whole: (0, 0, whole[1], whole[0]))
-    whole = overlay(picture, anomaly_map, 1.0)
+    whole = overlay(image, anomaly_map, 1.0)
     away = np.abs(part.astype(int) - whole).max(axis=2)
     # At the edge of what shows a grey level more or less is several of opacity.
     assert away.max() <= 8 and (away > 1).mean() < 0.001

@@ -16,7 +16,7 @@ def generator(seed: int = 5) -> np.random.Generator:
 
 
 @pytest.mark.parametrize("defect", [None, *DEFECTS])
-def test_picture_and_mask_have_the_asked_size_and_types(defect: str | None) -> None:
+def test_image_and_mask_have_the_asked_size_and_types(defect: str | None) -> None:
     drawn = draw(generator(), defect, SIZE)
     assert drawn.image.shape == (240, 320, 3)
     assert drawn.image.dtype == np.uint8
@@ -26,7 +26,7 @@ def test_picture_and_mask_have_the_asked_size_and_types(defect: str | None) -> N
 
 
 @pytest.mark.parametrize("defect", [None, *DEFECTS])
-def test_same_seed_draws_the_same_picture(defect: str | None) -> None:
+def test_same_seed_draws_the_same_image(defect: str | None) -> None:
     first, second = draw(generator(), defect, SIZE), draw(generator(), defect, SIZE)
     assert np.array_equal(first.image, second.image)
     assert np.array_equal(first.mask, second.mask)
@@ -45,7 +45,7 @@ def test_good_part_has_an_empty_mask() -> None:
 
 @pytest.mark.parametrize("defect", DEFECTS)
 @pytest.mark.parametrize("seed", range(6))
-def test_defect_covers_some_of_the_part_and_little_of_the_picture(defect: str, seed: int) -> None:
+def test_defect_covers_some_of_the_part_and_little_of_the_image(defect: str, seed: int) -> None:
     share = float(draw(generator(seed), defect).mask.mean())
     assert 0.0001 < share < 0.06
 
@@ -57,7 +57,7 @@ def test_defects_come_in_several_sizes(defect: str) -> None:
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_mask_lies_where_the_picture_changed(defect: str) -> None:
+def test_mask_lies_where_the_image_changed(defect: str) -> None:
     """Against twelve good parts, the masked pixels are unlike any of them more than the others are."""
     rng = generator(11)
     good = np.stack([draw(rng, None, SIZE).image.mean(axis=2) for _ in range(12)])
@@ -70,7 +70,7 @@ def test_mask_lies_where_the_picture_changed(defect: str) -> None:
     assert np.mean(inside) > 2 * np.mean(outside)
 
 
-def test_pictures_are_neither_black_nor_burnt_out() -> None:
+def test_images_are_neither_black_nor_burnt_out() -> None:
     image = draw(generator(), None).image
     assert 30 < float(image.mean()) < 200
     assert float((image >= 254).mean()) < 0.05
@@ -114,7 +114,7 @@ def test_report_counts_each_of_the_four_outcomes_and_each_kind() -> None:
     assert found["defects"]["chip"]["recall"] == 1.0
 
 
-def test_picture_without_a_placed_row_counts_as_unplaced_and_nothing_else() -> None:
+def test_image_without_a_placed_row_counts_as_unplaced_and_nothing_else() -> None:
     drops = [Drop("a", None), Drop("b", "dent")]
     found = report(drops, results({"b": "anomaly"}, state="quarantined"))
     assert found["unplaced"] == 2

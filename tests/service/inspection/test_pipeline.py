@@ -29,13 +29,13 @@ from service.inspection.recover import recover
 from service.inspection.relocate import KINDS
 from service.inspection.settle import Settling
 from service.inspection.watch import Hint, NameFilter
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.scoring.shadow import Shadows
 from service.settings import IGNORED_NAMES
 from service.storage import images, regions
 from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
-from tests.conftest import BrightnessDetector, BrightnessScorers, picture_bytes
+from tests.conftest import BrightnessDetector, BrightnessScorers, image_bytes
 
 LIMITS = Limits(
     in_flight_max=8,
@@ -133,7 +133,7 @@ def house(build: Callable[..., House]) -> House:
     return build()
 
 
-def test_dropped_pictures_are_scored_sorted_and_on_record(house: House, drop: Callable[..., Path]) -> None:
+def test_dropped_images_are_scored_sorted_and_on_record(house: House, drop: Callable[..., Path]) -> None:
     drop("good.png", brightness=10)
     drop("bad.png", brightness=200)
     house.settle_and_run()
@@ -146,7 +146,7 @@ def test_dropped_pictures_are_scored_sorted_and_on_record(house: House, drop: Ca
     assert house.files("incoming", "processing") == []
 
 
-def test_picture_for_a_mount_that_is_gone_is_on_record_and_stays_where_recovery_finds_it(
+def test_image_for_a_mount_that_is_gone_is_on_record_and_stays_where_recovery_finds_it(
     house: House, drop: Callable[..., Path]
 ) -> None:
     drop("good.png", brightness=10)
@@ -169,7 +169,7 @@ def test_picture_for_a_mount_that_is_gone_is_on_record_and_stays_where_recovery_
     assert recovered.delivered == 1 and [one["state"] for one in house.rows()] == ["placed", "placed"]
 
 
-def test_anomaly_gets_a_map_and_a_normal_picture_none(house: House, drop: Callable[..., Path]) -> None:
+def test_anomaly_gets_a_map_and_a_normal_image_none(house: House, drop: Callable[..., Path]) -> None:
     drop("good.png", brightness=10)
     drop("bad.png", brightness=200)
     house.settle_and_run()
@@ -177,7 +177,7 @@ def test_anomaly_gets_a_map_and_a_normal_picture_none(house: House, drop: Callab
     assert house.files("maps") == [f"maps/{bad}.png"]
 
 
-def test_regions_are_on_record_with_their_anomaly_in_pixels_of_the_picture(
+def test_regions_are_on_record_with_their_anomaly_in_pixels_of_the_image(
     house: House, drop: Callable[..., Path]
 ) -> None:
     drop("good.png", brightness=10)
@@ -185,7 +185,7 @@ def test_regions_are_on_record_with_their_anomaly_in_pixels_of_the_picture(
     house.settle_and_run()
     ids = {row["file_name"]: row["id"] for row in house.rows()}
     with house.engine.connect() as connection:
-        found = regions.of_pictures(connection, ids.values())
+        found = regions.of_images(connection, ids.values())
     # The stand-in's map is the brightness all over; its pixel threshold is 100.
     [region] = found[ids["bad.png"]]
     assert (region["x"], region["y"], region["width"], region["height"]) == (0, 0, 30, 20)
@@ -194,7 +194,7 @@ def test_regions_are_on_record_with_their_anomaly_in_pixels_of_the_picture(
     assert found[ids["good.png"]] == []
 
 
-def test_picture_near_the_threshold_keeps_its_verdict_and_goes_to_review_first(
+def test_image_near_the_threshold_keeps_its_verdict_and_goes_to_review_first(
     house: House, drop: Callable[..., Path]
 ) -> None:
     # Held-out normals are 1 to 100 bright, so at a rate of 0.01 the band of 3 is 98 to 102.
@@ -213,7 +213,7 @@ def test_picture_near_the_threshold_keeps_its_verdict_and_goes_to_review_first(
     assert len(house.files("maps")) == 3
 
 
-def test_map_is_drawn_at_the_size_of_the_picture_as_dropped_and_upright(house: House) -> None:
+def test_map_is_drawn_at_the_size_of_the_image_as_dropped_and_upright(house: House) -> None:
     pixels = np.full((400, 900, 3), 200, np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -227,7 +227,7 @@ def test_map_is_drawn_at_the_size_of_the_picture_as_dropped_and_upright(house: H
     assert sizes == {"a.jpg": (400, 900), "wide.png": (1600, 20)}
 
 
-def test_map_of_a_picture_that_cannot_be_read_again_is_drawn_from_what_is_in_memory(
+def test_map_of_a_image_that_cannot_be_read_again_is_drawn_from_what_is_in_memory(
     house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*_args: object, **_kwargs: object) -> None:
@@ -251,9 +251,7 @@ def test_label_during_the_first_delivery_leaves_one_file_where_the_label_says(
         if labelled:
             return
         [row] = house.rows()
-        labelled.append(
-            label_pictures(house.root, house.engine, [row["id"]], "anomaly", by="ada", source="web")[0].state
-        )
+        labelled.append(label_images(house.root, house.engine, [row["id"]], "anomaly", by="ada", source="web")[0].state)
 
     def deliver_and_label(root: Path, moves: Iterable[Move], mounts: Mounts | None) -> dict[str, Delivery]:
         if moment == "before it moves":
@@ -301,7 +299,7 @@ def test_what_is_recorded_again_after_a_crash_has_its_regions_once(
     (house.root / row["path"]).rename(house.root / judged.claim.path)
     commit([judged], None)
     with house.engine.connect() as connection:
-        assert len(regions.of_pictures(connection, [row["id"]])[row["id"]]) == 1
+        assert len(regions.of_images(connection, [row["id"]])[row["id"]]) == 1
     assert len(house.rows()) == 1
 
 
@@ -337,9 +335,9 @@ def test_same_name_and_same_bytes_again_are_rows_of_their_own(house: House, drop
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [
-        ("a.png", b"not a picture", "format"),
+        ("a.png", b"not an image", "format"),
         ("a.gif", b"GIF89a" + bytes(20), "format"),
-        ("a.png", picture_bytes(10)[:60], "damaged"),
+        ("a.png", image_bytes(10)[:60], "damaged"),
         ("a.png", bytes(1_000_001), "too_many_bytes"),
     ],
 )
@@ -386,7 +384,7 @@ def test_score_that_is_not_finite_is_quarantined_and_never_normal(
 
 @pytest.mark.parametrize("name", [b"a\xff\xfe.png", b"-rf.png", b"new\nline.png", b"<b>'\".png", b"x" * 251 + b".png"])
 def test_strange_names_are_stored_safely(house: House, name: bytes) -> None:
-    (house.root / "incoming" / os.fsdecode(name)).write_bytes(picture_bytes(10))
+    (house.root / "incoming" / os.fsdecode(name)).write_bytes(image_bytes(10))
     house.settle_and_run()
     [row] = house.rows()
     assert row["state"] == "placed" and (house.root / row["path"]).is_file()
@@ -431,7 +429,7 @@ def test_file_changed_after_it_was_read_is_read_again(build: Callable[..., House
         def score(self, images: np.ndarray) -> Scored:
             if self.house is not None:
                 [path] = (self.house.root / "processing/main").glob("*.png")
-                path.write_bytes(picture_bytes(200))
+                path.write_bytes(image_bytes(200))
                 self.house = None
             return super().score(images)
 
@@ -441,7 +439,7 @@ def test_file_changed_after_it_was_read_is_read_again(build: Callable[..., House
     drop("a.png", brightness=10)
     house.settle_and_run()
     [row] = house.rows()
-    assert row["verdict"] == "anomaly" and (house.root / row["path"]).read_bytes() == picture_bytes(200)
+    assert row["verdict"] == "anomaly" and (house.root / row["path"]).read_bytes() == image_bytes(200)
 
 
 def test_no_more_than_in_flight_max_are_claimed(build: Callable[..., House], drop: Callable[..., Path]) -> None:
@@ -480,7 +478,7 @@ def test_stopping_finishes_what_is_in_flight_and_claims_nothing_new(house: House
     assert house.files("processing") == []
 
 
-def test_picture_that_decodes_for_too_long_stops_the_daemon(
+def test_image_that_decodes_for_too_long_stops_the_daemon(
     house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, entered = threading.Event(), threading.Event()

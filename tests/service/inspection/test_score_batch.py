@@ -40,8 +40,8 @@ def jpeg() -> bytes:
 def test_claimed_file_is_decoded_as_its_version_was_calibrated(tmp_path: Path, draft: bool) -> None:
     scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0, draft)
     decoded = read_claim(tmp_path, claimed(tmp_path, jpeg()), scorer, file_bytes_max=10**6, pixels_max=10**6)
-    assert decoded.picture.drafted is draft
-    assert (decoded.picture.height, decoded.picture.width) == (400, 600)
+    assert decoded.image.drafted is draft
+    assert (decoded.image.height, decoded.image.width) == (400, 600)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -53,7 +53,7 @@ def test_light_of_a_claimed_file_is_that_of_the_pixels_that_are_scored(tmp_path:
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0)
     decoded = read_claim(tmp_path, claimed(tmp_path, buffer.getvalue()), scorer, file_bytes_max=10**6, pixels_max=10**6)
-    assert decoded.appearance == appearance_of(decoded.picture.pixels)
+    assert decoded.appearance == appearance_of(decoded.image.pixels)
 
 
 def test_cut_jpeg_is_undecodable_as_a_draft_too(tmp_path: Path) -> None:

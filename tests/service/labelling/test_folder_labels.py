@@ -15,10 +15,10 @@ from service.labelling.folder_index import FolderMemory
 from service.labelling.folder_labels import FolderLabels
 from service.settings import IGNORED_NAMES
 from service.storage import images, reviews
-from service.storage import training_images as training_pictures
+from service.storage import training_images as training_images
 from service.storage.database.open import open_database
 from service.storage.reviews import ReviewRow
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 from tests.service.daemon.test_daemon import SETTINGS, rows
 from tests.service.labelling.test_label import House
 from tests.support.brightness_version import install
@@ -66,7 +66,7 @@ def house(root: Path) -> Iterator[Watched]:
 def test_file_dragged_to_another_side_is_a_label_and_stays_where_it_was_put(
     house: Watched, verdict: str | None, to: str, place: str
 ) -> None:
-    id = house.picture(verdict, state="placed" if verdict else "quarantined")
+    id = house.image(verdict, state="placed" if verdict else "quarantined")
     house.scan()
     here = house.row(id).path
     there = house.drag(here, f"{to}/" + place.format(name=Path(here).name, id=id.lower()))
@@ -76,18 +76,18 @@ def test_file_dragged_to_another_side_is_a_label_and_stays_where_it_was_put(
     assert (house.review(id).label, house.review(id).source) == (to, "folder")
     assert house.scan() == 0
     with house.engine.connect() as connection:
-        [kept] = training_pictures.vouched(connection, "lid")
+        [kept] = training_images.vouched(connection, "lid")
     assert kept.label == to and (house.root / kept.path).is_file()
 
 
 def test_file_dragged_before_the_first_look_is_found_by_it(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     house.drag(house.row(id).path, f"anomaly/{id}.png")
     assert house.scan() == 1 and house.said(id) == ["anomaly"]
 
 
 def test_dragged_back_is_a_label_too(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     here = house.row(id).path
     house.drag(here, f"anomaly/a.{id}.png")
     house.scan()
@@ -97,7 +97,7 @@ def test_dragged_back_is_a_label_too(house: Watched) -> None:
 
 @pytest.mark.parametrize("first", ["dragged", "labelled"])
 def test_dragged_back_before_its_folder_was_read_again_is_a_label_too(house: Watched, first: str) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     here = house.row(id).path
     # In the middle of a look: the folder that it leaves was read before, the one that it goes to is read after.
     looking = house.labels.scan()
@@ -117,7 +117,7 @@ def test_dragged_back_before_its_folder_was_read_again_is_a_label_too(house: Wat
 
 
 def test_copy_is_no_move_until_the_first_is_gone(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     here, there = house.row(id).path, f"anomaly/a.{id}.png"
     shutil.copy(house.root / here, house.root / there)
     assert house.scan() == 0 and house.scan() == 0 and house.said(id) == []
@@ -128,7 +128,7 @@ def test_copy_is_no_move_until_the_first_is_gone(house: Watched) -> None:
 
 
 def test_renamed_file_without_its_id_is_found_by_its_bytes(house: Watched) -> None:
-    ids = [house.picture("normal", name=f"{n}.png", seed=n) for n in range(3)]
+    ids = [house.image("normal", name=f"{n}.png", seed=n) for n in range(3)]
     house.drag(house.row(ids[1]).path, "anomaly/scratch on the left.png")
     assert house.scan() == 1
     assert [house.said(id) for id in ids] == [[], ["anomaly"], []]
@@ -136,14 +136,14 @@ def test_renamed_file_without_its_id_is_found_by_its_bytes(house: Watched) -> No
 
 
 def test_renamed_duplicate_is_the_one_that_is_gone(house: Watched) -> None:
-    first, second, third = (house.picture("normal", name=f"{n}.png", seed=5) for n in range(3))
+    first, second, third = (house.image("normal", name=f"{n}.png", seed=5) for n in range(3))
     house.drag(house.row(second).path, "anomaly/renamed.png")
     assert house.scan() == 1
     assert [house.said(id) for id in (first, second, third)] == [[], ["anomaly"], []]
 
 
 def test_copy_under_another_name_is_no_move_until_the_first_is_gone(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     shutil.copy(house.root / house.row(id).path, house.root / "anomaly/copy.png")
     assert house.scan() == 0
     (house.root / house.row(id).path).unlink()
@@ -151,7 +151,7 @@ def test_copy_under_another_name_is_no_move_until_the_first_is_gone(house: Watch
 
 
 def test_copy_that_was_read_half_is_read_again_once_it_is_whole(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     content = (house.root / house.row(id).path).read_bytes()
     (house.root / house.row(id).path).unlink()
     (house.root / "anomaly/slow.png").write_bytes(content[:20])
@@ -162,7 +162,7 @@ def test_copy_that_was_read_half_is_read_again_once_it_is_whole(house: Watched) 
 
 
 def test_whole_folder_dragged_is_many_labels(house: Watched) -> None:
-    ids = [house.picture("anomaly", name=f"{n}.png", seed=n) for n in range(200)]
+    ids = [house.image("anomaly", name=f"{n}.png", seed=n) for n in range(200)]
     house.scan()
     house.drag("anomaly/lid/2026-01-31", "normal/all fine")
     assert house.scan() == 200
@@ -170,14 +170,14 @@ def test_whole_folder_dragged_is_many_labels(house: Watched) -> None:
 
 
 def test_moved_within_a_side_is_no_label_and_its_path_follows(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     house.drag(house.row(id).path, f"normal/box 7/a.{id}.png")
     assert house.scan() == 0
     assert house.said(id) == [] and house.row(id).path == f"normal/box 7/a.{id}.png"
 
 
 def test_dragged_into_quarantine_or_away_is_no_label(house: Watched, tmp_path: Path) -> None:
-    one, other = house.picture("normal"), house.picture("normal", name="b.png", seed=1)
+    one, other = house.image("normal"), house.image("normal", name="b.png", seed=1)
     house.drag(house.row(one).path, f"quarantine/a.{one}.png")
     (house.root / house.row(other).path).rename(tmp_path / "away.png")
     assert house.scan() == 0
@@ -188,7 +188,7 @@ def test_dragged_into_quarantine_or_away_is_no_label(house: Watched, tmp_path: P
 
 
 def test_what_the_service_is_moving_is_nobodys_label(house: Watched) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     here = house.row(id).path
     there = here.replace("normal", "anomaly")
     with house.engine.begin() as connection:
@@ -200,29 +200,29 @@ def test_what_the_service_is_moving_is_nobodys_label(house: Watched) -> None:
 
 
 def test_first_delivery_is_nobodys_label(house: Watched) -> None:
-    id = house.picture("normal", state="scored")
+    id = house.image("normal", state="scored")
     house.drag(house.row(id).path, house.row(id).destination)
     assert house.scan() == 0
     house.recover()
     assert house.scan() == 0 and house.said(id) == []
 
 
-def test_missing_picture_that_comes_back_is_placed_again(house: Watched) -> None:
-    id = house.picture("normal", state="missing")
+def test_missing_image_that_comes_back_is_placed_again(house: Watched) -> None:
+    id = house.image("normal", state="missing")
     assert house.scan() == 0
     assert house.row(id).state == "placed" and house.said(id) == []
 
 
 @pytest.mark.parametrize("name", [".hidden.{id}.png", "a.{id}.png.part", "@eaDir/a.{id}.png"])
 def test_ignored_names_are_not_looked_at(house: Watched, name: str) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     house.drag(house.row(id).path, "anomaly/" + name.format(id=id))
     assert house.scan() == 0
 
 
 def test_foreign_files_links_and_odd_names_are_left_alone(house: Watched, tmp_path: Path) -> None:
-    id = house.picture("normal")
-    (house.root / "anomaly/foreign.png").write_bytes(picture_bytes(99))
+    id = house.image("normal")
+    (house.root / "anomaly/foreign.png").write_bytes(image_bytes(99))
     (house.root / "anomaly/empty.png").write_bytes(b"")
     (tmp_path / "elsewhere").mkdir()
     (house.root / "anomaly/link").symlink_to(tmp_path / "elsewhere")
@@ -238,7 +238,7 @@ def test_owner_of_the_file_is_who_labelled_unless_it_is_the_service_itself(house
     known = next(user for user in pwd.getpwall() if user.pw_uid not in (0, os.geteuid()))
     unknown = next(uid for uid in range(50_000, 60_000) if uid not in {user.pw_uid for user in pwd.getpwall()})
     for seed, (uid, name) in enumerate([(known.pw_uid, known.pw_name), (unknown, None), (os.geteuid(), None)]):
-        id = house.picture("normal", name=f"{seed}.png", seed=seed)
+        id = house.image("normal", name=f"{seed}.png", seed=seed)
         there = house.drag(house.row(id).path, f"anomaly/{seed}.{id}.png")
         os.chown(house.root / there, uid, -1)
         house.scan()
@@ -304,7 +304,7 @@ def test_daemon_finds_what_was_dragged_and_labels_nothing_of_its_own(root: Path,
         drop(f"{number}.png", brightness=20 if number % 2 else 220, seed=number)
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: finished(root) == 6, "six pictures finished")
+        wait_until(lambda: finished(root) == 6, "six images finished")
         found = {row["file_name"]: row["path"] for row in rows(root)}
         (root / "normal/by Ada").mkdir()
         (root / found["0.png"]).rename(root / "normal/by Ada" / Path(found["0.png"]).name)
@@ -332,12 +332,12 @@ def test_daemon_makes_the_training_set_agree_when_it_starts(root: Path) -> None:
     (root / "tamis.toml").write_text(SETTINGS)
     engine = open_database(root)
     house = House(root, engine)
-    id = house.picture("normal")
+    id = house.image("normal")
     house.label(id, "normal")
     engine.dispose()
     kept = root / f"training/lid/normal/a.{id}.png"
     kept.unlink()
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
-        wait_until(kept.is_file, "the training picture")
+        wait_until(kept.is_file, "the training image")
         assert daemon.stop() == 0

@@ -14,12 +14,12 @@ from service.errors import TamisError, UsageError
 from service.inspection.claim import Claims
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
-from service.labelling.label import Labelled, label_pictures
+from service.labelling.label import Labelled, label_images
 from service.names import destination, new_id
 from service.storage import images, reviews
 from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord
-from tests.conftest import picture_bytes
+from tests.conftest import image_bytes
 
 EACH_DATABASE = True
 
@@ -27,12 +27,12 @@ RECEIVED = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 class House:
-    """A root with pictures as the daemon leaves them."""
+    """A root with images as the daemon leaves them."""
 
     def __init__(self, root: Path, engine: Engine) -> None:
         self.root, self.engine = root, engine
 
-    def picture(
+    def image(
         self,
         verdict: str | None = "normal",
         *,
@@ -43,11 +43,11 @@ class House:
         received_at: datetime = RECEIVED,
         readable: bool = True,
     ) -> str:
-        """Put a picture there, in `state`; return its id."""
+        """Put an image there, in `state`; return its id."""
         id = new_id()
         target = destination(verdict or "quarantine", product, received_at, name, id)
         claimed = f"processing/main/{id}--1--{name}"
-        content = picture_bytes(20, seed=seed)
+        content = image_bytes(20, seed=seed)
         lies_at = self.root / (claimed if state == "scored" else target)
         lies_at.parent.mkdir(parents=True, exist_ok=True)
         lies_at.write_bytes(content)
@@ -65,7 +65,7 @@ class House:
         return id
 
     def label(self, id: str, label: str | None, source: str = "api") -> Labelled:
-        [labelled] = label_pictures(self.root, self.engine, [id], label, by="ada", source=source)
+        [labelled] = label_images(self.root, self.engine, [id], label, by="ada", source=source)
         return labelled
 
     def row(self, id: str) -> images.Subject:
@@ -73,7 +73,7 @@ class House:
             return images.subjects(connection, [id])[id]
 
     def said(self, id: str) -> list[str | None]:
-        """Return all labels of a picture, the first first."""
+        """Return all labels of an image, the first first."""
         with self.engine.connect() as connection:
             return [review.label for review in reviews.history(connection, id)][::-1]
 
@@ -86,7 +86,7 @@ class House:
 
     @property
     def files(self) -> list[str]:
-        """All pictures but those kept for training, relative to the root."""
+        """All images but those kept for training, relative to the root."""
         return sorted(
             str(path.relative_to(self.root))
             for folder in ("incoming", "processing", "normal", "anomaly", "quarantine")
@@ -115,7 +115,7 @@ def house(root: Path) -> Iterator[House]:
 def test_label_moves_the_file_to_its_folder(
     house: House, verdict: str | None, label: str | None, kind: str, state: str
 ) -> None:
-    id = house.picture(verdict, state="placed" if verdict else "quarantined")
+    id = house.image(verdict, state="placed" if verdict else "quarantined")
     labelled = house.label(id, label)
     path = f"{kind}/lid/2026-01-31/a.{id}.png"
     assert labelled == Labelled(id, label, path, state)
@@ -128,7 +128,7 @@ def test_label_moves_the_file_to_its_folder(
 def test_label_taken_back_returns_the_file_to_where_its_verdict_put_it(
     house: House, verdict: str | None, state: str
 ) -> None:
-    id = house.picture(verdict, state=state)
+    id = house.image(verdict, state=state)
     before = house.row(id)
     for label in ("anomaly", "normal", None):
         house.label(id, label)
@@ -137,39 +137,39 @@ def test_label_taken_back_returns_the_file_to_where_its_verdict_put_it(
 
 
 def test_label_said_again_is_kept_again_and_leaves_the_file(house: House) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     first = house.label(id, "anomaly")
     assert house.label(id, "anomaly") == first
     assert house.said(id) == ["anomaly", "anomaly"] and house.files == [first.path]
 
 
 def test_one_unknown_id_changes_nothing_at_all(house: House) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     before = house.files
-    with pytest.raises(TamisError, match="found no picture NOSUCH, NOR-THIS"):
-        label_pictures(house.root, house.engine, [id, "NOSUCH", "NOR-THIS"], "anomaly", by=None, source="api")
+    with pytest.raises(TamisError, match="found no image NOSUCH, NOR-THIS"):
+        label_images(house.root, house.engine, [id, "NOSUCH", "NOR-THIS"], "anomaly", by=None, source="api")
     assert house.said(id) == [] and house.files == before
 
 
 @pytest.mark.parametrize(("label", "source"), [("good", "api"), ("", "api"), ("normal", "fax")])
 def test_what_is_no_label_or_no_source_is_refused(house: House, label: str, source: str) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     with pytest.raises(UsageError, match="expected"):
         house.label(id, label, source)
     assert house.said(id) == []
 
 
 @pytest.mark.parametrize("state", ["missing", "conflict"])
-def test_missing_picture_is_labelled_and_nothing_moves(house: House, state: str) -> None:
-    id = house.picture("normal", state=state)
+def test_missing_image_is_labelled_and_nothing_moves(house: House, state: str) -> None:
+    id = house.image("normal", state=state)
     before, files = house.row(id), house.files
     assert house.label(id, "anomaly").state == state
     assert house.said(id) == ["anomaly"] and house.row(id) == before and house.files == files
 
 
 def test_many_labels_are_all_kept_in_the_order_of_the_ids(house: House) -> None:
-    ids = [house.picture("normal", name=f"{number}.png", seed=number) for number in range(150)]
-    labelled = label_pictures(house.root, house.engine, [*ids, ids[0]], "anomaly", by=" ", source="web", note=" x ")
+    ids = [house.image("normal", name=f"{number}.png", seed=number) for number in range(150)]
+    labelled = label_images(house.root, house.engine, [*ids, ids[0]], "anomaly", by=" ", source="web", note=" x ")
     assert [one.id for one in labelled] == ids and all(one.path.startswith("anomaly/") for one in labelled)
     with house.engine.connect() as connection:
         [review] = reviews.history(connection, ids[0])
@@ -177,7 +177,7 @@ def test_many_labels_are_all_kept_in_the_order_of_the_ids(house: House) -> None:
 
 
 def test_file_that_a_person_renamed_goes_to_its_delivery_place(house: House) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     own = "normal/my own/part 7.png"
     (house.root / own).parent.mkdir(parents=True)
     (house.root / house.row(id).path).rename(house.root / own)
@@ -190,8 +190,8 @@ def test_file_that_a_person_renamed_goes_to_its_delivery_place(house: House) -> 
 # While it is on its way
 
 
-def test_label_of_a_picture_before_its_first_delivery_wins_over_the_verdict(house: House) -> None:
-    id = house.picture("normal", state="scored")
+def test_label_of_a_image_before_its_first_delivery_wins_over_the_verdict(house: House) -> None:
+    id = house.image("normal", state="scored")
     claimed = house.row(id).path
     # Its instance is moving it without the lock, by copying where devices differ: two that copy would leave two.
     assert house.label(id, "anomaly") == Labelled(id, "anomaly", claimed, "scored") and house.files == [claimed]
@@ -200,7 +200,7 @@ def test_label_of_a_picture_before_its_first_delivery_wins_over_the_verdict(hous
 
 
 def test_label_that_only_reached_the_database_is_finished_by_recovery(house: House) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     here = house.row(id).path
     there = here.replace("normal", "anomaly")
     with house.engine.begin() as connection:
@@ -210,7 +210,7 @@ def test_label_that_only_reached_the_database_is_finished_by_recovery(house: Hou
 
 
 def test_crash_between_first_delivery_and_its_finish_then_a_label_finds_the_file(house: House) -> None:
-    id = house.picture("normal", state="scored")
+    id = house.image("normal", state="scored")
     delivered = house.root / house.row(id).destination
     delivered.parent.mkdir(parents=True)
     (house.root / house.row(id).path).rename(delivered)
@@ -219,7 +219,7 @@ def test_crash_between_first_delivery_and_its_finish_then_a_label_finds_the_file
 
 
 def test_taken_back_before_it_moved_ends_where_it_was(house: House) -> None:
-    id = house.picture("normal")
+    id = house.image("normal")
     here = house.row(id).path
     with house.engine.begin() as connection:
         images.send(connection, [images.Sent(id, "scored", here, here.replace("normal", "anomaly"))])
@@ -228,7 +228,7 @@ def test_taken_back_before_it_moved_ends_where_it_was(house: House) -> None:
 
 
 def test_two_labels_of_which_the_first_was_half_done_end_as_the_second_says(house: House) -> None:
-    id = house.picture(None, state="quarantined")
+    id = house.image(None, state="quarantined")
     here = house.row(id).path
     half = here.replace("quarantine", "normal")
     with house.engine.begin() as connection:

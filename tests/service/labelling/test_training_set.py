@@ -14,21 +14,21 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
 
 from service.inspection.deliver import hash_file
-from service.labelling.label import label_pictures
+from service.labelling.label import label_images
 from service.labelling.roles import role_among, role_by_hash
 from service.labelling.training_set import reconcile, reconcile_all
-from service.storage import training_images as training_pictures
+from service.storage import training_images as training_images
 from service.storage.database.open import open_database
 from service.storage.tables import Base
-from service.storage.training_images import NewTrainingPicture, TrainingPictureRow
+from service.storage.training_images import NewTrainingImage, TrainingImageRow
 from tests.service.labelling.test_label import RECEIVED, House
 
 GAP_S = 1.0
 
 
-def rows_of(house: House, product: str = "lid") -> list[TrainingPictureRow]:
+def rows_of(house: House, product: str = "lid") -> list[TrainingImageRow]:
     with house.engine.connect() as connection:
-        return training_pictures.page(connection, 0, 1000)
+        return training_images.page(connection, 0, 1000)
 
 
 def kept(root: Path) -> list[str]:
@@ -45,7 +45,7 @@ def house(root: Path) -> Iterator[House]:
 # Roles
 
 
-def test_roles_are_70_15_15_of_many_pictures() -> None:
+def test_roles_are_70_15_15_of_many_images() -> None:
     roles = [role_by_hash("lid", f"{number:064x}") for number in range(20_000)]
     assert roles.count("train") / 20_000 == pytest.approx(0.70, abs=0.015)
     assert roles.count("calibrate") / 20_000 == pytest.approx(0.15, abs=0.015)
@@ -59,25 +59,25 @@ def test_roles_of_the_same_bytes_are_independent_between_products() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 6_000), st.integers(0, 40)), min_size=1, max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_near_copies_never_have_two_roles_in_whatever_order_they_come(pictures: list[tuple[int, int]]) -> None:
+def test_near_copies_never_have_two_roles_in_whatever_order_they_come(images: list[tuple[int, int]]) -> None:
     """Through the real statements: times in ms over 6 s, and bytes of which some come twice."""
     engine = create_engine("sqlite://")
     Base.metadata.create_all(engine)
     first: dict[str, str | None] = {}
     with engine.begin() as connection:
-        for ms, content in pictures:
+        for ms, content in images:
             sha256 = f"{content:064x}"
             taken_at = RECEIVED + timedelta(milliseconds=ms)
-            near = training_pictures.roles_near(connection, "lid", taken_at, GAP_S)
+            near = training_images.roles_near(connection, "lid", taken_at, GAP_S)
             role = role_among("lid", sha256, near)
-            training_pictures.add(
+            training_images.add(
                 connection,
-                NewTrainingPicture(
+                NewTrainingImage(
                     "lid", sha256, "normal", role, "training/lid/normal/x", "x", None, taken_at, taken_at, None
                 ),
             )
             first.setdefault(sha256, role)
-        found = training_pictures.page(connection, 0, 1000)
+        found = training_images.page(connection, 0, 1000)
     assert {row.sha256: row.role for row in found} == first
     for one in found:
         for other in found:
@@ -86,16 +86,16 @@ def test_near_copies_never_have_two_roles_in_whatever_order_they_come(pictures: 
     engine.dispose()
 
 
-def test_burst_shares_the_role_of_its_first_picture(house: House) -> None:
-    ids = [house.picture(name=f"{n}.png", seed=n, received_at=RECEIVED + timedelta(seconds=0.9 * n)) for n in range(20)]
-    label_pictures(house.root, house.engine, ids, "normal", by=None, source="api")
+def test_burst_shares_the_role_of_its_first_image(house: House) -> None:
+    ids = [house.image(name=f"{n}.png", seed=n, received_at=RECEIVED + timedelta(seconds=0.9 * n)) for n in range(20)]
+    label_images(house.root, house.engine, ids, "normal", by=None, source="api")
     assert len({row.role for row in rows_of(house)}) == 1 and len(rows_of(house)) == 20
 
 
 def test_bytes_dropped_again_are_as_near_to_their_burst_as_the_first_time(house: House) -> None:
-    one = house.picture(seed=1)
-    house.picture(seed=2, received_at=RECEIVED + timedelta(seconds=0.5))
-    again = house.picture(seed=2, received_at=RECEIVED + timedelta(days=1))
+    one = house.image(seed=1)
+    house.image(seed=2, received_at=RECEIVED + timedelta(seconds=0.5))
+    again = house.image(seed=2, received_at=RECEIVED + timedelta(days=1))
     house.label(one, "normal")
     house.label(again, "normal")
     assert [row.taken_at for row in rows_of(house)] == [RECEIVED, RECEIVED + timedelta(seconds=0.5)]
@@ -103,7 +103,7 @@ def test_bytes_dropped_again_are_as_near_to_their_burst_as_the_first_time(house:
 
 
 def test_role_stays_when_the_label_changes_or_is_taken_back(house: House) -> None:
-    id = house.picture()
+    id = house.image()
     house.label(id, "normal")
     [before] = rows_of(house)
     for label in ("anomaly", None, "anomaly"):
@@ -120,8 +120,8 @@ def test_role_stays_when_the_label_changes_or_is_taken_back(house: House) -> Non
 # Files
 
 
-def test_labelled_picture_is_kept_by_a_second_link(house: House) -> None:
-    id = house.picture()
+def test_labelled_image_is_kept_by_a_second_link(house: House) -> None:
+    id = house.image()
     labelled = house.label(id, "anomaly")
     [row] = rows_of(house)
     assert (row.label, row.path) == ("anomaly", f"training/lid/anomaly/a.{id}.png")
@@ -129,7 +129,7 @@ def test_labelled_picture_is_kept_by_a_second_link(house: House) -> None:
 
 
 def test_label_changed_moves_the_kept_file_and_taken_back_drops_the_link_alone(house: House) -> None:
-    id = house.picture()
+    id = house.image()
     house.label(id, "normal")
     house.label(id, "anomaly")
     assert kept(house.root) == [f"training/lid/anomaly/a.{id}.png"]
@@ -141,7 +141,7 @@ def test_label_changed_moves_the_kept_file_and_taken_back_drops_the_link_alone(h
 
 
 def test_same_bytes_again_are_kept_once_with_the_label_that_was_said_last(house: House) -> None:
-    first, second = house.picture(seed=3), house.picture(seed=3, name="b.png")
+    first, second = house.image(seed=3), house.image(seed=3, name="b.png")
     house.label(first, "normal")
     house.label(second, "anomaly")
     assert kept(house.root) == [f"training/lid/anomaly/a.{first}.png"]
@@ -153,13 +153,13 @@ def test_same_bytes_again_are_kept_once_with_the_label_that_was_said_last(house:
 
 def test_same_bytes_of_two_products_are_kept_for_each(house: House) -> None:
     for product in ("lid", "cup"):
-        house.label(house.picture(product=product), "normal")
+        house.label(house.image(product=product), "normal")
     assert [row.product for row in rows_of(house)] == ["lid", "cup"] and len(kept(house.root)) == 2
 
 
 @pytest.mark.parametrize("state", ["quarantined", "missing", "conflict"])
-def test_what_cannot_be_read_or_found_is_no_training_picture(house: House, state: str) -> None:
-    id = house.picture(None, state=state, readable=state != "quarantined")
+def test_what_cannot_be_read_or_found_is_no_training_image(house: House, state: str) -> None:
+    id = house.image(None, state=state, readable=state != "quarantined")
     house.label(id, "normal")
     assert rows_of(house) == [] and kept(house.root) == []
 
@@ -173,8 +173,8 @@ def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_hard_links")
-def test_without_hard_links_a_copy_is_kept_and_dropped_where_the_picture_is_there(house: House) -> None:
-    id = house.picture()
+def test_without_hard_links_a_copy_is_kept_and_dropped_where_the_image_is_there(house: House) -> None:
+    id = house.image()
     labelled = house.label(id, "normal")
     [row] = rows_of(house)
     assert hash_file(house.root / row.path) == row.sha256 and (house.root / row.path).stat().st_nlink == 1
@@ -186,15 +186,15 @@ def test_without_hard_links_a_copy_is_kept_and_dropped_where_the_picture_is_ther
 def test_last_file_with_its_bytes_is_never_dropped(house: House, links: bool, request: pytest.FixtureRequest) -> None:
     if not links:
         request.getfixturevalue("no_hard_links")
-    id = house.picture()
+    id = house.image()
     labelled = house.label(id, "normal")
     (house.root / labelled.path).unlink()
     house.label(id, None)
     assert kept(house.root) == [f"training/lid/normal/a.{id}.png"]
 
 
-def test_picture_that_was_changed_since_it_was_scored_is_not_kept(house: House) -> None:
-    id = house.picture()
+def test_image_that_was_changed_since_it_was_scored_is_not_kept(house: House) -> None:
+    id = house.image()
     (house.root / house.row(id).path).write_bytes(b"retouched")
     assert house.label(id, "normal").state == "placed"
     assert kept(house.root) == []
@@ -207,7 +207,7 @@ def agree(house: House) -> list[str]:
 
 
 def test_rows_are_the_truth_whatever_a_crash_left(house: House) -> None:
-    ids = [house.picture(name=f"{n}.png", seed=n) for n in range(4)]
+    ids = [house.image(name=f"{n}.png", seed=n) for n in range(4)]
     for id in ids:
         house.label(id, "normal")
     house.label(ids[3], None)
@@ -224,7 +224,7 @@ def test_rows_are_the_truth_whatever_a_crash_left(house: House) -> None:
 
 
 def test_two_different_files_under_both_labels_are_both_left(house: House) -> None:
-    id = house.picture()
+    id = house.image()
     house.label(id, "normal")
     other = house.root / f"training/lid/anomaly/a.{id}.png"
     other.parent.mkdir()
@@ -234,7 +234,7 @@ def test_two_different_files_under_both_labels_are_both_left(house: House) -> No
 
 
 def test_bytes_that_are_gone_are_said_and_nothing_breaks(house: House) -> None:
-    id = house.picture()
+    id = house.image()
     house.label(id, "normal")
     [row] = rows_of(house)
     for path in (row.path, house.row(id).path):
@@ -242,8 +242,8 @@ def test_bytes_that_are_gone_are_said_and_nothing_breaks(house: House) -> None:
     assert reconcile(house.root, house.engine, [row.id]).absent == [row.path]
 
 
-def test_link_in_the_pictures_place_is_not_followed(house: House, tmp_path: Path) -> None:
-    id = house.picture()
+def test_link_in_the_images_place_is_not_followed(house: House, tmp_path: Path) -> None:
+    id = house.image()
     path = house.root / house.row(id).path
     path.rename(tmp_path / "elsewhere.png")
     path.symlink_to(tmp_path / "elsewhere.png")
@@ -252,12 +252,12 @@ def test_link_in_the_pictures_place_is_not_followed(house: House, tmp_path: Path
 
 
 def test_vouched_are_those_whose_label_holds(house: House) -> None:
-    ids = [house.picture(name=f"{n}.png", seed=n) for n in range(3)]
+    ids = [house.image(name=f"{n}.png", seed=n) for n in range(3)]
     for id in ids:
         house.label(id, "normal")
     house.label(ids[1], None)
     with house.engine.connect() as connection:
-        found = training_pictures.vouched(connection, "lid")
+        found = training_images.vouched(connection, "lid")
     assert [row.image_id for row in found] == [ids[0], ids[2]]
     assert all(row.added_by == "ada" for row in found)
 

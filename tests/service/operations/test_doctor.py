@@ -63,12 +63,12 @@ def mount(kind: str, *, read_only: bool = False) -> Mount:
 @pytest.mark.parametrize(
     ("free", "a_day", "on", "level", "word"),
     [
-        (100e9, 1e9, False, "ok", "off; 1 GB of pictures a day"),
+        (100e9, 1e9, False, "ok", "off; 1 GB of images a day"),
         (14e9, 1e9, False, "warning", "no room for more in 13.0 days"),
         (15.1e9, 1e9, False, "ok", "off"),
         (0.5e9, 1e9, False, "warning", "in 0.0 days"),
         (14e9, 0.0, False, "ok", "off"),
-        (14e9, None, False, "ok", "no pictures in the last days"),
+        (14e9, None, False, "ok", "no images in the last days"),
         (14e9, 1e9, True, "ok", "on; 1 GB"),
         (3e9, 1e9, True, "warning", "free space is low all the same"),
     ],
@@ -92,7 +92,7 @@ def test_rate_of_growth_is_that_of_the_last_days(root: Path) -> None:
                 (str(number), size, at, at),
             )
     found = only(command.examine(root), "retention").found
-    assert "2.67 GB of pictures a day" in found
+    assert "2.67 GB of images a day" in found
 
 
 def only(findings: list[Finding], check: str) -> Finding:
@@ -252,7 +252,7 @@ def test_champion_with_a_changed_file_is_an_error() -> None:
 
 def test_rate_that_the_calibration_cannot_give_is_an_error_with_both_ways_out() -> None:
     assert judge.judge_threshold("flange", AtFalseAlarmRate(0.02), None).level == "ok"
-    found = judge.judge_threshold("flange", AtFalseAlarmRate(0.01), "needs 99 held-out normal pictures, found 49")
+    found = judge.judge_threshold("flange", AtFalseAlarmRate(0.01), "needs 99 held-out normal images, found 49")
     assert found.level == "error"
     assert found.advice is not None
     assert "[products.flange]" in found.advice
@@ -263,7 +263,7 @@ def test_chosen_rate_is_told_with_who_chose_it_and_warned_of_where_it_has_no_eff
     choice = Choice("flange", 0.02, "ann", datetime(2026, 1, 31, tzinfo=UTC))
     found = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), None, choice)
     assert found.level == "ok" and "0.02, chosen by ann over the settings'" in found.found
-    refused = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), "needs 49 held-out normal pictures", choice)
+    refused = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), "needs 49 held-out normal images", choice)
     assert refused.level == "error" and "--product flange --rate R, or --reset" in (refused.advice or "")
     idle = judge.judge_threshold("flange", AtBestF1(), None, choice)
     assert idle.level == "warning" and "without effect" in idle.found
@@ -352,7 +352,7 @@ def test_other_user_than_the_owner_is_a_warning() -> None:
         ([LeftOver("main", 4, True), LeftOver("old", 2, False)], "ok"),
     ],
 )
-def test_pictures_of_an_instance_that_does_not_run_are_told(left: list[LeftOver], level: str) -> None:
+def test_images_of_an_instance_that_does_not_run_are_told(left: list[LeftOver], level: str) -> None:
     assert judge.judge_left_overs(left).level == level
 
 
@@ -366,7 +366,7 @@ def test_pictures_of_an_instance_that_does_not_run_are_told(left: list[LeftOver]
         (NOW, NOW, NOW + timedelta(hours=2), "warning"),
     ],
 )
-def test_clock_is_judged_by_the_disk_and_the_newest_picture(
+def test_clock_is_judged_by_the_disk_and_the_newest_image(
     now: datetime, disk: datetime | None, newest: datetime | None, level: str
 ) -> None:
     assert judge.judge_clock(now, disk, newest).level == level

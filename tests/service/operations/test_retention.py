@@ -37,7 +37,7 @@ WEEK_OF_NORMALS = [Rule("normal", 7 * DAY, None)]
 
 
 class House:
-    """A root with pictures that were placed some days before NOW."""
+    """A root with images that were placed some days before NOW."""
 
     def __init__(self, root: Path, engine: Engine) -> None:
         self.root, self.engine = root, engine
@@ -46,10 +46,10 @@ class House:
     def place(
         self, *, days: float = 30.0, verdict: str = "normal", state: str = "placed", content: bytes | None = None
     ) -> str:
-        """Place a picture received `days` ago; return its id."""
+        """Place an image received `days` ago; return its id."""
         self._number += 1
         id = f"01ARZ3NDEKTSV4RRFFQ69G{self._number:04d}"
-        content = content or b"picture %d" % self._number
+        content = content or b"image %d" % self._number
         at = NOW - days * DAY
         folder = "quarantine" if state == "quarantined" else verdict
         path = f"{folder}/default/{at:%Y-%m-%d}/a.{id}.png"
@@ -94,7 +94,7 @@ class House:
         return [self.file(id).exists() for id in ids]
 
     def in_order(self) -> bool:
-        """Whether each row says of its file what is so, and no picture is on its way."""
+        """Whether each row says of its file what is so, and no image is on its way."""
         with sqlite3.connect(self.root / "tamis.db") as connection:
             rows = connection.execute("SELECT path, state, error_code, error, id FROM images").fetchall()
         return all(
@@ -127,7 +127,7 @@ def test_plan_takes_the_old_ones_and_stops_at_the_first_that_is_young() -> None:
 def test_plan_takes_the_oldest_until_no_more_is_there_than_allowed() -> None:
     page = [kept(number, 30 - number, 10) for number in range(5)]
     rule = Rule("normal", None, 35)
-    assert [one.picture.id for one in plan(page, rule, 50, NOW)] == ["0", "1"]
+    assert [one.image.id for one in plan(page, rule, 50, NOW)] == ["0", "1"]
     assert plan(page, rule, 35, NOW) == []
     assert [one.reason for one in plan(page, Rule("normal", 27.5 * DAY, 35), 50, NOW)] == ["age", "age", "age"]
 
@@ -137,10 +137,10 @@ def test_plan_never_takes_more_than_it_must(sizes: list[int], bytes_max: int, da
     page = [kept(number, 40 - number, size) for number, size in enumerate(sizes)]
     rule, total = Rule("normal", days * DAY, bytes_max), sum(sizes)
     going = plan(page, rule, total, NOW)
-    assert [one.picture for one in going] == page[: len(going)]
-    left = total - sum(one.picture.bytes for one in going)
+    assert [one.image for one in going] == page[: len(going)]
+    left = total - sum(one.image.bytes for one in going)
     if going and going[-1].reason == "size":
-        assert left + going[-1].picture.bytes > bytes_max
+        assert left + going[-1].image.bytes > bytes_max
     if len(going) < len(page):
         assert left <= bytes_max and NOW - page[len(going)].received_at <= days * DAY
 
@@ -154,7 +154,7 @@ def test_rules_are_those_that_are_set_and_none_by_default() -> None:
 # What goes
 
 
-def test_picture_on_a_mount_that_is_gone_does_not_count_as_removed(house: House) -> None:
+def test_image_on_a_mount_that_is_gone_does_not_count_as_removed(house: House) -> None:
     id = house.place(days=8)
     house.execute("UPDATE images SET error_code = 'removing_by_retention' WHERE id = ?", (id,))
     away = house.file(id).rename(house.root / "away")
@@ -178,7 +178,7 @@ def test_old_file_goes_and_its_row_says_so(house: House) -> None:
     assert (row["state"], row["error_code"]) == ("missing", "removed_by_retention")
     assert row["error"] == "file removed by retention on 2026-06-01: received on 2026-05-24, older than is kept"
     assert (row["verdict"], row["score"], row["path"].split("/")[0]) == ("normal", 1.0, "normal")
-    assert (outcome.pictures, outcome.bytes, outcome.complete) == (1, len(b"picture 1"), True)
+    assert (outcome.images, outcome.bytes, outcome.complete) == (1, len(b"image 1"), True)
 
 
 def test_each_verdict_has_its_own_rule(house: House) -> None:
@@ -191,13 +191,13 @@ def test_oldest_go_until_the_size_is_kept_over_many_slices(house: House) -> None
     ids = [house.place(days=200 - number, content=b"%010d" % number) for number in range(3 * SLICE)]
     outcome = house.run([Rule("normal", None, 10 * 10)])
     assert house.there(*ids) == [False] * (3 * SLICE - 10) + [True] * 10 and house.in_order()
-    assert outcome.tallies["normal"].pictures == {"size": 3 * SLICE - 10}
-    assert house.run([Rule("normal", None, 10 * 10)]).pictures == 0
+    assert outcome.tallies["normal"].images == {"size": 3 * SLICE - 10}
+    assert house.run([Rule("normal", None, 10 * 10)]).images == 0
 
 
 def test_retention_that_is_off_removes_nothing(house: House) -> None:
     id = house.place(days=4000)
-    assert house.run([]).pictures == 0 and house.there(id) == [True]
+    assert house.run([]).images == 0 and house.there(id) == [True]
 
 
 def test_empty_dated_folders_go_and_others_stay(house: House) -> None:
@@ -216,7 +216,7 @@ def test_empty_dated_folders_go_and_others_stay(house: House) -> None:
 
 
 @pytest.mark.parametrize("label", ["normal", "anomaly"])
-def test_labelled_picture_stays(house: House, label: str) -> None:
+def test_labelled_image_stays(house: House, label: str) -> None:
     id = house.place()
     house.label(id, None)
     house.label(id, label)
@@ -224,7 +224,7 @@ def test_labelled_picture_stays(house: House, label: str) -> None:
     assert house.there(id) == [True] and house.row(id)["state"] == "placed"
 
 
-def test_picture_whose_label_was_taken_back_goes(house: House) -> None:
+def test_image_whose_label_was_taken_back_goes(house: House) -> None:
     id = house.place()
     house.label(id, "normal")
     house.label(id, None)
@@ -233,7 +233,7 @@ def test_picture_whose_label_was_taken_back_goes(house: House) -> None:
 
 
 @pytest.mark.parametrize("by", ["id", "bytes"])
-def test_picture_of_the_training_set_stays(house: House, by: str) -> None:
+def test_image_of_the_training_set_stays(house: House, by: str) -> None:
     id = house.place()
     house.execute(
         "INSERT INTO training_pictures (product, sha256, label, path, file_name, image_id, taken_at, added_at)"
@@ -249,7 +249,7 @@ def test_picture_of_the_training_set_stays(house: House, by: str) -> None:
     assert house.there(id) == [True]
 
 
-def test_picture_that_a_version_was_made_from_stays(house: House) -> None:
+def test_image_that_a_version_was_made_from_stays(house: House) -> None:
     used, other = house.place(), house.place()
     folder = house.root / "models/default/v1"
     folder.mkdir(parents=True)
@@ -258,7 +258,7 @@ def test_picture_that_a_version_was_made_from_stays(house: House) -> None:
     assert house.there(used, other) == [True, False]
 
 
-def test_list_of_training_pictures_that_cannot_be_read_stops_retention(house: House) -> None:
+def test_list_of_training_images_that_cannot_be_read_stops_retention(house: House) -> None:
     id = house.place()
     folder = house.root / "models/default/v1"
     folder.mkdir(parents=True)
@@ -269,7 +269,7 @@ def test_list_of_training_pictures_that_cannot_be_read_stops_retention(house: Ho
 
 
 @pytest.mark.parametrize("state", ["scored", "quarantined", "missing", "conflict"])
-def test_picture_that_is_not_placed_stays(house: House, state: str) -> None:
+def test_image_that_is_not_placed_stays(house: House, state: str) -> None:
     id = house.place(state=state)
     house.run()
     assert house.there(id) == [True] and house.row(id)["state"] == state
@@ -282,7 +282,7 @@ def test_file_without_a_row_stays(house: House) -> None:
     assert beside.exists()
 
 
-@pytest.mark.parametrize("content", [b"PICTURE 1", b"of another size"])
+@pytest.mark.parametrize("content", [b"IMAGE 1", b"of another size"])
 def test_file_that_somebody_replaced_stays_and_is_told_of(house: House, content: bytes) -> None:
     id = house.place()
     house.file(id).write_bytes(content)
@@ -322,7 +322,7 @@ def test_row_that_leads_elsewhere_removes_nothing(house: House, path: str) -> No
     id = house.place()
     target = house.root / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(b"picture 1")
+    target.write_bytes(b"image 1")
     house.execute("UPDATE images SET path = ? WHERE id = ?", (path, id))
     assert house.run().left == {"elsewhere": 1} and target.exists()
 
@@ -339,7 +339,7 @@ def test_files_that_stay_do_not_keep_the_next_ones_from_going(house: House) -> N
     for id in ids[:SLICE]:
         house.file(id).write_bytes(b"replaced")
     outcome = house.run()
-    assert outcome.left == {"replaced": SLICE} and outcome.pictures == SLICE
+    assert outcome.left == {"replaced": SLICE} and outcome.images == SLICE
     assert house.there(*ids[SLICE:]) == [False] * SLICE
 
 
@@ -408,7 +408,7 @@ retention.Retention(
     assert all(house.row(id)["state"] == "placed" for id in ids) == (point != "after_commit")
     outcome = house.run()
     assert house.there(*ids, stays) == [False] * len(ids) + [True] and house.in_order()
-    counted = outcome.tallies["normal"].pictures
+    counted = outcome.tallies["normal"].images
     unfinished = gone_then if point != "after_commit" else 0
     assert (counted["unfinished"], counted["age"]) == (unfinished, len(ids) - gone_then)
 
@@ -466,7 +466,7 @@ def test_dry_run_shows_what_a_run_then_removes_and_changes_nothing(house: House)
     assert word is not None and word["pictures"] == 3
     again = tamis(house, "--dry-run")
     assert "removed 1 anomaly, 0.000 GB; 2 normal" in again
-    assert "would go next: no pictures; left where they are: 1 replaced" in again
+    assert "would go next: no images; left where they are: 1 replaced" in again
 
 
 def test_command_says_when_retention_is_off(house: House) -> None:
@@ -479,7 +479,7 @@ def test_foreseeing_looks_at_no_more_than_it_is_told(house: House) -> None:
     for _ in range(10):
         house.place()
     retention = Retention(house.root, house.engine, WEEK_OF_NORMALS)
-    assert len(list(retention.foresee(NOW, pictures_max=4))) == 4
+    assert len(list(retention.foresee(NOW, images_max=4))) == 4
     assert not any(isinstance(one, Stays) for one in retention.foresee(NOW))
 
 
@@ -491,4 +491,4 @@ def test_status_tells_of_the_last_run_and_of_what_goes_next(house: House) -> Non
     assert (found["last_run"], found["next"]["pictures"], found["next"]["complete"]) == (None, 1, True)
     tamis(house)
     text = CliRunner().invoke(app, status).stdout
-    assert "removed 1 normal" in text and "would go next: no pictures" in text
+    assert "removed 1 normal" in text and "would go next: no images" in text

@@ -66,7 +66,7 @@ def test_worse_by_no_more_than_the_margin_is_not_worse() -> None:
     assert verdicts(decide(champion, challenger, margin=0.02))["recall"] == "worse"
 
 
-def test_a_single_picture_decides_nothing() -> None:
+def test_a_single_image_decides_nothing() -> None:
     found = decide(side(normals(20, 0), anomalies(10, 5)), side(normals(20, 1), anomalies(10, 4)), margin=0.0)
     assert verdicts(found)["recall"] == verdicts(found)["false_alarm_rate"] == "even"
 
@@ -95,11 +95,11 @@ def test_time_and_energy_may_grow_by_a_quarter() -> None:
     champion = side(normals(), anomalies(40, 20), cpu_ms_per_image=40.0, wh_per_1000_images=0.4)
     slower = side(normals(), anomalies(40, 36), cpu_ms_per_image=51.0, wh_per_1000_images=0.4)
     found = decide(champion, slower)
-    assert found.decision == "worse" and "processor time per picture 40.0000 to 51.0000" in found.reason
+    assert found.decision == "worse" and "processor time per image 40.0000 to 51.0000" in found.reason
     assert decide(champion, side(normals(), anomalies(40, 36), cpu_ms_per_image=49.0)).decision == "better"
 
 
-def test_pictures_that_set_the_threshold_say_nothing_of_false_alarms() -> None:
+def test_images_that_set_the_threshold_say_nothing_of_false_alarms() -> None:
     found = decide(
         side(normals(above=20), anomalies(40, 20)),
         side(normals(above=1), anomalies(40, 20)),

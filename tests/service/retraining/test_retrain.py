@@ -87,9 +87,9 @@ def test_a_better_challenger_becomes_champion_and_the_report_says_why(
     assert row.report == f"reports/{PRODUCT}/{row.challenger}.html"
     assert "it is the champion now" in page and page.count("<svg") == 3
     assert "http" not in re.sub("http-equiv|xmlns[^ >]*", "", page)
-    listed = {picture.sha256: picture.role for picture in read_images(root / "models" / PRODUCT / row.challenger)}
+    listed = {image.sha256: image.role for image in read_images(root / "models" / PRODUCT / row.challenger)}
     with engine.connect() as connection:
-        known = retrainings.known_pictures(connection, PRODUCT)
+        known = retrainings.known_images(connection, PRODUCT)
     assert {listed.get(sha256) for sha256, said in known.items() if said.role == "golden"} == {None}
     # Of those set apart to calibrate as many do as keep the rate; the others are not trained on either.
     assert {listed.get(sha256) for sha256, said in known.items() if said.role == "calibrate"} == {"calibrate", None}
@@ -130,7 +130,7 @@ def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
     with engine.connect() as connection:
         row = retrainings.runs(connection, PRODUCT)[-1]
     assert "drawn defects stand in" in (root / (row.report or "")).read_text()
-    # The same defects are drawn on the same pictures each time, so the same version is judged alike.
+    # The same defects are drawn on the same images each time, so the same version is judged alike.
     auroc = [{figure["name"]: figure for figure in gate["figures"]}["image_auroc"] for gate in (first, second)]
     if row.outcome != "promoted":
         assert auroc[0]["champion"] == auroc[1]["champion"]
@@ -192,8 +192,8 @@ def test_what_a_person_says_goes_over_what_the_champion_learned(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
     listed = read_images(champion.folder)
-    trained = [picture for picture in listed if picture.role == "train"]
-    calibrated = [picture for picture in listed if picture.role == "calibrate"]
+    trained = [image for image in listed if image.role == "train"]
+    calibrated = [image for image in listed if image.role == "calibrate"]
     label(root, engine, range(1, 2), "anomaly", "train", source=trained[0].path)
     label(root, engine, range(2, 3), None, "train", source=trained[1].path)
     label(root, engine, range(3, 4), "normal", "golden", source=trained[2].path)
@@ -202,17 +202,17 @@ def test_what_a_person_says_goes_over_what_the_champion_learned(
     trained[4].path.unlink()
     trained[5].path.write_bytes(trained[6].path.read_bytes())
     with engine.connect() as connection:
-        known = retrainings.known_pictures(connection, PRODUCT)
+        known = retrainings.known_images(connection, PRODUCT)
     found = gather(root, champion.folder, known)
     assert (found.overruled, found.gone) == (3, 2)
-    assert set(found.normals) == {picture.path for picture in trained[6:]} | set(kept)
-    assert set(found.calibrate) == {picture.path for picture in calibrated}
+    assert set(found.normals) == {image.path for image in trained[6:]} | set(kept)
+    assert set(found.calibrate) == {image.path for image in calibrated}
     assert [path.parent.name for path in found.anomalies] == ["anomaly"]
 
 
-def test_too_few_pictures_are_skipped_with_what_is_needed(root: Path, engine: Engine, champion: ModelVersion) -> None:
-    for picture in read_images(champion.folder):
-        picture.path.unlink()
+def test_too_few_images_are_skipped_with_what_is_needed(root: Path, engine: Engine, champion: ModelVersion) -> None:
+    for image in read_images(champion.folder):
+        image.path.unlink()
     label(root, engine, range(100, 110), "normal", "train")
     row = run(root, engine)
     assert row.outcome == "skipped" and "found 10" in (row.reason or "")

@@ -41,7 +41,7 @@ def facts(run: GatedRun | None = PASSED, **values: Any) -> Facts:
         (ShadowSummary(100, 6, 0.02, 0.051), facts(), "expected at most 5.00%"),
         (ShadowSummary(100, 1, 0.0, 0.01), facts(), None),
         (ShadowSummary(100, 2, 0.0, 0.02), facts(), "expected at most 1.00%"),
-        (ShadowSummary(IMAGES_MIN - 1, 0, 0.0, 0.0), facts(), "expected at least 30 pictures in the shadow; found 29"),
+        (ShadowSummary(IMAGES_MIN - 1, 0, 0.0, 0.0), facts(), "expected at least 30 images in the shadow; found 29"),
         (ShadowSummary(0, 0, None, None), facts(), "found 0"),
         (SEEN, facts(None), "no retraining made it"),
         (SEEN, facts(GatedRun(1, "rejected", "v1", True)), "outcome rejected"),
@@ -84,7 +84,7 @@ class Root:
 
 
 def seen(root: Path, images: int, *, alarms: int = 0) -> None:
-    """Write pictures that champion and challenger scored: all normal by the champion, the first `alarms` not by v2."""
+    """Write images that champion and challenger scored: all normal by the champion, the first `alarms` not by v2."""
     at = time_text(CREATED_AT)
     rows = [
         {"id": f"01ARZ3NDEKTSV4RRFFQ69G{number:04d}", "at": at, "verdict": "anomaly" if number < alarms else "normal"}
@@ -123,7 +123,7 @@ def test_challenger_that_earned_it_is_promoted_once_its_hours_are_over(house: Ro
     assert (promoted.version, promoted.summary.disagreements) == ("v2", 1)
     assert house.champion() == (
         "v2",
-        "gate passed, and in the shadow it called 1.00% of 100 pictures anomalies, the champion 0.00%",
+        "gate passed, and in the shadow it called 1.00% of 100 images anomalies, the champion 0.00%",
     )
     assert probation.end_those_over(OVER) == []
 
@@ -172,13 +172,13 @@ def test_models_show_what_a_challenger_did_in_the_shadow(house: Root) -> None:
     assert {row["version"]: row["shadow"] for row in listed} == {"v1": None, "v2": figures}
     shown = ["models", "show", "default", "v2", "--root", str(house.root)]
     assert json.loads(runner.invoke(app, [*shown, "--json"]).stdout)["shadow"] == figures
-    assert "50 pictures, 2 judged otherwise; anomalies 4.00%, the champion's 0.00%" in runner.invoke(app, shown).stdout
+    assert "50 images, 2 judged otherwise; anomalies 4.00%, the champion's 0.00%" in runner.invoke(app, shown).stdout
 
 
 def test_real_daemon_scores_in_the_shadow_and_promotes_when_the_hours_are_over(
     root: Path, drop: Callable[..., Path]
 ) -> None:
-    """The hours began so long ago that they are over; the challenger still has to see its pictures."""
+    """The hours began so long ago that they are over; the challenger still has to see its images."""
     install(root)
     install(root, version="v2", state="challenger", graph_offset=1.0)
     (root / "tamis.toml").write_text(
@@ -199,10 +199,10 @@ def test_real_daemon_scores_in_the_shadow_and_promotes_when_the_hours_are_over(
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
         wait_until(lambda: "in the shadow product=default" in daemon.log_text(), "the challenger loaded")
-        assert "expected at least 30 pictures in the shadow" in daemon.log_text()
+        assert "expected at least 30 images in the shadow" in daemon.log_text()
         for number in range(IMAGES_MIN + 5):
             drop(f"{number}.png", seed=number)
-        wait_until(lambda: finished(root) >= IMAGES_MIN + 5, "the pictures finished")
+        wait_until(lambda: finished(root) >= IMAGES_MIN + 5, "the images finished")
         assert shadowed() >= IMAGES_MIN
         wait_until(lambda: "gate passed, and in the shadow" in daemon.log_text(), "the promotion")
         drop("after.png", seed=999)

@@ -158,7 +158,7 @@ def test_only_the_share_is_scored_twice(stage: Callable[..., Stage], drop: Calla
 
 
 @pytest.mark.parametrize("what", ["raises", "nan"])
-def test_challenger_that_fails_is_dropped_with_a_word_and_harms_no_picture(
+def test_challenger_that_fails_is_dropped_with_a_word_and_harms_no_image(
     what: str, stage: Callable[..., Stage], drop: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(OpenVinoDetector):
@@ -223,7 +223,7 @@ def test_challenger_rests_while_more_files_wait_than_there_is_room_for(
     assert 1 <= len(one.scores()) <= 8
 
 
-def test_picture_that_ended_the_service_once_is_not_given_to_the_challenger(
+def test_image_that_ended_the_service_once_is_not_given_to_the_challenger(
     stage: Callable[..., Stage], drop: Callable[..., Path]
 ) -> None:
     one = stage()
@@ -276,7 +276,7 @@ def test_a_challengers_time_ends_and_its_model_leaves_the_memory(
     assert not one.shadows._loaded and len(one.scores()) == IMAGES_MIN
 
 
-def test_a_challenger_that_saw_too_few_pictures_goes_on_beyond_its_hours(
+def test_a_challenger_that_saw_too_few_images_goes_on_beyond_its_hours(
     stage: Callable[..., Stage], drop: Callable[..., Path]
 ) -> None:
     one = stage()
@@ -287,7 +287,7 @@ def test_a_challenger_that_saw_too_few_pictures_goes_on_beyond_its_hours(
     assert len(one.scores()) == 1
 
 
-def test_pictures_of_a_product_without_a_model_are_seen_by_the_challenger_of_default(
+def test_images_of_a_product_without_a_model_are_seen_by_the_challenger_of_default(
     stage: Callable[..., Stage], drop: Callable[..., Path]
 ) -> None:
     one = stage(load=Wrong)
@@ -300,7 +300,7 @@ def test_pictures_of_a_product_without_a_model_are_seen_by_the_challenger_of_def
     assert (row["product"], row["shadow_score"], row["score"]) == ("screws", 235.0, 20.0)
 
 
-def test_loading_a_challenger_does_not_hold_up_the_pictures(
+def test_loading_a_challenger_does_not_hold_up_the_images(
     stage: Callable[..., Stage], drop: Callable[..., Path]
 ) -> None:
     release = threading.Event()

@@ -70,7 +70,7 @@ def choose(root: Path, engine: Engine, rate: float | None, product: str = "defau
         choose_rate(root, connection, settings_of(root, text), product, rate, by="ann", at=NOON)
 
 
-def test_exploration_says_how_many_of_the_last_pictures_change_sides(root: Path, engine: Engine) -> None:
+def test_exploration_says_how_many_of_the_last_images_change_sides(root: Path, engine: Engine) -> None:
     install(root)  # calibrated on 1 to 100
     fill(engine, [10.0, 92.0, 95.5, 96.0, 97.0, 100.0, 120.0])
     with engine.connect() as connection:
@@ -93,7 +93,7 @@ def test_exploration_of_a_rate_that_the_calibration_cannot_keep_has_no_threshold
     assert found.lowest_rate == 0.01
 
 
-def test_pictures_of_another_version_are_not_counted(root: Path, engine: Engine) -> None:
+def test_images_of_another_version_are_not_counted(root: Path, engine: Engine) -> None:
     install(root)
     fill(engine, [97.0, 98.0], model_version="v0")
     with engine.connect() as connection:
@@ -123,7 +123,7 @@ def test_rate_that_the_calibration_cannot_keep_is_refused_with_the_lowest_that_i
     root: Path, engine: Engine
 ) -> None:
     install(root)
-    with pytest.raises(TamisError, match=r"needs 999 held-out normal pictures, found 100.*lowest rate is 0\.01"):
+    with pytest.raises(TamisError, match=r"needs 999 held-out normal images, found 100.*lowest rate is 0\.01"):
         choose(root, engine, 0.001)
     with engine.connect() as connection:
         assert thresholds.latest(connection) == {}
@@ -215,7 +215,7 @@ def test_choice_takes_effect_in_the_running_daemon_and_each_row_has_its_threshol
     assert np.diff([row["threshold"] for row in found]).max(initial=0) <= 0  # once taken over, it stays
 
 
-def test_choice_that_a_new_champion_cannot_keep_makes_pictures_wait_and_says_why(
+def test_choice_that_a_new_champion_cannot_keep_makes_images_wait_and_says_why(
     root: Path, drop: Callable[..., Path]
 ) -> None:
     install(root)
@@ -227,12 +227,12 @@ def test_choice_that_a_new_champion_cannot_keep_makes_pictures_wait_and_says_why
     drop("b.png", seed=1)
     with DaemonProcess(root) as daemon:
         daemon.wait_ready()
-        wait_until(lambda: finished(root) == 1, "the other product's picture finished")
+        wait_until(lambda: finished(root) == 1, "the other product's image finished")
         wait_until(lambda: "--reset` goes back" in daemon.log_text(), "word of the reason")
         assert waiting.exists()
         with engine.begin() as connection:
             thresholds.choose(connection, "gears", None, "ann", NOON)
-        wait_until(lambda: finished(root) == 2, "the picture that waited")
+        wait_until(lambda: finished(root) == 2, "the image that waited")
         assert daemon.stop() == 0
     engine.dispose()
     assert {row["threshold"] for row in rows(root)} == {100.0}

@@ -90,7 +90,7 @@ def test_uncertain_ones_alone_can_be_asked_for(root, engine, record_of):
     assert json.loads(call("results", "--root", root, "--json", "--uncertain", "--product", "lid").stdout)["total"] == 0
 
 
-def test_regions_come_with_their_pictures_when_asked_for(root, engine):
+def test_regions_come_with_their_images_when_asked_for(root, engine):
     with engine.begin() as connection:
         regions.record(connection, {f"{120:026d}": [Region(1, 2, 3, 4, 10, 0.5, 2.5, 1.5)]})
     found = json.loads(call("results", "--root", root, "--json", "--regions", "--limit", 2).stdout)["results"]
@@ -100,7 +100,7 @@ def test_regions_come_with_their_pictures_when_asked_for(root, engine):
     assert found[1]["regions"] == [] and tuple(found[1]) == (*COLUMNS, "regions")
 
 
-def test_the_table_names_the_pictures(root):
+def test_the_table_names_the_images(root):
     assert "120.png" in call("results", "--root", root, "--limit", 1).stdout
 
 

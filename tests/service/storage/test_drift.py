@@ -1,4 +1,4 @@
-"""Rows of drift, and the pictures it is told by: read off one end of an index, with what people said last."""
+"""Rows of drift, and the images it is told by: read off one end of an index, with what people said last."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_reign_begins_with_the_last_promotion(engine):
     assert (found.row.version, found.since) == ("v1", NOON + timedelta(hours=2))
 
 
-def test_pictures_come_oldest_first_from_either_end_with_the_last_label(engine, record_of):
+def test_images_come_oldest_first_from_either_end_with_the_last_label(engine, record_of):
     with engine.begin() as connection:
         record(connection, [record_of(n, score=float(n), brightness=100.0 + n) for n in range(6)], None)
         record(connection, [record_of(7, product="cap")], None)
@@ -100,7 +100,7 @@ def test_pictures_come_oldest_first_from_either_end_with_the_last_label(engine, 
 
 @pytest.mark.parametrize("read", [drift.newest, drift.oldest])
 @on_sqlite
-def test_pictures_are_read_off_an_index_without_sorting(engine, read):
+def test_images_are_read_off_an_index_without_sorting(engine, read):
     found = plan(engine, lambda connection: read(connection, "lid", NOON, 100))
     assert "SEARCH images USING INDEX images_by_product_received_at_id (product=? AND received_at>?)" in found
     assert "reviews_by_image_id (image_id=?)" in found and "TEMP B-TREE" not in found

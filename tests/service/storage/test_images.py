@@ -1,4 +1,4 @@
-"""Recording, finishing, finding and searching pictures."""
+"""Recording, finishing, finding and searching images."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_finishing_sets_state_path_latency_and_error_and_keeps_what_it_is_not_to
     )
 
 
-def test_finishing_a_picture_without_a_row_is_refused_and_names_it(engine):
+def test_finishing_a_image_without_a_row_is_refused_and_names_it(engine):
     with pytest.raises(TamisError, match="found none for GHOST"), engine.begin() as connection:
         images.finish(connection, [Finished("GHOST", "placed", "normal/x", NOON, None)])
 

@@ -1,4 +1,4 @@
-"""SQLite's plans for the searches: an index for each, no scan of all pictures, no sorting."""
+"""SQLite's plans for the searches: an index for each, no scan of all images, no sorting."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_the_review_queue_walks_one_index_in_its_order_and_does_not_sort(engine,
 
 
 @on_sqlite
-def test_regions_of_a_picture_are_found_by_its_id(engine):
-    found = plan(engine, lambda connection: regions.of_pictures(connection, ["a", "b"]))
+def test_regions_of_a_image_are_found_by_its_id(engine):
+    found = plan(engine, lambda connection: regions.of_images(connection, ["a", "b"]))
     assert found == "SEARCH region_rows USING PRIMARY KEY (image_id=?)"
 
 

@@ -1,4 +1,4 @@
-"""Regions and the review queue as they are stored: with their picture, once, in their order."""
+"""Regions and the review queue as they are stored: with their image, once, in their order."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def write(engine, record, found):
         regions.record(connection, new)
 
 
-def test_regions_come_back_as_found_numbered_from_one_and_a_picture_without_any_has_none(engine, record_of):
+def test_regions_come_back_as_found_numbered_from_one_and_a_image_without_any_has_none(engine, record_of):
     write(engine, record_of(1), [ONE, TWO])
     write(engine, record_of(2), [])
     with engine.connect() as connection:
-        found = regions.of_pictures(connection, [f"{n:026d}" for n in (1, 2, 3)])
+        found = regions.of_images(connection, [f"{n:026d}" for n in (1, 2, 3)])
         rows = connection.execute(text("SELECT image_id, number, peak FROM regions ORDER BY number")).all()
     assert [Region(**{k: v for k, v in row.items() if k != "number"}) for row in found[f"{1:026d}"]] == [ONE, TWO]
     assert found[f"{2:026d}"] == found[f"{3:026d}"] == []
     assert [tuple(row) for row in rows] == [(f"{1:026d}", 1, 3.5), (f"{1:026d}", 2, 1.25)]
 
 
-def test_a_picture_that_is_on_record_keeps_the_regions_it_has(engine, record_of):
+def test_a_image_that_is_on_record_keeps_the_regions_it_has(engine, record_of):
     write(engine, record_of(1), [ONE])
     write(engine, record_of(1, score=0.9), [TWO, ONE])
     write(engine, record_of(2), [])
     write(engine, record_of(2), [TWO])
     with engine.connect() as connection:
-        found = regions.of_pictures(connection, [f"{1:026d}", f"{2:026d}"])
+        found = regions.of_images(connection, [f"{1:026d}", f"{2:026d}"])
     assert [row["peak"] for row in found[f"{1:026d}"]] == [ONE.peak] and found[f"{2:026d}"] == []
 
 
@@ -62,14 +62,14 @@ def test_the_same_region_again_is_no_error(engine, record_of):
     ],
     ids=str,
 )
-def test_a_region_that_cannot_be_is_refused_and_its_picture_with_it(engine, record_of, wrong):
+def test_a_region_that_cannot_be_is_refused_and_its_image_with_it(engine, record_of, wrong):
     with pytest.raises(IntegrityError, match=r"(?i)check"):
         write(engine, record_of(1), [wrong])
     with engine.connect() as connection:
         assert images.count(connection) == 0
 
 
-def test_a_region_without_a_picture_is_refused(engine):
+def test_a_region_without_a_image_is_refused(engine):
     with pytest.raises(IntegrityError, match=r"(?i)foreign key"), engine.begin() as connection:
         regions.record(connection, {"nobody": [ONE]})
 

@@ -1,4 +1,4 @@
-"""`tamis train --from-version`: a version is made once more, bit for bit, from the pictures that it was made from."""
+"""`tamis train --from-version`: a version is made once more, bit for bit, from the images that it was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.registry import IMAGES, WEIGHTS
-from service.labelling.import_images import ReadLimits, import_pictures
+from service.labelling.import_images import ReadLimits, import_images
 from service.storage.database.open import open_database
 from tests.service.commands.test_cli import tamis
 from tests.support.made_images import make_normals
@@ -45,19 +45,19 @@ def files(root: Path, version: dict[str, Any]) -> tuple[bytes, list[float]]:
 
 
 def import_normals(root: Path, engine: Engine, folder: Path) -> None:
-    import_pictures(
+    import_images(
         root, engine, make_normals(folder), "normal", "bar",
         by=None, burst_gap_s=1.0, limits=ReadLimits(10**8, 10**8),
     )  # fmt: skip
 
 
-def test_version_is_repeated_bit_for_bit_wherever_its_pictures_are_now(
+def test_version_is_repeated_bit_for_bit_wherever_its_images_are_now(
     root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     import_normals(root, engine, tmp_path / "good")
     first = trained(root, "--from", root / "training/bar/normal", *PIXEL)
     assert all(line["path"].startswith("training/bar/normal/") for line in listed(root, first))
-    # A label has moved one of them since, and there are more pictures now than there were.
+    # A label has moved one of them since, and there are more images now than there were.
     original = next(path for path in (tmp_path / "good").iterdir())
     assert tamis(
         "import", _folder_with(tmp_path / "one", original), "--label", "anomaly", "--product", "bar", "--root", root
@@ -89,7 +89,7 @@ def test_version_in_folds_with_known_anomalies_is_repeated_with_all_its_roles(ro
         (lambda path: path.write_bytes(b"retouched"), "003.png has changed, its sha256 is"),
     ],
 )
-def test_picture_that_is_gone_or_changed_is_named(root: Path, tmp_path: Path, spoil: Any, message: str) -> None:
+def test_image_that_is_gone_or_changed_is_named(root: Path, tmp_path: Path, spoil: Any, message: str) -> None:
     make_normals(tmp_path / "good")
     first = trained(root, "--from", tmp_path / "good", *PIXEL)
     spoil(tmp_path / "good/003.png")
@@ -112,8 +112,8 @@ def test_what_cannot_be_repeated_is_refused(root: Path, arguments: tuple[str, ..
     assert ended.returncode == code and message in ended.stderr and "Traceback" not in ended.stderr
 
 
-def _folder_with(folder: Path, *pictures: Path) -> Path:
+def _folder_with(folder: Path, *images: Path) -> Path:
     folder.mkdir()
-    for path in pictures:
+    for path in images:
         (folder / path.name).write_bytes(path.read_bytes())
     return folder

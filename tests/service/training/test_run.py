@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def job(root: Path, tmp_path: Path) -> TrainingJob:
     return TrainingJob(
-        pictures=tuple(map(str, make_normals(tmp_path / "good"))),
+        images=tuple(map(str, make_normals(tmp_path / "good"))),
         models_root=str(root / "models"),
         product="bar",
         kind="pixel",
@@ -79,7 +79,7 @@ def test_first_version_is_champion_and_later_ones_challengers_unless_promoted(jo
     assert list(Path(job.models_root).glob(".tmp-*")) == []
 
 
-def test_too_few_pictures_are_the_same_error_in_the_parent(job: TrainingJob, engine: Engine) -> None:
+def test_too_few_images_are_the_same_error_in_the_parent(job: TrainingJob, engine: Engine) -> None:
     with pytest.raises(TooFewImages, match=r"needs 115 .* found 30; 30 do for a rate of 0\.0667 or more"):
         run_training(engine, replace(job, false_alarm_rate=0.01))
     with engine.connect() as connection:
@@ -203,7 +203,7 @@ def test_what_a_dead_training_left_is_removed_and_a_running_one_is_left_alone(jo
     long_ago = time.time() - training.ABANDONED_AFTER_S - 60
     os.utime(old, (long_ago, long_ago))
     with pytest.raises(TooFewImages):
-        train_in_child(replace(job, pictures=job.pictures[:5]))
+        train_in_child(replace(job, images=job.images[:5]))
     assert [path.name for path in Path(job.models_root).iterdir()] == [".tmp-new"]
 
 
@@ -278,14 +278,14 @@ def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -
     context = typer.Context(click.Command("train"))
 
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("no picture")
-    with pytest.raises(model_errors.DatasetError, match=r"empty: expected pictures .* found none"):
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(model_errors.DatasetError, match=r"empty: expected images .* found none"):
         train(context, root, tmp_path / "empty")
     with pytest.raises(UsageError, match="--false-alarm-rate"):
         train(context, root, tmp_path / "empty", false_alarm_rate=1.5)
     with pytest.raises(UsageError, match="product"):
         train(context, root, tmp_path / "empty", product="../elsewhere")
-    with pytest.raises(UsageError, match="--kind classifier: expected pictures of defects"):
+    with pytest.raises(UsageError, match="--kind classifier: expected images of defects"):
         train(context, root, tmp_path / "empty", kind=KindName.classifier)
     with pytest.raises(UsageError, match="--backbone: expected --kind classifier; found feature"):
         train(context, root, tmp_path / "empty", backbone="resnet18")

@@ -1,4 +1,4 @@
-"""A root that looks as if a daemon had sorted pictures in it, and somebody who looks at its page."""
+"""A root that looks as if a daemon had sorted images in it, and somebody who looks at its page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tests.support.brightness_version import install
 from tests.support.made_root import fill
 from tests.support.visitor import Visitor
 
-PICTURES = 30
+IMAGES = 30
 
 
 @pytest.fixture
 def ids(root: Path) -> list[str]:
-    """Ids of pictures of `default`, oldest first, in a root with a champion and a challenger."""
+    """Ids of images of `default`, oldest first, in a root with a champion and a challenger."""
     install(root)
     install(root, version="v2", state="challenger", graph_offset=1.0)
-    return fill(root, PICTURES)
+    return fill(root, IMAGES)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def normals(visitor: Visitor) -> list[str]:
 # Reading
 
 
-def test_pages_of_pictures_join_to_all_of_them_newest_first(visitor: Visitor, ids: list[str]) -> None:
+def test_pages_of_images_join_to_all_of_them_newest_first(visitor: Visitor, ids: list[str]) -> None:
     found: list[str] = []
     address: str | None = "/images?limit=7"
     while address is not None:
@@ -34,7 +34,7 @@ def test_pages_of_pictures_join_to_all_of_them_newest_first(visitor: Visitor, id
 
 
 @pytest.mark.parametrize("address", ["/images?limit=7", "/review?order=newest&limit=7", "/review?limit=7"])
-def test_pages_stay_as_they_were_while_pictures_arrive_and_are_labelled(
+def test_pages_stay_as_they_were_while_images_arrive_and_are_labelled(
     visitor: Visitor, ids: list[str], address: str
 ) -> None:
     whole = [one["id"] for one in visitor.json(address.replace("limit=7", "limit=100"))["images"]]
@@ -70,7 +70,7 @@ def test_most_uncertain_come_first(visitor: Visitor, ids: list[str]) -> None:
     assert shown == sorted(shown, reverse=True)
 
 
-def test_one_picture_is_told_with_all_that_belongs_to_it(visitor: Visitor, ids: list[str]) -> None:
+def test_one_image_is_told_with_all_that_belongs_to_it(visitor: Visitor, ids: list[str]) -> None:
     visitor.json(f"/images/{ids[2]}/label", {"label": "normal", "by": "Ada", "note": "scratch allowed"})
     known = visitor.json(f"/images/{ids[2]}")
     assert (known["id"], known["verdict"], known["label"], known["labelled_by"]) == (ids[2], "anomaly", "normal", "Ada")

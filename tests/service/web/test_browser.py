@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's Chromium against a real `tamis web` on a real root with real pictures.
+"""The page in a real browser: Debian's Chromium against a real `tamis web` on a real root with real images.
 
 What is done is done by keys and clicks, and judged by the database and the files. Nothing may be said in the
 browser's console; what breaks the page's policy is said there.
@@ -23,7 +23,7 @@ from tests.support.web_process import ARTEFACTS, CHROMEDRIVER, CHROMIUM, WebProc
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="chromium and chromedriver are not installed")
 
-PICTURES = 60
+IMAGES = 60
 PATIENCE_S = 20
 # None while a label is on its way.
 LABELLED = """
@@ -42,7 +42,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with pictures and two versions, to be copied: drawing the pictures takes seconds."""
+    """A root with images and two versions, to be copied: drawing the images takes seconds."""
     root = tmp_path_factory.mktemp("filled") / "root"
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True)
@@ -50,7 +50,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     open_database(root, create=True).dispose()
     install(root)
     install(root, version="v2", state="challenger")
-    fill(root, PICTURES, drawn=True)
+    fill(root, IMAGES, drawn=True)
     return root
 
 
@@ -99,12 +99,12 @@ def css(driver: Any, selector: str) -> Any:
 
 
 def current(driver: Any) -> str:
-    """The id of the picture that the keys mean."""
+    """The id of the image that the keys mean."""
     return str(driver.execute_script("return document.querySelector('#wall .shot[tabindex=\"0\"]').dataset.id"))
 
 
 def labelled(driver: Any, count: int) -> None:
-    until(driver, lambda: driver.execute_script(LABELLED) == count, f"{count} pictures labelled on the wall")
+    until(driver, lambda: driver.execute_script(LABELLED) == count, f"{count} images labelled on the wall")
 
 
 def ask(root: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -113,25 +113,25 @@ def ask(root: Path, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def labels_of(root: Path) -> dict[str, str | None]:
-    """The latest label of each picture that has any review."""
+    """The latest label of each image that has any review."""
     rows = ask(root, "SELECT image_id, label FROM reviews ORDER BY id")
     return dict(rows)
 
 
 def keep(driver: Any, name: str) -> None:
-    """Keep a screenshot, once all pictures that can be seen are there."""
+    """Keep a screenshot, once all images that can be seen are there."""
     until(
         driver,
         lambda: driver.execute_script(
             "return [...document.images].every(i => i.complete || i.getBoundingClientRect().top > innerHeight)"
         ),
-        "pictures loaded",
+        "images loaded",
     )
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     driver.save_screenshot(str(ARTEFACTS / f"{name}.png"))
 
 
-def test_thirty_pictures_are_reviewed_by_keyboard_alone_and_one_is_undone(driver, shown, root):
+def test_thirty_images_are_reviewed_by_keyboard_alone_and_one_is_undone(driver, shown, root):
     from selenium.webdriver.common.keys import Keys
 
     driver.get(f"{shown.url}/review")
@@ -165,7 +165,7 @@ def test_thirty_pictures_are_reviewed_by_keyboard_alone_and_one_is_undone(driver
         assert state == "placed" and (root / path).is_file()
         assert path.split("/")[0] == (label or verdict)
     files = [path for kind in ("normal", "anomaly") for path in (root / kind).rglob("*.png")]
-    assert len(files) == PICTURES
+    assert len(files) == IMAGES
     kept = {role_label for (role_label,) in ask(root, "SELECT label FROM training_pictures WHERE label IS NOT NULL")}
     assert kept == {"normal", "anomaly"}
     keep(driver, "reviewed")
@@ -197,14 +197,14 @@ def test_many_are_selected_by_shift_and_labelled_at_once(driver, shown, root):
     assert labels_of(root) == dict.fromkeys(ids[1:7], "normal") | dict.fromkeys(ids[7:10])
 
 
-def test_picture_at_full_size_is_zoomed_by_keys_and_labelled_there(driver, shown, root):
+def test_image_at_full_size_is_zoomed_by_keys_and_labelled_there(driver, shown, root):
     from selenium.webdriver.common.keys import Keys
 
     driver.get(f"{shown.url}/review?verdict=anomaly")
     id = current(driver)
     press(driver, Keys.ENTER)
-    wide = "return document.querySelector('#big .picture').naturalWidth"
-    until(driver, lambda: driver.execute_script(wide) == 640, "the picture at its full size")
+    wide = "return document.querySelector('#big .image').naturalWidth"
+    until(driver, lambda: driver.execute_script(wide) == 640, "the image at its full size")
     sheet = (
         "return document.querySelector('#big .sheet').clientWidth / document.querySelector('#big .pane').clientWidth"
     )
@@ -220,7 +220,7 @@ def test_picture_at_full_size_is_zoomed_by_keys_and_labelled_there(driver, shown
     until(driver, lambda: labels_of(root) == {id: "normal"}, "the label kept")
     assert current(driver) != id
     press(driver, Keys.ESCAPE)
-    until(driver, lambda: not css(driver, "#big").get_attribute("open"), "the picture closed")
+    until(driver, lambda: not css(driver, "#big").get_attribute("open"), "the image closed")
     driver.get(f"{shown.url}/images/{id}")
     assert "normal" in css(driver, "dl.facts .label").text
     keep(driver, "image")

@@ -49,7 +49,7 @@ def test_today_says_what_came_what_is_wrong_and_what_it_cost(visitor: Visitor, i
         assert said in page
     tiles = re.findall(r"<dt>(?:<[^>]+>)?([^<]+)(?:</a>)?</dt><dd>([^<]*)</dd>", page)
     found = dict(tiles)
-    assert found["pictures, 24h"] == "30"
+    assert found["images, 24h"] == "30"
     assert found["anomalies, 24h"] == "6"
     assert found["anomaly rate"] == "20 %"
     assert found["energy, 24h"].endswith(" Wh")
@@ -80,12 +80,12 @@ def test_wall_begins_with_what_the_challenger_judges_otherwise(visitor: Visitor,
     assert page.cards()[0] == ids[4]
     assert "challenger: anomaly" in page.html
     assert len(page.cards()) == len(set(page.cards())) == len(ids)
-    assert "1 pictures, 1 judged otherwise" in visitor.get("/models/default?v=v2").text
+    assert "1 images, 1 judged otherwise" in visitor.get("/models/default?v=v2").text
     visitor.json(f"/images/{ids[4]}/label", {"label": "normal"})
     assert ids[4] not in visitor.page("/review").cards()
 
 
-def test_pages_of_the_wall_follow_their_links_to_all_pictures(root: Path) -> None:
+def test_pages_of_the_wall_follow_their_links_to_all_images(root: Path) -> None:
     install(root)
     ids = fill(root, 120)
     with Visitor(root) as visitor:
@@ -131,7 +131,7 @@ def test_removed_file_is_a_drawing_that_says_so_and_the_page_stays(visitor: Visi
     (visitor.root / visitor.json(f"/images/{ids[0]}")["path"]).unlink()
     answer = visitor.get(f"/images/{ids[0]}/picture")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "image/svg+xml")
-    assert "no picture" in answer.text
+    assert "no image" in answer.text
     assert visitor.get(f"/images/{ids[0]}").status_code == 200
 
 
@@ -216,7 +216,7 @@ def test_reading_changes_nothing(visitor: Visitor, ids: list[str]) -> None:
 
 def test_explorer_says_how_many_change_sides_and_applies_without_retraining(visitor: Visitor, ids: list[str]) -> None:
     tried = visitor.page("/thresholds/default?rate=10%25")
-    assert re.search(r"<strong>\d+</strong>\s+of the latest 30 pictures would change sides", tried.html)
+    assert re.search(r"<strong>\d+</strong>\s+of the latest 30 images would change sides", tried.html)
     [rate] = tried.all("input", name="rate", type="hidden")
     done = visitor.send("/thresholds/default", {"rate": rate["value"]})
     assert done.headers["location"] == "/thresholds/default"
@@ -236,12 +236,12 @@ def test_slider_fetches_the_part_that_changes_and_no_more(visitor: Visitor) -> N
     assert "At <strong>50 %</strong>" in part
 
 
-def test_too_few_calibration_pictures_offer_no_button(root: Path) -> None:
+def test_too_few_calibration_images_offer_no_button(root: Path) -> None:
     install(root, scores=range(1, 21))
     fill(root, 10)
     with Visitor(root) as visitor:
         page = visitor.page("/thresholds/default?rate=0.01")
-        assert "too few calibration pictures for this rate" in page.html
+        assert "too few calibration images for this rate" in page.html
         assert not page.all("button", id="apply")
 
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_shown_is_named_on_a_page(visitor: Visitor, address: str)
 
 @pytest.fixture
 def hostile(root: Path) -> tuple[list[str], Path]:
-    """Ids of pictures whose names are markup, of a product whose name is, with labels and notes that are."""
+    """Ids of images whose names are markup, of a product whose name is, with labels and notes that are."""
     install(root)
     ids = fill(root, len(HOSTILE), names=[name.replace("/", "_") for name in HOSTILE])
     ids += fill(root, 3, product=PRODUCT, seed=5)
@@ -312,7 +312,7 @@ def test_names_notes_and_products_of_markup_stay_text(hostile: tuple[list[str], 
 
 
 def harmless(page: Page) -> None:
-    """No script but our files, no style or handler in the markup, no picture from elsewhere."""
+    """No script but our files, no style or handler in the markup, no image from elsewhere."""
     for element in page.elements:
         for name, value in element.attributes.items():
             assert not name.startswith("on"), (element.tag, name)
@@ -329,7 +329,7 @@ def harmless(page: Page) -> None:
         assert element.tag not in ("style", "iframe", "object", "embed", "base")
 
 
-def test_name_of_a_picture_is_a_safe_header(hostile: tuple[list[str], Path]) -> None:
+def test_name_of_a_image_is_a_safe_header(hostile: tuple[list[str], Path]) -> None:
     ids, root = hostile
     with Visitor(root) as visitor:
         for id in ids:
@@ -375,14 +375,14 @@ def test_everything_can_be_reached_and_done_without_scripts(visitor: Visitor, id
     assert {f"/images/{ids[0]}", "/models/default", "/thresholds/default", "/energy", "/review"} <= reached
 
 
-def test_every_field_has_a_name_and_every_picture_words(visitor: Visitor, ids: list[str]) -> None:
+def test_every_field_has_a_name_and_every_image_words(visitor: Visitor, ids: list[str]) -> None:
     for address in addresses(ids[0]):
         page = visitor.page(address)
         for field in [*page.all("input"), *page.all("select")]:
             named = "label" in field.inside or field.has("aria-label") or field["type"] == "hidden"
             assert named, (address, field.attributes)
-        for picture in page.all("img"):
-            assert picture.has("alt")
+        for image in page.all("img"):
+            assert image.has("alt")
         for drawing in page.all("svg"):
             assert drawing["aria-label"]
             assert drawing["role"] == "img"

@@ -375,7 +375,7 @@ def rewrite(root: Path, id: str, path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["tamis.toml", "../outside.png", "normal/../../outside.png", "/etc/passwd", "models/x.png", "normal"]
 )
-def test_nothing_outside_the_folders_of_pictures_is_opened_whatever_a_row_says(
+def test_nothing_outside_the_folders_of_images_is_opened_whatever_a_row_says(
     visitor: Visitor, ids: list[str], path: str
 ) -> None:
     (visitor.root.parent / "outside.png").write_bytes(
@@ -387,7 +387,7 @@ def test_nothing_outside_the_folders_of_pictures_is_opened_whatever_a_row_says(
         assert (answer.status_code, answer.headers["content-type"]) == (404, "image/svg+xml")
 
 
-def test_links_fifos_and_what_is_no_picture_are_not_shown(visitor: Visitor, ids: list[str]) -> None:
+def test_links_fifos_and_what_is_no_image_are_not_shown(visitor: Visitor, ids: list[str]) -> None:
     lies = [visitor.root / visitor.json(f"/images/{id}")["path"] for id in ids[:4]]
     outside = visitor.root.parent / "outside.png"
     outside.write_bytes(lies[0].read_bytes())
@@ -413,7 +413,7 @@ def test_folder_that_is_a_link_is_not_followed(visitor: Visitor, ids: list[str])
     assert visitor.get(f"/images/{ids[0]}/picture").status_code == 404
 
 
-def test_picture_opened_by_itself_runs_nothing(visitor: Visitor, ids: list[str]) -> None:
+def test_image_opened_by_itself_runs_nothing(visitor: Visitor, ids: list[str]) -> None:
     answer = visitor.get(f"/images/{ids[0]}/picture")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
@@ -490,7 +490,7 @@ def test_every_answer_of_every_kind_carries_the_headers(root: Path, ids: list[st
     assert "shadow_scores" not in answers[-1].text
 
 
-def test_policy_lets_no_script_style_or_picture_in_from_elsewhere() -> None:
+def test_policy_lets_no_script_style_or_image_in_from_elsewhere() -> None:
     allowed = dict(part.strip().split(" ", 1) for part in POLICY.split(";"))
     assert allowed.pop("default-src") == "'none'"
     assert allowed.pop("frame-ancestors") == "'none'"
