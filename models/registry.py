@@ -82,10 +82,10 @@ class ModelVersion:
 
         None for versions from before this was kept. In an order of its own, not that of the scores.
         """
-        look = self.manifest["calibration"].get("look")
-        if look is None:
+        image_statistics = self.manifest["calibration"].get("look")
+        if image_statistics is None:
             return None
-        columns = [[np.nan if value is None else value for value in look[name]] for name in FIGURES]
+        columns = [[np.nan if value is None else value for value in image_statistics[name]] for name in FIGURES]
         return np.asarray(columns, dtype=np.float32).T.reshape(-1, len(FIGURES))
 
     @property

@@ -28,7 +28,7 @@ def instances(root: Path) -> list[str]:
     return sorted(path.name for path in (root / PROCESSING).iterdir() if path.is_dir() and not path.is_symlink())
 
 
-def take_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> None:
+def lock_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> None:
     """Lock `root` for the daemon `instance` until `stack` closes.
 
     Raises ConfigurationError where one of that name runs already, or, unless the root is `shared`, any other.
@@ -38,7 +38,7 @@ def take_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> N
     if holder is not None:
         raise ConfigurationError(f"root {root}: instance {instance!r} is already running: {holder}")
     stack.callback(lock.release)
-    for name in () if shared else others(root, instance):
+    for name in () if shared else other_instances(root, instance):
         other = instance_lock(root, name)
         holder = other.acquire()
         if holder is not None:
@@ -48,12 +48,12 @@ def take_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> N
         other.release()
 
 
-def others(root: Path, instance: str) -> list[str]:
+def other_instances(root: Path, instance: str) -> list[str]:
     """Return the names of all instances but `instance`."""
     return [name for name in instances(root) if name != instance]
 
 
-def said_by(root: Path, instance: str) -> dict[str, Any]:
+def read_status(root: Path, instance: str) -> dict[str, Any]:
     """Return what the daemon `instance` last said of itself, and whether it is running."""
     return {"instance": instance, "running": instance_lock(root, instance).held()} | {
         key: value for key, value in last_status(root, instance).items() if key != "instance"

@@ -14,7 +14,7 @@ from PIL import Image
 from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Scored
 from service.commands.init import FOLDERS
-from service.scoring.decide import Judge
+from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import Scorer
 from service.storage.database.open import open_database
 from tests.support.postgres_server import PostgresServer
@@ -107,12 +107,14 @@ class BrightnessDetector:
 
 
 class BrightnessScorers:
-    """Stands in for `Scorers`: every product in `known` is judged by brightness; above 100 is an anomaly."""
+    """Stands in for `ScorerCache`: every product in `known` is judged by brightness; above 100 is an anomaly."""
 
     def __init__(self, *known: str, detector: object | None = None) -> None:
         self.known = set(known)
-        judge = Judge(np.linspace(1, 100, 100, dtype=np.float32), AtFalseAlarmRate(0.01), uncertain_band=3.0)
-        self.scorer = Scorer(detector or BrightnessDetector(), judge, "brightness-1", 100.0)  # type: ignore[arg-type]
+        decider = ThresholdDecider(
+            np.linspace(1, 100, 100, dtype=np.float32), AtFalseAlarmRate(0.01), uncertain_band=3.0
+        )
+        self.scorer = Scorer(detector or BrightnessDetector(), decider, "brightness-1", 100.0)  # type: ignore[arg-type]
 
     @property
     def products(self) -> list[str]:

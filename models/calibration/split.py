@@ -32,7 +32,7 @@ CLASSIFIER_ANOMALIES_MIN = 2
 ANOMALIES_HELD_OUT_SHARE = 0.2
 
 
-def divide(found: int, false_alarm_rate: float, method: Method | None = None) -> tuple[Method, int]:
+def split(found: int, false_alarm_rate: float, method: Method | None = None) -> tuple[Method, int]:
     """Return how `found` different normals calibrate, and how many of them: with `cross`, all of them.
 
     Where `method` is None it is `split`, unless that would leave fewer than 40 to train and there are enough for

@@ -20,8 +20,8 @@ from models.calibration.split import (
     TRAINING_IMAGES_MAX,
     Method,
     anomalies_held_out,
-    divide,
     fixed_calibration,
+    split,
 )
 from models.calibration.thresholds import calibration_images_needed
 from models.detector import UInt8Array
@@ -176,7 +176,7 @@ class _Found:
         given = fixed_calibration(len(fixed), len(free), self.given.false_alarm_rate) if method is None else None
         if given is not None:
             normals, method = fixed[:given] + free, "split"
-        used, calibration = divide(len(normals), self.given.false_alarm_rate, method)
+        used, calibration = split(len(normals), self.given.false_alarm_rate, method)
         calibration = calibration if given is None else given
         # With folds every image is fitted and scored again for each, so no more than train are of use.
         train = normals[:TRAINING_IMAGES_MAX] if used == "cross" else normals[calibration:][:TRAINING_IMAGES_MAX]

@@ -42,7 +42,7 @@ MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ScoreComparison:
     """A window of `images` scores against a reference: both tests, each with its p-value.
 
     `distance` is that of Kolmogorov and Smirnov, 0 to 1; `beyond` is how many scores are above the threshold, and with
@@ -66,15 +66,15 @@ class Comparison:
         return self.beyond_p_value is not None and self.beyond_p_value < level
 
 
-def compare(reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: float | None) -> Comparison:
+def compare(reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: float | None) -> ScoreComparison:
     """Return how `scores` `(m,)` compare with those of the reference `(n,)`, both not empty and finite."""
     known, window = _sorted(reference), np.asarray(scores, dtype=np.float64)
     distance = ks_distance(known, window)
     p_value = ks_p_value(distance, len(known), len(window))
     if threshold is None:
-        return Comparison(len(window), distance, p_value, None, None)
+        return ScoreComparison(len(window), distance, p_value, None, None)
     beyond = int(np.count_nonzero(window > threshold))
-    return Comparison(
+    return ScoreComparison(
         len(window), distance, p_value, beyond, share_p_value(beyond, len(window), *_promise(known, threshold))
     )
 
@@ -143,7 +143,7 @@ def cause_of(
     reference: npt.ArrayLike,
     scores: npt.ArrayLike,
     threshold: float | None,
-    look: dict[str, Moved | None],
+    image_statistics: dict[str, Moved | None],
 ) -> Cause:
     """Return why `scores` `(m,)`, those since drift began, are not like the reference, as far as that can be told.
 
@@ -156,7 +156,7 @@ def cause_of(
     - `unknown`: anything else, such as all images scoring higher in the same light.
     """
     known, after = _sorted(reference), np.asarray(scores, dtype=np.float64)
-    judged = [one for one in look.values() if one is not None]
+    judged = [one for one in image_statistics.values() if one is not None]
     if not len(after):
         return "unknown"
     share = 0.0 if threshold is None else float(np.mean(after > threshold))
@@ -164,7 +164,7 @@ def cause_of(
     if any(one.moved for one in judged):
         shifted = _too_few(low, len(after), 0.5 * (1 - share)) or _too_many(low, len(after))
         return "light" if shifted or share > 0.5 else "unknown"
-    if len(judged) < len(look) or threshold is None or not 0 < share <= 0.5:
+    if len(judged) < len(image_statistics) or threshold is None or not 0 < share <= 0.5:
         return "unknown"
     defects = min(SEEN_OF_DEFECTS * share, DEFECTS_MAX)
     as_before = not _too_few(low, len(after), 0.5 * (1 - defects)) and not _too_many(low, len(after))

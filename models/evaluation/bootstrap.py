@@ -41,7 +41,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredVersion:
     """What one model makes of the images: scores `(N,)`, its threshold, its maps' histograms where there are any."""
 
     scores: Scores
@@ -50,7 +50,12 @@ class Judged:
 
 
 def intervals(
-    judged: Judged, labels: Labels, known: Mapping[str, float | None], *, seed: int = SEED, resamples: int = RESAMPLES
+    judged: ScoredVersion,
+    labels: Labels,
+    known: Mapping[str, float | None],
+    *,
+    seed: int = SEED,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Interval | None]:
     """Return the interval of each metric whose value in `known` is not None; None for the others.
 
@@ -77,8 +82,8 @@ def intervals(
 
 
 def difference_intervals(
-    first: Judged,
-    second: Judged,
+    first: ScoredVersion,
+    second: ScoredVersion,
     labels: Labels,
     differences: Mapping[str, float | None],
     *,
@@ -115,7 +120,7 @@ def wilson(successes: int, trials: int) -> Interval | None:
     return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half)
 
 
-def _resampled(judged: list[Judged], labels: Counts, seed: int, resamples: int) -> list[dict[str, Float64Array]]:
+def _resampled(judged: list[ScoredVersion], labels: Counts, seed: int, resamples: int) -> list[dict[str, Float64Array]]:
     """Return for each model the metrics of each resample, `(resamples,)`; the resamples are the same for all."""
     parts: list[list[dict[str, Float64Array]]] = [[] for _ in judged]
     measures = [_measure(one, labels) for one in judged]
@@ -140,7 +145,7 @@ def _stratified(labels: Counts, count: int, rng: np.random.Generator) -> Weights
     return weights
 
 
-def _measure(judged: Judged, labels: Counts) -> Callable[[Weights], dict[str, Float64Array]]:
+def _measure(judged: ScoredVersion, labels: Counts) -> Callable[[Weights], dict[str, Float64Array]]:
     """Return a function from weights `(B, N)` to the image metrics of each resample, `(B,)`, NaN where undefined."""
     scores = np.asarray(judged.scores, dtype=np.float64)
     order = np.argsort(-scores, kind="stable")
@@ -190,7 +195,7 @@ def _percentiles(values: Float64Array) -> Interval | None:
     return Interval(low, high) if high > low else None
 
 
-def _coarse(judged: Judged) -> dict[str, float]:
+def _coarse(judged: ScoredVersion) -> dict[str, float]:
     """Return the pixel metrics as the coarse histograms have them, by which resamples are moved to the fine ones."""
     if judged.pixels is None:
         return {}

@@ -22,11 +22,11 @@ SHIFT_SHARE = 0.04
 TURN_DEGREES = 10.0
 
 
-def light(image: UInt8Array, chance: np.random.Generator, amount: float = 0.04) -> UInt8Array:
+def light(image: UInt8Array, rng: np.random.Generator, amount: float = 0.04) -> UInt8Array:
     """Another brightness, contrast and, where there is colour, colour of the light, each by up to about `amount`."""
-    gain, gamma = math.exp(chance.uniform(-amount, amount)), math.exp(chance.uniform(-amount, amount))
+    gain, gamma = math.exp(rng.uniform(-amount, amount)), math.exp(rng.uniform(-amount, amount))
     grey = bool((image[..., 0] == image[..., 1]).all())
-    hue = np.ones(3) if grey else np.exp(chance.uniform(-amount / 2, amount / 2, 3))
+    hue = np.ones(3) if grey else np.exp(rng.uniform(-amount / 2, amount / 2, 3))
     levels = 255 * np.linspace(0, 1, 256)[:, None] ** gamma * gain * hue
     table = np.clip(levels, 0, 255).round().astype(np.uint8)
     changed = np.empty_like(image)
@@ -35,37 +35,37 @@ def light(image: UInt8Array, chance: np.random.Generator, amount: float = 0.04) 
     return changed
 
 
-def other_light(image: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+def other_light(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     """Light as different as from one hour to another."""
-    return light(image, chance, 0.2)
+    return light(image, rng, 0.2)
 
 
-def shifted(image: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+def shifted(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     """Moved by up to 4 % of its sides; what comes in is the mirror image of the edge."""
     height, width = image.shape[:2]
-    down, right = (round(chance.uniform(-SHIFT_SHARE, SHIFT_SHARE) * side) for side in (height, width))
+    down, right = (round(rng.uniform(-SHIFT_SHARE, SHIFT_SHARE) * side) for side in (height, width))
     rows = _mirrored(np.arange(height) + down, height)
     columns = _mirrored(np.arange(width) + right, width)
     return image[rows][:, columns]
 
 
-def mirrored(image: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+def mirrored(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     """Left and right exchanged, in one of two images."""
-    return np.ascontiguousarray(image[:, ::-1]) if chance.random() < 0.5 else image
+    return np.ascontiguousarray(image[:, ::-1]) if rng.random() < 0.5 else image
 
 
-def upside_down(image: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+def upside_down(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     """Turned by 180 degrees, in one of two images."""
-    return np.ascontiguousarray(image[::-1, ::-1]) if chance.random() < 0.5 else image
+    return np.ascontiguousarray(image[::-1, ::-1]) if rng.random() < 0.5 else image
 
 
-def turned(image: UInt8Array, chance: np.random.Generator) -> UInt8Array:
+def turned(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     """Turned by up to 10 degrees about its middle; what comes in is the mirror image of the edge."""
     height, width = image.shape[:2]
     margin = math.ceil(math.hypot(height, width) * math.sin(math.radians(TURN_DEGREES)) / 2) + 1
     margin = min(margin, height - 1, width - 1)
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-    angle = chance.uniform(-TURN_DEGREES, TURN_DEGREES)
+    angle = rng.uniform(-TURN_DEGREES, TURN_DEGREES)
     whole = Image.fromarray(padded).rotate(angle, Image.Resampling.BILINEAR)
     return np.asarray(whole.crop((margin, margin, margin + width, margin + height)))
 
@@ -87,23 +87,23 @@ def harmless(
     `score` gives `(n,)` of n images, higher being more unusual.
     """
     limit = float(np.quantile(score(images), AS_NORMAL_AS))
-    chance = np.random.default_rng([seed, 3])
+    rng = np.random.default_rng([seed, 3])
     found = []
     for name, change in OPTIONAL.items():
         # A change that is made in one of two images is judged by those in which it was made.
-        changed = [(change(image, chance), image) for image in images]
+        changed = [(change(image, rng), image) for image in images]
         made = [after for after, before in changed if after is not before]
         if made and float(np.median(score(made))) <= limit:
             found.append(name)
     return found
 
 
-def vary(image: UInt8Array, names: Sequence[str], chance: np.random.Generator) -> UInt8Array:
+def vary(image: UInt8Array, names: Sequence[str], rng: np.random.Generator) -> UInt8Array:
     """Return `image` in slightly other light and, each in one of two cases, with the changes `names`."""
     for name in names:
-        if chance.random() < 0.5:
-            image = OPTIONAL[name](image, chance)
-    return light(image, chance)
+        if rng.random() < 0.5:
+            image = OPTIONAL[name](image, rng)
+    return light(image, rng)
 
 
 def _mirrored(

@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from models.calibration.split import balanced
 from models.data.select_images import Read
-from models.fitting.fit_result import Fitted
-from models.fitting.limits import Limits
+from models.fitting.fit_result import FitResult
+from models.fitting.limits import TrainingLimits
 from models.fitting.logistic_regression import Float64Array, fit_head
 from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
 from models.networks.pretrained import BackboneSource, load_pretrained
@@ -30,13 +30,13 @@ def fit_classifier(
     size: tuple[int, int],
     seed: int,
     steps: int,
-    limits: Limits,
+    limits: TrainingLimits,
     read: Read,
     report: Callable[[Progress], None],
     *,
     anomalies: Sequence[Path],
     source: BackboneSource,
-) -> Fitted:
+) -> FitResult:
     """Return the classifier of the normals of all `products` against `anomalies`, at least two, the same for each.
 
     Raises BackboneUnavailable if there are no weights for `source`.
@@ -64,7 +64,7 @@ def fit_classifier(
         torch.tensor(head.centre, dtype=torch.float32),
         head.offset,
     )
-    return Fitted(
+    return FitResult(
         graphs=[graph.eval()] * len(products),
         stride=graph.stride,
         steps=head.iterations,

@@ -23,9 +23,9 @@ from models.data.select_images import Read
 from models.detector import Float32Array, UInt8Array
 from models.fitting.augment import harmless, vary
 from models.fitting.feature_cache import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
-from models.fitting.fit_result import Fitted
-from models.fitting.limits import Limits
-from models.fitting.optimise import descend
+from models.fitting.fit_result import FitResult
+from models.fitting.limits import TrainingLimits
+from models.fitting.optimise import optimise
 from models.fitting.segmentation_head import fit_head
 from models.fitting.trim import mean_of_highest, worst
 from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features
@@ -65,12 +65,12 @@ def fit_feature(
     size: tuple[int, int],
     seed: int,
     steps: int,
-    limits: Limits,
+    limits: TrainingLimits,
     read: Read,
     report: Callable[[Progress], None],
     warm: WarmStart | None = None,
     trim_fraction: float = 0.0,
-) -> Fitted:
+) -> FitResult:
     """Return the detectors fitted to the normal images of `products`, each in the order of its seeded hashes.
 
     Autoencoder and head are one for all, and begin with the weights of `warm` if they fit, in half the steps. What an
@@ -95,7 +95,7 @@ def fit_feature(
         report,
         min(POOL_BYTES, limits.pool_bytes // 2),
     )
-    kept_apart = _positions_apart(features, list(chain(*tunes)), size, seed, report)
+    validation = _positions_apart(features, list(chain(*tunes)), size, seed, report)
     del features
     whitening = Whitening()
     standardisation = Standardisation(DETAIL)
@@ -110,7 +110,7 @@ def fit_feature(
         if judges is None:
             first = max(2, round(TRIM_STEPS_SHARE * steps))
             until = _half_way_to(limits.deadline)
-            judge, _, _ = _fit_autoencoder(pool, kept_apart, whitening, seed, first, until, report)
+            judge, _, _ = _fit_autoencoder(pool, validation, whitening, seed, first, until, report)
         else:
             judge = judges[0]
         left_out = worst(shown, _pool_errors(pool, len(shown), whitening, judge), trim_fraction)
@@ -120,10 +120,17 @@ def fit_feature(
         whitening.fit(pool[:, :FEATURES])
         standardisation.fit(pool[:, FEATURES:])
     ordinary = [_overview(overviews[owner == number]) for number in range(len(products))]
-    begun = start_features(warm, whitening, standardisation)
-    steps = max(2, round(WARM_STEPS_SHARE * steps)) if begun else steps
+    warm_weights = start_features(warm, whitening, standardisation)
+    steps = max(2, round(WARM_STEPS_SHARE * steps)) if warm_weights else steps
     autoencoder, done, loss = _fit_autoencoder(
-        pool, kept_apart, whitening, seed, steps, _half_way_to(limits.deadline), report, begun[0] if begun else None
+        pool,
+        validation,
+        whitening,
+        seed,
+        steps,
+        _half_way_to(limits.deadline),
+        report,
+        warm_weights[0] if warm_weights else None,
     )
     del pool
 
@@ -150,7 +157,7 @@ def fit_feature(
         head_steps,
         limits.deadline,
         report,
-        begun[1] if begun else None,
+        warm_weights[1] if warm_weights else None,
     )
     del drawn, plain
 
@@ -160,7 +167,7 @@ def fit_feature(
         graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
         graph.fit_tails(_evidence(FrozenNetwork(graph.evidence, size), _several(tune, seed)))
         graphs.append(graph)
-    return Fitted(
+    return FitResult(
         graphs=graphs,
         stride=STRIDE,
         steps=done,
@@ -176,7 +183,7 @@ def fit_feature(
         backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
         map_meaning="softplus of the log of the mean of one over tail probability, of head and autoencoder",
         score_meaning="log of the mean of one over tail probability, of head and novelty (autoencoder and overview)",
-        warm_start=warm.version if warm is not None and begun else None,
+        warm_start=warm.version if warm is not None and warm_weights else None,
         trimmed=tuple(sorted(left_out)),
     )
 
@@ -206,17 +213,17 @@ def _overview(overviews: Tensor) -> Whitening:
 
 def _fit_autoencoder(
     pool: Tensor,
-    kept_apart: Tensor,
+    validation: Tensor,
     whitening: Whitening,
     seed: int,
     steps: int,
     deadline: float,
     report: Callable[[Progress], None],
-    begun: FeatureAutoencoder | None = None,
+    warm_weights: FeatureAutoencoder | None = None,
 ) -> tuple[FeatureAutoencoder, int, float]:
-    autoencoder = begun or FeatureAutoencoder()
-    rate = LEARNING_RATE * (WARM_RATE_SHARE if begun else 1)
-    chance = torch.Generator().manual_seed(seed)
+    autoencoder = warm_weights or FeatureAutoencoder()
+    rate = LEARNING_RATE * (WARM_RATE_SHARE if warm_weights else 1)
+    rng = torch.Generator().manual_seed(seed)
 
     def loss_of(positions: Tensor) -> Tensor:
         with torch.no_grad():
@@ -225,9 +232,9 @@ def _fit_autoencoder(
 
     def loss() -> Tensor:
         # Positions from everywhere, not crops: those of one crop are alike, and a step learns less from them.
-        return loss_of(pool[torch.randint(len(pool), (POSITIONS,), generator=chance)])
+        return loss_of(pool[torch.randint(len(pool), (POSITIONS,), generator=rng)])
 
-    done, last = descend(autoencoder, loss, rate, steps, deadline, report, apart=lambda: loss_of(kept_apart))
+    done, last = optimise(autoencoder, loss, rate, steps, deadline, report, validation_loss=lambda: loss_of(validation))
     return autoencoder, done, last
 
 
@@ -248,12 +255,12 @@ def _half_way_to(deadline: float) -> float:
 
 def _lit(paths: Sequence[Path], size: tuple[int, int], copies: int, seed: int, read: Read) -> Iterator[UInt8Array]:
     """Yield each image as it is, `copies` - 1 times in slightly other light, and where it comes again only so."""
-    chance = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng([seed, 0])
     seen: set[Path] = set()
     for path in paths:
         image = read(path, size)
         for copy in range(copies):
-            yield image if copy == 0 and path not in seen else vary(image, (), chance)
+            yield image if copy == 0 and path not in seen else vary(image, (), rng)
         seen.add(path)
 
 
@@ -268,8 +275,8 @@ def _drawn(
     """Yield images with drawn defects, and the share of each position that is defect; drawn on two threads."""
 
     def one(number: int) -> tuple[UInt8Array, Float32Array]:
-        chance = np.random.default_rng([seed, 1, number])
-        image, mask = draw_defects(vary(normal[number % len(normal)], changes, chance), normal, chance)
+        rng = np.random.default_rng([seed, 1, number])
+        image, mask = draw_defects(vary(normal[number % len(normal)], changes, rng), normal, rng)
         return image, share_by_position(mask, STRIDE)
 
     with ThreadPoolExecutor(2) as threads:
@@ -279,18 +286,18 @@ def _drawn(
 def _plain(
     normal: Sequence[UInt8Array], count: int, changes: Sequence[str], seed: int
 ) -> Iterator[tuple[UInt8Array, Float32Array]]:
-    chance = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([seed, 2])
     height, width = normal[0].shape[:2]
     nothing = np.zeros((height // STRIDE, width // STRIDE), dtype=np.float32)
     for number in range(count):
-        yield vary(normal[number % len(normal)], changes, chance), nothing
+        yield vary(normal[number % len(normal)], changes, rng), nothing
 
 
 def _several(tune: Sequence[UInt8Array], seed: int) -> list[UInt8Array]:
     """Return the images, and where they are few, each several times in slightly other light."""
-    chance = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([seed, 4])
     copies = math.ceil(TUNE_MAX / 2 / len(tune))
-    return [image if copy == 0 else vary(image, (), chance) for copy in range(copies) for image in tune]
+    return [image if copy == 0 else vary(image, (), rng) for copy in range(copies) for image in tune]
 
 
 def _errors(network: FrozenNetwork, images: Sequence[UInt8Array]) -> Float32Array:

@@ -111,10 +111,10 @@ def crop_pool(
             yield image
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:
-        share, chance = defects.pop(index), np.random.default_rng([seed, index])
+        share, rng = defects.pop(index), np.random.default_rng([seed, index])
         where = np.argwhere(share > 0)
         for number in range(index * crops_each, (index + 1) * crops_each):
-            top, left = _crop(where, (rows - height, columns - width), (height, width), chance)
+            top, left = _crop(where, (rows - height, columns - width), (height, width), rng)
             seen[number] = places[:, top : top + height, left : left + width]
             shares[number] = share[top : top + height, left : left + width]
 
@@ -155,14 +155,14 @@ def hardest_crops(
 
 
 def _crop(
-    where: npt.NDArray[np.int64], last: tuple[int, int], size: tuple[int, int], chance: np.random.Generator
+    where: npt.NDArray[np.int64], last: tuple[int, int], size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int]:
     """Return top and left of a crop of `size` that begins at `last` at the latest."""
-    if len(where) and chance.random() < 0.75:
-        middle = where[int(chance.integers(len(where)))]
-        starts = [int(at - chance.integers(0, side)) for at, side in zip(middle, size, strict=True)]
+    if len(where) and rng.random() < 0.75:
+        middle = where[int(rng.integers(len(where)))]
+        starts = [int(at - rng.integers(0, side)) for at, side in zip(middle, size, strict=True)]
         return min(max(starts[0], 0), last[0]), min(max(starts[1], 0), last[1])
-    return int(chance.integers(0, last[0] + 1)), int(chance.integers(0, last[1] + 1))
+    return int(rng.integers(0, last[0] + 1)), int(rng.integers(0, last[1] + 1))
 
 
 def _told(

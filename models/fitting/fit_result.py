@@ -11,7 +11,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A network as trained, and how that went.
 
     `graphs` are exported, one for each product, the same one again where nothing in it is a product's own. A graph

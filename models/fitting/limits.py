@@ -22,7 +22,7 @@ POOL_BYTES_MIN = 50_000_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class TrainingLimits:
     """`deadline` of the training loop, on `time.monotonic`'s clock; `memory_bytes` of the whole process."""
 
     deadline: float
@@ -40,7 +40,7 @@ class Limits:
             )
         return left
 
-    def shared_among(self, networks: int) -> Limits:
+    def shared_among(self, networks: int) -> TrainingLimits:
         """Return the limits of the next of `networks` to be fitted: each gets the same share of the time left."""
         now = time.monotonic()
         return replace(self, deadline=now + (self.deadline - now) / networks)

@@ -14,7 +14,7 @@ from models.progress import Progress
 
 LOSS_STEPS = 50  # over which the last loss is averaged
 
-# Looks at what is kept apart: so many, evenly over the steps, from the share on at which the learning rate falls.
+# Looks at the validation loss: so many, evenly over the steps, from the share on at which the learning rate falls.
 # Before, losses go up and down with it. It has risen once so many looks in a row were worse than the best by so much.
 LOOKS = 20
 LOOKS_FROM = 0.4
@@ -22,7 +22,7 @@ LOOKS_WORSE = 3
 WORSE = 1.05
 
 
-def descend(
+def optimise(
     network: nn.Module,
     loss: Callable[[], Tensor],
     learning_rate: float,
@@ -30,15 +30,15 @@ def descend(
     deadline: float,
     report: Callable[[Progress], None],
     stage: str = "training",
-    apart: Callable[[], Tensor] | None = None,
+    validation_loss: Callable[[], Tensor] | None = None,
 ) -> tuple[int, float]:
     """Train `network` to make small what `loss` returns, of a new batch each time; return steps done and last loss.
 
-    Ends early at `deadline`, on `time.monotonic`'s clock, and when the loss that `apart` returns, of what `network` is
-    not trained on, rises: then the weights are those with which it was lowest. `report` is told of either. Looking at
-    it changes nothing otherwise.
+    Ends early at `deadline`, on `time.monotonic`'s clock, and when the loss that `validation_loss` returns, of what
+    `network` is not trained on, rises: then the weights are those with which it was lowest. `report` is told of
+    either. Looking at it changes nothing otherwise.
     """
-    watch = _Watch(network, apart, steps) if apart is not None else None
+    watch = EarlyStopping(network, validation_loss, steps) if validation_loss is not None else None
     network.train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=learning_rate, total_steps=steps)
@@ -62,11 +62,11 @@ def descend(
     return len(losses), float(np.mean(losses[-LOSS_STEPS:]))
 
 
-class _Watch:
-    """Looks at the loss on what is kept apart, and keeps the weights with which it was lowest."""
+class EarlyStopping:
+    """Looks at the loss on the validation images, and keeps the weights with which it was lowest."""
 
-    def __init__(self, network: nn.Module, apart: Callable[[], Tensor], steps: int) -> None:
-        self._network, self._apart = network, apart
+    def __init__(self, network: nn.Module, validation_loss: Callable[[], Tensor], steps: int) -> None:
+        self._network, self._validation_loss = network, validation_loss
         self._every, self._from = max(1, steps // LOOKS), LOOKS_FROM * steps
         self._best, self._best_step, self._worse = float("inf"), 0, 0
         self._weights: dict[str, Tensor] = {}
@@ -77,7 +77,7 @@ class _Watch:
             return False
         self._network.eval()
         with torch.inference_mode():
-            found = self._apart().item()
+            found = self._validation_loss().item()
         self._network.train()
         if found < self._best:
             self._best, self._best_step, self._worse = found, step, 0

@@ -13,9 +13,9 @@ from torch.nn import functional
 from models.calibration.split import balanced
 from models.data.select_images import Read
 from models.detector import Float32Array
-from models.fitting.fit_result import Fitted
-from models.fitting.limits import Limits
-from models.fitting.optimise import descend
+from models.fitting.fit_result import FitResult
+from models.fitting.limits import TrainingLimits
+from models.fitting.optimise import optimise
 from models.fitting.trim import mean_of_highest, worst
 from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart
 from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
@@ -33,35 +33,35 @@ def fit_pixel(
     size: tuple[int, int],
     seed: int,
     steps: int,
-    limits: Limits,
+    limits: TrainingLimits,
     read: Read,
     report: Callable[[Progress], None],
     warm: WarmStart | None = None,
     trim_fraction: float = 0.0,
-) -> Fitted:
+) -> FitResult:
     """Return the detector fitted to the normals of all `products`, beginning with the weights of `warm` if they fit."""
     held = balanced(products)[: limits.pool_bytes // (size[0] * size[1] * 3)]
     images = torch.from_numpy(np.stack([read(path, size) for path in held]))
     autoencoder = PixelAutoencoder()
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
 
-    begun = warm is not None and warm.fill(autoencoder, "autoencoder")
-    rate = LEARNING_RATE * (WARM_RATE_SHARE if begun else 1)
+    warm_weights = warm is not None and warm.fill(autoencoder, "autoencoder")
+    rate = LEARNING_RATE * (WARM_RATE_SHARE if warm_weights else 1)
 
     def loss() -> Tensor:
-        wanted = as_pixels(images[torch.randint(len(images), (IMAGES,), generator=chance)])
+        wanted = as_pixels(images[torch.randint(len(images), (IMAGES,), generator=rng)])
         return functional.mse_loss(autoencoder(wanted), wanted)
 
     left_out: frozenset[Path] = frozenset()
     if trim_fraction > 0:
-        if not begun:
+        if not warm_weights:
             first = max(2, round(TRIM_STEPS_SHARE * steps))
-            descend(autoencoder, loss, LEARNING_RATE, first, limits.deadline, report, "training to trim")
+            optimise(autoencoder, loss, LEARNING_RATE, first, limits.deadline, report, "training to trim")
         left_out = worst(held, _errors(autoencoder.eval(), images), trim_fraction)
         images = images[torch.tensor([path not in left_out for path in held])]
-    steps = max(2, round(WARM_STEPS_SHARE * steps)) if begun else steps
-    done, last = descend(autoencoder, loss, rate, steps, limits.deadline, report)
-    return Fitted(
+    steps = max(2, round(WARM_STEPS_SHARE * steps)) if warm_weights else steps
+    done, last = optimise(autoencoder, loss, rate, steps, limits.deadline, report)
+    return FitResult(
         graphs=[PixelScoringGraph(autoencoder).eval()] * len(products),
         stride=PixelScoringGraph.stride,
         steps=done,
@@ -70,7 +70,7 @@ def fit_pixel(
         backbone=None,
         map_meaning="mean over colours of the squared error of pixels in [0, 1], averaged over 5x5 pixels",
         score_meaning="mean of the map",
-        warm_start=warm.version if warm is not None and begun else None,
+        warm_start=warm.version if warm is not None and warm_weights else None,
         trimmed=tuple(sorted(left_out)),
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.detector import UInt8Array
 from models.fitting.feature_cache import Crops, FrozenNetwork, hardest_crops
-from models.fitting.optimise import descend
+from models.fitting.optimise import optimise
 from models.networks.segmentation_head import SegmentationHead, defect_loss
 from models.progress import Progress
 
@@ -34,13 +34,13 @@ def fit_head(
     steps: int,
     deadline: float,
     report: Callable[[Progress], None],
-    begun: SegmentationHead | None = None,
+    warm_weights: SegmentationHead | None = None,
 ) -> tuple[SegmentationHead, int]:
-    """Return the head, `begun` trained on if given, and the steps done, at most twice `steps`.
+    """Return the head, `warm_weights` trained on if given, and the steps done, at most twice `steps`.
 
     `normal` are searched for its false alarms.
     """
-    head = (begun or SegmentationHead()).to(memory_format=torch.channels_last)
+    head = (warm_weights or SegmentationHead()).to(memory_format=torch.channels_last)
     done = _round(head, (drawn, plain), 0, seed, steps, deadline, report)
     hard = hardest_crops(network, _contiguous(head), normal, FALSE_ALARMS, report)
     done += _round(head, (drawn, plain, hard), 1, seed, steps, deadline, report)
@@ -56,21 +56,21 @@ def _round(
     deadline: float,
     report: Callable[[Progress], None],
 ) -> int:
-    chance = torch.Generator().manual_seed(2 * seed + number)
+    rng = torch.Generator().manual_seed(2 * seed + number)
 
     def loss() -> Tensor:
         seen, shares = [], []
         for pool, count in zip(pools, ROUNDS[number], strict=False):
-            picked = torch.randint(len(pool.seen), (count,), generator=chance)
+            picked = torch.randint(len(pool.seen), (count,), generator=rng)
             seen.append(pool.seen[picked])
             shares.append(pool.defect_share[picked])
         crops = torch.cat(seen).float()
-        kept = torch.rand((*crops.shape[:2], 1, 1), generator=chance) >= DROPPED
+        kept = torch.rand((*crops.shape[:2], 1, 1), generator=rng) >= DROPPED
         crops = (crops * kept / (1 - DROPPED)).contiguous(memory_format=torch.channels_last)
         return defect_loss(head(crops)[:, 0], torch.cat(shares))
 
     stage = f"training the head, round {number + 1} of {len(ROUNDS)}"
-    return descend(head, loss, LEARNING_RATES[number], steps, deadline, report, stage)[0]
+    return optimise(head, loss, LEARNING_RATES[number], steps, deadline, report, stage)[0]
 
 
 def _contiguous(head: SegmentationHead) -> Callable[[Tensor], Tensor]:

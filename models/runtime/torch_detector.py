@@ -129,9 +129,9 @@ def score_difference(version: ModelVersion, one: Detector, other: Detector) -> f
 def probes(input_size: tuple[int, int]) -> UInt8Array:
     """Return made images, uint8 `(8, H, W, 3)`, from plain to rough, always the same."""
     height, width = input_size
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, height)[:, None, None] * 0.5 + np.linspace(0, 255, width)[None, :, None] * 0.5
-    rough = [ramp + chance.normal(0, 4.0 * index, (height, width, 3)) for index in range(PROBES)]
+    rough = [ramp + rng.normal(0, 4.0 * index, (height, width, 3)) for index in range(PROBES)]
     return np.clip(np.stack(rough), 0, 255).astype(np.uint8)
 
 

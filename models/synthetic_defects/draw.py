@@ -63,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def draw_defects(
-    image: UInt8Array, others: Sequence[UInt8Array], chance: np.random.Generator
+    image: UInt8Array, others: Sequence[UInt8Array], rng: np.random.Generator
 ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
     """Return `image` with one to four defects, uint8 `(H, W, 3)`, and where it changed, bool `(H, W)`.
 
@@ -74,9 +74,9 @@ def draw_defects(
     drawn, mask = image.copy(), np.zeros((height, width), dtype=bool)
     grey = is_grey(image)
     places = _places(image)
-    for _ in range(min(DEFECTS_MAX, 1 + int(chance.geometric(0.5)))):
+    for _ in range(min(DEFECTS_MAX, 1 + int(rng.geometric(0.5)))):
         for _ in range(_TRIES):
-            if _draw_one(drawn, mask, others, chance, places, grey):
+            if _draw_one(drawn, mask, others, rng, places, grey):
                 break
     return drawn, mask
 
@@ -98,20 +98,20 @@ def _draw_one(
     drawn: UInt8Array,
     mask: npt.NDArray[np.bool_],
     others: Sequence[UInt8Array],
-    chance: np.random.Generator,
+    rng: np.random.Generator,
     places: tuple[Float32Array, Float32Array],
     grey: bool,
 ) -> bool:
     """Draw one defect into `drawn` and `mask`; return whether enough changed, and leave both as they were if not."""
-    kind = KINDS[_one_of(list(KINDS), chance)]
-    box = _box(kind, drawn.shape[:2], places, chance)
+    kind = KINDS[_one_of(list(KINDS), rng)]
+    box = _box(kind, drawn.shape[:2], places, rng)
     top, left, height, width = box
     patch = drawn[top : top + height, left : left + width].astype(np.float32)
-    shape = _one_of(kind.shapes, chance)(chance, height, width)
-    softness = chance.uniform(*kind.softness)
-    if softness > 0 and chance.random() < 0.6:
+    shape = _one_of(kind.shapes, rng)(rng, height, width)
+    softness = rng.uniform(*kind.softness)
+    if softness > 0 and rng.random() < 0.6:
         shape = ndimage.gaussian_filter(shape, softness)
-    filled = kind.fill(chance, fills.Canvas(patch, drawn, _one_of(others, chance), box, grey))
+    filled = kind.fill(rng, fills.Canvas(patch, drawn, _one_of(others, rng), box, grey))
     changed = patch + shape[..., None] * (filled - patch)
     rounded = np.clip(changed, 0, 255).round().astype(np.uint8)
     differs = np.abs(rounded - patch).max(axis=2) > CHANGE_MIN
@@ -123,23 +123,23 @@ def _draw_one(
 
 
 def _box(
-    kind: Kind, size: tuple[int, int], places: tuple[Float32Array, Float32Array], chance: np.random.Generator
+    kind: Kind, size: tuple[int, int], places: tuple[Float32Array, Float32Array], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Return top, left, height and width in pixels of where the next defect comes."""
     rows, columns = size
     least, most = (math.log(share) for share in kind.side_share)
-    side = math.sqrt(rows * columns) * math.exp(chance.uniform(least, most))
-    aspect = math.exp(chance.normal(0, 0.45))
+    side = math.sqrt(rows * columns) * math.exp(rng.uniform(least, most))
+    aspect = math.exp(rng.normal(0, 0.45))
     height = int(np.clip(round(side * aspect), 4, rows - 2))
     width = int(np.clip(round(side / aspect), 4, columns - 2))
-    which = chance.random()
+    which = rng.random()
     if which < ON_STRUCTURE + ON_PART:
         cumulated = places[0] if which < ON_STRUCTURE else places[1]
-        place = int(np.searchsorted(cumulated.ravel(), chance.random()))
+        place = int(np.searchsorted(cumulated.ravel(), rng.random()))
         row, column = divmod(min(place, cumulated.size - 1), cumulated.shape[1])
         middle = (row + 0.5) * rows / cumulated.shape[0], (column + 0.5) * columns / cumulated.shape[1]
     else:
-        middle = chance.uniform(0, rows), chance.uniform(0, columns)
+        middle = rng.uniform(0, rows), rng.uniform(0, columns)
     top = int(np.clip(round(middle[0] - height / 2), 0, rows - height))
     left = int(np.clip(round(middle[1] - width / 2), 0, columns - width))
     return top, left, height, width
@@ -162,5 +162,5 @@ def _cumulated(weights: Float32Array) -> Float32Array:
     return np.asarray(total / total[-1], dtype=np.float32).reshape(weights.shape)
 
 
-def _one_of(choices: Sequence[fills.T], chance: np.random.Generator) -> fills.T:
-    return choices[int(chance.integers(len(choices)))]
+def _one_of(choices: Sequence[fills.T], rng: np.random.Generator) -> fills.T:
+    return choices[int(rng.integers(len(choices)))]

@@ -21,8 +21,8 @@ from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, Read, TrainingImage
 from models.detector import Detector, Float32Array
 from models.evaluation.metrics import image_auroc
-from models.fitting.fit_result import Fitted
-from models.fitting.limits import Limits
+from models.fitting.fit_result import FitResult
+from models.fitting.limits import TrainingLimits
 from models.progress import Progress
 from models.registry import ModelVersion
 from models.runtime.export import export_graph
@@ -36,14 +36,14 @@ Report = Callable[[Progress], None]
 class FitNetwork(Protocol):
     """Fits a network of the training's kind and size to the normal images of each product."""
 
-    def __call__(self, products: Sequence[Sequence[Path]], limits: Limits, report: Report) -> Fitted: ...
+    def __call__(self, products: Sequence[Sequence[Path]], limits: TrainingLimits, report: Report) -> FitResult: ...
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What a product's unseen images scored: `scores` and `map_maxima` of normals `(n,)`, of anomalies `(m,)`.
 
-    `look` is how the normals look, float32 `(n, 3)` of `models.appearance.FIGURES`; NaN is not known.
+    `image_statistics` is how the normals look, float32 `(n, 3)` of `models.appearance.FIGURES`; NaN is not known.
     `fold_steps` are those that the networks of the folds were trained for; none with the method `split`.
     """
 
@@ -52,7 +52,7 @@ class Calibration:
     scores: Float32Array
     map_maxima: Float32Array
     anomaly_scores: Float32Array
-    look: Float32Array
+    image_statistics: Float32Array
     fold_steps: tuple[int, ...]
 
     def as_manifest(self) -> dict[str, Any]:
@@ -69,7 +69,9 @@ class Calibration:
             "anomaly_scores": sorted(float(score) for score in self.anomaly_scores),
             "image_auroc": image_auroc(both, labels),
             "look": {
-                name: [None if np.isnan(value) else round(float(value), 3) for value in self.look[:, column]]
+                name: [
+                    None if np.isnan(value) else round(float(value), 3) for value in self.image_statistics[:, column]
+                ]
                 for column, name in enumerate(FIGURES)
             },
             "fold_steps": list(self.fold_steps),
@@ -82,7 +84,7 @@ def calibrate(
     fit: FitNetwork,
     *,
     comparable: bool,
-    limits: Limits,
+    limits: TrainingLimits,
     workspace: Path,
     threads: int,
     read: Read,
@@ -95,10 +97,10 @@ def calibrate(
     """
     size = chosen[0].input_size
     pairs = list(zip(detectors, chosen, strict=True))
-    looks = [np.full((len(each.calibrate), len(FIGURES)), np.nan, dtype=np.float32) for each in chosen]
+    image_statistics = [np.full((len(each.calibrate), len(FIGURES)), np.nan, dtype=np.float32) for each in chosen]
     normals = [
-        _scored(detector, each.calibrate, size, read, report, look)
-        for (detector, each), look in zip(pairs, looks, strict=True)
+        _scored(detector, each.calibrate, size, read, report, image_statistics)
+        for (detector, each), image_statistics in zip(pairs, image_statistics, strict=True)
     ]
     fold_steps: list[int] = []
     if any(each.method == "cross" for each in chosen):
@@ -127,10 +129,10 @@ def calibrate(
             scores=values[:, 0],
             map_maxima=values[:, 1],
             anomaly_scores=_scored(detector, each.held_out_anomalies, size, read, report)[:, 0],
-            look=look,
+            image_statistics=image_statistics,
             fold_steps=tuple(fold_steps) if each.method == "cross" else (),
         )
-        for (detector, each), values, look in zip(pairs, normals, looks, strict=True)
+        for (detector, each), values, image_statistics in zip(pairs, normals, image_statistics, strict=True)
     ]
 
 
@@ -161,15 +163,18 @@ def _scored(
     size: tuple[int, int],
     read: Read,
     report: Report,
-    look: Float32Array | None = None,
+    image_statistics: Float32Array | None = None,
 ) -> Float32Array:
-    """Return score and highest map value of each image, float32 `(n, 2)`; put how each looks into `look` `(n, 3)`."""
+    """Return score and highest map value of each image, float32 `(n, 2)`.
+
+    How each image looks is put into `image_statistics`, `(n, 3)`.
+    """
     values = np.empty((len(images), 2), dtype=np.float32)
     for start in range(0, len(images), BATCH_SIZE):
         batch = images[start : start + BATCH_SIZE]
         read_images = [read(image.path, size) for image in batch]
-        if look is not None:
-            look[start : start + len(batch)] = [appearance_of(pixels).as_row() for pixels in read_images]
+        if image_statistics is not None:
+            image_statistics[start : start + len(batch)] = [appearance_of(pixels).as_row() for pixels in read_images]
         scored = detector.score(np.stack(read_images))
         values[start : start + len(batch), 0] = scored.scores
         values[start : start + len(batch), 1] = scored.maps.max(axis=(1, 2))

@@ -24,8 +24,8 @@ from models.fitting.classifier import STEPS as CLASSIFIER_STEPS
 from models.fitting.classifier import fit_classifier
 from models.fitting.feature import STEPS as FEATURE_STEPS
 from models.fitting.feature import fit_feature
-from models.fitting.fit_result import Fitted
-from models.fitting.limits import BYTES_PER_GB, MEMORY_GB, Limits, memory_peak_bytes
+from models.fitting.fit_result import FitResult
+from models.fitting.limits import BYTES_PER_GB, MEMORY_GB, TrainingLimits, memory_peak_bytes
 from models.fitting.pixel import STEPS as PIXEL_STEPS
 from models.fitting.pixel import fit_pixel
 from models.fitting.warm_start import WarmStart, read_warm_start
@@ -50,7 +50,11 @@ from models.training.draft_check import ReadDraft, check_drafts
 PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}
 PIXEL_SIDE = 128
 STEPS = {"feature": FEATURE_STEPS, "pixel": PIXEL_STEPS, "classifier": CLASSIFIER_STEPS}
-FITS: Mapping[str, Callable[..., Fitted]] = {"feature": fit_feature, "pixel": fit_pixel, "classifier": fit_classifier}
+FITS: Mapping[str, Callable[..., FitResult]] = {
+    "feature": fit_feature,
+    "pixel": fit_pixel,
+    "classifier": fit_classifier,
+}
 PARITY_IMAGES = 16
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "scikit-learn")
 
@@ -139,9 +143,11 @@ def train_jointly(
     training = [[image.path for image in each.train] for each in chosen]
 
     # Model, optimiser, loop
-    begun = read_warm_start(warm, kind) if all(each.roles_given for each in chosen) else None
-    fit = _fitting(kind, chosen, seed, steps or STEPS[kind], read, backbone or BackboneSource(), begun, trim_fraction)
-    limits = Limits(started + 60 * minutes_max, memory_bytes)
+    warm_start = read_warm_start(warm, kind) if all(each.roles_given for each in chosen) else None
+    fit = _fitting(
+        kind, chosen, seed, steps or STEPS[kind], read, backbone or BackboneSource(), warm_start, trim_fraction
+    )
+    limits = TrainingLimits(started + 60 * minutes_max, memory_bytes)
     networks = 1 + (FOLDS if any(each.method == "cross" for each in chosen) else 0)
     fitted = fit(training, limits.shared_among(networks), report)
 
@@ -266,7 +272,7 @@ def _fitting(
     else:
         fit = functools.partial(fit, warm=warm, trim_fraction=trim_fraction)
 
-    def network(products: Sequence[Sequence[Path]], limits: Limits, report: Report) -> Fitted:
+    def network(products: Sequence[Sequence[Path]], limits: TrainingLimits, report: Report) -> FitResult:
         return fit(products, chosen[0].input_size, seed, steps, limits, read, report)
 
     return network

@@ -30,7 +30,7 @@ from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
 from service.instances import LOCK_NAME
 from service.names import parse_claimed_name, product_of
-from service.operations import checks as judge
+from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
 from service.operations.retention import rules_of
 from service.scoring.threshold_policy import policy_of, threshold_of
@@ -72,28 +72,28 @@ def examine(root: Path) -> list[Finding]:
     findings += [
         _mount(name, path, settings.watch_mode) for name, path in (("root", root), ("incoming", root / "incoming"))
     ]
-    findings.append(judge.judge_folders({name: _device(root / name) for name in FOLDERS}))
+    findings.append(checks.check_folders({name: _device(root / name) for name in FOLDERS}))
     failure, disk_now = try_renames(root)
-    findings.append(judge.judge_renames(failure))
+    findings.append(checks.check_renames(failure))
     products, folders = _incoming(root / "incoming")
-    findings.append(judge.judge_inotify(read_inotify(), folders))
+    findings.append(checks.check_inotify(read_inotify(), folders))
     if not settings.database_url:
-        findings.append(judge.judge_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
+        findings.append(checks.check_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
     known = _database(root)
     findings += known.findings
     space = read_space(root)
-    findings += judge.judge_space(space, settings.free_bytes_min, settings.free_inodes_min)
+    findings += checks.check_space(space, settings.free_bytes_min, settings.free_inodes_min)
     findings.append(
-        judge.judge_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=bool(rules_of(settings)))
+        checks.check_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=bool(rules_of(settings)))
     )
     findings += _models(root, settings, products, known.champions, known.choices)
-    findings += [judge.judge_drift(product, row) for product, row in sorted(known.drift.items())]
-    findings += judge.judge_scoring(*_openvino(), judge.cpu_flags(_text(CPUINFO)), platform.machine())
-    findings += judge.judge_energy(read_rapl(), settings.energy_country)
+    findings += [checks.check_drift(product, row) for product, row in sorted(known.drift.items())]
+    findings += checks.check_scoring(*_openvino(), checks.cpu_flags(_text(CPUINFO)), platform.machine())
+    findings += checks.check_energy(read_rapl(), settings.energy_country)
     there = root.stat()
-    findings += judge.judge_permissions(there.st_mode, _umask(), there.st_uid, os.geteuid())
-    findings.append(judge.judge_left_overs(read_left_overs(root, judge.locked_inodes(_text(LOCKS)))))
-    findings.append(judge.judge_clock(datetime.now(UTC), disk_now, known.newest))
+    findings += checks.check_permissions(there.st_mode, _umask(), there.st_uid, os.geteuid())
+    findings.append(checks.check_left_overs(read_left_overs(root, checks.locked_inodes(_text(LOCKS)))))
+    findings.append(checks.check_clock(datetime.now(UTC), disk_now, known.newest))
     return findings
 
 
@@ -173,12 +173,12 @@ def _settings(root: Path) -> tuple[Settings, list[Finding]]:
         advice = "correct it as the message says; docs/settings.md lists every setting"
         return Settings.model_construct(), [Finding("settings", "error", str(error), advice)]
     values = {name: getattr(settings, name) for name in Settings.model_fields}
-    return settings, judge.judge_settings(values, origins(root, settings))
+    return settings, checks.check_settings(values, origins(root, settings))
 
 
 def _mount(name: str, path: Path, watch_mode: str) -> Finding:
     try:
-        return judge.judge_mount(name, filesystem.mount_of(path), watch_mode)
+        return checks.check_mount(name, filesystem.mount_of(path), watch_mode)
     except (OSError, ValueError) as error:
         advice = 'mount /proc; until then set watch_mode = "polling" if the root is a share'
         return Finding(f"file system of {name}", "warning", f"not known: {error}", advice)
@@ -208,9 +208,9 @@ def _database(root: Path) -> _Database:
         with engine.connect() as connection:
             revision = schema.revision_of(connection)
             [answer] = engine.check(connection, quick=True)
-            findings = judge.judge_database(revision, migrations.HEAD, answer)
+            findings = checks.check_database(revision, migrations.HEAD, answer)
             if engine.dialect.name == "postgresql":
-                findings.append(judge.judge_postgresql(read_server(connection)))
+                findings.append(checks.check_postgresql(read_server(connection)))
             if revision != migrations.HEAD:
                 return _Database(findings, {}, None)
             newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
@@ -267,10 +267,10 @@ def _models(
             except (ModelError, ConfigurationError) as error:
                 refused = str(error)
         if owner == product:
-            findings.append(judge.judge_champion(product, row.version, failure))
+            findings.append(checks.check_champion(product, row.version, failure))
         policy = policy_of(settings, product, rate, chosen_rate=chosen_rate)
-        findings.append(judge.judge_threshold(product, policy, refused, choice))
-    return findings + judge.judge_products(products, set(champions))
+        findings.append(checks.check_threshold(product, policy, refused, choice))
+    return findings + checks.check_products(products, set(champions))
 
 
 def _openvino() -> tuple[str | None, str | None]:

@@ -155,19 +155,19 @@ def _page(
     evaluated: Sequence[Evaluated],
     learned: Sequence[LearningPoint],
     settings: Settings,
-) -> page.Page:
+) -> page.ReportPage:
     read = image_reader(settings)
 
     def section(one: Evaluated) -> page.Section:
-        judgement = one.judgement
-        pixel_threshold = float(judgement.version.manifest["calibration"]["pixel_threshold"])
+        evaluated_version = one.evaluated_version
+        pixel_threshold = float(evaluated_version.version.manifest["calibration"]["pixel_threshold"])
         missed, alarms = (
             thumbnails(worst, pixel_threshold, read, upright_size, UNREADABLE)
-            for worst in (judgement.mistakes.missed, judgement.mistakes.false_alarms)
+            for worst in (evaluated_version.mistakes.missed, evaluated_version.mistakes.false_alarms)
         )
         return page.Section(one, missed, alarms, learned)
 
-    return page.Page(
+    return page.ReportPage(
         folder=str(folder),
         layout=dataset.layout,
         split=split.value,

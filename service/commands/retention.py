@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
-from service.operations.remove_file import Stays
+from service.operations.remove_file import NotRemovable
 from service.operations.retention import Going, Outcome, Retention, Rule, last_run, rules_document, rules_of
 from service.storage.database.open import open_database
 
@@ -62,9 +62,9 @@ def foreseen(
     outcome = Outcome()
     listed: list[dict[str, Any]] = []
     looked_at = 0
-    for one in Retention(root, engine, rules).foresee(now, images_max=images_max):
+    for one in Retention(root, engine, rules).preview(now, images_max=images_max):
         looked_at += 1
-        if isinstance(one, Stays):
+        if isinstance(one, NotRemovable):
             outcome.left[one.why] += 1
             continue
         outcome.of(one.image.verdict).add(one)

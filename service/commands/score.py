@@ -19,8 +19,8 @@ from service.imaging.decode import DecodeError, StillChanging, decode, image_siz
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
 from service.scoring.champions import load_version
-from service.scoring.decide import Judge
-from service.scoring.threshold_policy import judge_of
+from service.scoring.decide import ThresholdDecider
+from service.scoring.threshold_policy import decider_of
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage.database.open import open_database
 from service.storage.thresholds import chosen
@@ -60,7 +60,7 @@ def score(
             chosen_rate = chosen(connection).get(product)
     finally:
         engine.dispose()
-    judge = judge_of(settings, product, model, false_alarm_rate, chosen_rate)
+    decider = decider_of(settings, product, model, false_alarm_rate, chosen_rate)
 
     from models.runtime.load_detector import load_detector
 
@@ -71,7 +71,7 @@ def score(
         typer.echo(_line({column: column for column in COLUMNS}))
     rows, failed = [], 0
     for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decoders):
-        result = _row(outcome, judge)
+        result = _row(outcome, decider)
         failed += isinstance(outcome, Failure)
         if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
             size = upright_size(outcome.path)
@@ -90,9 +90,9 @@ def score(
             {
                 "product": row.product,
                 "version": row.version,
-                "threshold_policy": judge.policy.name,
-                "false_alarm_rate": getattr(judge.policy, "false_alarm_rate", None),
-                "threshold": judge.threshold,
+                "threshold_policy": decider.policy.name,
+                "false_alarm_rate": getattr(decider.policy, "false_alarm_rate", None),
+                "threshold": decider.threshold,
                 "images": rows,
                 "failed": failed,
             }
@@ -153,11 +153,11 @@ def _outcomes(
         yield from sorted(both, key=lambda outcome: outcome.index)
 
 
-def _row(outcome: ScoredFile | Failure, judge: Judge) -> dict[str, Any]:
+def _row(outcome: ScoredFile | Failure, decider: ThresholdDecider) -> dict[str, Any]:
     if isinstance(outcome, Failure):
         nothing = dict.fromkeys(("verdict", "score", "threshold", "p_value", "uncertain", "uncertainty", "regions"))
         return {"file": _shown(outcome.path), **nothing, "error": shown_name(outcome.error)}
-    decision = judge.decide(outcome.score)
+    decision = decider.decide(outcome.score)
     return {
         "file": _shown(outcome.path),
         "verdict": decision.verdict,

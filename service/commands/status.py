@@ -17,7 +17,7 @@ from service.commands.retention import foreseen, shown
 from service.errors import TamisError
 from service.inspection.claim import INCOMING
 from service.inspection.watch import NameFilter, scan
-from service.instances import instances, said_by
+from service.instances import instances, read_status
 from service.names import product_of
 from service.operations.retention import Rule, last_run, rules_document, rules_of
 from service.storage import drift, images, thresholds
@@ -60,7 +60,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
             newest = images.search(connection, limit=1)
             document = {
                 "root": str(root),
-                "daemons": [said_by(root, name) for name in instances(root)],
+                "daemons": [read_status(root, name) for name in instances(root)],
                 "incoming": dict(sorted(waiting.items())),
                 "waiting_for_model": sorted(
                     product for product in waiting if product not in champion_of and "default" not in champion_of

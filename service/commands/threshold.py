@@ -12,7 +12,7 @@ import typer
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.errors import UsageError
-from service.scoring.threshold_preview import LAST, Exploration, choose_rate, explore
+from service.scoring.threshold_preview import LAST, ThresholdPreview, choose_rate, preview
 from service.settings import DEFAULT_PRODUCT
 from service.storage import thresholds
 from service.storage.database.open import open_database
@@ -42,7 +42,7 @@ def threshold(
     engine = open_database(root, read_only=not changing)
     try:
         with engine.connect() as connection:
-            found = None if rate is None else explore(root, connection, settings, product, rate, last)
+            found = None if rate is None else preview(root, connection, settings, product, rate, last)
         if changing:
             with engine.begin() as connection:
                 choose_rate(root, connection, settings, product, rate, by=by or _caller(), at=datetime.now(UTC))
@@ -65,7 +65,7 @@ def _as_document(choice: thresholds.Choice | None) -> dict[str, Any]:
     }
 
 
-def _print(product: str, found: Exploration | None, choice: thresholds.Choice | None, changed: bool) -> None:
+def _print(product: str, found: ThresholdPreview | None, choice: thresholds.Choice | None, changed: bool) -> None:
     if found is not None:
         now = "-" if found.present_threshold is None else f"{found.present_threshold:.6g}"
         then = "-" if found.threshold is None else f"{found.threshold:.6g}"

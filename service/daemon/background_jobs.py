@@ -24,7 +24,7 @@ NICENESS = 5
 
 
 @dataclass
-class Duty:
+class Job:
     """Something to do at `due_at`, monotonic s, and then every `every_s`; `run` ends soon once `stopping` is set."""
 
     name: str
@@ -33,11 +33,11 @@ class Duty:
     every_s: float
 
 
-class Upkeep:
+class BackgroundJobs:
     """Runs `duties` one after the other. `start`, then `close`."""
 
     def __init__(
-        self, duties: Sequence[Duty], stopping: threading.Event, clock: Callable[[], float] = time.monotonic
+        self, duties: Sequence[Job], stopping: threading.Event, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._duties = list(duties)
         self._stopping = stopping
@@ -73,7 +73,7 @@ class Upkeep:
             wait = self.step() - self._clock()
             self._stopping.wait(min(max(wait, 0.0), threading.TIMEOUT_MAX))
 
-    def _run(self, duty: Duty) -> None:
+    def _run(self, duty: Job) -> None:
         try:
             duty.run()
         except Exception as error:

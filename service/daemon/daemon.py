@@ -24,8 +24,8 @@ from sqlalchemy.exc import OperationalError
 
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service import __version__
-from service.daemon.background_jobs import Upkeep
-from service.daemon.duties import duties_of
+from service.daemon.background_jobs import BackgroundJobs
+from service.daemon.duties import jobs_for
 from service.daemon.systemd import Notifier
 from service.daemon.wake import Wake
 from service.drift.monitor import DriftWatch
@@ -34,19 +34,19 @@ from service.errors import ConfigurationError, TamisError
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
 from service.inspection.claim import INCOMING, PROCESSING, Claims
 from service.inspection.intake import Intake
-from service.inspection.pipeline import Limits, Pipeline, StageStuck
+from service.inspection.pipeline import Pipeline, PipelineLimits, StageStuck
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.settle import Settling
 from service.inspection.watch import NameFilter, Watcher
-from service.instances import STATUS_NAME, instance_lock, mounts_of, others, take_root, write_status
+from service.instances import STATUS_NAME, instance_lock, lock_root, mounts_of, other_instances, write_status
 from service.labelling.folder_watch import FolderWatch
 from service.logs import configure, fields
 from service.operations.restore import take_back
 from service.retraining.scheduler import Schedule
-from service.scoring.active_versions import InCharge
+from service.scoring.active_versions import ActiveVersions
 from service.scoring.detector_loader import DetectorLoader
-from service.scoring.scorers import Scorers
+from service.scoring.scorers import ScorerCache
 from service.scoring.shadow import Shadows
 from service.settings import Settings
 from service.storage.database.open import open_database, trouble
@@ -148,17 +148,17 @@ class Daemon:
     def open(self, stack: ExitStack) -> None:
         """Open everything the loop needs, in the order in which `stack` closes it backwards."""
         settings, root = self._settings, self._root
-        take_root(root, settings.instance, shared=settings.share_root, stack=stack)
+        lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self._mounts = mounts_of(root, settings.instance)
         self._watcher = Watcher(root / INCOMING, self._wake.set)
         stack.callback(self._watcher.stop)
         self._watch()
         self._loader = DetectorLoader(settings.scoring_threads, self._take_batch_size)
-        self._in_charge = InCharge(lambda: self._looking.connect(), settings)
-        self._scorers = Scorers(
+        self._in_charge = ActiveVersions(lambda: self._looking.connect(), settings)
+        self._scorers = ScorerCache(
             root,
             self._in_charge.champions,
-            self._in_charge.judge_of,
+            self._in_charge.decider_of,
             self._loader,
             settings.models_loaded_max,
             lambda: self._in_charge.rates,
@@ -198,7 +198,7 @@ class Daemon:
         self._folders.start()
         self._load_models()
         stopping = threading.Event()
-        upkeep = Upkeep(duties_of(root, self._engine, settings, stopping), stopping)
+        upkeep = BackgroundJobs(jobs_for(root, self._engine, settings, stopping), stopping)
         stack.callback(upkeep.close)
         upkeep.start()
         self._schedule = Schedule(root, settings)
@@ -231,8 +231,8 @@ class Daemon:
                 self._rescan(now)
             next_at = self._pipeline.step(now, claiming=self._state.paused is None)
             self._write_idle_row(now)
-            self._look_for_drift(now)
-            self._tell(now)
+            self._check_drift(now)
+            self._report_status(now)
             self._sleep(next_at)
         self._drain()
 
@@ -258,7 +258,7 @@ class Daemon:
             self._root,
             self._scorers,
             self._in_charge.challengers,
-            self._in_charge.judge_of,
+            self._in_charge.decider_of,
             self._loader,
             share=settings.shadow_share,
             loaded_max=settings.models_loaded_max,
@@ -335,7 +335,7 @@ class Daemon:
             self._due.scan = now + PAUSED_INTERVAL_S
             return
         self._recover()
-        self._schedule.look()
+        self._schedule.check_soon()
 
     def _recover(self) -> None:
         if self._mounts.any_gone():
@@ -357,8 +357,8 @@ class Daemon:
                     raise
                 log.warning(f"database {why}; recovery waits for the next rescan")
                 return
-        self._pipeline.score_again(recovered.again)
-        self._pipeline.give_up(recovered.given_up)
+        self._pipeline.retry(recovered.again)
+        self._pipeline.quarantine(recovered.given_up)
         if recovered.again or recovered.given_up or recovered.delivered:
             log.info(
                 "recovered",
@@ -371,7 +371,7 @@ class Daemon:
 
     def _adopt(self, dead: ExitStack) -> None:
         # Their locks are held until their rows are finished, then let go: a host that was lost may come back.
-        for name in others(self._root, self._settings.instance):
+        for name in other_instances(self._root, self._settings.instance):
             lock = instance_lock(self._root, name)
             if lock.acquire() is None:
                 dead.callback(lock.release)
@@ -386,7 +386,7 @@ class Daemon:
         reason = lack_of_space(self._root, self._settings.free_bytes_min, self._settings.free_inodes_min)
         if reason is None:
             reason = None if (self._root / INCOMING).is_dir() else "incoming/ is gone"
-        if reason is None and (gone := self._mounts.look()):
+        if reason is None and (gone := self._mounts.find_gone()):
             status = f"{PROCESSING}/{self._settings.instance}/{STATUS_NAME}"
             reason = (
                 f"expected a disk or share mounted at {', '.join(gone)}, as before; found none. Mount it; "
@@ -409,15 +409,15 @@ class Daemon:
             self._due.idle_row = now + self._settings.energy_idle_row_s
             self._pipeline.idle_row()
 
-    def _look_for_drift(self, now: float) -> None:
+    def _check_drift(self, now: float) -> None:
         recorded = self._pipeline.recorded
         if now < self._due.drift or not recorded:
             return
         self._due.drift = now + DRIFT_INTERVAL_S
         products = [recorded.pop() for _ in range(min(len(recorded), DRIFT_PRODUCTS_MAX))]
-        self._pipeline.beside_recording(lambda: self._check_drift(products))
+        self._pipeline.run_on_recorder(lambda: self._notice_drift(products))
 
-    def _check_drift(self, products: list[str]) -> None:
+    def _notice_drift(self, products: list[str]) -> None:
         if self._drift is None:
             return
         try:
@@ -427,7 +427,7 @@ class Daemon:
             log.exception("drift is no longer watched")
             self._drift = None
 
-    def _tell(self, now: float) -> None:
+    def _report_status(self, now: float) -> None:
         interval = self._notifier.watchdog_interval_s
         if interval is not None and now >= self._due.ping and self._pipeline.stuck_for_s(now) < STUCK_AFTER_S:
             self._notifier.watchdog()
@@ -509,9 +509,9 @@ class Daemon:
         log.info("stopped", extra=fields(placed=self._pipeline.counts.placed))
 
 
-def _limits(settings: Settings) -> Limits:
-    as_set = {name: getattr(settings, name) for name in Limits.__dataclass_fields__}
-    return Limits(
+def _limits(settings: Settings) -> PipelineLimits:
+    as_set = {name: getattr(settings, name) for name in PipelineLimits.__dataclass_fields__}
+    return PipelineLimits(
         **{
             **as_set,
             "decode_threads": settings.decoders,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from service.daemon.background_jobs import Duty
+from service.daemon.background_jobs import Job
 from service.operations.retention import RESTS_BESIDE_SCORING, Retention, rules_of
-from service.retraining.shadow_trial import Probation
+from service.retraining.shadow_trial import ShadowTrial
 from service.settings import Settings
 
 # Not at once: whoever starts the service with a new limit, or a wrong clock, has time to see it.
@@ -19,13 +19,13 @@ RETENTION_AFTER_S = 600.0
 RETENTION_INTERVAL_S = 86_400.0
 
 
-def duties_of(root: Path, engine: Engine, settings: Settings, stopping: threading.Event) -> list[Duty]:
+def jobs_for(root: Path, engine: Engine, settings: Settings, stopping: threading.Event) -> list[Job]:
     """Return the duties that `settings` ask for; each ends soon once `stopping` is set."""
     now = time.monotonic()
     duties = []
     if settings.shadow_hours:
-        probation = Probation(root, engine, settings)
-        duties.append(Duty("probation", lambda: _end_probations(probation), now, settings.rescan_interval_s))
+        probation = ShadowTrial(root, engine, settings)
+        duties.append(Job("probation", lambda: _end_probations(probation), now, settings.rescan_interval_s))
     retention = Retention(
         root,
         engine,
@@ -34,14 +34,12 @@ def duties_of(root: Path, engine: Engine, settings: Settings, stopping: threadin
         rest=stopping.wait,
         rests=RESTS_BESIDE_SCORING,
     )
-    duties.append(
-        Duty("retention", lambda: _remove_old_files(retention), now + RETENTION_AFTER_S, RETENTION_INTERVAL_S)
-    )
+    duties.append(Job("retention", lambda: _remove_old_files(retention), now + RETENTION_AFTER_S, RETENTION_INTERVAL_S))
     return duties
 
 
-def _end_probations(probation: Probation) -> None:
-    probation.end_those_over(datetime.now(UTC))
+def _end_probations(probation: ShadowTrial) -> None:
+    probation.finish_due_trials(datetime.now(UTC))
 
 
 def _remove_old_files(retention: Retention) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES
-from models.drift.drift import IMAGES_MIN, Comparison, Moved, cause_of, change_point, compare, look_moved
+from models.drift.drift import IMAGES_MIN, Moved, ScoreComparison, cause_of, change_point, compare, look_moved
 from service.scoring.decide import ANOMALY, NORMAL
-from service.storage.drift import DriftRow, Seen
+from service.storage.drift import DriftRow, ScoredImage
 
 STEADY = "steady"
 DRIFTING = "drifting"
@@ -29,11 +29,11 @@ Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Subject:
+class DriftSubject:
     """A product and what its images are compared with.
 
     `reference` holds scores, from the calibration or, for a product that another's champion judges, from its own first
-    images; `look` that of the images which the version was calibrated on, `(n, 3)`, where it is known.
+    images; `image_statistics` that of the images which the version was calibrated on, `(n, 3)`, where it is known.
     """
 
     product: str
@@ -42,11 +42,15 @@ class Subject:
     threshold: float | None
     reference: Float64Array
     of_calibration: bool
-    look: Float64Array
+    image_statistics: Float64Array
 
 
 def assess(
-    subject: Subject, first: Sequence[Seen], recent: Sequence[Seen], before: DriftRow | None, at: datetime
+    subject: DriftSubject,
+    first: Sequence[ScoredImage],
+    recent: Sequence[ScoredImage],
+    before: DriftRow | None,
+    at: datetime,
 ) -> DriftRow | None:
     """Return the row of a change of state, or None where the state is as `before`, or nothing can be said yet.
 
@@ -71,8 +75,8 @@ def assess(
         return None if known is not None and not already else _steady(subject, figures, at)
     began_at = _began(subject, known, recent, only_normals=normals_drift)
     after = [image for image in recent if order_of(image) >= began_at]
-    look = look_moved(_look_before(subject, first, began_at), _look(after))
-    cause = _cause(subject, after, look) if normals_drift else "defects"
+    image_statistics = look_moved(_look_before(subject, first, began_at), _look(after))
+    cause = _cause(subject, after, image_statistics) if normals_drift else "defects"
     found = DriftRow(
         subject.product,
         subject.version,
@@ -80,19 +84,19 @@ def assess(
         cause,
         known.first_image_id if already and known is not None else began_at[1],
         at,
-        figures | {"images_since": len(after), "look": _told(look)},
+        figures | {"images_since": len(after), "look": _told(image_statistics)},
     )
     if known is None or not already:
         return found
     return found if _another_cause(known, cause, recent, subject.window) else None
 
 
-def _steady(subject: Subject, figures: dict[str, Any], at: datetime) -> DriftRow:
+def _steady(subject: DriftSubject, figures: dict[str, Any], at: datetime) -> DriftRow:
     return DriftRow(subject.product, subject.version, STEADY, None, None, at, figures)
 
 
 def _began(
-    subject: Subject, known: DriftRow | None, recent: Sequence[Seen], *, only_normals: bool
+    subject: DriftSubject, known: DriftRow | None, recent: Sequence[ScoredImage], *, only_normals: bool
 ) -> tuple[datetime, str]:
     """Return the place in time of the image with which drift began: as was said, else the likeliest."""
     if known is not None and known.state == DRIFTING:
@@ -104,9 +108,9 @@ def _began(
     return order_of(series[change_point(subject.reference, scores_of(series), subject.threshold)])
 
 
-def _cause(subject: Subject, after: Sequence[Seen], look: dict[str, Moved | None]) -> str:
+def _cause(subject: DriftSubject, after: Sequence[ScoredImage], image_statistics: dict[str, Moved | None]) -> str:
     normals = [image for image in after if image.label != ANOMALY]
-    cause = cause_of(subject.reference, scores_of(normals), subject.threshold, look)
+    cause = cause_of(subject.reference, scores_of(normals), subject.threshold, image_statistics)
     if cause == "defects" and subject.threshold is not None:
         beyond = [image for image in after if (image.score or 0.0) > subject.threshold]
         labels = [image.label for image in beyond]
@@ -116,7 +120,7 @@ def _cause(subject: Subject, after: Sequence[Seen], look: dict[str, Moved | None
     return cause
 
 
-def _another_cause(known: DriftRow, cause: str, recent: Sequence[Seen], window: int) -> bool:
+def _another_cause(known: DriftRow, cause: str, recent: Sequence[ScoredImage], window: int) -> bool:
     if cause in (known.cause, "unknown"):
         return False
     if known.cause == "unknown":
@@ -126,14 +130,14 @@ def _another_cause(known: DriftRow, cause: str, recent: Sequence[Seen], window: 
     return last not in ids or len(ids) - 1 - ids.index(last) >= NEW_CAUSE_WINDOWS * window
 
 
-def _look_before(subject: Subject, first: Sequence[Seen], began_at: tuple[datetime, str]) -> Float64Array:
+def _look_before(subject: DriftSubject, first: Sequence[ScoredImage], began_at: tuple[datetime, str]) -> Float64Array:
     """Return the look to compare with: of the champion's first images, or where they are few of its calibration's."""
     before = _look([image for image in first if order_of(image) < began_at and image.label != ANOMALY])
     enough = np.isfinite(before).any(axis=1).sum() >= IMAGES_MIN
-    return before if enough or not len(subject.look) else subject.look
+    return before if enough or not len(subject.image_statistics) else subject.image_statistics
 
 
-def _figures(subject: Subject, comparison: Comparison, confirmed: int, last: Seen) -> dict[str, Any]:
+def _figures(subject: DriftSubject, comparison: ScoreComparison, confirmed: int, last: ScoredImage) -> dict[str, Any]:
     return {
         "images": comparison.images,
         "distance": comparison.distance,
@@ -148,24 +152,24 @@ def _figures(subject: Subject, comparison: Comparison, confirmed: int, last: See
     }
 
 
-def _told(look: dict[str, Moved | None]) -> dict[str, Any]:
+def _told(image_statistics: dict[str, Moved | None]) -> dict[str, Any]:
     return {
         name: None if one is None else {"before": one.before, "after": one.after, "moved": one.moved}
-        for name, one in look.items()
+        for name, one in image_statistics.items()
     }
 
 
-def scores_of(images: Sequence[Seen]) -> Float64Array:
+def scores_of(images: Sequence[ScoredImage]) -> Float64Array:
     """Return the scores of `images`, float64 `(n,)`."""
     return np.asarray([image.score for image in images], dtype=np.float64)
 
 
-def _look(images: Sequence[Seen]) -> Float64Array:
+def _look(images: Sequence[ScoredImage]) -> Float64Array:
     """Return brightness, contrast and sharpness, float64 `(n, 3)`; NaN is not known."""
     values = [(image.brightness, image.contrast, image.sharpness) for image in images]
     return np.asarray(values, dtype=np.float64).reshape(-1, len(FIGURES))
 
 
-def order_of(image: Seen) -> tuple[datetime, str]:
+def order_of(image: ScoredImage) -> tuple[datetime, str]:
     """Return the place of `image` in time."""
     return image.received_at, image.id

@@ -18,7 +18,7 @@ from models.appearance import FIGURES
 from models.drift.drift import IMAGES_MIN
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
-from service.drift.assess import DRIFTING, Subject, assess, order_of, scores_of
+from service.drift.assess import DRIFTING, DriftSubject, assess, order_of, scores_of
 from service.errors import ConfigurationError
 from service.logs import fields
 from service.scoring.decide import ANOMALY
@@ -27,7 +27,7 @@ from service.scoring.threshold_policy import threshold_of
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import drift as rows
 from service.storage.database.open import trouble
-from service.storage.drift import DriftRow, Reign, Seen
+from service.storage.drift import ChampionPeriod, DriftRow, ScoredImage
 from service.storage.thresholds import chosen
 
 log = logging.getLogger(__name__)
@@ -101,25 +101,27 @@ class DriftWatch:
             row = assess_last(LOOK_BACK_WINDOWS)
             return assess_last(FIND_WINDOWS) if row is not None and row.state == DRIFTING else row
 
-    def _subject(self, product: str, version: ModelVersion, first: Sequence[Seen], rate: float | None) -> Subject:
+    def _subject(
+        self, product: str, version: ModelVersion, first: Sequence[ScoredImage], rate: float | None
+    ) -> DriftSubject:
         own = version.product == product
         try:
             threshold = threshold_of(self._settings, product, version, chosen_rate=rate)
         except (TooFewImages, ConfigurationError):  # said where images are judged
             threshold = None
         calibration = version.calibration_scores.astype(np.float64)
-        look = version.calibration_look if own else None
-        return Subject(
+        image_statistics = version.calibration_look if own else None
+        return DriftSubject(
             product,
             version.version,
             self._settings.drift_window,
             threshold,
             calibration if own else scores_of([image for image in first if image.label != ANOMALY]),
             own,
-            np.empty((0, len(FIGURES))) if look is None else look.astype(np.float64),
+            np.empty((0, len(FIGURES))) if image_statistics is None else image_statistics.astype(np.float64),
         )
 
-    def _version(self, reign: Reign) -> ModelVersion:
+    def _version(self, reign: ChampionPeriod) -> ModelVersion:
         row = reign.row
         version = self._versions.get((row.product, row.version))
         if version is None or version.sha256 != row.sha256:
@@ -158,5 +160,5 @@ class DriftWatch:
             log.error("drift is not watched", extra=fields(product=product, reason=error))
 
 
-def _of(images: Sequence[Seen], version: str) -> list[Seen]:
+def _of(images: Sequence[ScoredImage], version: str) -> list[ScoredImage]:
     return [image for image in images if image.version == version and image.score is not None]

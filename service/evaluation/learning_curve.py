@@ -32,12 +32,12 @@ def learning_curve(
     job: TrainingJob,
     pool: Sequence[Path],
     sizes: Sequence[int],
-    judge: Callable[[ModelVersion], Evaluation],
+    evaluate: Callable[[ModelVersion], Evaluation],
     *,
     progress: Callable[[int], Callable[[Progress], None]] = lambda images: lambda progress: None,
     record: Callable[[EnergySample], None] = lambda sample: None,
 ) -> Iterator[LearningPoint]:
-    """Yield a point for each of `sizes`, rising: `job` trained on so many images of `pool`, judged by `judge`.
+    """Yield a point for each of `sizes`, rising: `job` trained on so many images of `pool`, judged by `evaluate`.
 
     A smaller subset is a part of every larger one, so that the curve shows number and not luck; which images
     they are follows from `job.seed`. A size for which the images are too few has a point that says so. `record`
@@ -64,7 +64,7 @@ def learning_curve(
             if trained.energy is not None:
                 record(trained.energy)
             (version,) = trained.versions
-            result = judge(version)
+            result = evaluate(version)
         yield LearningPoint(
             images=size,
             trained=version.manifest["training"]["images"],

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
-from models.evaluation.bootstrap import Interval, Judged, difference_intervals, intervals
+from models.evaluation.bootstrap import Interval, ScoredVersion, difference_intervals, intervals
 from models.evaluation.curves import SweepPoint, sweep
 from models.evaluation.evaluate import Evaluation, ImageScore, Metrics, metrics_of
 from models.evaluation.metrics import AtThreshold, Counts, Float64Array, at_threshold
@@ -26,7 +26,7 @@ from service.storage.versions import VersionRow
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvaluatedVersion:
     """One version on the images of one object: its metrics, its energy, and what intervals need of its maps."""
 
     version: ModelVersion
@@ -70,16 +70,16 @@ class Judgement:
     @cached_property
     def intervals(self) -> dict[str, Interval | None]:
         """The 95 % confidence interval of each metric; None where it is unknown."""
-        return intervals(self.judged(self.result.scores), self.labels, asdict(self.result.metrics))
+        return intervals(self.scored_version(self.result.scores), self.labels, asdict(self.result.metrics))
 
     @cached_property
     def sweep(self) -> list[SweepPoint]:
         """What other false-alarm rates would have come to."""
         return sweep(self.version.calibration_scores, self.scores, self.labels)
 
-    def judged(self, images: Sequence[ImageScore]) -> Judged:
+    def scored_version(self, images: Sequence[ImageScore]) -> ScoredVersion:
         """Return what resampling needs of `images`, some or all of those scored."""
-        return Judged(
+        return ScoredVersion(
             scores=np.array([image.score for image in images], dtype=np.float64),
             threshold=self.result.threshold,
             pixels=self.histograms.of([image.sample.path for image in images]),
@@ -91,7 +91,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Change:
+class VerdictChange:
     """An image whose verdict changes from one version to the other."""
 
     path: Path
@@ -106,15 +106,15 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VersionComparison:
     """Another version beside the one evaluated, on the `images` images that both could score."""
 
-    other: Judgement
+    other: EvaluatedVersion
     images: int
     metrics: tuple[Metrics, Metrics]
     differences: Mapping[str, float | None]
     intervals: Mapping[str, Interval | None]
-    changes: tuple[Change, ...]
+    changes: tuple[VerdictChange, ...]
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Evaluated:
     """One object: its name, the version evaluated, and the comparison where one was asked for."""
 
     object: str
-    judgement: Judgement
-    comparison: Comparison | None = None
+    evaluated_version: EvaluatedVersion
+    comparison: VersionComparison | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class LearningPoint:
     error: str | None = None
 
 
-def compare(first: Judgement, second: Judgement) -> Comparison:
+def compare(first: EvaluatedVersion, second: EvaluatedVersion) -> VersionComparison:
     """Return `second` beside `first`: differences are those of `second` less those of `first`.
 
     Where an image was scored by one alone, image metrics are of those that both scored and pixel metrics
@@ -160,12 +160,14 @@ def compare(first: Judgement, second: Judgement) -> Comparison:
     differences = {
         name: None if old[name] is None or new[name] is None else float(new[name] - old[name]) for name in names
     }
-    return Comparison(
+    return VersionComparison(
         other=second,
         images=len(before),
         metrics=metrics,
         differences=differences,
-        intervals=difference_intervals(first.judged(before), second.judged(after), labels_of(before), differences)
+        intervals=difference_intervals(
+            first.scored_version(before), second.scored_version(after), labels_of(before), differences
+        )
         if before
         else dict.fromkeys(differences),
         changes=tuple(_changes(first, second, before, after)),
@@ -183,12 +185,12 @@ def verdict(score: float, threshold: float) -> str:
 
 
 def _changes(
-    first: Judgement, second: Judgement, before: Sequence[ImageScore], after: Sequence[ImageScore]
-) -> list[Change]:
+    first: EvaluatedVersion, second: EvaluatedVersion, before: Sequence[ImageScore], after: Sequence[ImageScore]
+) -> list[VerdictChange]:
     found = []
     for old, new in zip(before, after, strict=True):
         verdicts = verdict(old.score, first.result.threshold), verdict(new.score, second.result.threshold)
         if verdicts[0] != verdicts[1]:
             label = ANOMALY if old.sample.label else NORMAL
-            found.append(Change(old.sample.path, label, (old.score, new.score), verdicts))
+            found.append(VerdictChange(old.sample.path, label, (old.score, new.score), verdicts))
     return found

@@ -20,7 +20,7 @@ from models.evaluation.curves import precision_recall, roc
 from models.evaluation.evaluate import Metrics
 from service import __version__
 from service.errors import UsageError
-from service.evaluation.outcome import Evaluated, Judgement, LearningPoint
+from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint
 from service.evaluation.plots import Plots
 from service.evaluation.thumbnails import Thumbnail
 from service.names import shown_name
@@ -60,7 +60,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Page:
+class ReportPage:
     """What one page shows."""
 
     folder: str
@@ -129,7 +129,7 @@ def write(folder: Path, html: str) -> Path:
     return path
 
 
-def render(page: Page) -> str:
+def render(page: ReportPage) -> str:
     """Return the page as HTML."""
     plots = Plots()
     return (
@@ -151,9 +151,9 @@ def render(page: Page) -> str:
 def _section_values(section: Section, plots: Plots, number: int) -> dict[str, Any]:
     from markupsafe import Markup
 
-    evaluated, judgement = section.evaluated, section.evaluated.judgement
-    scores, labels = judgement.scores, judgement.labels
-    judgements = [judgement] + ([evaluated.comparison.other] if evaluated.comparison else [])
+    evaluated, evaluated_version = section.evaluated, section.evaluated.evaluated_version
+    scores, labels = evaluated_version.scores, evaluated_version.labels
+    judgements = [evaluated_version] + ([evaluated.comparison.other] if evaluated.comparison else [])
     names = [one.version.version for one in judgements]
     rocs = [(name, roc(one.scores, one.labels)) for name, one in zip(names, judgements, strict=True)]
     recalls = [(name, precision_recall(one.scores, one.labels)) for name, one in zip(names, judgements, strict=True)]
@@ -162,10 +162,12 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
         drawn["ROC curve"] = plots.roc(known)
     if known := [(name, curve) for name, curve in recalls if curve is not None]:
         drawn["Precision and recall"] = plots.precision_recall(known, float(labels.mean()))
-    drawn["Scores"] = plots.histogram(scores[labels == 0], scores[labels == 1], judgement.result.threshold)
-    if judgement.sweep:
-        drawn["False alarms, promised and realised"] = plots.realised_rates(judgement.sweep, judgement.rate)
-        drawn["What other false-alarm rates would give"] = plots.rates(judgement.sweep, judgement.rate)
+    drawn["Scores"] = plots.histogram(scores[labels == 0], scores[labels == 1], evaluated_version.result.threshold)
+    if evaluated_version.sweep:
+        drawn["False alarms, promised and realised"] = plots.realised_rates(
+            evaluated_version.sweep, evaluated_version.rate
+        )
+        drawn["What other false-alarm rates would give"] = plots.rates(evaluated_version.sweep, evaluated_version.rate)
     learned: dict[str, str] = {}
     if any(point.metrics is not None for point in section.learning):
         learned["Accuracy"] = plots.learning(section.learning)
@@ -173,10 +175,10 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
     return {
         "id": f"object-{number}",
         "name": _printable(evaluated.object),
-        "judgement": judgement,
-        "metrics": asdict(judgement.result.metrics),
-        "intervals": judgement.intervals,
-        "facts": facts_of(judgement),
+        "judgement": evaluated_version,
+        "metrics": asdict(evaluated_version.result.metrics),
+        "intervals": evaluated_version.intervals,
+        "facts": facts_of(evaluated_version),
         "plots": {title: Markup(svg) for title, svg in drawn.items()},
         "learning_plots": {title: Markup(svg) for title, svg in learned.items()},
         "learning": section.learning,
@@ -187,19 +189,19 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
     }
 
 
-def facts_of(judgement: Judgement) -> dict[str, str | None]:
+def facts_of(evaluated_version: EvaluatedVersion) -> dict[str, str | None]:
     """Return what is to be known of a version, ready to be shown; None is unknown."""
-    manifest, row = judgement.version.manifest, judgement.row
+    manifest, row = evaluated_version.version.manifest, evaluated_version.row
     training, calibration = manifest.get("training") or {}, manifest["calibration"]
-    height, width = judgement.version.input_size
+    height, width = evaluated_version.version.input_size
     energy = manifest.get("energy") or {}
     return {
-        "product": judgement.version.product,
-        "version": judgement.version.version,
-        "kind": judgement.version.kind,
+        "product": evaluated_version.version.product,
+        "version": evaluated_version.version.version,
+        "kind": evaluated_version.version.kind,
         "profile": manifest.get("profile"),
         "state": row.state,
-        "made": f"{judgement.version.created_at:%Y-%m-%d %H:%M} UTC",
+        "made": f"{evaluated_version.version.created_at:%Y-%m-%d %H:%M} UTC",
         "Tamis version": manifest.get("tamis_version"),
         "input size": f"{width} × {height} px",
         "training images": _text(training.get("images")),
@@ -207,10 +209,10 @@ def facts_of(judgement: Judgement) -> dict[str, str | None]:
         "training energy": None
         if row.training_wh is None
         else f"{row.training_wh:.3g} Wh" + (f" ({energy['source']})" if energy.get("source") else ""),
-        "calibration": f"{len(judgement.version.calibration_scores)} held-out images",
-        "threshold": f"{judgement.result.threshold:.6g}",
-        "threshold set": judgement.promise,
-        "trained for a rate of": f"{judgement.version.trained_false_alarm_rate:g}",
+        "calibration": f"{len(evaluated_version.version.calibration_scores)} held-out images",
+        "threshold": f"{evaluated_version.result.threshold:.6g}",
+        "threshold set": evaluated_version.promise,
+        "trained for a rate of": f"{evaluated_version.version.trained_false_alarm_rate:g}",
         "pixel threshold": None
         if calibration.get("pixel_threshold") is None
         else f"{calibration['pixel_threshold']:.6g}",

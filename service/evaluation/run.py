@@ -22,7 +22,7 @@ from service.energy.meter import EnergyMeter
 from service.errors import TamisError, UsageError
 from service.evaluation.evaluation_progress import TrainingLines, scoring_progress
 from service.evaluation.learning_curve import job_like, learning_curve
-from service.evaluation.outcome import Evaluated, Judgement, LearningPoint, compare
+from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, compare
 from service.evaluation.worst_mistakes import WorstMistakes
 from service.names import shown_name
 from service.scoring.champions import has_champion, load_version
@@ -35,7 +35,7 @@ from service.storage.versions import VersionRow
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateVersion:
     """A version, its row and the threshold that it is judged at."""
 
     version: ModelVersion
@@ -51,8 +51,8 @@ class Work:
     samples: Sequence[Sample]
     product: str
     policy: Policy
-    first: Candidate
-    other: Candidate | None
+    first: CandidateVersion
+    other: CandidateVersion | None
 
     @property
     def rate(self) -> float:
@@ -86,7 +86,7 @@ def plan(
         model, row = load_version(root, engine, owner, version)
         chosen_rate = rates.get(owner)
         policy = policy_of(settings, owner, model.trained_false_alarm_rate, asked_rate, chosen_rate)
-        first = Candidate(model, row, threshold_of(settings, owner, model, asked_rate, chosen_rate))
+        first = CandidateVersion(model, row, threshold_of(settings, owner, model, asked_rate, chosen_rate))
         other = None
         if compare_with is not None:
             other_model, other_row = load_version(root, engine, row.product, compare_with)
@@ -95,7 +95,7 @@ def plan(
                     f"--compare {compare_with}: expected another version than the one evaluated; found the same"
                 )
             same_rate = policy.false_alarm_rate if isinstance(policy, AtFalseAlarmRate) else asked_rate
-            other = Candidate(other_model, other_row, threshold_of(settings, owner, other_model, same_rate))
+            other = CandidateVersion(other_model, other_row, threshold_of(settings, owner, other_model, same_rate))
         works.append(Work(name, of_object, owner, policy, first, other))
     return works
 
@@ -110,10 +110,10 @@ class Bench:
 
     def evaluate(self, work: Work) -> Evaluated:
         """Judge one object by its version, and by the other where one is asked for."""
-        first = self._judge(work.first, work, work.object)
+        first = self._evaluate(work.first, work, work.object)
         if work.other is None:
             return Evaluated(work.object, first)
-        second = self._judge(work.other, work, f"{work.object}, {work.other.version.version}")
+        second = self._evaluate(work.other, work, f"{work.object}, {work.other.version.version}")
         return Evaluated(work.object, first, compare(first, second))
 
     def learn(self, work: Work, pool: Sequence[Path], sizes: Sequence[int], steps: int | None) -> list[LearningPoint]:
@@ -122,7 +122,7 @@ class Bench:
         Their thresholds are those of the false-alarm rate, as a fixed score means another thing to each of them.
         """
 
-        def judge(version: ModelVersion) -> Evaluation:
+        def evaluate_one(version: ModelVersion) -> Evaluation:
             # What the training took, which the child has metered, is none of this evaluation's.
             self._meter.take("idle")
             threshold = threshold_of(self._settings, work.product, version, work.rate)
@@ -135,14 +135,14 @@ class Bench:
             return TrainingLines(f"learning curve, {images} images")
 
         job = job_like(work.first.version, work.rate, self._settings, steps)
-        return list(learning_curve(job, pool, sizes, judge, progress=progress, record=self._record))
+        return list(learning_curve(job, pool, sizes, evaluate_one, progress=progress, record=self._record))
 
-    def _judge(self, candidate: Candidate, work: Work, shown: str) -> Judgement:
+    def _evaluate(self, candidate: CandidateVersion, work: Work, shown: str) -> EvaluatedVersion:
         histograms, mistakes = ImageHistograms(), WorstMistakes(candidate.threshold)
         result = self._scored(candidate.version, candidate.threshold, work, shown, histograms, mistakes)
         sample = self._meter.take("evaluation", images=result.images)
         self._record(sample)
-        return Judgement(candidate.version, candidate.row, work.policy, result, sample, histograms, mistakes)
+        return EvaluatedVersion(candidate.version, candidate.row, work.policy, result, sample, histograms, mistakes)
 
     def _scored(
         self,

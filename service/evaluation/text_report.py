@@ -18,7 +18,7 @@ from models.evaluation.bootstrap import Interval, as_document
 from models.evaluation.evaluate import Metrics
 from service.commands.score import UNKNOWN
 from service.errors import UsageError
-from service.evaluation.outcome import Comparison, Evaluated, Judgement, LearningPoint, verdict
+from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, VersionComparison, verdict
 from service.names import shown_name
 from service.scoring.decide import ANOMALY, NORMAL
 
@@ -55,14 +55,14 @@ def score_file(path: Path | None) -> Iterator[Callable[[Evaluated], None]]:
         writer.writerow(SCORE_COLUMNS)
 
         def write(one: Evaluated) -> None:
-            judgement = one.judgement
-            images, threshold = judgement.result.scores, judgement.result.threshold
-            p = p_values(judgement.version.calibration_scores, [image.score for image in images])
+            evaluated_version = one.evaluated_version
+            images, threshold = evaluated_version.result.scores, evaluated_version.result.threshold
+            p = p_values(evaluated_version.version.calibration_scores, [image.score for image in images])
             writer.writerows(
                 (
                     one.object,
-                    judgement.version.product,
-                    judgement.version.version,
+                    evaluated_version.version.product,
+                    evaluated_version.version.version,
                     image.sample.path,
                     image.sample.split,
                     ANOMALY if image.sample.label else NORMAL,
@@ -79,7 +79,7 @@ def score_file(path: Path | None) -> Iterator[Callable[[Evaluated], None]]:
 
 def mean_metrics(evaluated: Sequence[Evaluated]) -> Metrics | None:
     """Return the mean over several objects; None for one."""
-    return evaluation.mean([one.judgement.result.metrics for one in evaluated]) if len(evaluated) > 1 else None
+    return evaluation.mean([one.evaluated_version.result.metrics for one in evaluated]) if len(evaluated) > 1 else None
 
 
 def document(
@@ -99,9 +99,9 @@ def document(
         "objects": [
             {
                 "object": shown_name(one.object),
-                **_judgement_document(one.judgement),
-                "intervals": as_document(one.judgement.intervals),
-                "sweep": [asdict(point) for point in one.judgement.sweep],
+                **_version_document(one.evaluated_version),
+                "intervals": as_document(one.evaluated_version.intervals),
+                "sweep": [asdict(point) for point in one.evaluated_version.sweep],
                 "comparison": _comparison_document(one.comparison) if one.comparison else None,
             }
             for one in evaluated
@@ -116,18 +116,22 @@ def show(evaluated: Sequence[Evaluated], learning: Sequence[LearningPoint], repo
     """Print what was found: one object in lines, several in a table with their mean."""
     mean = mean_metrics(evaluated)
     if mean is None:
-        judgement = evaluated[0].judgement
-        lines = _facts(evaluated[0]) | _metric_cells(judgement.result.metrics, judgement.intervals) | _costs(judgement)
+        evaluated_version = evaluated[0].evaluated_version
+        lines = (
+            _facts(evaluated[0])
+            | _metric_cells(evaluated_version.result.metrics, evaluated_version.intervals)
+            | _costs(evaluated_version)
+        )
         for name, value in lines.items():
             typer.echo(f"{name:<18} {value}")
     else:
         rows = [
-            {"object": shown_name(one.object), "version": one.judgement.name}
-            | _metric_cells(one.judgement.result.metrics)
-            | _costs(one.judgement)
+            {"object": shown_name(one.object), "version": one.evaluated_version.name}
+            | _metric_cells(one.evaluated_version.result.metrics)
+            | _costs(one.evaluated_version)
             for one in evaluated
         ]
-        empty = dict.fromkeys(_costs(evaluated[0].judgement), "")
+        empty = dict.fromkeys(_costs(evaluated[0].evaluated_version), "")
         rows.append({"object": "mean", "version": ""} | _metric_cells(mean) | empty)
         _print_wide(rows)
     for one in evaluated:
@@ -137,14 +141,14 @@ def show(evaluated: Sequence[Evaluated], learning: Sequence[LearningPoint], repo
         typer.echo("")
         _print_wide([_learning_row(point) for point in learning])
     for one in evaluated:
-        for judgement in [one.judgement] + ([one.comparison.other] if one.comparison else []):
-            for failure in judgement.result.failures:
+        for evaluated_version in [one.evaluated_version] + ([one.comparison.other] if one.comparison else []):
+            for failure in evaluated_version.result.failures:
                 typer.echo(f"left out: {_printable(failure.path)}: {shown_name(failure.error)}", err=True)
     if report is not None:
         typer.echo(f"report: {_printable(report)}", err=True)
 
 
-def _judgement_document(one: Judgement) -> dict[str, Any]:
+def _version_document(one: EvaluatedVersion) -> dict[str, Any]:
     result, counts = one.result, one.counts
     wh = one.energy.total_wh if one.energy else None
     grams = one.energy.emissions_g if one.energy else None
@@ -175,9 +179,9 @@ def _judgement_document(one: Judgement) -> dict[str, Any]:
     }
 
 
-def _comparison_document(comparison: Comparison) -> dict[str, Any]:
+def _comparison_document(comparison: VersionComparison) -> dict[str, Any]:
     return {
-        **_judgement_document(comparison.other),
+        **_version_document(comparison.other),
         "images_of_both": comparison.images,
         "differences": dict(comparison.differences),
         "difference_intervals": as_document(comparison.intervals),
@@ -194,14 +198,14 @@ def _comparison_document(comparison: Comparison) -> dict[str, Any]:
 
 
 def _facts(one: Evaluated) -> Row:
-    judgement = one.judgement
-    result = judgement.result
+    evaluated_version = one.evaluated_version
+    result = evaluated_version.result
     return {
         "object": shown_name(one.object),
-        "model": f"product {judgement.version.product}, version {judgement.version.version}",
+        "model": f"product {evaluated_version.version.product}, version {evaluated_version.version.version}",
         "images": f"{result.normals} normal, {result.anomalies} anomalies ({result.masked} with a mask), "
         f"{len(result.failures)} left out",
-        "threshold": f"{result.threshold:.6g} {judgement.promise}",
+        "threshold": f"{result.threshold:.6g} {evaluated_version.promise}",
     }
 
 
@@ -214,7 +218,7 @@ def _metric_cells(values: Metrics, intervals: Mapping[str, Interval | None] | No
     return cells
 
 
-def _costs(one: Judgement) -> Row:
+def _costs(one: EvaluatedVersion) -> Row:
     return {
         "images/s": _cell(one.result.images_per_second, ".1f"),
         "Wh": _cell(one.energy.total_wh if one.energy else None, ".4g"),
@@ -222,11 +226,11 @@ def _costs(one: Judgement) -> Row:
     }
 
 
-def _show_comparison(one: Evaluated, comparison: Comparison) -> None:
+def _show_comparison(one: Evaluated, comparison: VersionComparison) -> None:
     first, second = (asdict(metrics) for metrics in comparison.metrics)
     typer.echo("")
     typer.echo(f"{shown_name(one.object)}: {comparison.images} images scored by both versions")
-    this, other = one.judgement.version.version, comparison.other.version.version
+    this, other = one.evaluated_version.version.version, comparison.other.version.version
     rows = []
     for name, heading in SHOWN.items():
         interval = comparison.intervals.get(name)
@@ -239,7 +243,7 @@ def _show_comparison(one: Evaluated, comparison: Comparison) -> None:
                 "95 % interval": UNKNOWN if interval is None else f"{interval.low:+z.3f} to {interval.high:+z.3f}",
             }
         )
-    costs = _costs(one.judgement), _costs(comparison.other)
+    costs = _costs(one.evaluated_version), _costs(comparison.other)
     rows += [
         {"metric": name, this: costs[0][name], other: costs[1][name], "difference": "", "95 % interval": ""}
         for name in costs[0]

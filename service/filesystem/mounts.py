@@ -28,7 +28,7 @@ class Mounts:
         self._ids: dict[str, set[int | None]] | None = None
         self.seen = frozenset(seen)
 
-    def look(self) -> list[str]:
+    def find_gone(self) -> list[str]:
         """Take note of what is mounted now, and return what is no longer; nothing where there is no table to read."""
         with suppress(OSError):
             self._ids = there = self._there()
@@ -39,7 +39,7 @@ class Mounts:
 
     def any_gone(self) -> bool:
         """Return whether a mount is no longer there; costs nothing where none was ever seen."""
-        return bool(self.seen) and bool(self.look())
+        return bool(self.seen) and bool(self.find_gone())
 
     def are_under(self, path: str, descriptor: int) -> bool:
         """Return whether folder `path`, held open as `descriptor`, is what was seen mounted there, not what it hides.
@@ -51,7 +51,7 @@ class Mounts:
         id = mount_id(descriptor)
         if self._know(path, id):
             return True
-        self.look()  # it may be newer than the last one
+        self.find_gone()  # it may be newer than the last one
         return self._ids is None or self._know(path, id)  # None: there is no table to read
 
     def _know(self, path: str, id: int | None) -> bool:

@@ -15,10 +15,10 @@ from pathlib import Path
 from service.errors import ConfigurationError
 from service.inspection.claim import INCOMING, Claim
 from service.inspection.settle import Settling
-from service.inspection.watch import Hint, NameFilter, being_written, look, scan
+from service.inspection.watch import Hint, NameFilter, being_written, file_state, scan
 from service.logs import fields
 from service.names import product_of
-from service.scoring.scorers import Scorer, Scorers
+from service.scoring.scorers import Scorer, ScorerCache
 from service.scoring.shadow import Shadow, Shadows
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Intake:
     """The files that wait in `incoming/` of one root."""
 
     def __init__(
-        self, root: Path, names: NameFilter, scorers: Scorers, settling: Settling, shadows: Shadows | None = None
+        self, root: Path, names: NameFilter, scorers: ScorerCache, settling: Settling, shadows: Shadows | None = None
     ) -> None:
         self._root = root
         self._names = names
@@ -64,7 +64,7 @@ class Intake:
         for hint in hints:
             if self._names.ignores_path(hint.path):
                 continue
-            state = look(self._root / INCOMING / hint.path)
+            state = file_state(self._root / INCOMING / hint.path)
             if state is not None:
                 self._settling.observe(hint.path, state, now, closed=hint.closed)
 
@@ -88,16 +88,16 @@ class Intake:
 
     def any_ripe(self, now: float) -> bool:
         """Return whether a file may have settled."""
-        return bool(self._settling.ripe(now, 1))
+        return bool(self._settling.settled(now, 1))
 
     def more_than(self, files: int, now: float) -> bool:
         """Return whether more than so many `files` may have settled."""
-        return len(self._settling.ripe(now, files + 1)) > files
+        return len(self._settling.settled(now, files + 1)) > files
 
     def take_ready(self, now: float, limit: int) -> Iterator[Ready]:
         """Yield up to `limit` files that have settled and can be judged, oldest first, and forget them."""
         self.refresh_champions(now)
-        for path in self._settling.ripe(now, limit):
+        for path in self._settling.settled(now, limit):
             settled_at = self._settled_since(path, now)
             # The scorer before the claim: a model that cannot be loaded must not leave a claim behind.
             scorer = self.scorer(_product_of_file(path)) if settled_at is not None else None
@@ -134,7 +134,7 @@ class Intake:
 
     def _settled_since(self, path: str, now: float) -> float | None:
         full = self._root / INCOMING / path
-        state = look(full)
+        state = file_state(full)
         if state is None:
             self._settling.forget(path)
             return None
@@ -145,7 +145,7 @@ class Intake:
             self._settling.forget(path)
             return None
         if being_written(full):
-            self._settling.put_off(path, now)
+            self._settling.postpone(path, now)
             return None
         self._settling.forget(path)
         return settled_at

@@ -21,9 +21,9 @@ from service.imaging.decode import DecodeError, StillChanging
 from service.inspection.batch import Batcher
 from service.inspection.claim import Claim, Claims
 from service.inspection.intake import Intake
-from service.inspection.record import UNREAD, BatchReport, FileFacts, Judged, Recorder
-from service.inspection.score_batch import Decoded, Undecodable, judge, read_claim
-from service.inspection.watch import look
+from service.inspection.record import UNREAD, BatchReport, FileFacts, InspectedImage, Recorder
+from service.inspection.score_batch import Decoded, Undecodable, read_claim, score_and_decide
+from service.inspection.watch import file_state
 from service.inspection.workers import Workers
 from service.logs import RateLimit, fields
 from service.names import shown_name
@@ -37,7 +37,7 @@ REJECTED_LINES_A_MINUTE = 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class PipelineLimits:
     """The settings that bound the pipeline; names, units and meanings are those of `Settings`."""
 
     in_flight_max: int
@@ -73,7 +73,7 @@ class Pipeline:
     def __init__(
         self,
         root: Path,
-        limits: Limits,
+        limits: PipelineLimits,
         intake: Intake,
         claims: Claims,
         recorder: Recorder,
@@ -89,7 +89,7 @@ class Pipeline:
         self._workers = Workers(limits.decode_threads, wake, clock)
         self._in_flight: dict[str, Claim] = {}
         self._decoding: set[str] = set()
-        self._rejected: list[Judged] = []
+        self._rejected: list[InspectedImage] = []
         self._again: deque[Claim] = deque()
         self._later: list[tuple[float, Claim]] = []
         self._batches_scoring = 0
@@ -136,14 +136,14 @@ class Pipeline:
 
     # What comes in
 
-    def score_again(self, claims: list[Claim]) -> None:
+    def retry(self, claims: list[Claim]) -> None:
         """Take on claims that an earlier run left; each goes alone, since one of them may have ended that run."""
         self._again.extend(claims)
 
-    def give_up(self, rejected: list[Judged]) -> None:
+    def quarantine(self, rejected: list[InspectedImage]) -> None:
         """Quarantine claims that have had all their attempts."""
-        for judged in rejected:
-            self._in_flight[judged.claim.id] = judged.claim
+        for inspected in rejected:
+            self._in_flight[inspected.claim.id] = inspected.claim
         self._rejected.extend(rejected)
 
     # The loop
@@ -169,7 +169,7 @@ class Pipeline:
         if meter is not None and self.idle:
             self._record(lambda: self._recorder.add_idle_row(meter), lambda _result, _now: None)
 
-    def beside_recording(self, job: Callable[[], object]) -> None:
+    def run_on_recorder(self, job: Callable[[], object]) -> None:
         """Have `job` run in the thread that records, after what waits there; it is to take a few milliseconds."""
         self._record(job, lambda _result, _now: None)
 
@@ -250,7 +250,7 @@ class Pipeline:
             self._batcher.add(id(scorer), decoded, now)
 
     def _unread(self, claim: Claim) -> FileFacts:
-        state = look(self._root / claim.path)
+        state = file_state(self._root / claim.path)
         return FileFacts(state, None, state.size if state else None)
 
     def _decode_later(self, now: float, claiming: bool) -> None:
@@ -289,11 +289,11 @@ class Pipeline:
             self._workers.run(
                 self._workers.scoring,
                 f"score:{batch[0].claim.id}",
-                partial(judge, batch),
+                partial(score_and_decide, batch),
                 self._scored,
             )
 
-    def _scored(self, future: Future[list[Judged]], now: float) -> None:
+    def _scored(self, future: Future[list[InspectedImage]], now: float) -> None:
         self._batches_scoring -= 1
         self._commit(future.result())
 
@@ -308,34 +308,34 @@ class Pipeline:
             self._commit(batch)
 
     def _reject(self, claim: Claim, file: FileFacts, code: str, message: str) -> None:
-        self._rejected.append(Judged(claim, file, error_code=code, error=message))
+        self._rejected.append(InspectedImage(claim, file, error_code=code, error=message))
 
-    def _commit(self, batch: list[Judged]) -> None:
+    def _commit(self, batch: list[InspectedImage]) -> None:
         meter, began = self.meter, time.monotonic()
         self._record(
             lambda: self._recorder.commit(batch, meter),
             lambda report, now: self._finished(batch, report, now, now - began),
         )
 
-    def _finished(self, batch: list[Judged], report: BatchReport, now: float, seconds: float) -> None:
+    def _finished(self, batch: list[InspectedImage], report: BatchReport, now: float, seconds: float) -> None:
         changed = {claim.id for claim in report.changed}
-        for judged in batch:
-            if judged.claim.id in changed:
-                self._later.append((now + self._limits.settle_time_s, judged.claim))
+        for inspected in batch:
+            if inspected.claim.id in changed:
+                self._later.append((now + self._limits.settle_time_s, inspected.claim))
             else:
-                self._in_flight.pop(judged.claim.id, None)
-                self.recorded.add(judged.claim.product)
+                self._in_flight.pop(inspected.claim.id, None)
+                self.recorded.add(inspected.claim.product)
         self.counts.placed += report.states.get("placed", 0)
         self.counts.quarantined += report.states.get("quarantined", 0)
         self.counts.anomalies += report.verdicts.get("anomaly", 0)
         self.counts.interfered += len(report.interfered)
-        for judged in report.rejected:
+        for inspected in report.rejected:
             if self._rejected_lines.allows(now):
-                name, reason = shown_name(judged.claim.file_name), judged.error
-                log.warning("quarantined", extra=fields(file=name, code=judged.error_code, reason=reason))
+                name, reason = shown_name(inspected.claim.file_name), inspected.error
+                log.warning("quarantined", extra=fields(file=name, code=inspected.error_code, reason=reason))
         for state, path in report.interfered:
             log.error("file is not where it was", extra=fields(state=state, path=path))
-        versions = {judged.model_version for judged in batch if judged.model_version}
+        versions = {inspected.model_version for inspected in batch if inspected.model_version}
         log.info(
             "batch",
             extra=fields(

@@ -29,8 +29,8 @@ from service.imaging.decode import DecodedImage, DecodeError, FileState, StillCh
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.inspection.claim import PROCESSING, Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
-from service.inspection.relocate import CONFLICT, MISSING, QUARANTINE, SCORED, finished_as, place, turns
-from service.inspection.watch import look
+from service.inspection.relocate import CONFLICT, MISSING, QUARANTINE, SCORED, batches, finished_as, move_to_destination
+from service.inspection.watch import file_state
 from service.logs import fields
 from service.names import destination, shown_name
 from service.scoring.decide import ANOMALY, Decision
@@ -60,7 +60,7 @@ UNREAD = FileFacts(None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class InspectedImage:
     """A claimed file with what became of it: a decision, or the reason why there is none."""
 
     claim: Claim
@@ -83,7 +83,7 @@ class BatchReport:
     verdicts: dict[str, int] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     changed: list[Claim] = field(default_factory=list)
-    rejected: list[Judged] = field(default_factory=list)
+    rejected: list[InspectedImage] = field(default_factory=list)
     interfered: list[tuple[str, str]] = field(default_factory=list)
     wh: float | None = None
     latency_ms_max: float | None = None
@@ -111,26 +111,29 @@ class Recorder:
         self._anomaly_maps = anomaly_maps
         self._clock = clock
         self._mounts = mounts
-        self._place = partial(place, root, claims_are_own=True, mounts=mounts)
+        self._place = partial(move_to_destination, root, claims_are_own=True, mounts=mounts)
         self._no_maps: int | None = None
 
-    def commit(self, batch: Sequence[Judged], meter: EnergyMeter | None) -> BatchReport:
+    def commit(self, batch: Sequence[InspectedImage], meter: EnergyMeter | None) -> BatchReport:
         """Record, deliver and finish `batch`; energy since the last sample is charged to it."""
         report = BatchReport()
         kept = []
-        for judged in batch:
-            if judged.file.state is not None and look(self._root / judged.claim.path) != judged.file.state:
-                report.changed.append(judged.claim)
+        for inspected in batch:
+            if (
+                inspected.file.state is not None
+                and file_state(self._root / inspected.claim.path) != inspected.file.state
+            ):
+                report.changed.append(inspected.claim)
             else:
-                kept.append(judged)
+                kept.append(inspected)
         if not kept:
             return report
-        self._claims.sync(judged.claim for judged in kept)
-        found = {judged.claim.id: _regions(judged) for judged in kept if _is_shown(judged)}
+        self._claims.sync(inspected.claim for inspected in kept)
+        found = {inspected.claim.id: _regions(inspected) for inspected in kept if _is_shown(inspected)}
         # Before the commit: what a crash interrupts here is scored again with the same id, and drawn again.
         if self._anomaly_maps:
             self._draw_maps(kept, found)
-        records = {judged.claim.id: _record_of(judged, datetime.now(UTC)) for judged in kept}
+        records = {inspected.claim.id: _record_of(inspected, datetime.now(UTC)) for inspected in kept}
         self._record(records, found, kept, meter, report)
         ended = deliver(self._root, (_move_of(record) for record in records.values()), self._mounts)
         self._finish(kept, records, ended, report)
@@ -144,7 +147,7 @@ class Recorder:
         """
         found_at = {move.id: move.source for move in moves}
         finished: dict[str, Finished] = {}
-        for part in turns(found_at):
+        for part in batches(found_at):
             with self._engine.begin() as connection:
                 finished |= self._place(connection, part, found_at=found_at, again=again)
         return finished
@@ -167,17 +170,17 @@ class Recorder:
         self,
         records: dict[str, ImageRecord],
         found: dict[str, tuple[Region, ...]],
-        kept: Sequence[Judged],
+        kept: Sequence[InspectedImage],
         meter: EnergyMeter | None,
         report: BatchReport,
     ) -> None:
-        scored = sum(judged.decision is not None for judged in kept)
+        scored = sum(inspected.decision is not None for inspected in kept)
         sample = meter.take("scoring", images=scored) if meter is not None and scored else None
-        for judged in kept:
-            verdict = judged.decision.verdict if judged.decision else QUARANTINE
+        for inspected in kept:
+            verdict = inspected.decision.verdict if inspected.decision else QUARANTINE
             report.verdicts[verdict] = report.verdicts.get(verdict, 0) + 1
-            if judged.decision is None:
-                report.rejected.append(judged)
+            if inspected.decision is None:
+                report.rejected.append(inspected)
 
         def add(connection: Connection) -> bool:
             energy_id = energy_rows.add(connection, sample) if sample is not None else None
@@ -189,7 +192,7 @@ class Recorder:
             if without:
                 images.record(connection, without, None)
             regions.record(connection, new)
-            shadow.record(connection, [_shadow_of(judged) for judged in kept if _is_shadowed(judged)])
+            shadow.record(connection, [_shadow_of(inspected) for inspected in kept if _is_shadowed(inspected)])
             return True
 
         write(self._engine, add, lambda connection: bool(images.find(connection, records)) or None)
@@ -197,16 +200,16 @@ class Recorder:
 
     def _finish(
         self,
-        kept: Sequence[Judged],
+        kept: Sequence[InspectedImage],
         records: dict[str, ImageRecord],
         ended: dict[str, Delivery],
         report: BatchReport,
     ) -> None:
         now, clock = datetime.now(UTC), self._clock()
         finished = []
-        for judged in kept:
-            record = records[judged.claim.id]
-            settled_at = judged.claim.settled_at
+        for inspected in kept:
+            record = records[inspected.claim.id]
+            settled_at = inspected.claim.settled_at
             latency_ms = (clock - settled_at) * 1000 if settled_at is not None else None
             finished.append(finished_as(record.id, record.path, record.destination, ended[record.id], now, latency_ms))
             if latency_ms is not None:
@@ -230,14 +233,14 @@ class Recorder:
         placed = self._place(connection, ids, found_at=delivered_to, latencies_ms=latencies_ms)
         return [placed[id] for id in ids]
 
-    def _draw_maps(self, kept: Sequence[Judged], found: dict[str, tuple[Region, ...]]) -> None:
-        for judged in kept:
-            id, image = judged.claim.id, judged.image
-            if id not in found or image is None or judged.anomaly_map is None:
+    def _draw_maps(self, kept: Sequence[InspectedImage], found: dict[str, tuple[Region, ...]]) -> None:
+        for inspected in kept:
+            id, image = inspected.claim.id, inspected.image
+            if id not in found or image is None or inspected.anomaly_map is None:
                 continue
-            canvas = self._image(judged.claim, image)
+            canvas = self._image(inspected.claim, image)
             size = (image.height, image.width)
-            draw_over(canvas, judged.anomaly_map, judged.pixel_threshold, found[id], size)
+            draw_over(canvas, inspected.anomaly_map, inspected.pixel_threshold, found[id], size)
             self._save_map(self._root / MAPS / f"{id}.png", np.asarray(canvas))
 
     def _save_map(self, path: Path, drawn: UInt8Array) -> None:
@@ -281,21 +284,21 @@ class Recorder:
             return Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _is_shown(judged: Judged) -> bool:
-    """Return whether people look at the map of `judged`: that of an anomaly, or of an image that is uncertain."""
-    decision = judged.decision
+def _is_shown(inspected: InspectedImage) -> bool:
+    """Return whether people look at the map of `inspected`: that of an anomaly, or of an image that is uncertain."""
+    decision = inspected.decision
     return decision is not None and (decision.verdict == ANOMALY or decision.uncertain)
 
 
-def _regions(judged: Judged) -> tuple[Region, ...]:
-    image = judged.image
-    if image is None or judged.anomaly_map is None:
+def _regions(inspected: InspectedImage) -> tuple[Region, ...]:
+    image = inspected.image
+    if image is None or inspected.anomaly_map is None:
         return ()
-    return regions_of(judged.anomaly_map, judged.pixel_threshold, image.height, image.width)
+    return regions_of(inspected.anomaly_map, inspected.pixel_threshold, image.height, image.width)
 
 
-def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
-    claim, decision, image, seen = judged.claim, judged.decision, judged.image, judged.appearance
+def _record_of(inspected: InspectedImage, decided_at: datetime) -> ImageRecord:
+    claim, decision, image, seen = inspected.claim, inspected.decision, inspected.image, inspected.appearance
     kind = decision.verdict if decision else QUARANTINE
     return ImageRecord(
         id=claim.id,
@@ -308,17 +311,17 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
         score=decision.score if decision else None,
         threshold=decision.threshold if decision else None,
         p_value=decision.p_value if decision else None,
-        model_version=judged.model_version,
-        sha256=judged.file.sha256,
+        model_version=inspected.model_version,
+        sha256=inspected.file.sha256,
         width=image.width if image else None,
         height=image.height if image else None,
         mode=image.mode if image else None,
-        bytes=judged.file.bytes,
+        bytes=inspected.file.bytes,
         received_at=claim.received_at,
         decided_at=decided_at,
         attempts=claim.attempt,
-        error_code=judged.error_code,
-        error=judged.error,
+        error_code=inspected.error_code,
+        error=inspected.error,
         uncertain=decision.uncertain if decision else None,
         uncertainty=decision.uncertainty if decision else None,
         brightness=seen.brightness if seen else None,
@@ -327,17 +330,17 @@ def _record_of(judged: Judged, decided_at: datetime) -> ImageRecord:
     )
 
 
-def _is_shadowed(judged: Judged) -> bool:
-    return judged.shadow is not None and judged.decision is not None
+def _is_shadowed(inspected: InspectedImage) -> bool:
+    return inspected.shadow is not None and inspected.decision is not None
 
 
-def _shadow_of(judged: Judged) -> ShadowRecord:
-    beside, own = judged.shadow, judged.decision
+def _shadow_of(inspected: InspectedImage) -> ShadowRecord:
+    beside, own = inspected.shadow, inspected.decision
     assert beside is not None
     assert own is not None
     said = beside.decision
     return ShadowRecord(
-        judged.claim.id, beside.product, beside.version, said.score, said.threshold, said.verdict, own.verdict
+        inspected.claim.id, beside.product, beside.version, said.score, said.threshold, said.verdict, own.verdict
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from service.imaging.decode import FILE_BYTES_MAX
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Move, hash_file
-from service.inspection.record import FileFacts, Judged, Recorder
+from service.inspection.record import FileFacts, InspectedImage, Recorder
 from service.inspection.relocate import CONFLICT, MISSING, PLACED, QUARANTINED, in_processing
 from service.logs import fields
 from service.storage import images
@@ -41,7 +41,7 @@ class Recovered:
     """What recovery leaves to the pipeline: files to score again, one by one, and files to give up."""
 
     again: list[Claim] = field(default_factory=list)
-    given_up: list[Judged] = field(default_factory=list)
+    given_up: list[InspectedImage] = field(default_factory=list)
     delivered: int = 0
 
 
@@ -115,9 +115,9 @@ def _deliver(recorder: Recorder, moves: list[Move], seen_elsewhere: set[str]) ->
     return sum(one.state in (PLACED, QUARANTINED) for one in finished.values())
 
 
-def _given_up(root: Path, claim: Claim) -> Judged:
+def _given_up(root: Path, claim: Claim) -> InspectedImage:
     path = root / claim.path
     size = path.lstat().st_size
     sha256 = hash_file(path) if path.is_file() and not path.is_symlink() and size <= FILE_BYTES_MAX else None
     message = f"scoring it ended the service {claim.attempt} times"
-    return Judged(claim, FileFacts(None, sha256, size), error_code="attempts_exhausted", error=message)
+    return InspectedImage(claim, FileFacts(None, sha256, size), error_code="attempts_exhausted", error=message)

@@ -34,7 +34,7 @@ CONFLICT = "conflict"
 IMAGES_A_TURN = 64
 
 
-def place(
+def move_to_destination(
     root: Path,
     connection: Connection,
     ids: Collection[str],
@@ -91,7 +91,7 @@ def finished_as(
     return Finished(id, CONFLICT, source, now, None, CONFLICT, message)
 
 
-def turns(ids: Collection[str]) -> Iterator[list[str]]:
+def batches(ids: Collection[str]) -> Iterator[list[str]]:
     """Yield `ids` in parts to be placed in a transaction each, so that others get their turn to write."""
     ordered = list(ids)
     for start in range(0, len(ordered), IMAGES_A_TURN):
@@ -113,7 +113,7 @@ def in_processing(path: str) -> bool:
     return kind_of(path) == PROCESSING
 
 
-def place_in(kind: str, row_destination: str, otherwise: str, id: str) -> str:
+def path_in_folder(kind: str, row_destination: str, otherwise: str, id: str) -> str:
     """Return where in the folder `kind` an image belongs: as `row_destination`, where that is a delivery's.
 
     `otherwise` is the place where it would be delivered to: for one that a person put into a folder of their own.
@@ -140,7 +140,7 @@ def _source(root: Path, row: StoredImage, found_at: str | None) -> str:
     if not os.path.lexists(root / row.destination):
         # A crash may have come between a first delivery and its finish, and a label after that.
         for kind in KINDS:
-            elsewhere = place_in(kind, row.destination, row.path, row.id)
+            elsewhere = path_in_folder(kind, row.destination, row.path, row.id)
             if elsewhere != row.destination and os.path.lexists(root / elsewhere):
                 return elsewhere
     return found_at or row.path

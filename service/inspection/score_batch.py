@@ -14,7 +14,7 @@ from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
 from service.imaging.decode import DecodedImage, DecodeError, decode, read_file
 from service.inspection.claim import Claim
-from service.inspection.record import FileFacts, Judged
+from service.inspection.record import FileFacts, InspectedImage
 from service.scoring.decide import ScoreNotFinite
 from service.scoring.scorers import Scorer, score_images
 from service.scoring.shadow import InShadow, Shadow, decide_in_shadow
@@ -68,17 +68,17 @@ def read_claim(
     return Decoded(claim, scorer, facts, image, appearance_of(image.pixels), beside)
 
 
-def judge(batch: list[Decoded]) -> list[Judged]:
+def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
     """Score and decide `batch`, all of one scorer."""
     scorer = batch[0].scorer
     scores, maps = score_images(scorer, [decoded.image.pixels for decoded in batch])
-    judged = [
+    inspected = [
         _judge_one(decoded, float(score), anomaly_map)
         for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
     ]
     beside = [(decoded.claim.id, decoded.shadow) for decoded in batch if decoded.shadow is not None]
     said = decide_in_shadow(beside) if beside else {}
-    return [replace(one, shadow=said[one.claim.id]) if one.claim.id in said else one for one in judged]
+    return [replace(one, shadow=said[one.claim.id]) if one.claim.id in said else one for one in inspected]
 
 
 def _for_shadow(shadow: Shadow, data: bytes, image: DecodedImage, scorer: Scorer, pixels_max: int) -> InShadow | None:
@@ -93,13 +93,13 @@ def _for_shadow(shadow: Shadow, data: bytes, image: DecodedImage, scorer: Scorer
         return None  # it could be decoded a moment ago; memory may be short, and the champion has what it needs
 
 
-def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Judged:
+def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> InspectedImage:
     claim, file, image, scorer = decoded.claim, decoded.file, decoded.image, decoded.scorer
     try:
-        decision = scorer.judge.decide(score)
+        decision = scorer.decider.decide(score)
     except ScoreNotFinite as error:
         code = "score_not_finite"
-        return Judged(
+        return InspectedImage(
             claim,
             file,
             image,
@@ -108,7 +108,7 @@ def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> Jud
             error=str(error),
             appearance=decoded.appearance,
         )
-    return Judged(
+    return InspectedImage(
         claim,
         file,
         image,

@@ -12,7 +12,7 @@ from service.imaging.decode import FileState
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class UnsettledFile:
     """A file in `incoming/`: the state last seen, since when (monotonic s), and whether its writer closed it."""
 
     state: FileState
@@ -28,7 +28,7 @@ class Settling:
         self._settle_time_s = settle_time_s
         self._empty_file_timeout_s = empty_file_timeout_s
         self._candidates_max = candidates_max
-        self._candidates: dict[str, Candidate] = {}
+        self._candidates: dict[str, UnsettledFile] = {}
         self.left_out = False
         """Whether a file was turned away since the last `begin_scan`; the folder must be scanned again."""
 
@@ -54,9 +54,9 @@ class Settling:
             if len(self._candidates) >= self._candidates_max:
                 self.left_out = True
                 return
-            self._candidates[path] = Candidate(state, now, now, closed)
+            self._candidates[path] = UnsettledFile(state, now, now, closed)
         elif known.state != state:
-            self._candidates[path] = Candidate(state, now, known.first_seen, closed)
+            self._candidates[path] = UnsettledFile(state, now, known.first_seen, closed)
         elif closed and not known.closed:
             self._candidates[path] = replace(known, closed=True)
 
@@ -64,19 +64,19 @@ class Settling:
         """Drop `path`: it was claimed, or is gone."""
         self._candidates.pop(path, None)
 
-    def put_off(self, path: str, now: float) -> None:
+    def postpone(self, path: str, now: float) -> None:
         """Let `path` wait the whole settle time again: somebody still has it open."""
         known = self._candidates.get(path)
         if known is not None:
             self._candidates[path] = replace(known, since=now, closed=False)
 
-    def ripe(self, now: float, limit: int) -> list[str]:
+    def settled(self, now: float, limit: int) -> list[str]:
         """Return up to `limit` paths, oldest first, that may have settled; `confirm` decides."""
         found: list[str] = []
         for path, candidate in self._candidates.items():
             if len(found) >= limit:
                 break
-            if self._ripe_at(candidate) <= now:
+            if self._settled_at(candidate) <= now:
                 found.append(path)
         return found
 
@@ -86,14 +86,14 @@ class Settling:
         candidate = self._candidates.get(path)
         if candidate is None:
             return None
-        ripe_at = self._ripe_at(candidate)
+        ripe_at = self._settled_at(candidate)
         return ripe_at if ripe_at <= now else None
 
     def next_ripe_at(self) -> float | None:
         """Return the earliest monotonic time at which a file may have settled."""
-        return min(map(self._ripe_at, self._candidates.values()), default=None)
+        return min(map(self._settled_at, self._candidates.values()), default=None)
 
-    def _ripe_at(self, candidate: Candidate) -> float:
+    def _settled_at(self, candidate: UnsettledFile) -> float:
         if candidate.state.size == 0:
             return candidate.since + max(self._empty_file_timeout_s, self._settle_time_s)
         return candidate.since if candidate.closed else candidate.since + self._settle_time_s

@@ -177,12 +177,12 @@ def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(path)
             elif entry.is_file(follow_symlinks=False):
-                state = look(folder / path)
+                state = file_state(folder / path)
                 if state is not None:
                     yield path, state
 
 
-def look(path: Path) -> FileState | None:
+def file_state(path: Path) -> FileState | None:
     """Return the state of the regular file at `path`, or None where there is none."""
     try:
         status = path.lstat()

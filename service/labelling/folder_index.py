@@ -37,7 +37,7 @@ class Listed:
     new: list[str]
 
 
-class FolderMemory:
+class FolderIndex:
     """What is known of the folders below `tops`, which are relative to `root`."""
 
     def __init__(

@@ -22,14 +22,23 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from service.imaging.decode import FILE_BYTES_MAX, FileState
-from service.inspection.relocate import KINDS, MISSING, PLACED, QUARANTINE, QUARANTINED, kind_of, place_in, state_at
-from service.inspection.watch import NameFilter, look
+from service.inspection.relocate import (
+    KINDS,
+    MISSING,
+    PLACED,
+    QUARANTINE,
+    QUARANTINED,
+    kind_of,
+    path_in_folder,
+    state_at,
+)
+from service.inspection.watch import NameFilter, file_state
 from service.labelling import training_set
-from service.labelling.folder_index import FolderMemory
+from service.labelling.folder_index import FolderIndex
 from service.logs import fields
 from service.names import shown_name
 from service.storage import images, reviews
-from service.storage.images import Sent, Subject
+from service.storage.images import ImageToLabel, Sent
 from service.storage.reviews import NewReview
 
 log = logging.getLogger(__name__)
@@ -57,7 +66,7 @@ class FolderLabels:
         self._engine = engine
         self._names = names
         self._burst_gap_s = burst_gap_s
-        self._memory = FolderMemory(root, KINDS, names)
+        self._memory = FolderIndex(root, KINDS, names)
         # Copies, files on their way and files that are no image of ours: told again with every scan.
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._reviewed: int | None = None
@@ -92,7 +101,7 @@ class FolderLabels:
                 self._reviewed = found[-1][0]
                 for row in images.subjects(connection, {id for _, id in found}).values():
                     for kind in KINDS:
-                        if (path := place_in(kind, row.destination, row.path, row.id)) != row.path:
+                        if (path := path_in_folder(kind, row.destination, row.path, row.id)) != row.path:
                             self._memory.forget_name(path)
 
     def _look_at(self, paths: Iterable[str]) -> Iterator[None]:
@@ -125,7 +134,7 @@ class FolderLabels:
         moved, foreign = {}, []
         for path in left:
             known = [rows[id] for id in ids[path] if id in rows]
-            if look(self._root / path) is None:
+            if file_state(self._root / path) is None:
                 self._waiting.pop(path, None)
             elif not known:
                 foreign.append(path)
@@ -137,7 +146,7 @@ class FolderLabels:
 
     def _by_bytes(self, path: str) -> Generator[None, None, str | None]:
         """Return, as the value of the generator, the id of an image that is gone and has the bytes of `path`."""
-        state = look(self._root / path)
+        state = file_state(self._root / path)
         known = self._waiting.get(path)
         if state is None:
             return None
@@ -166,7 +175,7 @@ class FolderLabels:
                 yield
         return digest.hexdigest()
 
-    def _has_left(self, row: Subject, path: str) -> bool:
+    def _has_left(self, row: ImageToLabel, path: str) -> bool:
         """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it."""
         if row.state == MISSING:
             return row.path == path or not os.path.lexists(self._root / row.path)
@@ -198,7 +207,7 @@ class FolderLabels:
         training_set.reconcile(self._root, self._engine, concerned)
 
     def _take(
-        self, connection: Connection, row: Subject, path: str, status: os.stat_result, now: datetime
+        self, connection: Connection, row: ImageToLabel, path: str, status: os.stat_result, now: datetime
     ) -> list[int]:
         kind = kind_of(path)
         # Into quarantine/ is no label, and the image is what it was.

@@ -16,13 +16,22 @@ from typing import get_args
 from sqlalchemy import Connection, Engine
 
 from service.errors import TamisError, UsageError
-from service.inspection.relocate import PLACED, QUARANTINE, QUARANTINED, SCORED, kind_of, place, place_in, turns
+from service.inspection.relocate import (
+    PLACED,
+    QUARANTINE,
+    QUARANTINED,
+    SCORED,
+    batches,
+    kind_of,
+    move_to_destination,
+    path_in_folder,
+)
 from service.instances import mounts_of
 from service.labelling import training_set
 from service.names import destination, shown_name
 from service.settings import load
 from service.storage import images, reviews
-from service.storage.images import Sent, Subject
+from service.storage.images import ImageToLabel, Sent
 from service.storage.reviews import NewReview
 from service.storage.tables import Verdict
 
@@ -73,9 +82,9 @@ def label_images(
         kept = training_set.keep(connection, subjects, label, by=by, now=now, burst_gap_s=gap_s)
     found: dict[str, Labelled] = {}
     mounts = mounts_of(root)
-    for part in turns(wanted):
+    for part in batches(wanted):
         with engine.begin() as connection:
-            for one in place(root, connection, part, mounts=mounts).values():
+            for one in move_to_destination(root, connection, part, mounts=mounts).values():
                 found[one.id] = Labelled(one.id, label, one.path, one.state)
     training_set.reconcile(root, engine, kept)
     return [found[id] for id in wanted]
@@ -92,7 +101,7 @@ def stored_text(value: str | None) -> str | None:
     return (shown_name(value.strip()) or None) if value is not None else None
 
 
-def belongs_at(subject: Subject, label: str | None) -> str:
+def belongs_at(subject: ImageToLabel, label: str | None) -> str:
     """Return where the file of `subject` belongs once it is labelled so, relative to the root; pure.
 
     A file that lies in the right folder stays where it is there.
@@ -103,10 +112,10 @@ def belongs_at(subject: Subject, label: str | None) -> str:
     if kind_of(now_at) == kind:
         return now_at
     otherwise = destination(kind, subject.product, subject.received_at, subject.file_name, subject.id)
-    return place_in(kind, subject.destination, otherwise, subject.id)
+    return path_in_folder(kind, subject.destination, otherwise, subject.id)
 
 
-def _subjects(connection: Connection, ids: Sequence[str]) -> list[Subject]:
+def _subjects(connection: Connection, ids: Sequence[str]) -> list[ImageToLabel]:
     found = images.subjects(connection, ids)
     if unknown := [id for id in ids if id not in found]:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
@@ -116,7 +125,7 @@ def _subjects(connection: Connection, ids: Sequence[str]) -> list[Subject]:
     return [found[id] for id in ids]
 
 
-def _send(connection: Connection, subjects: Sequence[Subject], label: str | None) -> None:
+def _send(connection: Connection, subjects: Sequence[ImageToLabel], label: str | None) -> None:
     sent = []
     for one in subjects:
         if one.state not in (SCORED, PLACED, QUARANTINED):

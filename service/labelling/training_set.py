@@ -23,7 +23,7 @@ from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.storage import images
 from service.storage import training_images as training_images
-from service.storage.images import Subject
+from service.storage.images import ImageToLabel
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
 
 TRAINING = "training"
@@ -46,7 +46,7 @@ class Reconciled:
 
 def keep(
     connection: Connection,
-    subjects: Sequence[Subject],
+    subjects: Sequence[ImageToLabel],
     label: str | None,
     *,
     by: str | None,
@@ -133,7 +133,7 @@ def partial_name() -> str:
 
 
 def _add(
-    connection: Connection, subject: Subject, label: str, by: str | None, now: datetime, burst_gap_s: float
+    connection: Connection, subject: ImageToLabel, label: str, by: str | None, now: datetime, burst_gap_s: float
 ) -> None:
     assert subject.sha256 is not None
     taken_at = _taken_at(connection, subject)
@@ -153,7 +153,7 @@ def _add(
     training_images.add(connection, new)
 
 
-def _taken_at(connection: Connection, subject: Subject) -> datetime:
+def _taken_at(connection: Connection, subject: ImageToLabel) -> datetime:
     """Return when the bytes of `subject` were first received: dropped again later, they are as near to their burst."""
     if subject.duplicate_of is None:
         return subject.received_at
@@ -161,7 +161,7 @@ def _taken_at(connection: Connection, subject: Subject) -> datetime:
     return subject.received_at if first is None else first.received_at
 
 
-def _label_of_bytes(connection: Connection, subject: Subject) -> str | None:
+def _label_of_bytes(connection: Connection, subject: ImageToLabel) -> str | None:
     assert subject.sha256 is not None
     same = images.with_bytes(connection, subject.sha256)
     return training_images.label_of_bytes(connection, subject.product, [one.id for one in same])

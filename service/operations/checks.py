@@ -73,12 +73,12 @@ class LeftOver:
     alive: bool
 
 
-def judge_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[Finding]:
+def check_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[Finding]:
     """Return a finding a setting: its value and where it came from."""
     return [Finding(f"setting {name}", "ok", f"{value!r}, from {origins[name]}") for name, value in values.items()]
 
 
-def judge_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
+def check_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
     """Judge the limits of file events against the number of folders under incoming/, each of which takes a watch."""
     check = "file events"
     if limits is None:
@@ -105,7 +105,7 @@ def judge_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
     return Finding(check, "warning", found, "; ".join(advice) + "; until then rescans and polling find the images")
 
 
-def judge_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
+def check_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
     """Judge the file system of the root (`name` "root") or of one of its folders."""
     check = f"file system of {name}"
     found = f"{mount.type} on {mount.mount_point}"
@@ -121,7 +121,7 @@ def judge_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
     return Finding(check, "ok", f"{found}, sends no file events: it is polled")
 
 
-def judge_folders(devices: Mapping[str, int | None]) -> Finding:
+def check_folders(devices: Mapping[str, int | None]) -> Finding:
     """Judge the folders of the root by the device each lies on; None is a folder that is not there."""
     check = "folders"
     missing = sorted(name for name, device in devices.items() if device is None)
@@ -146,7 +146,7 @@ def judge_folders(devices: Mapping[str, int | None]) -> Finding:
     )
 
 
-def judge_renames(failure: str | None) -> Finding:
+def check_renames(failure: str | None) -> Finding:
     """Judge the trial of renaming a file incoming → processing → normal; `failure` is the error it met."""
     if failure is None:
         return Finding("renames", "ok", "a file went from incoming to processing to normal")
@@ -157,7 +157,7 @@ def judge_renames(failure: str | None) -> Finding:
     return Finding("renames", "error", failure, advice)
 
 
-def judge_sqlite(version: str, choice: JournalChoice) -> Finding:
+def check_sqlite(version: str, choice: JournalChoice) -> Finding:
     """Report the version of SQLite and the journal that follows from it; both choices are safe."""
     found = f"{version}: journal {choice.mode}, synchronous {choice.synchronous}, since {choice.reason}"
     if choice.mode == "WAL":
@@ -166,7 +166,7 @@ def judge_sqlite(version: str, choice: JournalChoice) -> Finding:
     return Finding("SQLite", "ok", f"{found}; safe, but each commit costs more and reports wait for it", advice)
 
 
-def judge_postgresql(facts: Mapping[str, str]) -> Finding:
+def check_postgresql(facts: Mapping[str, str]) -> Finding:
     """Judge the server by its settings: whether what it has committed lasts through a power cut, and damage is seen."""
     check, version = "PostgreSQL", facts["server_version"]
     off = [name for name in ("fsync", "full_page_writes") if facts[name] != "on"]
@@ -179,7 +179,7 @@ def judge_postgresql(facts: Mapping[str, str]) -> Finding:
     return Finding(check, "ok", f"{version}: commits last, data checksums on")
 
 
-def judge_database(revision: str | None, head: str, quick_check: str) -> list[Finding]:
+def check_database(revision: str | None, head: str, quick_check: str) -> list[Finding]:
     """Judge the schema's revision and the answer of the quick check."""
     if revision == head:
         found = [Finding("database revision", "ok", head)]
@@ -192,7 +192,7 @@ def judge_database(revision: str | None, head: str, quick_check: str) -> list[Fi
     return [*found, Finding("database integrity", "error", quick_check, advice)]
 
 
-def judge_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
+def check_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
     """Judge what is free against the settings free_bytes_min and free_inodes_min."""
     found = [_judge_left("free space", space.bytes, bytes_min, "bytes", "free_bytes_min")]
     if space.inodes is None:
@@ -200,7 +200,7 @@ def judge_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
     return [*found, _judge_left("free inodes", space.inodes, inodes_min, "inodes", "free_inodes_min")]
 
 
-def judge_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, retention: bool) -> Finding:
+def check_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, retention: bool) -> Finding:
     """Judge when the disk is full at the rate of the last days, and whether retention does what it is there for.
 
     `bytes_a_day` is of the images received; None where there were none. `retention` says whether any rule is set.
@@ -222,7 +222,7 @@ def judge_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, ret
     return Finding(check, "warning", f"{found}: no room for more in {days:.1f} days", advice)
 
 
-def judge_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
+def check_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
     """Judge for each product with a folder under incoming/ whether there is a model that scores its images."""
     found = []
     for product in sorted(products):
@@ -240,7 +240,7 @@ def judge_products(products: Collection[str], champions: Collection[str]) -> lis
     return found
 
 
-def judge_champion(product: str, version: str, failure: str | None) -> Finding:
+def check_champion(product: str, version: str, failure: str | None) -> Finding:
     """Judge one champion; `failure` is what the registry's check of its files said."""
     if failure is None:
         return Finding(f"model of {product}", "ok", f"{version}, every file as registered")
@@ -251,7 +251,7 @@ def judge_champion(product: str, version: str, failure: str | None) -> Finding:
     return Finding(f"model of {product}", "error", failure, advice)
 
 
-def judge_threshold(product: str, policy: Policy, refused: str | None, choice: Choice | None = None) -> Finding:
+def check_threshold(product: str, policy: Policy, refused: str | None, choice: Choice | None = None) -> Finding:
     """Judge whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot.
 
     `choice` is what a person chose for the product, if anybody did.
@@ -274,7 +274,7 @@ def judge_threshold(product: str, policy: Policy, refused: str | None, choice: C
     return Finding(check, "ok", told)
 
 
-def judge_drift(product: str, row: DriftRow) -> Finding:
+def check_drift(product: str, row: DriftRow) -> Finding:
     """Judge the drift state of a product."""
     check = f"drift of {product}"
     if row.state == "steady":
@@ -283,7 +283,7 @@ def judge_drift(product: str, row: DriftRow) -> Finding:
     return Finding(check, "warning", found, DRIFT_ADVICE[row.cause or "unknown"])
 
 
-def judge_scoring(
+def check_scoring(
     openvino: str | None, failure: str | None, flags: frozenset[str] | None, machine: str
 ) -> list[Finding]:
     """Judge the scoring runtime and the processor's flags; `flags` is None where /proc/cpuinfo is not readable."""
@@ -302,7 +302,7 @@ def judge_scoring(
     return [*found, Finding("processor", "warning", f"{machine} without AVX2", advice)]
 
 
-def judge_energy(rapl: Literal["readable", "closed", "absent"], country: str | None) -> list[Finding]:
+def check_energy(rapl: Literal["readable", "closed", "absent"], country: str | None) -> list[Finding]:
     """Judge where figures of energy come from and whether they can become grams of CO2e."""
     if rapl == "readable":
         found = [Finding("energy source", "ok", "measured by the processor (RAPL)")]
@@ -317,7 +317,7 @@ def judge_energy(rapl: Literal["readable", "closed", "absent"], country: str | N
     return [*found, Finding("energy country", "ok", country)]
 
 
-def judge_permissions(mode: int, umask: int, owner: int, user: int) -> list[Finding]:
+def check_permissions(mode: int, umask: int, owner: int, user: int) -> list[Finding]:
     """Judge who else can look into the root; `mode` of its folder, `owner` and `user` (the caller) are ids."""
     shown = f"root {mode & 0o7777:04o}, umask {umask:04o}"
     if mode & 0o007:
@@ -330,7 +330,7 @@ def judge_permissions(mode: int, umask: int, owner: int, user: int) -> list[Find
     return found
 
 
-def judge_left_overs(left: Sequence[LeftOver]) -> Finding:
+def check_left_overs(left: Sequence[LeftOver]) -> Finding:
     """Judge images in the processing folders of instances that do not run."""
     dead = [one for one in left if one.images and not one.alive]
     if not dead:
@@ -342,7 +342,7 @@ def judge_left_overs(left: Sequence[LeftOver]) -> Finding:
     return Finding("left-overs", "warning", found, advice)
 
 
-def judge_clock(now: datetime, disk_now: datetime | None, newest: datetime | None) -> Finding:
+def check_clock(now: datetime, disk_now: datetime | None, newest: datetime | None) -> Finding:
     """Judge the clock by that of the disk (None: not known) and by the newest image in the database."""
     advice = "set the clock and keep it set: timedatectl set-ntp true"
     if now < CLOCK_EARLIEST:

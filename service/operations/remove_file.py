@@ -23,7 +23,7 @@ Left = Literal["gone", "replaced", "elsewhere", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class FileIdentity:
     """A file whose bytes were those on record, by what tells whether it has been touched since."""
 
     device: int
@@ -33,12 +33,12 @@ class Seen:
     ctime_ns: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Seen:
+    def of(cls, status: os.stat_result) -> FileIdentity:
         """Return what `status` says."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-class Stays(Exception):
+class NotRemovable(Exception):
     """A file that is not removed, and why."""
 
     def __init__(self, why: Left) -> None:
@@ -46,7 +46,7 @@ class Stays(Exception):
         self.why: Left = why
 
 
-def look_whole(root: Path, path: str, size: int, sha256: str) -> Seen:
+def verify_content(root: Path, path: str, size: int, sha256: str) -> FileIdentity:
     """Return the file at `path` as seen, having read all of it; raises Stays where it is not of `size` and `sha256`."""
     with _folder(root, path) as (folder, name), _refusals():
         # Neither a FIFO nor a folder is opened: only then can it be read as a file.
@@ -60,9 +60,9 @@ def look_whole(root: Path, path: str, size: int, sha256: str) -> Seen:
             # What is about to go need not push out of the memory what is still used.
             with suppress(OSError):
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if found != sha256 or Seen.of(before) != Seen.of(after):
-            raise Stays("replaced")
-        return Seen.of(after)
+        if found != sha256 or FileIdentity.of(before) != FileIdentity.of(after):
+            raise NotRemovable("replaced")
+        return FileIdentity.of(after)
 
 
 def is_gone(root: Path, path: str) -> bool:
@@ -70,28 +70,28 @@ def is_gone(root: Path, path: str) -> bool:
     try:
         with _folder(root, path) as (folder, name), _refusals():
             os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except Stays as stays:
+    except NotRemovable as stays:
         return stays.why == "gone"
     return False
 
 
-def look_briefly(root: Path, path: str, size: int) -> None:
+def verify_size(root: Path, path: str, size: int) -> None:
     """Raise Stays where the file at `path` is not there or not of `size`; reads nothing of it."""
     with _folder(root, path) as (folder, name), _refusals():
         _require(os.stat(name, dir_fd=folder, follow_symlinks=False), size)
 
 
-def unlink(root: Path, path: str, seen: Seen) -> None:
+def unlink(root: Path, path: str, seen: FileIdentity) -> None:
     """Remove the file at `path`, if it is as it was `seen`; raises Stays where it is not."""
     with _folder(root, path) as (folder, name), _refusals():
-        if Seen.of(os.stat(name, dir_fd=folder, follow_symlinks=False)) != seen:
-            raise Stays("replaced")
+        if FileIdentity.of(os.stat(name, dir_fd=folder, follow_symlinks=False)) != seen:
+            raise NotRemovable("replaced")
         os.unlink(name, dir_fd=folder)
 
 
 def _require(status: os.stat_result, size: int) -> None:
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-        raise Stays("replaced")
+        raise NotRemovable("replaced")
 
 
 @contextmanager
@@ -99,18 +99,18 @@ def _folder(root: Path, path: str) -> Iterator[tuple[int, str]]:
     """Yield a descriptor of the folder of `path`, reached without following a link, and the file's name."""
     parts = PurePosixPath(path).parts
     if len(parts) < 2 or parts[0] not in FOLDERS or ".." in parts:
-        raise Stays("elsewhere")
+        raise NotRemovable("elsewhere")
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts[:-1]:
             try:
                 inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
             except FileNotFoundError:
-                raise Stays("gone") from None
+                raise NotRemovable("gone") from None
             except NotADirectoryError:  # also what the kernel says of a link
-                raise Stays("elsewhere") from None
+                raise NotRemovable("elsewhere") from None
             except PermissionError:
-                raise Stays("refused") from None
+                raise NotRemovable("refused") from None
             os.close(descriptor)
             descriptor = inner
         yield descriptor, parts[-1]
@@ -123,10 +123,10 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise Stays("gone") from None
+        raise NotRemovable("gone") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise Stays("replaced") from None
+            raise NotRemovable("replaced") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY):
-            raise Stays("refused") from None
+            raise NotRemovable("refused") from None
         raise

@@ -30,11 +30,11 @@ from service.inspection.record import MAPS
 from service.instances import mounts_of
 from service.logs import fields
 from service.operations import remove_file as removal
-from service.operations.remove_file import FOLDERS, Seen, Stays
+from service.operations.remove_file import FOLDERS, FileIdentity, NotRemovable
 from service.scoring.scorers import MODELS
 from service.settings import Settings
 from service.storage import retention as rows
-from service.storage.retention import Kept
+from service.storage.retention import KeptImage
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Rule:
 class Going:
     """An image whose file is to go, and why."""
 
-    image: Kept
+    image: KeptImage
     reason: Reason
 
 
@@ -147,7 +147,7 @@ def rules_of(settings: Settings) -> list[Rule]:
     return found
 
 
-def plan(page: Sequence[Kept], rule: Rule, total_bytes: int, now: datetime) -> list[Going]:
+def plan(page: Sequence[KeptImage], rule: Rule, total_bytes: int, now: datetime) -> list[Going]:
     """Return which of `page`, removable images of one verdict, oldest first, are to go; pure.
 
     `total_bytes` is that of all files of the verdict; the oldest go until no more is there than `rule` allows.
@@ -214,7 +214,7 @@ class Retention:
         and where a mount is gone: what lies on it is not there, and has not been removed for that.
         """
         with self._alone():
-            if gone := mounts_of(self._root).look():
+            if gone := mounts_of(self._root).find_gone():
                 places = ", ".join(gone)
                 raise TamisError(f"retention: expected a disk or share mounted at {places}, as before; found none")
             return self._run(now)
@@ -229,7 +229,7 @@ class Retention:
             for rule in self._rules:
                 self._apply(rule, trained, now, outcome)
             outcome.folders = self._remove_empty_folders(now)
-            self._keep_word(now, outcome)
+            self._write_last_run(now, outcome)
         if outcome.images or outcome.left:
             log.info(
                 "retention",
@@ -257,7 +257,7 @@ class Retention:
         finally:
             os.close(descriptor)
 
-    def foresee(self, now: datetime, *, images_max: int | None = None) -> Iterator[Going | Stays]:
+    def preview(self, now: datetime, *, images_max: int | None = None) -> Iterator[Going | NotRemovable]:
         """Yield what `run` would remove, and why what is not there or not of its size would stay; changes nothing.
 
         Looks at no more than `images_max` images of each verdict.
@@ -273,8 +273,8 @@ class Retention:
                     if images_max is not None and looked_at > images_max:
                         break
                     try:
-                        removal.look_briefly(self._root, one.image.path, one.image.bytes)
-                    except Stays as stays:
+                        removal.verify_size(self._root, one.image.path, one.image.bytes)
+                    except NotRemovable as stays:
                         yield stays
                     else:
                         total -= one.image.bytes
@@ -300,7 +300,7 @@ class Retention:
         with self._engine.connect() as connection:
             return rows.total_bytes(connection, rule.verdict)
 
-    def _pages(self, rule: Rule, trained: frozenset[str], size: int) -> Iterator[list[Kept]]:
+    def _pages(self, rule: Rule, trained: frozenset[str], size: int) -> Iterator[list[KeptImage]]:
         """Yield the removable images of the verdict, oldest first; each page is a read of its own, soon over."""
         after = None
         while True:
@@ -333,13 +333,13 @@ class Retention:
     def _remove(self, going: Sequence[Going], now: datetime, outcome: Outcome) -> int:
         """Remove the files of `going`; return the bytes of those that went."""
         began = time.monotonic()
-        seen: dict[str, Seen] = {}
+        seen: dict[str, FileIdentity] = {}
         stay: dict[str, str] = {}
         for one in going:
             image = one.image
             try:
-                seen[image.id] = removal.look_whole(self._root, image.path, image.bytes, image.sha256)
-            except Stays as stays:
+                seen[image.id] = removal.verify_content(self._root, image.path, image.bytes, image.sha256)
+            except NotRemovable as stays:
                 stay[image.id] = stays.why
         removed = set()
         if seen:
@@ -356,7 +356,9 @@ class Retention:
         self._rest(min(REST_MAX_S, self._rests * (time.monotonic() - began)))
         return freed
 
-    def _unlink(self, going: Sequence[Going], seen: dict[str, Seen], stay: dict[str, str], now: datetime) -> set[str]:
+    def _unlink(
+        self, going: Sequence[Going], seen: dict[str, FileIdentity], stay: dict[str, str], now: datetime
+    ) -> set[str]:
         """Remove what was `seen` and have the rows say so, under the write lock; what cannot go is put into `stay`."""
         reasons: dict[str, str] = {}
         folders: set[Path] = set()
@@ -372,7 +374,7 @@ class Retention:
                     continue
                 try:
                     removal.unlink(self._root, image.path, seen[image.id])
-                except Stays as stays:
+                except NotRemovable as stays:
                     stay[image.id] = stays.why
                     continue
                 self._remove_map(image.id)
@@ -389,7 +391,7 @@ class Retention:
     def _remove_map(self, id: str) -> None:
         (self._root / MAPS / f"{id}.png").unlink(missing_ok=True)
 
-    def _say_left(self, image: Kept, why: str, outcome: Outcome) -> None:
+    def _say_left(self, image: KeptImage, why: str, outcome: Outcome) -> None:
         outcome.left[why] += 1
         self._lines += 1
         if self._lines <= LEFT_LINES_MAX:
@@ -409,7 +411,7 @@ class Retention:
                     count += 1
         return count
 
-    def _keep_word(self, now: datetime, outcome: Outcome) -> None:
+    def _write_last_run(self, now: datetime, outcome: Outcome) -> None:
         path = self._root / PROCESSING / LAST_RUN
         partial = path.with_name(f"{LAST_RUN}.{os.getpid()}.tmp")
         document = {"ran_at": now.isoformat(timespec="seconds"), **outcome.document()}

@@ -16,11 +16,11 @@ from service.storage.retrainings import NewLabels, RetrainingRow
 if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
 
-Due = Literal["cron", "labels", "drift"]
+DueReason = Literal["cron", "labels", "drift"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RetrainingFacts:
     """What is known of a product: its last runs, newest first; the labels since the last one that learned, and since
     the last one that counts, see `counting`; and since when it drifts.
     """
@@ -40,8 +40,8 @@ def next_time(cron: CronTrigger, after: datetime) -> datetime | None:
 
 
 def due(
-    facts: Facts, now: datetime, *, cron: CronTrigger | None, after_labels: int = 0, on_drift: bool = False
-) -> Due | None:
+    facts: RetrainingFacts, now: datetime, *, cron: CronTrigger | None, after_labels: int = 0, on_drift: bool = False
+) -> DueReason | None:
     """Return why a product is to be retrained now, or None; without new labels it never is.
 
     By `cron` it is once a time of it has passed since the first new label and since the last run. A run that was

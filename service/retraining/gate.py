@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.evaluation.bootstrap import Interval, Judged, difference_intervals, wilson
+from models.evaluation.bootstrap import Interval, ScoredVersion, difference_intervals, wilson
 from models.evaluation.metrics import Float64Array, at_threshold, image_auroc
 
 NORMALS_MIN = 10
@@ -67,7 +67,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GateResult:
     """The gate's finding, and what it rests on."""
 
     decision: Decision
@@ -98,12 +98,12 @@ class Judgement:
         }
 
 
-def not_judged(reason: str) -> Judgement:
+def not_judged(reason: str) -> GateResult:
     """Return the finding where there is nothing to judge by."""
-    return Judgement("not judged", reason, (), 0, 0, "golden", "golden")
+    return GateResult("not judged", reason, (), 0, 0, "golden", "golden")
 
 
-def judge(
+def compare(
     champion: Side,
     challenger: Side,
     *,
@@ -111,7 +111,7 @@ def judge(
     normals_from: NormalsFrom,
     anomalies_from: AnomaliesFrom,
     drifting: bool = False,
-) -> Judgement:
+) -> GateResult:
     """Return whether `challenger` is better than `champion`: in no figure worse, and in one better than by chance.
 
     The scores of both are of the same images in the same order. A figure is worse if it is so by more than `margin`,
@@ -135,13 +135,13 @@ def judge(
     )
     figures += [_cost(name, getattr(champion, name), getattr(challenger, name)) for name in list(TITLES)[3:]]
     decision, reason = _decide(figures, drifting)
-    return Judgement(
+    return GateResult(
         decision, reason, tuple(figures), normals, anomalies, normals_from, anomalies_from, champion, challenger
     )
 
 
-def _judged(side: Side) -> Judged:
-    return Judged(np.concatenate([side.normal_scores, side.anomaly_scores]), side.threshold)
+def _judged(side: Side) -> ScoredVersion:
+    return ScoredVersion(np.concatenate([side.normal_scores, side.anomaly_scores]), side.threshold)
 
 
 def _values(side: Side, labels: Any) -> dict[str, float | None]:

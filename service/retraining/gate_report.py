@@ -20,7 +20,7 @@ from models.registry import ModelVersion
 from service import __version__
 from service.evaluation.report import GENERATOR, UNKNOWN
 from service.names import shown_name
-from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, Judgement, Side
+from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult, Side
 
 FOLDER = "reports"
 NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."
@@ -48,7 +48,7 @@ def write_page(root: Path, product: str, version: str, html: str) -> str:
 
 
 def render(
-    judgement: Judgement,
+    result: GateResult,
     *,
     outcome: str,
     reason: str,
@@ -66,11 +66,11 @@ def render(
         f"<p>{_text(reason)}</p>",
         f"<p class='muted'>{made_at:%Y-%m-%d %H:%M} UTC. Compared with the champion {_text(champion.version)}.</p>",
         "<h2>Both on the same images</h2>",
-        f"<p>{_text(_images(judgement))}</p>",
-        _figures(judgement.figures),
-        f"<p class='muted'>{_text(_how(judgement))}</p>",
+        f"<p>{_text(_images(result))}</p>",
+        _figures(result.figures),
+        f"<p class='muted'>{_text(_how(result))}</p>",
         "<h2>Scores</h2>",
-        _plots(judgement),
+        _plots(result),
         "<h2>What it learned from</h2>",
         f"<div class='columns'><div class='card'>{_facts(learned)}</div>"
         f"<div class='card'><h3>Champion</h3>{_facts(_about(champion))}</div>"
@@ -91,25 +91,25 @@ def render(
     )
 
 
-def _images(judgement: Judgement) -> str:
-    if judgement.champion is None:
+def _images(result: GateResult) -> str:
+    if result.champion is None:
         return "There were too few images to judge by, so a person has to."
     normals = (
-        f"{judgement.normals} golden normals"
-        if judgement.normals_from == "golden"
-        else f"{judgement.normals} normals that calibrated the champion, as too few are golden: they set the "
+        f"{result.normals} golden normals"
+        if result.normals_from == "golden"
+        else f"{result.normals} normals that calibrated the champion, as too few are golden: they set the "
         "threshold, so that they say nothing of false alarms"
     )
     anomalies = (
-        f"{judgement.anomalies} golden anomalies"
-        if judgement.anomalies_from == "golden"
-        else f"{judgement.anomalies} of them again with defects drawn on them. Fewer than {ANOMALIES_MIN} anomalies "
+        f"{result.anomalies} golden anomalies"
+        if result.anomalies_from == "golden"
+        else f"{result.anomalies} of them again with defects drawn on them. Fewer than {ANOMALIES_MIN} anomalies "
         "are known, and drawn defects stand in: they tell whether it still finds defects, not how many of yours"
     )
     return f"Judged on {normals}, and {anomalies}. Neither version was trained on any of them."
 
 
-def _how(judgement: Judgement) -> str:
+def _how(result: GateResult) -> str:
     return (
         "A figure is better where the 95 % interval of the difference (a paired bootstrap over the images) lies "
         "above chance, worse where it falls behind by more than its margin; one image alone decides nothing. Time "
@@ -134,8 +134,8 @@ def _figures(figures: Sequence[Figure]) -> str:
     return f"<div class='card wide'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
-def _plots(judgement: Judgement) -> str:
-    if judgement.champion is None or judgement.challenger is None:
+def _plots(result: GateResult) -> str:
+    if result.champion is None or result.challenger is None:
         return "<p>None were compared.</p>"
     if find_spec("matplotlib") is None:
         return f"<p>{_text(NO_PLOTS)}</p>"
@@ -143,7 +143,7 @@ def _plots(judgement: Judgement) -> str:
     from service.evaluation.plots import Plots
 
     plots = Plots()
-    sides = {"champion": judgement.champion, "challenger": judgement.challenger}
+    sides = {"champion": result.champion, "challenger": result.challenger}
     drawn = {
         f"Scores of the {name}": plots.histogram(side.normal_scores, side.anomaly_scores, side.threshold)
         for name, side in sides.items()

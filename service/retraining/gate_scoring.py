@@ -27,8 +27,8 @@ from service.energy.meter import EnergyMeter
 from service.imaging.decode import DecodeError, StillChanging, decode, read_file
 from service.retraining import gate
 from service.retraining.training_data import calibration_images, golden
-from service.scoring.decide import Judge
-from service.scoring.threshold_policy import judge_of
+from service.scoring.decide import ThresholdDecider
+from service.scoring.threshold_policy import decider_of
 from service.settings import Settings
 from service.storage.energy import EnergySample
 from service.storage.retrainings import KnownImage
@@ -104,7 +104,7 @@ def run_gate(
     drifting: bool,
     chosen_rate: float | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[gate.Judgement, list[EnergySample]]:
+) -> tuple[gate.GateResult, list[EnergySample]]:
     """Return the gate's finding on `challenger`, and the energy that finding it took, samples of kind evaluation.
 
     Both are judged at `chosen_rate`, a person's, where both can keep it; else at what the settings say.
@@ -153,7 +153,7 @@ def run_gate(
     finally:
         meter.close()
     sides = _paired(versions, _judges(settings, versions, chosen_rate), scored, costs)
-    judgement = gate.judge(
+    result = gate.compare(
         sides[0],
         sides[1],
         margin=settings.promotion_margin,
@@ -161,7 +161,7 @@ def run_gate(
         anomalies_from=chosen.anomalies_from,
         drifting=drifting,
     )
-    return judgement, samples
+    return result, samples
 
 
 def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) -> _Images | None:
@@ -183,8 +183,8 @@ def _score(contestant: _Contestant, chosen: _Images, base: tuple[int, int], tell
     normals = contestant.scores(chosen.normals, tell=tell)
     if chosen.anomalies_from == "golden":
         return _Scored(normals, contestant.scores(chosen.anomalies, tell=tell))
-    others = [contestant.read(path, base) for path in list(normals)[:_OTHERS]]
-    drawing = _drawing(contestant.read, base, others)
+    other_instances = [contestant.read(path, base) for path in list(normals)[:_OTHERS]]
+    drawing = _drawing(contestant.read, base, other_instances)
     return _Scored(normals, contestant.scores(chosen.anomalies, drawing, tell))
 
 
@@ -212,14 +212,14 @@ def _median_cost(turns: Sequence[tuple[float, float | None]]) -> _Cost:
     return _Cost(median(cpu_ms for cpu_ms, _ in turns), median(energies) if energies else None)
 
 
-def _drawing(read: Read, base: tuple[int, int], others: Sequence[UInt8Array]) -> Read:
+def _drawing(read: Read, base: tuple[int, int], other_instances: Sequence[UInt8Array]) -> Read:
     """Return a reader of the same images with defects on them, the same ones at each call and for each version."""
 
     def drawn(path: Path, size: tuple[int, int]) -> UInt8Array:
         from PIL import Image
 
         seed = int(file_sha256(path)[:16], 16)
-        image, _ = draw_defects(read(path, base), others, np.random.default_rng(seed))
+        image, _ = draw_defects(read(path, base), other_instances, np.random.default_rng(seed))
         if size == base:
             return image
         resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -228,27 +228,30 @@ def _drawing(read: Read, base: tuple[int, int], others: Sequence[UInt8Array]) ->
     return drawn
 
 
-def _judges(settings: Settings, versions: Sequence[ModelVersion], chosen_rate: float | None) -> list[Judge]:
+def _judges(settings: Settings, versions: Sequence[ModelVersion], chosen_rate: float | None) -> list[ThresholdDecider]:
     with suppress(TooFewImages):
-        return [judge_of(settings, version.product, version, chosen_rate=chosen_rate) for version in versions]
-    return [judge_of(settings, version.product, version) for version in versions]
+        return [decider_of(settings, version.product, version, chosen_rate=chosen_rate) for version in versions]
+    return [decider_of(settings, version.product, version) for version in versions]
 
 
 def _paired(
-    versions: Sequence[ModelVersion], judges: Sequence[Judge], scored: Sequence[_Scored], costs: Sequence[_Cost]
+    versions: Sequence[ModelVersion],
+    deciders: Sequence[ThresholdDecider],
+    scored: Sequence[_Scored],
+    costs: Sequence[_Cost],
 ) -> tuple[gate.Side, gate.Side]:
     """Return both sides on the images that both could score."""
     normals = [path for path in scored[0].normals if path in scored[1].normals]
     anomalies = [path for path in scored[0].anomalies if path in scored[1].anomalies]
     sides = []
-    for version, judge, one, cost in zip(versions, judges, scored, costs, strict=True):
+    for version, decider, one, cost in zip(versions, deciders, scored, costs, strict=True):
         sides.append(
             gate.Side(
                 version=version.version,
                 normal_scores=_array(one.normals, normals),
                 anomaly_scores=_array(one.anomalies, anomalies),
-                threshold=judge.threshold,
-                promised_rate=getattr(judge.policy, "false_alarm_rate", None),
+                threshold=decider.threshold,
+                promised_rate=getattr(decider.policy, "false_alarm_rate", None),
                 cpu_ms_per_image=cost.cpu_ms_per_image,
                 wh_per_1000_images=cost.wh_per_1000_images,
             )

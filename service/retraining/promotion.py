@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 
 from models.registry import ModelVersion
 from service.energy import grid_intensity as carbon
-from service.retraining.gate import Judgement
+from service.retraining.gate import GateResult
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
@@ -23,17 +23,17 @@ from service.storage.energy import EnergySample
 from service.storage.retrainings import RetrainingRow
 
 
-def conclude(
+def apply_gate_result(
     root: Path,
     engine: Engine,
     settings: Settings,
     row: RetrainingRow,
     champion: ModelVersion,
     challenger: ModelVersion,
-    judgement: Judgement,
+    result: GateResult,
     samples: Sequence[EnergySample | None],
 ) -> RetrainingRow:
-    """Act on `judgement`, finish the run `row` and return it.
+    """Act on `result`, finish the run `row` and return it.
 
     `samples` are what it all took: the training's, which has a row of energy, then the gate's, which get theirs here.
     """
@@ -44,7 +44,7 @@ def conclude(
         for sample in samples[1:]:
             if sample is not None:
                 energy.add(connection, sample)
-        outcome, reason = _act(connection, settings, champion, challenger, judgement, ended)
+        outcome, reason = _act(connection, settings, champion, challenger, result, ended)
         retrainings.change(
             connection,
             row.id,
@@ -52,7 +52,7 @@ def conclude(
             ended_at=ended,
             outcome=outcome,
             reason=reason,
-            gate=json.dumps(judgement.document(), allow_nan=False),
+            gate=json.dumps(result.document(), allow_nan=False),
             total_wh=total_wh,
             saved_g=saved,
         )
@@ -64,17 +64,17 @@ def _act(
     settings: Settings,
     champion: ModelVersion,
     challenger: ModelVersion,
-    judgement: Judgement,
+    result: GateResult,
     at: datetime,
 ) -> tuple[str, str]:
     """Change the states of the versions; return outcome and reason."""
-    product, version, reason = challenger.product, challenger.version, judgement.reason
-    if judgement.decision in ("worse", "not better"):
+    product, version, reason = challenger.product, challenger.version, result.reason
+    if result.decision in ("worse", "not better"):
         versions.reject(connection, product, version, reason)
         return "rejected", reason
     now = versions.champion(connection, product)
-    outcome, reason = "challenger", f"not judged: {reason}" if judgement.decision == "not judged" else reason
-    if judgement.decision == "better":
+    outcome, reason = "challenger", f"not judged: {reason}" if result.decision == "not judged" else reason
+    if result.decision == "better":
         if now is None or now.version != champion.version:
             # A person chose another meanwhile, and the gate has nothing to say on that one.
             reason = f"{reason}; but {champion.version}, which it was compared with, is not the champion any more"

@@ -26,8 +26,8 @@ from service.errors import ConfigurationError, TamisError
 from service.retraining.gate_report import render, write_page
 from service.retraining.gate_scoring import run_gate
 from service.retraining.lock import retraining_lock
-from service.retraining.promotion import conclude
-from service.retraining.training_data import Gathered, gather
+from service.retraining.promotion import apply_gate_result
+from service.retraining.training_data import TrainingData, select_training_data
 from service.scoring.champions import load_version
 from service.scoring.scorers import MODELS
 from service.settings import Settings
@@ -135,7 +135,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
     champion = _champion(root, engine, row.product)
     with engine.begin() as connection:
         retrainings.change(connection, row.id, champion=champion.version)
-    gathered = gather(root, champion.folder, known)
+    gathered = select_training_data(root, champion.folder, known)
 
     # Train
     job = _job(begun, champion, gathered)
@@ -153,7 +153,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
         chosen_rate = chosen(connection).get(row.product)
 
     # Judge
-    judgement, samples = run_gate(
+    result, samples = run_gate(
         root,
         settings,
         champion,
@@ -165,9 +165,9 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
     )
 
     # Promote, keep or reject; then tell
-    done = conclude(root, engine, settings, row, champion, challenger, judgement, [trained.energy, *samples])
+    done = apply_gate_result(root, engine, settings, row, champion, challenger, result, [trained.energy, *samples])
     page = render(
-        judgement,
+        result,
         outcome=done.outcome or "",
         reason=done.reason or "",
         champion=champion,
@@ -189,7 +189,7 @@ def _champion(root: Path, engine: Engine, product: str) -> ModelVersion:
         raise TamisError(str(error)) from None
 
 
-def _job(begun: Begun, champion: ModelVersion, gathered: Gathered) -> TrainingJob:
+def _job(begun: Begun, champion: ModelVersion, gathered: TrainingData) -> TrainingJob:
     root, settings, row = begun.root, begun.settings, begun.row
     manifest = champion.manifest
     return TrainingJob(
@@ -237,7 +237,7 @@ def _fail(engine: Engine, row: RetrainingRow, state: str, reason: str, sample: E
 
 
 def _learned(
-    done: RetrainingRow, labels: NewLabels, gathered: Gathered, known: Mapping[str, KnownImage]
+    done: RetrainingRow, labels: NewLabels, gathered: TrainingData, known: Mapping[str, KnownImage]
 ) -> dict[str, Any]:
     kinds = [said for said in known.values() if said.label is not None]
     return {

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.cron import parse_cron
 from service.energy import grid_intensity as carbon
 from service.logs import fields
-from service.retraining.due import Due, Facts, counting, due
+from service.retraining.due import DueReason, RetrainingFacts, counting, due
 from service.retraining.lock import retraining_runs
 from service.settings import Settings
 from service.storage import retrainings, versions
@@ -45,7 +45,7 @@ _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class Schedule:
-    """The retrainings of one root. `start`, `look` whenever there may be something new, `stop`, then `close`.
+    """The retrainings of one root. `start`, `check_soon` whenever there may be something new, `stop`, then `close`.
 
     `start_retraining` makes the process for a product and a reason; `clock` gives the time, UTC.
     """
@@ -85,7 +85,7 @@ class Schedule:
             self._due_time.set()  # what was missed while nothing ran
             self._thread.start()
 
-    def look(self) -> None:
+    def check_soon(self) -> None:
         """Have the thread look soon whether something is due; returns at once."""
         self._wake.set()
 
@@ -173,7 +173,7 @@ class Schedule:
         self._due_time.set()
         self._wake.set()
 
-    def _find(self, connection: Connection, now: datetime, planned: set[str]) -> tuple[str, Due] | None:
+    def _find(self, connection: Connection, now: datetime, planned: set[str]) -> tuple[str, DueReason] | None:
         """Return the first product that is to be retrained at `now` and why; those `planned` have their time."""
         settings = self._settings
         if self._cron is None and settings.retrain_cron:
@@ -186,7 +186,7 @@ class Schedule:
             if self._held.get(product) == unlearned.count:
                 continue
             since_last = retrainings.new_labels(connection, product, counting(runs))
-            facts = Facts(runs, unlearned, since_last, retrainings.drifting_since(connection, product))
+            facts = RetrainingFacts(runs, unlearned, since_last, retrainings.drifting_since(connection, product))
             why = due(
                 facts,
                 now,

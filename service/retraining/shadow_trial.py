@@ -33,7 +33,7 @@ RATE_MARGIN = 0.01
 
 
 @dataclass(frozen=True)
-class Due:
+class DueTrial:
     """A challenger whose hours in the shadow are over."""
 
     product: str
@@ -43,7 +43,7 @@ class Due:
 
 
 @dataclass(frozen=True)
-class Facts:
+class TrialFacts:
     """What the end of a probation is decided by, beside the shadow's own figures."""
 
     run: GatedRun | None
@@ -65,19 +65,19 @@ def standing(connection: Connection, hours: float, now: datetime) -> dict[str, V
     return found
 
 
-def due(connection: Connection, settings: Settings, now: datetime) -> list[Due]:
+def due(connection: Connection, settings: Settings, now: datetime) -> list[DueTrial]:
     """Return the challengers whose hours in the shadow are over at `now`; none where `shadow_hours` is 0."""
     if not settings.shadow_hours:
         return []
     hours = timedelta(hours=settings.shadow_hours)
     return [
-        Due(row.product, row.version, row.created_at + hours, shadow.summary(connection, row.product, row.version))
+        DueTrial(row.product, row.version, row.created_at + hours, shadow.summary(connection, row.product, row.version))
         for row in versions.versions(connection)
         if row.state == "challenger" and row.created_at + hours <= now
     ]
 
 
-def reason_to_wait(one: Due, facts: Facts) -> str | None:
+def reason_to_wait(one: DueTrial, facts: TrialFacts) -> str | None:
     """Return why the challenger is left to a person, or None where it may be promoted; pure."""
     run, seen = facts.run, one.summary
     if not facts.promote_automatically:
@@ -101,7 +101,7 @@ def reason_to_wait(one: Due, facts: Facts) -> str | None:
     return None
 
 
-class Probation:
+class ShadowTrial:
     """Ends probations on one root; remembers what was said, so that each word is said once a run."""
 
     def __init__(self, root: Path, engine: Engine, settings: Settings) -> None:
@@ -110,13 +110,13 @@ class Probation:
         self._settings = settings
         self._said: set[tuple[str, ...]] = set()
 
-    def end_those_over(self, now: datetime) -> list[Due]:
+    def finish_due_trials(self, now: datetime) -> list[DueTrial]:
         """Promote or leave each challenger whose hours are over at `now`; return those that were promoted."""
         with self._engine.connect() as connection:
             over = due(connection, self._settings, now)
         return [one for one in over if self._end(one)]
 
-    def _end(self, one: Due) -> bool:
+    def _end(self, one: DueTrial) -> bool:
         self._say("shadow hours are over", one, over_at=one.over_at.isoformat(), **asdict(one.summary))
         with self._engine.connect() as connection:
             reason = reason_to_wait(one, self._facts(connection, one.product, one.version))
@@ -133,7 +133,7 @@ class Probation:
         self._say("challenger waits for a person", one, reason=reason)
         return False
 
-    def _promote(self, one: Due, version: ModelVersion) -> str | None:
+    def _promote(self, one: DueTrial, version: ModelVersion) -> str | None:
         """Promote; return why not, where something speaks against it now."""
         with self._engine.begin() as connection:
             # Asked again under the write lock: a person may have promoted or rolled back since.
@@ -146,16 +146,16 @@ class Probation:
                 versions.promote(connection, one.product, one.version, _promoted_since(one))
         return reason
 
-    def _facts(self, connection: Connection, product: str, version: str) -> Facts:
+    def _facts(self, connection: Connection, product: str, version: str) -> TrialFacts:
         champion, newest = versions.champion(connection, product), _newest(connection).get(product)
-        return Facts(
+        return TrialFacts(
             shadow.gated_run(connection, product, version),
             champion.version if champion is not None else None,
             newest.version if newest is not None else None,
             self._settings.promote_automatically,
         )
 
-    def _say(self, event: str, one: Due, **values: object) -> None:
+    def _say(self, event: str, one: DueTrial, **values: object) -> None:
         # Figures may still grow while a reason stays; only another reason is news.
         once = (event, one.product, one.version, str(values.get("reason", "")).split(";")[0])
         if once not in self._said:
@@ -172,7 +172,7 @@ def _newest(connection: Connection) -> dict[str, VersionRow]:
     return found
 
 
-def _promoted_since(one: Due) -> str:
+def _promoted_since(one: DueTrial) -> str:
     seen = one.summary
     return (
         f"gate passed, and in the shadow it called {seen.challenger_rate:.2%} of {seen.images} images anomalies, the"

@@ -40,7 +40,7 @@ class ListedImage:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class TrainingData:
     """What there is to learn from. `gone` are images of the champion's that are not there any more or changed since,
     `overruled` such of its normals that a person calls an anomaly, or golden, or takes back.
     """
@@ -52,7 +52,7 @@ class Gathered:
     overruled: int
 
 
-def gather(root: Path, champion: Path, known: Mapping[str, KnownImage]) -> Gathered:
+def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownImage]) -> TrainingData:
     """Return what a retraining of the version in the folder `champion` learns from, given what people said.
 
     Its own images keep their roles, but for those that people spoke of. What any version before it was fitted to
@@ -83,7 +83,7 @@ def gather(root: Path, champion: Path, known: Mapping[str, KnownImage]) -> Gathe
             anomalies.append(path)
         else:
             (calibrate if said.role == "calibrate" and said.sha256 not in fitted else normals).append(path)
-    return Gathered(tuple(normals), tuple(calibrate), tuple(anomalies), gone, overruled)
+    return TrainingData(tuple(normals), tuple(calibrate), tuple(anomalies), gone, overruled)
 
 
 def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) -> dict[str, list[Path]]:

@@ -13,15 +13,15 @@ from sqlalchemy.exc import OperationalError
 
 from models.registry import ModelVersion
 from service.retraining.shadow_trial import standing
-from service.scoring.decide import Judge
-from service.scoring.threshold_policy import judge_of
+from service.scoring.decide import ThresholdDecider
+from service.scoring.threshold_policy import decider_of
 from service.settings import Settings
 from service.storage.database.open import trouble
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow, champions, versions
 
 
-class InCharge:
+class ActiveVersions:
     """Who judges what; `connect` gives connections that read, and give up soon on a lock."""
 
     def __init__(self, connect: Callable[[], Connection], settings: Settings) -> None:
@@ -59,6 +59,6 @@ class InCharge:
                 raise
         return self._challengers
 
-    def judge_of(self, product: str, version: ModelVersion) -> Judge:
-        """Return the judge of `product` by `version`. Raises as `service.scoring.threshold_policy.judge_of`."""
-        return judge_of(self._settings, product, version, chosen_rate=self.rates.get(product))
+    def decider_of(self, product: str, version: ModelVersion) -> ThresholdDecider:
+        """Return the judge of `product` by `version`. Raises as `service.scoring.threshold_policy.decider_of`."""
+        return decider_of(self._settings, product, version, chosen_rate=self.rates.get(product))

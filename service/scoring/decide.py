@@ -39,7 +39,7 @@ class ScoreNotFinite(Exception):
     """The detector gave NaN or infinity: there is no verdict, least of all `normal`."""
 
 
-class Judge:
+class ThresholdDecider:
     """Decides by one threshold policy, for one detector.
 
     `uncertain_band` is a factor on the false-alarm rate; 1 is no band. Raises TooFewImages when the calibration

@@ -19,7 +19,7 @@ from models.errors import ModelCorrupt, TooFewImages
 from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
 from service.errors import ConfigurationError
 from service.logs import fields
-from service.scoring.decide import Judge
+from service.scoring.decide import ThresholdDecider
 from service.settings import DEFAULT_PRODUCT
 from service.storage.versions import VersionRow
 
@@ -37,17 +37,17 @@ class Scorer:
     """A detector in memory with all that a verdict needs."""
 
     detector: Detector
-    judge: Judge
+    decider: ThresholdDecider
     version: str
     pixel_threshold: float
     draft: bool = False
     """Whether its images are decoded as drafts, as the version's training found harmless."""
 
 
-class Scorers:
+class ScorerCache:
     """Gives each product its scorer.
 
-    `champions` looks up, per product, its champion and then those before it, latest first; `judge_of` makes the
+    `champions` looks up, per product, its champion and then those before it, latest first; `decider_of` makes the
     judge of a product's images by a version, see `service.scoring.threshold_policy`; `load` makes a detector. `chosen`
     tells the rates chosen by a person as of the last look at the champions; judges are made anew when they change.
     """
@@ -56,7 +56,7 @@ class Scorers:
         self,
         root: Path,
         champions: Callable[[], Mapping[str, list[VersionRow]]],
-        judge_of: Callable[[str, ModelVersion], Judge],
+        decider_of: Callable[[str, ModelVersion], ThresholdDecider],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
         chosen: Callable[[], Mapping[str, float]] = dict,
@@ -64,7 +64,7 @@ class Scorers:
         self._root = root
         self._champions = champions
         self._chosen = chosen
-        self._judge_of = judge_of
+        self._decider_of = decider_of
         self._load = load
         self._loaded_max = loaded_max
         self._known: Mapping[str, list[VersionRow]] = {}
@@ -133,7 +133,7 @@ class Scorers:
         for row in self._known[owner]:
             try:
                 detector, version = self._detector(owner, row)
-                judge = self._judge_of(product, version)
+                decider = self._decider_of(product, version)
             except TooFewImages as error:
                 chosen = f"; {CHOSEN_ADVICE}" if product in self._rates else ""
                 raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
@@ -142,7 +142,7 @@ class Scorers:
                 self._say(row.version, "model passed over", product=owner, version=row.version, reason=error)
                 continue
             pixel_threshold = float(version.manifest["calibration"]["pixel_threshold"])
-            return Scorer(detector, judge, row.version, pixel_threshold, version.draft)
+            return Scorer(detector, decider, row.version, pixel_threshold, version.draft)
         raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
 
     def _say(self, once: str, event: str, **values: object) -> None:

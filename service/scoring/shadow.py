@@ -17,8 +17,8 @@ from models.detector import Detector, UInt8Array
 from models.registry import ModelVersion, verify
 from service.inspection.claim import Claim
 from service.logs import fields
-from service.scoring.decide import Decision, Judge
-from service.scoring.scorers import MODELS, Scorer, Scorers, score_images
+from service.scoring.decide import Decision, ThresholdDecider
+from service.scoring.scorers import MODELS, Scorer, ScorerCache, score_images
 from service.settings import DEFAULT_PRODUCT
 from service.storage.versions import VersionRow
 
@@ -70,9 +70,9 @@ class Shadows:
     def __init__(
         self,
         root: Path,
-        scorers: Scorers,
+        scorers: ScorerCache,
         challengers: Callable[[], Mapping[str, VersionRow]],
-        judge_of: Callable[[str, ModelVersion], Judge],
+        decider_of: Callable[[str, ModelVersion], ThresholdDecider],
         load: Callable[[ModelVersion], Detector],
         *,
         share: float,
@@ -81,7 +81,7 @@ class Shadows:
         self._root = root
         self._scorers = scorers
         self._challengers = challengers
-        self._judge_of = judge_of
+        self._decider_of = decider_of
         self._load = load
         self._share = share
         self._loaded_max = loaded_max
@@ -170,13 +170,13 @@ class Shadows:
             return
         loaded = self._loaded[key]
         try:
-            judge = self._judge_of(product, loaded.version)
+            decider = self._decider_of(product, loaded.version)
         # Too few calibration scores, a policy without its anomalies, or a manifest that lacks what it needs: each
         # is a reason not to ask this challenger, and none to stop.
         except Exception as error:  # noqa: BLE001
             self._drop(key, f"has no threshold: {error}")
             return
-        scorer = Scorer(loaded.detector, judge, name, pixel_threshold=1.0, draft=loaded.version.draft)
+        scorer = Scorer(loaded.detector, decider, name, pixel_threshold=1.0, draft=loaded.version.draft)
         self._shadows[product] = Shadow(product, scorer, lambda reason: self._drop(key, reason))
 
     def _drop(self, key: Key, reason: str) -> None:
@@ -217,7 +217,7 @@ def decide_in_shadow(batch: Sequence[tuple[str, InShadow]]) -> dict[str, ShadowD
         try:
             scores, _maps = score_images(shadow.scorer, [one.pixels for _, one in images])
             found = {
-                id: ShadowDecision(shadow.product, shadow.scorer.version, shadow.scorer.judge.decide(float(score)))
+                id: ShadowDecision(shadow.product, shadow.scorer.version, shadow.scorer.decider.decide(float(score)))
                 for (id, _), score in zip(images, scores, strict=True)
             }
         # Whatever a challenger's graph or memory trips over, the champion's verdicts are made and go on.

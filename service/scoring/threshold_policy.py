@@ -13,7 +13,7 @@ from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedSco
 from models.errors import NoAnomalyScores, TooFewImages
 from models.registry import ModelVersion
 from service.errors import ConfigurationError
-from service.scoring.decide import Judge
+from service.scoring.decide import ThresholdDecider
 from service.settings import DEFAULT_PRODUCT, Settings
 from service.storage import versions
 from service.storage.thresholds import Choice, latest
@@ -48,13 +48,13 @@ def policy_of(
     return AtFalseAlarmRate(settings.false_alarm_rate_of(product, trained_rate) if chosen_rate is None else chosen_rate)
 
 
-def judge_of(
+def decider_of(
     settings: Settings,
     product: str,
     version: ModelVersion,
     asked_rate: float | None = None,
     chosen_rate: float | None = None,
-) -> Judge:
+) -> ThresholdDecider:
     """Return the judge of `product`'s images by `version`, by the policy of `policy_of`.
 
     Raises TooFewImages where the version's normal images do not do for the false-alarm rate, and
@@ -64,7 +64,9 @@ def judge_of(
     policy = policy_of(settings, product, version.trained_false_alarm_rate, asked_rate, chosen_rate)
     known = version.manifest["calibration"].get("anomaly_scores") or ()
     try:
-        return Judge(version.calibration_scores, policy, known, uncertain_band=settings.of(product, "uncertain_band"))
+        return ThresholdDecider(
+            version.calibration_scores, policy, known, uncertain_band=settings.of(product, "uncertain_band")
+        )
     except NoAnomalyScores as error:
         raise ConfigurationError(
             f"product {product}, version {version.version}: {error} (calibration.anomaly_scores"
@@ -80,8 +82,8 @@ def threshold_of(
     asked_rate: float | None = None,
     chosen_rate: float | None = None,
 ) -> float:
-    """Return the score above which an image of `product` is an anomaly by `version`. Raises as `judge_of`."""
-    return judge_of(settings, product, version, asked_rate, chosen_rate).threshold
+    """Return the score above which an image of `product` is an anomaly by `version`. Raises as `decider_of`."""
+    return decider_of(settings, product, version, asked_rate, chosen_rate).threshold
 
 
 def reason_not_to_promote(connection: Connection, settings: Settings, version: ModelVersion) -> str | None:

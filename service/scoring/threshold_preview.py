@@ -38,7 +38,7 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
-class Exploration:
+class ThresholdPreview:
     """What the false-alarm rate `rate` would do for a product: how many of its last `images` images change sides.
 
     `threshold` is None where the champion's calibration images are too few for the rate; `lowest_rate` is the one
@@ -71,9 +71,9 @@ def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> Chang
     return Changes(int(np.count_nonzero(was & ~will)), int(np.count_nonzero(~was & will)))
 
 
-def explore(
+def preview(
     root: Path, connection: Connection, settings: Settings, product: str, rate: float, last: int = LAST
-) -> Exploration:
+) -> ThresholdPreview:
     """Return what `rate` would do for the latest images of `product`, `last` at most.
 
     Reads one file of the champion's and one bounded range of an index. Raises UsageError for what is no rate,
@@ -96,7 +96,7 @@ def explore(
     old = were if present is None else present
     changes = None if threshold is None else would_change(scores, old, threshold)
     by_rate = isinstance(policy, AtFalseAlarmRate)
-    return Exploration(
+    return ThresholdPreview(
         product=product,
         version=version.version,
         policy=policy.name,

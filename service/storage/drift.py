@@ -43,7 +43,7 @@ class DriftRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ScoredImage:
     """What drift needs to know of an image; `label` is what a person said last, None where nobody did."""
 
     id: str
@@ -57,7 +57,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Reign:
+class ChampionPeriod:
     """A champion, and since when it is one."""
 
     row: VersionRow
@@ -121,21 +121,21 @@ def latest(connection: Connection | Session) -> dict[str, DriftRow]:
     return found
 
 
-def reigns(connection: Connection | Session) -> dict[str, Reign]:
+def reigns(connection: Connection | Session) -> dict[str, ChampionPeriod]:
     """Return the champion of each product that has one, and since when."""
     crowned = {row.product: row.at for row in connection.execute(_crowned)}
     return {
-        product: Reign(row, crowned.get(product, row.created_at))
+        product: ChampionPeriod(row, crowned.get(product, row.created_at))
         for product, row in versions.champions(connection).items()
     }
 
 
-def newest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
+def newest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[ScoredImage]:
     """Return the `limit` latest images of `product` received from `since` on, oldest first."""
     return _rows_of(connection, _newest, product, since, limit)[::-1]
 
 
-def oldest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[Seen]:
+def oldest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[ScoredImage]:
     """Return the first `limit` images of `product` received from `since` on, oldest first."""
     return _rows_of(connection, _oldest, product, since, limit)
 
@@ -147,11 +147,11 @@ def received_at(connection: Connection | Session, ids: Collection[str]) -> dict[
 
 def _rows_of(
     connection: Connection | Session, statement: Select[Any], product: str, since: datetime, limit: int
-) -> list[Seen]:
+) -> list[ScoredImage]:
     found: Sequence[Row[Any]] = connection.execute(
         statement, {"of_product": product, "since": since, "rows": limit}
     ).all()
-    return [Seen(*tuple(row)) for row in found]
+    return [ScoredImage(*tuple(row)) for row in found]
 
 
 def _row(row: Row[Any]) -> DriftRow:

@@ -111,7 +111,7 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ImageToLabel:
     """What a label needs to know of an image."""
 
     id: str
@@ -156,7 +156,7 @@ _set_latency = (
     .values(latency_ms=func.coalesce(_images.c.latency_ms, bindparam("latency")))
 )
 _lying = select(_images.c.id, _images.c.path, _images.c.state).where(_images.c.id.in_(bindparam("ids", expanding=True)))
-_subject = select(*(_images.c[name] for name in Subject.__dataclass_fields__))
+_subject = select(*(_images.c[name] for name in ImageToLabel.__dataclass_fields__))
 # Of the images with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
 # SQLAlchemy takes longer to know a statement again than SQLite to answer it.
 _first_of = select(_images.c.sha256, _images.c.id).where(
@@ -234,12 +234,12 @@ def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, St
     return found
 
 
-def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str, Subject]:
+def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str, ImageToLabel]:
     """Return the images of `ids`, by id, as a label needs them; an unknown id is left out."""
     found = {}
     for chunk in _chunks(ids):
         for row in connection.execute(_subject.where(_images.c.id.in_(chunk))):
-            found[row.id] = Subject(*row)
+            found[row.id] = ImageToLabel(*row)
     return found
 
 
@@ -255,13 +255,15 @@ def lying(connection: Connection | Session, ids: Collection[str]) -> dict[str, s
     return found
 
 
-def with_bytes(connection: Connection | Session, sha256: str) -> list[Subject]:
+def with_bytes(connection: Connection | Session, sha256: str) -> list[ImageToLabel]:
     """Return the images with these bytes, of whatever product, the earliest first."""
     first = connection.execute(_first_of, {"hashes": [sha256]}).first()
     if first is None:
         return []
     statement = _subject.where(or_(_images.c.id == first.id, _images.c.duplicate_of == first.id))
-    return sorted((Subject(*row) for row in connection.execute(statement)), key=lambda one: (one.received_at, one.id))
+    return sorted(
+        (ImageToLabel(*row) for row in connection.execute(statement)), key=lambda one: (one.received_at, one.id)
+    )
 
 
 def unfinished(connection: Connection | Session) -> list[StoredImage]:

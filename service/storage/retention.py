@@ -15,18 +15,18 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists
 from sqlalchemy.sql.expression import tuple_
 from sqlalchemy.types import Text
 
-from service.storage.tables import Image, Review, TrainingImage, time_text
+from service.storage.tables import Image, Review, TrainingSetImage, time_text
 
 REMOVING = "removing_by_retention"
 REMOVED = "removed_by_retention"
 
 _images = cast(Table, Image.__table__)
 _reviews = cast(Table, Review.__table__)
-_training = cast(Table, TrainingImage.__table__)
+_training = cast(Table, TrainingSetImage.__table__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptImage:
     """An image whose file is there; `path` is relative to ROOT."""
 
     id: str
@@ -38,7 +38,7 @@ class Kept:
     received_at: datetime
 
 
-_columns = [_images.c[name] for name in Kept.__dataclass_fields__]
+_columns = [_images.c[name] for name in KeptImage.__dataclass_fields__]
 _placed = _images.c.state == "placed"
 _label = (
     select(_reviews.c.label)
@@ -69,7 +69,7 @@ _removed = (
 
 def removable(
     connection: Connection, verdict: str, limit: int, after: tuple[datetime, str] | None = None
-) -> list[Kept]:
+) -> list[KeptImage]:
     """Return images of `verdict` whose files may be removed, oldest first: placed, of which no person spoke.
 
     `after` is the (received_at, id) of the last one of the page before.
@@ -79,7 +79,7 @@ def removable(
         last = tuple_(literal(time_text(after[0]), Text), literal(after[1], Text))
         statement = statement.where(tuple_(_images.c.received_at, _images.c.id) > last)
     statement = statement.order_by(_images.c.received_at, _images.c.id).limit(limit)
-    return [Kept(*row) for row in connection.execute(statement)]
+    return [KeptImage(*row) for row in connection.execute(statement)]
 
 
 def total_bytes(connection: Connection, verdict: str) -> int:
@@ -88,12 +88,12 @@ def total_bytes(connection: Connection, verdict: str) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def marked(connection: Connection, limit: int) -> list[tuple[Kept, bool]]:
+def marked(connection: Connection, limit: int) -> list[tuple[KeptImage, bool]]:
     """Return images that an earlier run marked and did not finish, each with whether its row still says `placed`."""
     # The code as text: SQLite takes an index of some rows only where it can see that they are those.
     condition = _images.c.error_code == literal(REMOVING, literal_execute=True)
     statement = select(_images.c.state, *_columns).where(condition).order_by(_images.c.id).limit(limit)
-    return [(Kept(*row[1:]), row.state == "placed") for row in connection.execute(statement)]
+    return [(KeptImage(*row[1:]), row.state == "placed") for row in connection.execute(statement)]
 
 
 def still_removable(connection: Connection, ids: Collection[str]) -> dict[str, str]:

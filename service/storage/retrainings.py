@@ -13,12 +13,12 @@ from typing import Any, cast
 from sqlalchemy import Connection, Table, func, insert, select, update
 
 from service.storage import drift
-from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingImage
+from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingSetImage
 
 _runs = cast(Table, RetrainingRun.__table__)
 _reviews = cast(Table, Review.__table__)
 _images = cast(Table, Image.__table__)
-_training_images = cast(Table, TrainingImage.__table__)
+_training_images = cast(Table, TrainingSetImage.__table__)
 _drift = cast(Table, DriftEvent.__table__)
 
 

@@ -49,7 +49,7 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ReviewPage:
     """Rows of a page; `after` is what the next one is asked for with, None at the end.
 
     `whole` is False where the page ended early, since too many images in a row did not match.
@@ -60,7 +60,7 @@ class Page:
     whole: bool = True
 
 
-def page(connection: Connection, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
+def page(connection: Connection, filters: Filters, after: str | None = None, limit: int = 48) -> ReviewPage:
     """Return the images that come after `after`, at most `limit`.
 
     `after` is the id of an image or, of those reviewed, the number of a review. Raises UsageError where there is
@@ -125,7 +125,7 @@ def _walk(
     walk: _Uncertain | _Newest,
     last: dict[str, Any] | None,
     limit: int,
-) -> Page:
+) -> ReviewPage:
     order = ", ".join(f"{column} DESC" for column in walk.columns)
     names = ", ".join(dict.fromkeys([*walk.columns, "id", "product", "received_at"]))
     outer = [*_unindexed(filters), *(f"c.{one}" for one in _indexed(filters, of_verdict=False) if walk.outside)]
@@ -150,7 +150,7 @@ def _walk(
         asked = parameters | {"step": step, "limit": limit + 1 - len(found)}
         found += _rows(connection, statement, asked)
         if len(found) > limit:
-            return Page(found[:limit], found[limit - 1]["id"])
+            return ReviewPage(found[:limit], found[limit - 1]["id"])
         ends = list(
             connection.execute(
                 text(f"SELECT {', '.join(walk.columns)} FROM ({candidates}) AS c ORDER BY {order} LIMIT 1 OFFSET :end"),
@@ -158,9 +158,9 @@ def _walk(
             ).mappings()
         )
         if not ends:
-            return Page(found, None)
+            return ReviewPage(found, None)
         last = dict(ends[0])
-    return Page(found, str(last["id"]) if last is not None else None, whole=False)
+    return ReviewPage(found, str(last["id"]) if last is not None else None, whole=False)
 
 
 def _are_few(connection: Connection, filters: Filters) -> bool:
@@ -174,7 +174,7 @@ def _are_few(connection: Connection, filters: Filters) -> bool:
     return int(connection.execute(statement, _parameters(filters) | {"most": FEW + 1}).scalar_one()) <= FEW
 
 
-def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | None, limit: int) -> Page:
+def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | None, limit: int) -> ReviewPage:
     conditions = ["i.uncertainty IS NOT NULL", *(f"i.{one}" for one in _indexed(filters)), *_unindexed(filters)]
     parameters = _parameters(filters)
     if last is not None:
@@ -186,10 +186,10 @@ def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | Non
         " ORDER BY i.uncertainty DESC, i.received_at DESC, i.id DESC LIMIT :limit"
     )
     found = _rows(connection, statement, parameters | {"limit": limit + 1})
-    return Page(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
+    return ReviewPage(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
 
 
-def _reviewed(connection: Connection, filters: Filters, after: str | None, limit: int) -> Page:
+def _reviewed(connection: Connection, filters: Filters, after: str | None, limit: int) -> ReviewPage:
     """Return what was labelled, what was labelled last first; an image is where its latest review is."""
     last = None if after is None else _whole_number(after)
     conditions = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
@@ -208,14 +208,14 @@ def _reviewed(connection: Connection, filters: Filters, after: str | None, limit
             asked,
         )
         if len(found) > limit:
-            return Page(found[:limit], str(found[limit - 1]["review_id"]))
+            return ReviewPage(found[:limit], str(found[limit - 1]["review_id"]))
         end = connection.execute(
             text(f"SELECT id FROM ({candidates}) AS c ORDER BY id DESC LIMIT 1 OFFSET :end"), asked | {"end": step - 1}
         ).scalar_one_or_none()
         if end is None:
-            return Page(found, None)
+            return ReviewPage(found, None)
         last = int(end)
-    return Page(found, str(last), whole=False)
+    return ReviewPage(found, str(last), whole=False)
 
 
 def _indexed(filters: Filters, *, of_verdict: bool = True) -> list[str]:

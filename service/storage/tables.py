@@ -298,7 +298,7 @@ class Promotion(Base):
     reason: Mapped[str | None]
 
 
-class TrainingImage(Base):
+class TrainingSetImage(Base):
     """An image that a person vouched for, once per product and bytes; `label` NULL once it was taken back.
 
     `path` is its file, below training/ and relative to ROOT, `image_id` the image it came from, NULL for an imported

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from service.storage.database.insert_new import insert_new
 from service.storage.images import CHUNK
-from service.storage.tables import Image, Review, TrainingImage
+from service.storage.tables import Image, Review, TrainingSetImage
 
-_training_images = cast(Table, TrainingImage.__table__)
+_training_images = cast(Table, TrainingSetImage.__table__)
 _images = cast(Table, Image.__table__)
 _reviews = cast(Table, Review.__table__)
 

@@ -31,7 +31,7 @@ from service.web.pages import image as image_page
 from service.web.pages import models as model_pages
 from service.web.pages.files import stored
 from service.web.pages.review import LABELS_MAX, NOTE_CHARACTERS_MAX, moment
-from service.web.pages.thresholds import LAST, choose_for, explored
+from service.web.pages.thresholds import LAST, choose_for, previewed
 from service.web.pages.today import health
 from service.web.security import WHO_CHARACTERS_MAX, caller, plain
 from service.web.site import Site
@@ -66,7 +66,7 @@ class NewLabel(Asked):
     note: str | None = Field(None, max_length=NOTE_CHARACTERS_MAX)
 
 
-class NewLabels(NewLabel):
+class LabelRequest(NewLabel):
     """The same of many images: all of them or, if one is unknown, none."""
 
     ids: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(min_length=1, max_length=LABELS_MAX)
@@ -217,7 +217,7 @@ def _add_images(router: APIRouter, site: Site) -> None:
         return _label(request, [id], asked)["labelled"][0]  # type: ignore[no-any-return]
 
     @router.post("/labels")
-    def labels(request: Request, asked: NewLabels) -> dict[str, Any]:
+    def labels(request: Request, asked: LabelRequest) -> dict[str, Any]:
         """Label many images alike: all of them or, where one is unknown, none."""
         return _label(request, asked.ids, asked)
 
@@ -269,7 +269,7 @@ def _add_models(router: APIRouter, site: Site) -> None:
             choices = thresholds.latest(connection)
         found = []
         for product in products:
-            one = explored(site, product, _rate_of(product), 1)
+            one = previewed(site, product, _rate_of(product), 1)
             choice = choices.get(product)
             found.append(
                 {
@@ -293,13 +293,13 @@ def _add_models(router: APIRouter, site: Site) -> None:
         last: Annotated[int, Query(ge=1, le=10_000, description="latest images to try it on")] = LAST,
     ) -> dict[str, Any]:
         """What another false-alarm rate would do to the latest images of a product; changes nothing."""
-        return asdict(explored(site, product, _rate_of(product) if rate is None else rate, last))
+        return asdict(previewed(site, product, _rate_of(product) if rate is None else rate, last))
 
     @router.post("/thresholds/{product}")
     def choose(request: Request, product: Product, asked: NewRate) -> dict[str, Any]:
         """Choose the false-alarm rate of a product; the daemon judges by it within a second, without a restart."""
         choose_for(site, product, asked.false_alarm_rate, caller(request).who)
-        return asdict(explored(site, product, asked.false_alarm_rate or _rate_of(product)))
+        return asdict(previewed(site, product, asked.false_alarm_rate or _rate_of(product)))
 
     def _rate_of(product: str) -> float:
         with site.reading.connect() as connection:

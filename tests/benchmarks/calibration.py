@@ -84,10 +84,10 @@ def divisions(scores: Scores, calibrating: int, rate: float, times: int, seed: i
 
     Of each, `calibrating` set the threshold for `rate` and the rest test it. None where so many are too few.
     """
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     realised = []
     for _ in range(times):
-        shuffled = chance.permutation(scores)
+        shuffled = rng.permutation(scores)
         try:
             threshold = threshold_at(shuffled[:calibrating], rate)
         except TooFewImages:

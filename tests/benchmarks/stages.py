@@ -20,11 +20,11 @@ from service.energy.meter import EnergyMeter
 from service.imaging.decode import decode, read_file
 from service.inspection.claim import INCOMING, Claims
 from service.inspection.record import FileFacts, Recorder
-from service.inspection.score_batch import Decoded, judge
-from service.inspection.watch import being_written, look
+from service.inspection.score_batch import Decoded, score_and_decide
+from service.inspection.watch import being_written, file_state
 from service.instances import instance_lock
 from service.scoring.scorers import Scorer
-from service.scoring.threshold_policy import judge_of
+from service.scoring.threshold_policy import decider_of
 from service.storage.database.open import open_database
 from tests.benchmarks import captures
 
@@ -61,7 +61,7 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
     version = verify(folder)
     scorer = Scorer(
         OpenVinoDetector(version, 1),
-        judge_of(settings, "default", version),
+        decider_of(settings, "default", version),
         version.version,
         float(version.manifest["calibration"]["pixel_threshold"]),
         version.draft,
@@ -84,7 +84,7 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
         for path in files[start : start + BATCH]:
             incoming = root / INCOMING / path.name
             with stages.stage("settle: look, ask for a lease"):
-                assert look(incoming) is not None and not being_written(incoming)
+                assert file_state(incoming) is not None and not being_written(incoming)
             with stages.stage("claim"):
                 claim = claims.claim(path.name, time.monotonic())
                 assert claim is not None
@@ -94,9 +94,9 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
                 image = decode(file.data, version.input_size, draft=scorer.draft)
             batch.append(Decoded(claim, scorer, FileFacts(file.state, file.sha256, len(file.data)), image))
         with stages.stage("score, decide"):
-            judged = judge(batch)
+            inspected = score_and_decide(batch)
         with stages.stage("record, deliver, finish"):
-            report = recorder.commit(judged, meter)
+            report = recorder.commit(inspected, meter)
         assert report.states == {"placed": len(batch)}, report
     meter.close()
     engine.dispose()

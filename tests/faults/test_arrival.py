@@ -170,7 +170,7 @@ def test_images_overwritten_in_place_at_any_moment_are_each_one_of_their_version
     root = make_root(tmp_path / "root")
     count, last = 120, {}
     versions = {}
-    chance = random.Random(1)
+    rng = random.Random(1)
     with DaemonProcess(root) as process:
         process.wait_ready()
         for number in range(count):
@@ -179,7 +179,7 @@ def test_images_overwritten_in_place_at_any_moment_are_each_one_of_their_version
             last[name] = sha256(new)
             path = root / "incoming" / name
             path.write_bytes(old)
-            time.sleep(chance.uniform(0, 0.02))
+            time.sleep(rng.uniform(0, 0.02))
             # In place where it is still there, which it may be for a moment only; else it is a new file.
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             with os.fdopen(descriptor, "wb", buffering=0) as file:

@@ -370,23 +370,23 @@ def test_score_that_is_no_number_is_never_a_verdict(tmp_path: Path) -> None:
 
 def mutations(count: int, seed: int = 1) -> Iterator[bytes]:
     """Yield good files of each format with a few bytes changed, cut out, doubled or swapped; seeded."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     good = [encoded(grey(20 + number), image_format) for number, image_format in enumerate(FORMATS)]
     for number in range(count):
         data = bytearray(good[number % len(good)])
-        for _ in range(chance.choice([1, 1, 2, 8, 64])):
-            at = chance.randrange(len(data))
-            match chance.randrange(5):
+        for _ in range(rng.choice([1, 1, 2, 8, 64])):
+            at = rng.randrange(len(data))
+            match rng.randrange(5):
                 case 0:
-                    data[at] ^= 1 << chance.randrange(8)
+                    data[at] ^= 1 << rng.randrange(8)
                 case 1:
-                    data[at] = chance.choice([0, 0xFF, 0x7F, 0x80])
+                    data[at] = rng.choice([0, 0xFF, 0x7F, 0x80])
                 case 2:
-                    del data[at : at + chance.randrange(1, 40)]
+                    del data[at : at + rng.randrange(1, 40)]
                 case 3:
-                    data[at:at] = data[at : at + chance.randrange(1, 40)]
+                    data[at:at] = data[at : at + rng.randrange(1, 40)]
                 case 4:
-                    data[at : at + 4] = chance.randbytes(4)
+                    data[at : at + 4] = rng.randbytes(4)
             if len(data) < 16:
                 break
         yield bytes(data) + number.to_bytes(4, "big")

@@ -41,32 +41,32 @@ SPLICES = (
 )  # fmt: skip
 
 
-def mutated(text: bytes, chance: random.Random) -> bytes:
+def mutated(text: bytes, rng: random.Random) -> bytes:
     """Return `text` with one to four things wrong with it; sometimes none that matters."""
     spoiled = bytearray(text)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(spoiled) + 1)
-        match chance.randrange(7):
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(spoiled) + 1)
+        match rng.randrange(7):
             case 0:
-                spoiled[at : at + chance.randint(1, 200)] = b""
+                spoiled[at : at + rng.randint(1, 200)] = b""
             case 1:
-                spoiled[at:at] = chance.randbytes(chance.randint(1, 20))
+                spoiled[at:at] = rng.randbytes(rng.randint(1, 20))
             case 2 if at < len(spoiled):
-                spoiled[at] ^= 1 << chance.randrange(8)
+                spoiled[at] ^= 1 << rng.randrange(8)
             case 3:
                 del spoiled[at:]
             case 4:
                 lines = bytes(spoiled).split(b"\n")
-                lines.insert(chance.randrange(len(lines)), chance.choice(lines))
+                lines.insert(rng.randrange(len(lines)), rng.choice(lines))
                 spoiled[:] = b"\n".join(lines)
             case 5:
                 # A value in the place of another.
                 lines = bytes(spoiled).split(b"\n")
-                line = chance.randrange(len(lines))
-                lines[line] = lines[line].split(b"=")[0] + b"= " + chance.choice(SPLICES)
+                line = rng.randrange(len(lines))
+                lines[line] = lines[line].split(b"=")[0] + b"= " + rng.choice(SPLICES)
                 spoiled[:] = b"\n".join(lines)
             case _:
-                spoiled[at:at] = chance.choice(SPLICES)
+                spoiled[at:at] = rng.choice(SPLICES)
     return bytes(spoiled)
 
 
@@ -75,13 +75,13 @@ def test_mutated_settings_are_read_or_refused_with_the_name_of_the_file(count: i
     path = tmp_path / "tamis.toml"
     # Every setting set, which a new file has commented out.
     whole = re.sub("(?m)^#(?=[a-z[])", "", settings_text()).encode()
-    chance = random.Random(SEED)
+    rng = random.Random(SEED)
     said = {"read": 0, "refused": 0}
     slowest = 0.0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(count):
-        lines = [line for line in whole.split(b"\n") if chance.random() < 0.3]
-        content = mutated(b"\n".join(lines), chance)
+        lines = [line for line in whole.split(b"\n") if rng.random() < 0.3]
+        content = mutated(b"\n".join(lines), rng)
         path.write_bytes(content)
         began = time.monotonic()
         try:

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from service.inspection.claim import Claim, Claims
-from service.inspection.record import Judged, Recorder
+from service.inspection.record import InspectedImage, Recorder
 from service.inspection.recover import recover
-from service.inspection.score_batch import Undecodable, judge, read_claim
+from service.inspection.score_batch import Undecodable, read_claim, score_and_decide
 from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all
 from service.operations.restore import take_back
@@ -60,9 +60,9 @@ def one_pass(root: Path) -> None:
     if recovered.given_up:
         recorder.commit(recovered.given_up, None)
     for claim in recovered.again:
-        recorder.commit([_judged(root, claims.next_attempt(claim), scorers)], None)
+        recorder.commit([_inspected(root, claims.next_attempt(claim), scorers)], None)
     claimed = [claims.claim(path, 0.0) for path in _incoming(root)]
-    batch = [_judged(root, claim, scorers) for claim in claimed if claim is not None]
+    batch = [_inspected(root, claim, scorers) for claim in claimed if claim is not None]
     if batch:
         recorder.commit(batch, None)
     for row in query(root, "SELECT id FROM results WHERE file_name = ? AND label IS NULL", LABELLED):
@@ -77,13 +77,13 @@ def _incoming(root: Path) -> Iterator[str]:
     yield from sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def _judged(root: Path, claim: Claim, scorers: BrightnessScorers) -> Judged:
+def _inspected(root: Path, claim: Claim, scorers: BrightnessScorers) -> InspectedImage:
     try:
         scorer = scorers.get(claim.product)
         decoded = read_claim(root, claim, scorer, file_bytes_max=1_000_000, pixels_max=1_000_000)
     except Undecodable as error:
-        return Judged(claim, error.facts, error_code=error.cause.code, error=str(error.cause))
-    return judge([decoded])[0]
+        return InspectedImage(claim, error.facts, error_code=error.cause.code, error=str(error.cause))
+    return score_and_decide([decoded])[0]
 
 
 class Course:

@@ -38,7 +38,7 @@ def test_labels_survive_kills_of_whoever_labels_and_of_whoever_recovers(kills: i
     """Two who label the same images, one who recovers and one who looks at folders, all killed again and again."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     engine = open_database(root)
     house = House(root, engine)
     ids = [
@@ -58,10 +58,10 @@ def test_labels_survive_kills_of_whoever_labels_and_of_whoever_recovers(kills: i
             _forked(lambda: _look(root)),
         ]
         # Until it has done some work, then a moment more: kills fall all over the protocol.
-        target = _lines(said) + chance.randrange(1, 4)
+        target = _lines(said) + rng.randrange(1, 4)
         wait_until(lambda target=target: _lines(said) >= target, "labels", poll_s=0.001)
-        time.sleep(chance.uniform(0, 0.05))
-        for child in chance.sample(pid, len(pid)):
+        time.sleep(rng.uniform(0, 0.05))
+        for child in rng.sample(pid, len(pid)):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     engine = open_database(root)
@@ -97,10 +97,10 @@ def _forked(work: Callable[[], None]) -> int:
 
 def _label(root: Path, ids: list[str], who: str, said: Path) -> None:
     engine = open_database(root)
-    chance = random.Random(who)
+    rng = random.Random(who)
     with said.open("ab", buffering=0) as file:
         for _ in count():
-            id, label = chance.choice(ids), chance.choice(LABELS)
+            id, label = rng.choice(ids), rng.choice(LABELS)
             label_images(root, engine, [id], label, by=who, source="api", burst_gap_s=1.0)
             file.write(json.dumps([who, id, label]).encode() + b"\n")
 

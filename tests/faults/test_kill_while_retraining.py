@@ -53,7 +53,7 @@ def test_one_champion_whatever_is_killed(kills: int, root: Path, tmp_path: Path)
     """A retraining, and one who promotes and one who rolls back in every second round, killed again and again."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     (root / "tamis.toml").write_text(SETTINGS)
     engine = open_database(root)
     train_champion(root, engine, tmp_path / "good", 30)
@@ -72,9 +72,9 @@ def test_one_champion_whatever_is_killed(kills: int, root: Path, tmp_path: Path)
             swapping = [_forked(lambda: _promote(root)), _forked(lambda: _roll_back(root))] if kill % 2 else []
         try:
             reached = _wait_for(retraining, moment)
-            time.sleep(chance.uniform(0, 0.6 if moment else 2.0))
+            time.sleep(rng.uniform(0, 0.6 if moment else 2.0))
         finally:
-            for pid in chance.sample([retraining.pid, *swapping], 1 + len(swapping)):
+            for pid in rng.sample([retraining.pid, *swapping], 1 + len(swapping)):
                 os.kill(pid, signal.SIGKILL)
         retraining.communicate()
         for pid in swapping:
@@ -159,15 +159,15 @@ def _forked(work: Callable[[], None]) -> int:
 
 
 def _promote(root: Path) -> None:
-    chance = random.Random()
+    rng = random.Random()
     engine = open_database(root)
     for _ in count():
         for product in (PRODUCT, OTHER):
             with engine.connect() as connection:
                 known = [row.version for row in versions.versions(connection, product)]
-            promote(root, product, chance.choice(known), as_json=True)
+            promote(root, product, rng.choice(known), as_json=True)
         # SQLite's locks know no turns: whoever never rests can keep another from them for longer than that waits.
-        time.sleep(chance.uniform(0.01, 0.05))
+        time.sleep(rng.uniform(0.01, 0.05))
 
 
 def _roll_back(root: Path) -> None:

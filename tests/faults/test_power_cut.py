@@ -87,7 +87,7 @@ def cut(*mounts: Path) -> None:
 
 @pytest.mark.parametrize("cuts", [pytest.param(3, id="3"), pytest.param(100, id="100", marks=pytest.mark.long)])
 def test_power_cuts_lose_no_visible_row_and_leave_no_file_without_one(tmp_path: Path, cuts: int) -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     disk, folders = tmp_path / "disk", tmp_path / "folders"
     images = tmp_path / "disk.img", tmp_path / "folders.img"
     root = disk / "root"
@@ -128,11 +128,11 @@ def test_power_cuts_lose_no_visible_row_and_leave_no_file_without_one(tmp_path: 
                 assert daemon.stop() == 0
                 break
             feed = Feed(root, number)
-            time.sleep(chance.uniform(0.1, 1.2))
+            time.sleep(rng.uniform(0.1, 1.2))
             seen = {row["id"]: row["verdict"] for row in query(root, "SELECT id, verdict FROM images")}
             seen_in_all += len(seen)
             both = [disk, folders]
-            chance.shuffle(both)
+            rng.shuffle(both)
             cut(*both)
             feed.end()
             daemon.kill()

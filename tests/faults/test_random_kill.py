@@ -33,7 +33,7 @@ NAMES = 40
 def test_random_kills_lose_nothing_and_do_nothing_twice(kills: int, files: int, root: Path, tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     install(root)
     (root / "tamis.toml").write_text(
         "settle_time_s = 0.2\nrescan_interval_s = 1.0\nfree_bytes_min = 0\nattempts_max = 20\nbatch_size_max = 4\n"
@@ -53,7 +53,7 @@ def test_random_kills_lose_nothing_and_do_nothing_twice(kills: int, files: int, 
             partial.write_bytes(content)
             partial.rename(target)
             dropped.append((name, hashlib.sha256(content).hexdigest()))
-            if stop_dropping.wait(chance.uniform(0, 0.04)):
+            if stop_dropping.wait(rng.uniform(0, 0.04)):
                 return
 
     dropper = threading.Thread(target=drop_all)
@@ -64,9 +64,9 @@ def test_random_kills_lose_nothing_and_do_nothing_twice(kills: int, files: int, 
                 daemon.wait_ready()
                 before = finished(root)
                 # Until it has done some work, then a moment more: kills fall all over the protocol.
-                target = min(before + chance.randrange(1, 2 * files // kills), files)
+                target = min(before + rng.randrange(1, 2 * files // kills), files)
                 wait_until(lambda target=target: finished(root) >= target or len(dropped) == files, "progress")
-                stop_dropping.wait(chance.uniform(0, 0.2))
+                stop_dropping.wait(rng.uniform(0, 0.2))
                 daemon.kill()
     finally:
         if dropper.is_alive():
@@ -101,7 +101,7 @@ def test_random_kills_of_two_on_one_root_lose_nothing_and_do_nothing_twice(
     """Each time one of the two, or both: what it leaves the other adopts, while the dead one is started anew."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     # Whoever kills that often must not exhaust the attempts of an image that is innocent of it.
     root = make_root(tmp_path / "root", "share_root = true\nattempts_max = 20\nbatch_size_max = 4\n")
     dropped: list[str] = []
@@ -112,9 +112,9 @@ def test_random_kills_of_two_on_one_root_lose_nothing_and_do_nothing_twice(
             _start_those_that_lack(root, running)
             part = range(len(dropped), min(files, files * (killed + 2) // kills))
             dropped += [_drop_when_claimed(root, number) for number in part]
-            time.sleep(chance.uniform(0, 0.3))
+            time.sleep(rng.uniform(0, 0.3))
             # One more often than both: what it leaves the other adopts.
-            for name in chance.choice([["main"], ["other"], ["main", "other"]]):
+            for name in rng.choice([["main"], ["other"], ["main", "other"]]):
                 running[name].kill()
                 running.pop(name).__exit__(None, None, None)
                 killed += 1

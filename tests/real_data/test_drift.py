@@ -18,9 +18,9 @@ from models.calibration.thresholds import threshold_at
 from models.data.datasets import read_dataset
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
-from service.drift.assess import DRIFTING, Subject, assess
+from service.drift.assess import DRIFTING, DriftSubject, assess
 from service.imaging.decode import image_size, read_image
-from service.storage.drift import DriftRow, Seen
+from service.storage.drift import DriftRow, ScoredImage
 from tests.conftest import REAL_DATA
 
 pytestmark = pytest.mark.realdata
@@ -82,11 +82,13 @@ class Line:
     def watched(self, after: Sequence[Scored]) -> list[tuple[int, DriftRow]]:
         """Return the changes of state while `after` follows steady normals, with how many images had come."""
         scores = self.version.calibration_scores.astype(np.float64)
-        look = self.version.calibration_look
-        assert look is not None
-        of = Subject("macaroni1", "v1", WINDOW, threshold_at(scores, RATE), scores, True, look.astype(np.float64))
+        image_statistics = self.version.calibration_look
+        assert image_statistics is not None
+        of = DriftSubject(
+            "macaroni1", "v1", WINDOW, threshold_at(scores, RATE), scores, True, image_statistics.astype(np.float64)
+        )
         images = [
-            Seen(f"{n:026d}", NOON + timedelta(seconds=n), "v1", score, *figures, None)
+            ScoredImage(f"{n:026d}", NOON + timedelta(seconds=n), "v1", score, *figures, None)
             for n, (score, figures) in enumerate([*self.normals[:STEADY_IMAGES], *after])
         ]
         rows: list[tuple[int, DriftRow]] = []

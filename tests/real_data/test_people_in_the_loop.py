@@ -26,7 +26,7 @@ from service import settings as settings_module
 from service.commands.init import make_root
 from service.cron import parse_cron
 from service.imaging.decode import read_image
-from service.retraining.due import Facts, due
+from service.retraining.due import RetrainingFacts, due
 from service.retraining.retrain import retrain
 from service.storage import images, retrainings, versions
 from service.storage.database.open import open_database
@@ -55,11 +55,11 @@ def line() -> tuple[list[Path], list[Path], list[Sample]]:
     """Normals to train on in a seeded order, half of the anomalies to stream, and the half of the test to judge by."""
     data = read_dataset(REAL_DATA / "visa", PRODUCT)
     normals = [sample.path for sample in data.select("train")]
-    chance = np.random.default_rng(0)
-    normals = [normals[index] for index in chance.permutation(len(normals))]
+    rng = np.random.default_rng(0)
+    normals = [normals[index] for index in rng.permutation(len(normals))]
     test = data.select("test")
     anomalies = [sample for sample in test if sample.label == 1]
-    anomalies = [anomalies[index] for index in chance.permutation(len(anomalies))]
+    anomalies = [anomalies[index] for index in rng.permutation(len(anomalies))]
     judged = [sample for sample in test if sample.label == 0] + anomalies[50:]
     return normals, [sample.path for sample in anomalies[:50]], judged
 
@@ -165,7 +165,7 @@ def retrain_when_due(root: Path, engine: Engine) -> RetrainingRow:
         runs = retrainings.runs(connection, PRODUCT)
         unlearned = retrainings.new_labels(connection, PRODUCT, retrainings.last_learned(connection, PRODUCT))
     now = datetime.now(UTC)
-    facts = Facts(runs, unlearned, unlearned)
+    facts = RetrainingFacts(runs, unlearned, unlearned)
     assert due(facts, now + timedelta(days=8), cron=cron) == "cron"
     row = retrain(root, engine, settings, PRODUCT, trigger="cron")
     assert row.state == "done", row.reason

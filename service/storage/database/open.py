@@ -93,9 +93,12 @@ def name_of_database(root: Path) -> str:
 
 
 def _revision(engine: Database, *, new: bool) -> str | None:
-    """Return the revision of a database that is Tamis's and this root's, None of an empty one; raises as `judge`."""
+    """Return the revision of a database that is Tamis's and this root's, None of an empty one.
+
+    Raises as `check_revision`.
+    """
     with engine.connect() as connection:
-        found = schema.judge(connection, new=new)
+        found = schema.check_revision(connection, new=new)
         if found is not None:
             engine.check_owner(connection)
     return found

@@ -24,7 +24,7 @@ def revision_of(connection: Connection) -> str | None:
     return None if found is None else str(found)
 
 
-def judge(connection: Connection, *, new: bool) -> str | None:
+def check_revision(connection: Connection, *, new: bool) -> str | None:
     """Return the revision of the database, one that the program knows; None for an empty one.
 
     `new` allows an empty one. Raises ConfigurationError for a newer schema and for a file of something else.
@@ -67,7 +67,7 @@ def upgrade(connection: Connection, *, new: bool) -> None:
     The revision is read again under the lock: another process may have been faster. Raises ConfigurationError
     where the references between tables do not hold afterwards; the caller then rolls back.
     """
-    before, database = judge(connection, new=new), _database(connection)
+    before, database = check_revision(connection, new=new), _database(connection)
     if before == migrations.HEAD:
         return
     from alembic import command

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from service.errors import UsageError
-from service.scoring.threshold_preview import Exploration, champion_of, choose_rate, explore
+from service.scoring.threshold_preview import ThresholdPreview, champion_of, choose_rate, preview
 from service.storage import scores, thresholds, versions
 from service.web import charts
 from service.web.security import caller
@@ -57,10 +57,10 @@ def choose_for(site: Site, product: str, rate: float | None, by: str | None) -> 
         choose_rate(site.root, connection, site.settings, product, rate, by=by, at=datetime.now(UTC))
 
 
-def explored(site: Site, product: str, rate: float, last: int = LAST) -> Exploration:
-    """Return what `rate` would do for `product`. Raises as `service.scoring.threshold_preview.explore`."""
+def previewed(site: Site, product: str, rate: float, last: int = LAST) -> ThresholdPreview:
+    """Return what `rate` would do for `product`. Raises as `service.scoring.threshold_preview.preview`."""
     with site.reading.connect() as connection:
-        return explore(site.root, connection, site.settings, product, rate, last)
+        return preview(site.root, connection, site.settings, product, rate, last)
 
 
 def stops_of(lowest: float) -> list[float]:
@@ -77,7 +77,7 @@ def _explored(site: Site, product: str, rate: str | None, stop: str | None) -> d
     with site.reading.connect() as connection:
         version = champion_of(site.root, connection, product)
         choice = thresholds.latest(connection).get(product)
-    first = explored(site, product, version.trained_false_alarm_rate)
+    first = previewed(site, product, version.trained_false_alarm_rate)
     stops = stops_of(first.lowest_rate)
     if rate:
         wanted = _rate(rate)
@@ -85,7 +85,7 @@ def _explored(site: Site, product: str, rate: str | None, stop: str | None) -> d
         wanted = stops[min(len(stops) - 1, _whole(stop))]
     else:
         wanted = first.present_rate or version.trained_false_alarm_rate
-    found = explored(site, product, wanted)
+    found = previewed(site, product, wanted)
     with site.reading.connect() as connection:
         values, _ = scores.latest(connection, product, version.version, LAST)
     said = f"Scores of the latest {len(values)} images; threshold in force and the one at {wanted:g}"

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.instances import instances, said_by
+from service.instances import instances, read_status
 from service.storage import drift, review_pages, scores, versions
 from service.storage import energy as energy_rows
 from service.storage import statistics as tallies
@@ -32,7 +32,7 @@ HISTOGRAMS_MAX = 6
 KEPT_S = 4.0
 
 
-class Kept:
+class FigureCache:
     """Keeps what was asked for a few seconds, so that many pages refreshing cost as much as one. Safe for threads."""
 
     def __init__(self, kept_s: float = KEPT_S) -> None:
@@ -53,7 +53,7 @@ class Kept:
 def routes(site: Site) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
-    hours, kept = Hours(site.reading), Kept()
+    hours, kept = Hours(site.reading), FigureCache()
 
     @router.get("/")
     def today(request: Request, product: str | None = None, span: str = "24h") -> Response:
@@ -70,7 +70,7 @@ def routes(site: Site) -> APIRouter:
 
 def health(site: Site) -> dict[str, Any]:
     """Return how the daemons of the root are, and what is known to be wrong, as sentences."""
-    daemons = [said_by(site.root, name) for name in instances(site.root)]
+    daemons = [read_status(site.root, name) for name in instances(site.root)]
     wrong = []
     if not daemons:
         wrong.append("no daemon has run on this root yet: tamis run starts one")

@@ -71,7 +71,7 @@ def foreseen(root: Path, images_max: int) -> Callable[[Connection], list[object]
     engine = open_database(root, read_only=True)
     rules = [Rule("normal", timedelta(days=10), None), Rule("anomaly", None, 1)]
     found = Retention(root, engine, rules)
-    return lambda _connection: list(found.foresee(datetime.now(UTC), images_max=images_max))
+    return lambda _connection: list(found.preview(datetime.now(UTC), images_max=images_max))
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.calibration.split import Method, anomalies_held_out, balanced, divide
+from models.calibration.split import Method, anomalies_held_out, balanced, split
 from models.errors import TooFewImages
 
 
@@ -27,12 +27,12 @@ from models.errors import TooFewImages
 def test_folds_calibrate_where_a_split_would_leave_too_few_to_train(
     found: int, rate: float, expected: tuple[Method, int]
 ) -> None:
-    assert divide(found, rate) == expected
+    assert split(found, rate) == expected
 
 
 def test_a_method_asked_for_is_the_one_used() -> None:
-    assert divide(46, 0.05, "split") == ("split", 19)
-    assert divide(900, 0.05, "cross") == ("cross", 900)
+    assert split(46, 0.05, "split") == ("split", 19)
+    assert split(900, 0.05, "cross") == ("cross", 900)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_too_few_images_say_what_is_needed_and_what_rate_they_would_do_for(
     found: int, rate: float, method: Method | None, message: str
 ) -> None:
     with pytest.raises(TooFewImages, match=message):
-        divide(found, rate, method)
+        split(found, rate, method)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.5])
@@ -57,7 +57,7 @@ def test_too_few_images_say_what_is_needed_and_what_rate_they_would_do_for(
 def test_every_number_that_is_taken_leaves_enough_to_train_and_to_calibrate(rate: float, method: Method | None) -> None:
     for found in range(1, 300):
         try:
-            used, calibrate = divide(found, rate, method)
+            used, calibrate = split(found, rate, method)
         except TooFewImages:
             continue
         train = found - calibrate if used == "split" else found - -(-found // 5)

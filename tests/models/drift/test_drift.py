@@ -16,8 +16,8 @@ from models.drift.drift import (
     ENDS_ABOVE,
     IMAGES_MIN,
     SHARE_BEGINS_BELOW,
-    Comparison,
     Moved,
+    ScoreComparison,
     cause_of,
     change_point,
     compare,
@@ -99,8 +99,8 @@ def test_every_window_compares_and_every_series_has_a_change_point(
 
 
 def test_drift_is_left_at_another_level_than_it_is_entered() -> None:
-    far = Comparison(200, 0.2, math.sqrt(DISTANCE_BEGINS_BELOW * ENDS_ABOVE), 3, 0.5)
-    many = Comparison(200, 0.1, 0.5, 12, math.sqrt(SHARE_BEGINS_BELOW * ENDS_ABOVE))
+    far = ScoreComparison(200, 0.2, math.sqrt(DISTANCE_BEGINS_BELOW * ENDS_ABOVE), 3, 0.5)
+    many = ScoreComparison(200, 0.1, 0.5, 12, math.sqrt(SHARE_BEGINS_BELOW * ENDS_ABOVE))
     for between in (far, many):
         assert between.drifts(already=True) and not between.drifts(already=False)
     assert many.exceeds(already=True) and not far.exceeds(already=True)

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.evaluation.bootstrap import Interval, Judged, _measure, _stratified, difference_intervals, intervals, wilson
+from models.evaluation.bootstrap import (
+    Interval,
+    ScoredVersion,
+    _measure,
+    _stratified,
+    difference_intervals,
+    intervals,
+    wilson,
+)
 from models.evaluation.metrics import PixelHistograms, at_threshold, average_precision, best_f1, image_auroc
 from models.evaluation.pixel_histograms import ImageHistograms
 
@@ -36,7 +44,7 @@ def metrics_of(scores, labels):
 def test_a_resample_has_the_metrics_of_the_images_repeated_that_often():
     scores, labels = drawn(0, 25, 15)
     weights = _stratified(labels, 20, np.random.default_rng(1))
-    found = _measure(Judged(scores, THRESHOLD), labels)(weights)
+    found = _measure(ScoredVersion(scores, THRESHOLD), labels)(weights)
     for row, weight in enumerate(weights):
         expected = metrics_of(np.repeat(scores, weight), np.repeat(labels, weight))
         for name, value in expected.items():
@@ -57,7 +65,7 @@ def test_interval_of_auroc_holds_the_true_value_about_as_often_as_it_says():
     held = 0
     for seed in range(200):
         scores, labels = drawn(seed)
-        found = intervals(Judged(scores, THRESHOLD), labels, {"image_auroc": 1.0}, seed=seed, resamples=300)
+        found = intervals(ScoredVersion(scores, THRESHOLD), labels, {"image_auroc": 1.0}, seed=seed, resamples=300)
         interval = found["image_auroc"]
         held += interval.low <= truth <= interval.high
     assert 0.90 <= held / 200 <= 0.99
@@ -66,7 +74,7 @@ def test_interval_of_auroc_holds_the_true_value_about_as_often_as_it_says():
 def test_the_same_seed_gives_the_same_intervals():
     scores, labels = drawn(0)
     known = metrics_of(scores, labels)
-    first, again, other = (intervals(Judged(scores, THRESHOLD), labels, known, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (intervals(ScoredVersion(scores, THRESHOLD), labels, known, seed=seed) for seed in (3, 3, 4))
     assert first == again != other
     assert all(interval.low <= known[name] <= interval.high for name, interval in first.items())
 
@@ -74,7 +82,9 @@ def test_the_same_seed_gives_the_same_intervals():
 def test_an_unknown_metric_has_no_interval():
     labels = np.zeros(10, np.int64)
     scores = np.arange(10.0)
-    found = intervals(Judged(scores, 7.0), labels, {"false_alarm_rate": 0.2, "accuracy": 0.8, "image_auroc": None})
+    found = intervals(
+        ScoredVersion(scores, 7.0), labels, {"false_alarm_rate": 0.2, "accuracy": 0.8, "image_auroc": None}
+    )
     assert found["image_auroc"] is None and found["recall"] is None and found["f1"] is None
     assert found["accuracy"].low < 0.8 < found["accuracy"].high
     assert found["false_alarm_rate"].low < 0.2 < found["false_alarm_rate"].high
@@ -82,7 +92,7 @@ def test_an_unknown_metric_has_no_interval():
 
 def test_where_no_resample_differs_the_interval_is_unknown_and_a_share_has_one_all_the_same():
     scores, labels = np.array([1.0, 2, 3, 10, 11]), np.array([0, 0, 0, 1, 1])
-    found = intervals(Judged(scores, 5.0), labels, metrics_of(scores, labels))
+    found = intervals(ScoredVersion(scores, 5.0), labels, metrics_of(scores, labels))
     assert found["image_auroc"] is None
     assert found["recall"] == Interval(pytest.approx(0.3424, abs=1e-4), 1.0)
     assert found["false_alarm_rate"] == Interval(0.0, pytest.approx(0.5615, abs=1e-4))
@@ -98,7 +108,7 @@ def test_wilsons_interval_is_that_of_the_textbook():
 def test_the_difference_of_two_models_is_known_better_than_either():
     scores, labels = drawn(0)
     better = scores + 0.3 * labels
-    first, second = Judged(scores, THRESHOLD), Judged(better, THRESHOLD)
+    first, second = ScoredVersion(scores, THRESHOLD), ScoredVersion(better, THRESHOLD)
     gain = image_auroc(better, labels) - image_auroc(scores, labels)
     (difference,) = [difference_intervals(first, second, labels, {"image_auroc": gain})["image_auroc"]]
     alone = intervals(first, labels, {"image_auroc": 1.0})["image_auroc"]
@@ -110,7 +120,7 @@ def test_the_difference_of_two_models_is_known_better_than_either():
 
 def test_a_model_compared_with_itself_differs_in_no_resample():
     scores, labels = drawn(0)
-    one = Judged(scores, THRESHOLD)
+    one = ScoredVersion(scores, THRESHOLD)
     assert set(difference_intervals(one, one, labels, {"image_auroc": 0.0, "f1": 0.0}).values()) == {None}
 
 
@@ -152,7 +162,7 @@ def test_pixel_metrics_have_intervals_around_their_value(maps):
         histograms.add(path, anomaly_map, mask)
         fine.add(anomaly_map, mask)
     labels = np.array([mask is not None for _, _, mask in maps], np.int64)
-    judged = Judged(np.arange(16.0), 7.0, histograms.of([path for path, _, _ in maps]))
+    judged = ScoredVersion(np.arange(16.0), 7.0, histograms.of([path for path, _, _ in maps]))
     found = intervals(judged, labels, {"pixel_auroc": fine.auroc().value, "aupro": fine.aupro().value})
     assert found["pixel_auroc"].low < fine.auroc().value < found["pixel_auroc"].high
     assert found["aupro"].low < fine.aupro().value < found["aupro"].high

@@ -13,10 +13,10 @@ from models.fitting.augment import OPTIONAL, harmless, light, vary
 
 def parts(count: int, *, side: str, seed: int = 0) -> list[UInt8Array]:
     """Images with a bright bar on the left, or on either side."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
-        image = np.full((64, 96, 3), 90, dtype=np.uint8) + chance.integers(0, 12, (64, 96, 1), dtype=np.uint8)
+        image = np.full((64, 96, 3), 90, dtype=np.uint8) + rng.integers(0, 12, (64, 96, 1), dtype=np.uint8)
         left = side == "left" or number % 2 == 0
         image[8:56, 8:20] if left else image[8:56, 76:88]
         (image[8:56, 8:20] if left else image[8:56, 76:88])[:] = 220

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.fitting.optimise import LOOKS_FROM, descend
+from models.fitting.optimise import LOOKS_FROM, optimise
 from models.progress import Progress
 
 STEPS = 100
@@ -26,13 +26,15 @@ class Fit:
     def loss(self) -> Tensor:
         return (self.network.weight - 1).square().sum()
 
-    def apart(self) -> Tensor:
+    def validation_loss(self) -> Tensor:
         assert not self.network.training
         return (self.network.weight - self.wanted).square().sum() + 0.01
 
     def run(self, watched: bool = True, deadline: float = math.inf) -> int:
-        apart = self.apart if watched else None
-        done, _ = descend(self.network, self.loss, 0.05, STEPS, deadline, self.told.append, apart=apart)
+        validation_loss = self.validation_loss if watched else None
+        done, _ = optimise(
+            self.network, self.loss, 0.05, STEPS, deadline, self.told.append, validation_loss=validation_loss
+        )
         return done
 
     @property
@@ -69,11 +71,11 @@ def test_once_worse_is_not_for_good() -> None:
     fit = Fit(1)
     looks: list[int] = []
 
-    def apart() -> Tensor:
+    def validation_loss() -> Tensor:
         looks.append(1)
         return torch.tensor(2.0 if len(looks) % 3 == 2 else 1.0)
 
-    done, _ = descend(fit.network, fit.loss, 0.05, STEPS, math.inf, fit.told.append, apart=apart)
+    done, _ = optimise(fit.network, fit.loss, 0.05, STEPS, math.inf, fit.told.append, validation_loss=validation_loss)
     assert done == STEPS and len(looks) > 6
 
 
@@ -85,5 +87,5 @@ def test_it_ends_at_its_deadline_and_says_so() -> None:
 
 def test_few_steps_are_taken_without_a_look_that_divides_by_none() -> None:
     fit = Fit(0)
-    descend(fit.network, fit.loss, 0.05, 3, math.inf, fit.told.append, apart=fit.apart)
+    optimise(fit.network, fit.loss, 0.05, 3, math.inf, fit.told.append, validation_loss=fit.validation_loss)
     assert fit.told[-1].done == 3

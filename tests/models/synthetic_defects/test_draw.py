@@ -11,8 +11,8 @@ from models.synthetic_defects.draw import CHANGE_MIN, KINDS, draw_defects, is_gr
 
 
 def image(height: int = 96, width: int = 160, *, grey: bool = False, seed: int = 0) -> UInt8Array:
-    chance = np.random.default_rng(seed)
-    rough = chance.integers(60, 200, (height // 8, width // 8, 1 if grey else 3), dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    rough = rng.integers(60, 200, (height // 8, width // 8, 1 if grey else 3), dtype=np.uint8)
     return np.ascontiguousarray(np.broadcast_to(rough.repeat(8, 0).repeat(8, 1), (height, width, 3)))
 
 

@@ -70,10 +70,10 @@ def test_twenty_normals_do_for_a_false_alarm_rate_of_5_percent(tmp_path: Path) -
     assert (calibration["method"], calibration["images"]) == ("cross", 20)
     assert version.manifest["training"]["images"] == 20
     assert calibration["fold_steps"] == [8] * 5
-    look = version.calibration_look
-    assert look is not None and look.shape == (calibration["images"], 3)
+    image_statistics = version.calibration_look
+    assert image_statistics is not None and image_statistics.shape == (calibration["images"], 3)
     seen = [appearance_of(read(path, version.input_size)).as_row() for _, path in roles(version)]
-    np.testing.assert_allclose(np.sort(look, axis=0), np.sort(np.asarray(seen), axis=0), atol=1e-3)
+    np.testing.assert_allclose(np.sort(image_statistics, axis=0), np.sort(np.asarray(seen), axis=0), atol=1e-3)
     assert calibration["threshold"] == threshold_at(version.calibration_scores, 0.05)
     assert {role for role, _ in roles(version)} == {"train+calibrate"}
     assert sorted(path.name for path in version.folder.iterdir()) == [

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.calibration.split import divide
+from models.calibration.split import split
 from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, ProductImages, choose_images, fitting_size
 from models.errors import DatasetError, ParityFailed
@@ -85,7 +85,7 @@ def test_each_image_has_one_role_and_names_do_not_matter(normals: list[Path], tm
     chosen = choose(normals)
     roles = [{image.sha256 for image in part} for part in (chosen.train, chosen.calibrate)]
     assert len(roles[0] | roles[1]) == NORMALS and not roles[0] & roles[1]
-    assert len(roles[1]) == divide(NORMALS, 0.1, "split")[1] == 9
+    assert len(roles[1]) == split(NORMALS, 0.1, "split")[1] == 9
     renamed = [Path(shutil.copy(path, tmp_path / f"{-number % 31:03}x.png")) for number, path in enumerate(normals)]
     again = choose(renamed)
     assert [image.sha256 for image in again.train] == [image.sha256 for image in chosen.train]

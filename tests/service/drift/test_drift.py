@@ -17,12 +17,12 @@ from sqlalchemy import Engine, insert, text
 from models.calibration.thresholds import threshold_at
 from models.drift.drift import IMAGES_MIN
 from service.commands.status import report
-from service.drift.assess import DRIFTING, STEADY, Subject, assess
+from service.drift.assess import DRIFTING, STEADY, DriftSubject, assess
 from service.drift.monitor import DriftWatch
 from service.settings import IGNORED_NAMES, load
 from service.storage import drift, versions
 from service.storage.database.open import open_database
-from service.storage.drift import DriftRow, Seen
+from service.storage.drift import DriftRow, ScoredImage
 from service.storage.images import ImageRecord, record
 from service.storage.tables import Review
 from tests.service.daemon.test_daemon import SETTINGS
@@ -35,22 +35,24 @@ WINDOW = 60
 LOOK = (120.0, 40.0, 9.0)
 
 
-def subject(generator: np.random.Generator, images: int = 199) -> Subject:
+def subject(generator: np.random.Generator, images: int = 199) -> DriftSubject:
     reference = generator.normal(size=images)
-    return Subject("lid", "v1", WINDOW, threshold_at(reference, 0.01), reference, True, np.empty((0, 3)))
+    return DriftSubject("lid", "v1", WINDOW, threshold_at(reference, 0.01), reference, True, np.empty((0, 3)))
 
 
-def seen(number: int, score: float, look: Sequence[float] | None = LOOK, label: str | None = None) -> Seen:
+def seen(
+    number: int, score: float, image_statistics: Sequence[float] | None = LOOK, label: str | None = None
+) -> ScoredImage:
     at = NOON + timedelta(seconds=number)
-    brightness, contrast, sharpness = look or (None, None, None)
-    return Seen(f"{number:026d}", at, "v1", score, brightness, contrast, sharpness, label)
+    brightness, contrast, sharpness = image_statistics or (None, None, None)
+    return ScoredImage(f"{number:026d}", at, "v1", score, brightness, contrast, sharpness, label)
 
 
 def looks(generator: np.random.Generator, light: float = 1.0) -> tuple[float, ...]:
     return tuple(generator.normal(np.asarray(LOOK) * light, [3, 2, 0.5]).tolist())
 
 
-def watch(of: Subject, images: Sequence[Seen], every: int = 5) -> list[tuple[int, DriftRow]]:
+def watch(of: DriftSubject, images: Sequence[ScoredImage], every: int = 5) -> list[tuple[int, DriftRow]]:
     """Return the rows that are written while `images` come in, each with the number of images that had come."""
     rows: list[tuple[int, DriftRow]] = []
     for end in range(every, len(images) + 1, every):
@@ -170,8 +172,8 @@ def test_whatever_comes_states_only_change_and_can_be_stored(
     threshold: float | None,
     reference: list[float],
 ) -> None:
-    of = Subject("lid", "v1", WINDOW, threshold, np.asarray(reference), True, np.empty((0, 3)))
-    images = [seen(n, score, look, label) for n, (score, look, label) in enumerate(raw)]
+    of = DriftSubject("lid", "v1", WINDOW, threshold, np.asarray(reference), True, np.empty((0, 3)))
+    images = [seen(n, score, image_statistics, label) for n, (score, image_statistics, label) in enumerate(raw)]
     rows = [row for _, row in watch(of, images, every=1)]
     for before, row in zip([None, *rows], rows, strict=False):
         json.dumps(row.figures, allow_nan=False)

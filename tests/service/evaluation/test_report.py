@@ -47,7 +47,7 @@ def parts(tmp_path):
     return folder
 
 
-class Page(HTMLParser):
+class ReportPage(HTMLParser):
     """What is in a page: its text, the values of attributes that can load something, its ids."""
 
     def __init__(self, path: Path):
@@ -74,7 +74,7 @@ def test_report_is_one_file_that_holds_everything(ready, parts, tmp_path):
     found = document(ready, parts, "--report", tmp_path / "new/report")
     assert found["report"] == str(tmp_path / "new/report/index.html")
     assert [path.name for path in (tmp_path / "new/report").iterdir()] == ["index.html"]
-    page = Page(Path(found["report"]))
+    page = ReportPage(Path(found["report"]))
     for text in ("image AUROC", "95 % interval", "0.7500", "estimated", "FRA", "25 Wh", "v1", "24 × 16 px"):
         assert text in page.text, text
     assert page.tags.count("svg") == 5
@@ -85,7 +85,7 @@ def test_report_is_one_file_that_holds_everything(ready, parts, tmp_path):
 
 def test_worst_mistakes_are_shown_with_their_maps_the_worst_first(ready, parts, tmp_path):
     run(ready, parts, "--report", tmp_path / "out")
-    page = Page(tmp_path / "out/index.html")
+    page = ReportPage(tmp_path / "out/index.html")
     shown = [alt for alt in page.images if alt != "its anomaly map"]
     assert shown == [
         "anomaly/a1.png",
@@ -107,14 +107,14 @@ def test_a_image_gone_before_it_is_drawn_is_said_and_not_fatal(ready, parts, tmp
 
     monkeypatch.setattr(command, "thumbnails", gone)
     run(ready, parts, "--report", tmp_path / "out")
-    assert "could not be read again" in Page(tmp_path / "out/index.html").text
+    assert "could not be read again" in ReportPage(tmp_path / "out/index.html").text
 
 
 def test_names_from_outside_are_text_and_never_markup(ready, parts, tmp_path):
     image(parts / "normal" / '"><script>alert(1).png', 200)
     (parts / "normal" / "\u202egnp.\udcff\x1b[31m.png").write_bytes(b"no image")
     run(ready, parts, "--report", tmp_path / "out")
-    page = Page(tmp_path / "out/index.html")
+    page = ReportPage(tmp_path / "out/index.html")
     assert "script" not in page.tags
     assert '"><script>alert(1).png' in page.text
     assert "\x1b" not in page.text and "\u202e" not in page.text
@@ -123,7 +123,7 @@ def test_names_from_outside_are_text_and_never_markup(ready, parts, tmp_path):
 def test_unknown_is_a_dash_and_no_plot_is_drawn_of_it(ready, tmp_path):
     image(tmp_path / "parts/normal/0.png")
     run(ready, tmp_path / "parts", "--report", tmp_path / "out")
-    page = Page(tmp_path / "out/index.html")
+    page = ReportPage(tmp_path / "out/index.html")
     assert "ROC curve" not in page.text
     assert re.search(r"image AUROC\s*–\s*–", page.text)
 
@@ -131,7 +131,7 @@ def test_unknown_is_a_dash_and_no_plot_is_drawn_of_it(ready, tmp_path):
 def test_several_objects_have_a_section_each_and_a_table_of_means(ready, tmp_path):
     sets = mvtec(tmp_path / "sets", "bottle", "cable")
     run(ready, sets, "--report", tmp_path / "out")
-    page = Page(tmp_path / "out/index.html")
+    page = ReportPage(tmp_path / "out/index.html")
     assert [name for name in page.ids if name.startswith("object-")] == ["object-1", "object-2"]
     assert "All objects" in page.text and "mean" in page.text
     assert page.tags.count("svg") == 10
@@ -219,7 +219,7 @@ def test_comparison_shows_differences_and_every_image_whose_verdict_changes(read
     assert low < -2 / 12 < high <= 0
     assert comparison["difference_intervals"]["image_auroc"] is None
     assert [row[0] for row in energy_rows(ready)] == ["evaluation", "evaluation"]
-    page = Page(tmp_path / "out/index.html")
+    page = ReportPage(tmp_path / "out/index.html")
     assert "Verdicts that change: 3" in page.text
     printed = run(ready, *arguments).stdout
     assert "n10.png" in printed and "-0.1667" in printed
@@ -291,7 +291,7 @@ def test_a_learning_curve_trains_unregistered_versions_and_says_which_size_is_to
     engine.dispose()
     assert sorted(path.name for path in (ready / "models").iterdir()) == ["default"]
     assert [row[0] for row in energy_rows(ready)] == ["evaluation", "training", "evaluation"]
-    page = Page(tmp_path / "out/index.html")
+    page = ReportPage(tmp_path / "out/index.html")
     assert "Learning curve" in page.text and "found 30" in page.text
 
 

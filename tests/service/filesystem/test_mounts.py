@@ -69,36 +69,36 @@ def table(tmp_path: Path) -> Table:
 
 def test_mount_that_was_seen_and_is_not_there_is_gone_until_it_is_back(table: Table) -> None:
     mounts = Mounts(ROOT, FOLDERS, mountinfo=table.path)
-    assert mounts.look() == [] and not mounts.any_gone()
+    assert mounts.find_gone() == [] and not mounts.any_gone()
     table.set("normal", "anomaly/lid")
-    assert mounts.look() == [] and mounts.seen == {".", "normal", "anomaly/lid"}
+    assert mounts.find_gone() == [] and mounts.seen == {".", "normal", "anomaly/lid"}
     table.set("anomaly/lid")
-    assert mounts.look() == ["normal"] and mounts.any_gone()
+    assert mounts.find_gone() == ["normal"] and mounts.any_gone()
     table.set("normal", "anomaly/lid")
-    assert mounts.look() == [] and not mounts.any_gone()
+    assert mounts.find_gone() == [] and not mounts.any_gone()
 
 
 def test_mount_that_an_earlier_run_saw_is_gone(table: Table) -> None:
-    assert Mounts(ROOT, FOLDERS, ["normal"], table.path).look() == ["normal"]
+    assert Mounts(ROOT, FOLDERS, ["normal"], table.path).find_gone() == ["normal"]
 
 
 def test_mounts_elsewhere_are_no_matter(table: Table) -> None:
     table.set("incoming", "normality", "../other/normal")
     mounts = Mounts(ROOT, FOLDERS, mountinfo=table.path)
-    assert mounts.look() == [] and mounts.seen == {"."}
+    assert mounts.find_gone() == [] and mounts.seen == {"."}
 
 
 def test_root_itself_is_gone_when_its_mount_is(table: Table) -> None:
     mounts = Mounts(ROOT, FOLDERS, mountinfo=table.path)
-    mounts.look()
+    mounts.find_gone()
     table.path.write_text(LINE.format(at="/", type="ext4"))
-    assert mounts.look() == ["."]
+    assert mounts.find_gone() == ["."]
 
 
 def test_folder_is_what_is_mounted_there_only_if_it_lies_on_that_mount(root: Path, table_of: TableOf) -> None:
     own = mount_id_of(root)
     mounts = Mounts(root, FOLDERS, mountinfo=table_of(normal=own, anomaly=own + 1))
-    mounts.look()
+    mounts.find_gone()
     with opened(root / "normal") as normal, opened(root / "anomaly") as anomaly:
         assert mounts.are_under("normal", normal)
         assert not mounts.are_under("anomaly", anomaly)
@@ -108,7 +108,7 @@ def test_folder_is_what_is_mounted_there_only_if_it_lies_on_that_mount(root: Pat
 def test_mount_that_is_new_since_the_last_look_is_found(root: Path, table_of: TableOf) -> None:
     own = mount_id_of(root)
     mounts = Mounts(root, FOLDERS, mountinfo=table_of(normal=own + 1))
-    mounts.look()
+    mounts.find_gone()
     table_of(normal=own)
     with opened(root / "normal") as normal:
         assert mounts.are_under("normal", normal)
@@ -127,4 +127,4 @@ def test_without_a_table_a_folder_is_taken_for_what_it_should_be(root: Path) -> 
 
 
 def test_without_a_table_nothing_is_gone(tmp_path: Path) -> None:
-    assert Mounts(ROOT, FOLDERS, ["normal"], tmp_path / "none").look() == []
+    assert Mounts(ROOT, FOLDERS, ["normal"], tmp_path / "none").find_gone() == []

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from service.inspection.claim import Claims, make_folders
-from service.instances import instance_lock, instances, last_status, said_by
+from service.instances import instance_lock, instances, last_status, read_status
 from service.names import parse_claimed_name
 
 
@@ -130,4 +130,4 @@ def test_looking_at_a_lock_neither_takes_nor_makes_it(root: Path) -> None:
 def test_status_that_a_power_cut_cut_short_says_nothing(root: Path, content: bytes) -> None:
     (root / "processing/main").mkdir()
     (root / "processing/main/.status.json").write_bytes(content)
-    assert last_status(root, "main") == {} and said_by(root, "main") == {"instance": "main", "running": False}
+    assert last_status(root, "main") == {} and read_status(root, "main") == {"instance": "main", "running": False}

@@ -38,7 +38,7 @@ def bare(root: Path, tmp_path: Path) -> Mounts:
     table = tmp_path / "mountinfo"
     table.write_text(f"999999 1 0:1 / {root}/normal rw - ext4 source rw\n")
     mounts = Mounts(root, ["normal", "anomaly"], mountinfo=table)
-    mounts.look()
+    mounts.find_gone()
     table.write_text("")
     return mounts
 

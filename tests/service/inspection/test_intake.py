@@ -8,7 +8,7 @@ import pytest
 from service.inspection.intake import Intake
 from service.inspection.settle import Settling
 from service.inspection.watch import NameFilter
-from service.scoring.scorers import Scorer, Scorers
+from service.scoring.scorers import Scorer, ScorerCache
 
 SCORER = cast(Scorer, object())
 
@@ -32,7 +32,7 @@ class KnownProducts:
 
 def intake(root: Path, *products: str) -> Intake:
     (root / "incoming" / "gears").mkdir(parents=True)
-    return Intake(root, NameFilter([".*"]), cast(Scorers, KnownProducts(*products)), Settling(1.0, 600.0))
+    return Intake(root, NameFilter([".*"]), cast(ScorerCache, KnownProducts(*products)), Settling(1.0, 600.0))
 
 
 def test_file_seen_before_the_models_are_known_settles_meanwhile(tmp_path: Path) -> None:

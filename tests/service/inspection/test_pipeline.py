@@ -23,7 +23,7 @@ from service.filesystem.mounts import Mounts
 from service.inspection.claim import Claims
 from service.inspection.deliver import Delivery, Move, deliver
 from service.inspection.intake import Intake
-from service.inspection.pipeline import Limits, Pipeline, StageStuck
+from service.inspection.pipeline import Pipeline, PipelineLimits, StageStuck
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.relocate import KINDS
@@ -37,7 +37,7 @@ from service.storage.database.open import open_database
 from service.storage.energy import EnergySample
 from tests.conftest import BrightnessDetector, BrightnessScorers, image_bytes
 
-LIMITS = Limits(
+LIMITS = PipelineLimits(
     in_flight_max=8,
     batch_size_max=4,
     batch_wait_ms=5.0,
@@ -58,7 +58,7 @@ class House:
         root: Path,
         engine: Engine,
         scorers: BrightnessScorers,
-        limits: Limits = LIMITS,
+        limits: PipelineLimits = LIMITS,
         shadows: Shadows | None = None,
     ) -> None:
         self.root, self.engine, self.now = root, engine, 1000.0
@@ -119,7 +119,7 @@ def engine(root: Path) -> Iterator[Engine]:
 def build(root: Path, engine: Engine) -> Iterator[Callable[..., House]]:
     houses = []
 
-    def make(*known: str, limits: Limits = LIMITS, detector: object | None = None) -> House:
+    def make(*known: str, limits: PipelineLimits = LIMITS, detector: object | None = None) -> House:
         houses.append(House(root, engine, BrightnessScorers(*(known or ("default",)), detector=detector), limits))
         return houses[-1]
 
@@ -294,10 +294,10 @@ def test_what_is_recorded_again_after_a_crash_has_its_regions_once(
 
     monkeypatch.setattr(house.recorder, "commit", remember)
     house.settle_and_run()
-    [[judged]] = batches
+    [[inspected]] = batches
     [row] = house.rows()
-    (house.root / row["path"]).rename(house.root / judged.claim.path)
-    commit([judged], None)
+    (house.root / row["path"]).rename(house.root / inspected.claim.path)
+    commit([inspected], None)
     with house.engine.connect() as connection:
         assert len(regions.of_images(connection, [row["id"]])[row["id"]]) == 1
     assert len(house.rows()) == 1
@@ -508,7 +508,7 @@ def test_suspects_of_an_earlier_run_go_one_by_one_before_new_files(house: House,
     drop("new.png", seed=9)
     house.scan()
     house.now += 2.0
-    house.pipeline.score_again(suspects)
+    house.pipeline.retry(suspects)
     house.pipeline.step(house.now)
     assert len(house.pipeline.in_flight) == 3 and len(house.files("incoming")) == 1
     house.run()

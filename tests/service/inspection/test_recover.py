@@ -114,8 +114,10 @@ def test_after_its_last_attempt_a_file_is_given_up(house: House) -> None:
         Claims(house.root, "main").next_attempt(claim)
     recovered = house.recover()
     assert recovered.again == []
-    [judged] = recovered.given_up
-    assert judged.error_code == "attempts_exhausted" and judged.file.sha256 == hash_file(house.root / judged.claim.path)
+    [inspected] = recovered.given_up
+    assert inspected.error_code == "attempts_exhausted" and inspected.file.sha256 == hash_file(
+        house.root / inspected.claim.path
+    )
 
 
 def test_file_without_a_model_is_left_without_costing_an_attempt(house: House) -> None:

@@ -13,7 +13,7 @@ from models.appearance import appearance_of
 from models.detector import Scored, UInt8Array
 from service.inspection.claim import Claim
 from service.inspection.score_batch import Undecodable, read_claim
-from service.scoring.decide import Judge
+from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import Scorer
 
 
@@ -38,7 +38,7 @@ def jpeg() -> bytes:
 
 @pytest.mark.parametrize("draft", [False, True])
 def test_claimed_file_is_decoded_as_its_version_was_calibrated(tmp_path: Path, draft: bool) -> None:
-    scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0, draft)
+    scorer = Scorer(Anything(), cast(ThresholdDecider, None), "v1", 1.0, draft)
     decoded = read_claim(tmp_path, claimed(tmp_path, jpeg()), scorer, file_bytes_max=10**6, pixels_max=10**6)
     assert decoded.image.drafted is draft
     assert (decoded.image.height, decoded.image.width) == (400, 600)
@@ -51,13 +51,13 @@ def test_light_of_a_claimed_file_is_that_of_the_pixels_that_are_scored(tmp_path:
     exif[0x0112] = orientation
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
-    scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0)
+    scorer = Scorer(Anything(), cast(ThresholdDecider, None), "v1", 1.0)
     decoded = read_claim(tmp_path, claimed(tmp_path, buffer.getvalue()), scorer, file_bytes_max=10**6, pixels_max=10**6)
     assert decoded.appearance == appearance_of(decoded.image.pixels)
 
 
 def test_cut_jpeg_is_undecodable_as_a_draft_too(tmp_path: Path) -> None:
-    scorer = Scorer(Anything(), cast(Judge, None), "v1", 1.0, draft=True)
+    scorer = Scorer(Anything(), cast(ThresholdDecider, None), "v1", 1.0, draft=True)
     with pytest.raises(Undecodable) as caught:
         read_claim(tmp_path, claimed(tmp_path, jpeg()[:-2000]), scorer, file_bytes_max=10**6, pixels_max=10**6)
     assert caught.value.cause.code == "damaged" and caught.value.facts.sha256

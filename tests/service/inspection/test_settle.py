@@ -14,8 +14,8 @@ def test_half_written_file_waits_for_settle_time() -> None:
     waiting = settling()
     waiting.observe("a.png", state(size=5), now=0.0)
     waiting.observe("a.png", state(size=9), now=1.9)
-    assert waiting.ripe(now=2.1, limit=9) == []
-    assert waiting.ripe(now=3.9, limit=9) == ["a.png"]
+    assert waiting.settled(now=2.1, limit=9) == []
+    assert waiting.settled(now=3.9, limit=9) == ["a.png"]
     assert waiting.confirm("a.png", state(size=9), now=3.9) == 3.9
 
 
@@ -30,7 +30,7 @@ def test_closed_file_settles_at_once() -> None:
     waiting = settling()
     waiting.observe("a.png", state(), now=0.0)
     waiting.observe("a.png", state(), now=0.5, closed=True)
-    assert waiting.ripe(now=0.5, limit=9) == ["a.png"]
+    assert waiting.settled(now=0.5, limit=9) == ["a.png"]
     assert waiting.confirm("a.png", state(), now=0.6) == 0.0
 
 
@@ -43,23 +43,23 @@ def test_closing_does_not_settle_what_changed_since() -> None:
 def test_file_held_open_waits_the_whole_settle_time_again() -> None:
     waiting = settling()
     waiting.observe("a.png", state(), now=0.0, closed=True)
-    waiting.put_off("a.png", now=1.0)
-    assert waiting.ripe(now=2.9, limit=9) == []
-    assert waiting.ripe(now=3.0, limit=9) == ["a.png"]
+    waiting.postpone("a.png", now=1.0)
+    assert waiting.settled(now=2.9, limit=9) == []
+    assert waiting.settled(now=3.0, limit=9) == ["a.png"]
 
 
 def test_empty_file_waits_for_its_own_timeout_even_when_closed() -> None:
     waiting = settling()
     waiting.observe("a.png", state(size=0), now=0.0, closed=True)
-    assert waiting.ripe(now=59.0, limit=9) == []
-    assert waiting.ripe(now=60.0, limit=9) == ["a.png"]
+    assert waiting.settled(now=59.0, limit=9) == []
+    assert waiting.settled(now=60.0, limit=9) == ["a.png"]
 
 
 def test_files_are_taken_in_order_of_arrival_and_bounded() -> None:
     waiting = settling()
     for number in range(5):
         waiting.observe(f"{number}.png", state(), now=float(number), closed=True)
-    assert waiting.ripe(now=9.0, limit=3) == ["0.png", "1.png", "2.png"]
+    assert waiting.settled(now=9.0, limit=3) == ["0.png", "1.png", "2.png"]
 
 
 def test_files_beyond_the_bound_are_left_for_the_next_scan() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.inspection.watch import HINTS_MAX, Hint, NameFilter, Watcher, being_written, look, scan
+from service.inspection.watch import HINTS_MAX, Hint, NameFilter, Watcher, being_written, file_state, scan
 from service.settings import IGNORED_NAMES
 
 NAMES = NameFilter(IGNORED_NAMES)
@@ -49,11 +49,11 @@ def test_scan_of_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
 
 def test_look_tells_one_content_from_another(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    assert look(path) is None
+    assert file_state(path) is None
     path.write_bytes(b"one")
-    first = look(path)
+    first = file_state(path)
     path.write_bytes(b"four")
-    assert first is not None and look(path) != first
+    assert first is not None and file_state(path) != first
 
 
 def test_file_held_open_for_writing_is_seen(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.inspection.watch import NameFilter
-from service.labelling.folder_index import FolderMemory
+from service.labelling.folder_index import FolderIndex
 from service.labelling.folder_labels import FolderLabels
 from service.settings import IGNORED_NAMES
 from service.storage import images, reviews
@@ -253,7 +253,7 @@ def test_only_folders_that_changed_are_read_again_and_of_those_only_new_names_ar
         (root / folder).mkdir()
         (root / folder / "1").touch()
     now = [(root / "normal/b").stat().st_mtime_ns + 10_000_000_000]
-    memory = FolderMemory(root, ("normal",), NAMES, clock_ns=lambda: now[0])
+    memory = FolderIndex(root, ("normal",), NAMES, clock_ns=lambda: now[0])
     first = [listed for listed in memory.scan() if listed is not None]
     assert {listed.folder: listed.new for listed in first} == {"normal": [], "normal/a": ["1"], "normal/b": ["1"]}
     assert [listed for listed in memory.scan() if listed is not None] == []
@@ -265,7 +265,7 @@ def test_only_folders_that_changed_are_read_again_and_of_those_only_new_names_ar
 def test_folder_that_changed_just_now_is_read_once_more(root: Path) -> None:
     (root / "normal/a").mkdir()
     now = [(root / "normal/a").stat().st_mtime_ns + 1_000_000]
-    memory = FolderMemory(root, ("normal",), NAMES, clock_ns=lambda: now[0])
+    memory = FolderIndex(root, ("normal",), NAMES, clock_ns=lambda: now[0])
     assert sum(listed is not None for listed in memory.scan()) == 2
     now[0] += 10_000_000_000
     assert sum(listed is not None for listed in memory.scan()) == 2
@@ -277,7 +277,7 @@ def test_memory_of_names_is_bounded_and_forgets_what_was_read_first(root: Path) 
         (root / f"normal/{folder}").mkdir()
         for name in range(10):
             (root / f"normal/{folder}/{name}").touch()
-    memory = FolderMemory(root, ("normal",), NAMES, names_max=20, clock_ns=lambda: 0)
+    memory = FolderIndex(root, ("normal",), NAMES, names_max=20, clock_ns=lambda: 0)
     list(memory.scan())
     assert memory._names_held <= 20 and len(memory) == 5
     told = {listed.folder: len(listed.new) for listed in memory.scan() if listed is not None}
@@ -286,7 +286,7 @@ def test_memory_of_names_is_bounded_and_forgets_what_was_read_first(root: Path) 
 
 def test_folders_that_are_gone_are_forgotten(root: Path) -> None:
     (root / "normal/a/b").mkdir(parents=True)
-    memory = FolderMemory(root, ("normal",), NAMES)
+    memory = FolderIndex(root, ("normal",), NAMES)
     list(memory.scan())
     shutil.rmtree(root / "normal/a")
     list(memory.scan())

@@ -68,7 +68,7 @@ class House:
         [labelled] = label_images(self.root, self.engine, [id], label, by="ada", source=source)
         return labelled
 
-    def row(self, id: str) -> images.Subject:
+    def row(self, id: str) -> images.ImageToLabel:
         with self.engine.connect() as connection:
             return images.subjects(connection, [id])[id]
 

@@ -23,7 +23,7 @@ from service.commands import doctor as command
 from service.commands.init import make_root
 from service.errors import ConfigurationError
 from service.filesystem.mount_table import Mount
-from service.operations import checks as judge
+from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
 from service.settings import load
 from service.storage import drift, thresholds
@@ -76,7 +76,7 @@ def mount(kind: str, *, read_only: bool = False) -> Mount:
 def test_growth_is_judged_by_what_is_free_and_what_comes(
     free: float, a_day: float | None, on: bool, level: str, word: str
 ) -> None:
-    found = judge.judge_growth(Space(int(free), None), 10**9, a_day, retention=on)
+    found = checks.check_growth(Space(int(free), None), 10**9, a_day, retention=on)
     assert (found.level, found.check) == (level, "retention") and word in found.found
     assert (found.advice is None) == (level == "ok")
 
@@ -104,12 +104,12 @@ def only(findings: list[Finding], check: str) -> Finding:
 
 
 def test_each_setting_shows_its_value_and_where_it_came_from() -> None:
-    (found,) = judge.judge_settings({"settle_time_s": 2.5}, {"settle_time_s": "TAMIS_SETTLE_TIME_S"})
+    (found,) = checks.check_settings({"settle_time_s": 2.5}, {"settle_time_s": "TAMIS_SETTLE_TIME_S"})
     assert found == Finding("setting settle_time_s", "ok", "2.5, from TAMIS_SETTLE_TIME_S")
 
 
 def test_default_inotify_limits_suffice_for_some_folders() -> None:
-    assert judge.judge_inotify(LIMITS, 40).level == "ok"
+    assert checks.check_inotify(LIMITS, 40).level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ def test_default_inotify_limits_suffice_for_some_folders() -> None:
     ],
 )
 def test_low_inotify_limit_is_named_with_its_sysctl(limits: InotifyLimits, folders: int, name: str) -> None:
-    found = judge.judge_inotify(limits, folders)
+    found = checks.check_inotify(limits, folders)
     assert found.level == "warning"
     assert found.advice is not None
     assert f"sysctl -w fs.inotify.{name}=" in found.advice
 
 
 def test_unknown_inotify_limits_are_not_taken_for_zero() -> None:
-    found = judge.judge_inotify(None, 3)
+    found = checks.check_inotify(None, 3)
     assert found.level == "warning"
     assert "does not say" in found.found
 
@@ -144,43 +144,43 @@ def test_unknown_inotify_limits_are_not_taken_for_zero() -> None:
     ],
 )
 def test_file_system_is_judged_by_its_type(name: str, kind: str, read_only: bool, watch_mode: str, level: str) -> None:
-    found = judge.judge_mount(name, mount(kind, read_only=read_only), watch_mode)
+    found = checks.check_mount(name, mount(kind, read_only=read_only), watch_mode)
     assert (found.check, found.level) == (f"file system of {name}", level)
 
 
 def test_missing_folder_is_an_error_that_names_it() -> None:
-    found = judge.judge_folders({"incoming": 1, "processing": 1, "maps": None})
+    found = checks.check_folders({"incoming": 1, "processing": 1, "maps": None})
     assert (found.level, found.found) == ("error", "missing: maps")
 
 
 def test_processing_on_another_file_system_is_an_error() -> None:
-    found = judge.judge_folders({"incoming": 1, "processing": 2, "normal": 1})
+    found = checks.check_folders({"incoming": 1, "processing": 2, "normal": 1})
     assert found.level == "error"
     assert "two file systems" in found.found
 
 
 def test_destination_on_another_file_system_is_a_warning() -> None:
-    found = judge.judge_folders({"incoming": 1, "processing": 1, "normal": 2})
+    found = checks.check_folders({"incoming": 1, "processing": 1, "normal": 2})
     assert found.level == "warning"
     assert "normal" in found.found
 
 
 def test_rename_that_failed_is_an_error() -> None:
-    assert judge.judge_renames(None).level == "ok"
-    found = judge.judge_renames("Invalid cross-device link: a → b")
+    assert checks.check_renames(None).level == "ok"
+    found = checks.check_renames("Invalid cross-device link: a → b")
     assert found.level == "error"
     assert found.advice is not None
     assert "ReadWritePaths" in found.advice
 
 
 def test_sqlite_without_the_bug_uses_the_write_ahead_log() -> None:
-    found = judge.judge_sqlite("3.51.3", journal_choice((3, 51, 3)))
+    found = checks.check_sqlite("3.51.3", journal_choice((3, 51, 3)))
     assert found.level == "ok"
     assert "journal WAL" in found.found
 
 
 def test_sqlite_with_the_bug_is_reported_with_what_follows() -> None:
-    found = judge.judge_sqlite("3.40.1", JournalChoice("TRUNCATE", "EXTRA", "it has the WAL-reset bug"))
+    found = checks.check_sqlite("3.40.1", JournalChoice("TRUNCATE", "EXTRA", "it has the WAL-reset bug"))
     assert found.level == "ok"
     assert "journal TRUNCATE, synchronous EXTRA" in found.found
     assert found.advice is not None
@@ -197,7 +197,7 @@ def test_sqlite_with_the_bug_is_reported_with_what_follows() -> None:
 )
 def test_server_is_judged_by_whether_its_commits_last(changed: dict[str, str], level: str, said: str) -> None:
     facts = {"server_version": "15.15", "fsync": "on", "full_page_writes": "on", "data_checksums": "on"} | changed
-    found = judge.judge_postgresql(facts)
+    found = checks.check_postgresql(facts)
     assert (found.level, "15.15" in found.found) == (level, True) and said in found.found
 
 
@@ -211,48 +211,48 @@ def test_server_is_judged_by_whether_its_commits_last(changed: dict[str, str], l
     ],
 )
 def test_database_is_judged_by_revision_and_quick_check(revision: str | None, answer: str, levels: list[str]) -> None:
-    assert [finding.level for finding in judge.judge_database(revision, "0002", answer)] == levels
+    assert [finding.level for finding in checks.check_database(revision, "0002", answer)] == levels
 
 
 @pytest.mark.parametrize(("left", "level"), [(999, "error"), (1000, "warning"), (3999, "warning"), (4000, "ok")])
 def test_space_is_judged_against_the_setting(left: int, level: str) -> None:
-    by_bytes, by_inodes = judge.judge_space(Space(left, left), 1000, 1000)
+    by_bytes, by_inodes = checks.check_space(Space(left, left), 1000, 1000)
     assert (by_bytes.level, by_inodes.level) == (level, level)
 
 
 def test_file_system_without_a_number_of_inodes_is_fine() -> None:
-    assert judge.judge_space(Space(10**12, None), 1000, 1000)[1].level == "ok"
+    assert checks.check_space(Space(10**12, None), 1000, 1000)[1].level == "ok"
 
 
 def test_product_without_any_model_waits_and_is_named() -> None:
-    (found,) = judge.judge_products({"flange"}, set())
+    (found,) = checks.check_products({"flange"}, set())
     assert (found.check, found.level) == ("model of flange", "warning")
     assert found.advice is not None
     assert "--product flange" in found.advice
 
 
 def test_product_without_a_model_uses_that_of_default() -> None:
-    (found,) = judge.judge_products({"flange"}, {"default"})
+    (found,) = checks.check_products({"flange"}, {"default"})
     assert found.level == "ok"
 
 
 def test_root_without_products_and_models_says_what_comes_first() -> None:
-    (found,) = judge.judge_products(set(), set())
+    (found,) = checks.check_products(set(), set())
     assert (found.check, found.level) == ("model of default", "warning")
-    assert judge.judge_products({"flange"}, {"flange"}) == []
+    assert checks.check_products({"flange"}, {"flange"}) == []
 
 
 def test_champion_with_a_changed_file_is_an_error() -> None:
-    assert judge.judge_champion("flange", "v1", None).level == "ok"
-    found = judge.judge_champion("flange", "v1", "model.bin: expected sha256 …")
+    assert checks.check_champion("flange", "v1", None).level == "ok"
+    found = checks.check_champion("flange", "v1", "model.bin: expected sha256 …")
     assert found.level == "error"
     assert found.advice is not None
     assert "rollback" in found.advice
 
 
 def test_rate_that_the_calibration_cannot_give_is_an_error_with_both_ways_out() -> None:
-    assert judge.judge_threshold("flange", AtFalseAlarmRate(0.02), None).level == "ok"
-    found = judge.judge_threshold("flange", AtFalseAlarmRate(0.01), "needs 99 held-out normal images, found 49")
+    assert checks.check_threshold("flange", AtFalseAlarmRate(0.02), None).level == "ok"
+    found = checks.check_threshold("flange", AtFalseAlarmRate(0.01), "needs 99 held-out normal images, found 49")
     assert found.level == "error"
     assert found.advice is not None
     assert "[products.flange]" in found.advice
@@ -261,21 +261,21 @@ def test_rate_that_the_calibration_cannot_give_is_an_error_with_both_ways_out() 
 
 def test_chosen_rate_is_told_with_who_chose_it_and_warned_of_where_it_has_no_effect() -> None:
     choice = Choice("flange", 0.02, "ann", datetime(2026, 1, 31, tzinfo=UTC))
-    found = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), None, choice)
+    found = checks.check_threshold("flange", AtFalseAlarmRate(0.02), None, choice)
     assert found.level == "ok" and "0.02, chosen by ann over the settings'" in found.found
-    refused = judge.judge_threshold("flange", AtFalseAlarmRate(0.02), "needs 49 held-out normal images", choice)
+    refused = checks.check_threshold("flange", AtFalseAlarmRate(0.02), "needs 49 held-out normal images", choice)
     assert refused.level == "error" and "--product flange --rate R, or --reset" in (refused.advice or "")
-    idle = judge.judge_threshold("flange", AtBestF1(), None, choice)
+    idle = checks.check_threshold("flange", AtBestF1(), None, choice)
     assert idle.level == "warning" and "without effect" in idle.found
     taken_back = replace(choice, false_alarm_rate=None)
-    assert judge.judge_threshold("flange", AtBestF1(), None, taken_back).level == "ok"
+    assert checks.check_threshold("flange", AtBestF1(), None, taken_back).level == "ok"
 
 
 @pytest.mark.parametrize("cause", ["light", "defects", "unknown"])
 def test_drift_is_a_warning_that_says_what_to_look_at(cause: str) -> None:
     at = datetime(2026, 1, 31, tzinfo=UTC)
-    assert judge.judge_drift("flange", DriftRow("flange", "v1", "steady", None, None, at, {})).level == "ok"
-    found = judge.judge_drift("flange", DriftRow("flange", "v1", "drifting", cause, "01X", at, {}))
+    assert checks.check_drift("flange", DriftRow("flange", "v1", "steady", None, None, at, {})).level == "ok"
+    found = checks.check_drift("flange", DriftRow("flange", "v1", "drifting", cause, "01X", at, {}))
     assert found.level == "warning" and "01X" in found.found and cause in found.found and found.advice
 
 
@@ -293,8 +293,8 @@ def test_rate_chosen_for_a_product_of_defaults_model_is_judged_too(root: Path) -
 
 
 def test_policy_without_known_anomalies_is_an_error_with_both_ways_out() -> None:
-    assert judge.judge_threshold("flange", AtBestF1(), None).found == "by the policy f1"
-    found = judge.judge_threshold("flange", AtBestF1(), "needs scores of known anomalies")
+    assert checks.check_threshold("flange", AtBestF1(), None).found == "by the policy f1"
+    found = checks.check_threshold("flange", AtBestF1(), "needs scores of known anomalies")
     assert found.level == "error"
     assert found.advice is not None
     assert "--anomalies" in found.advice
@@ -311,35 +311,35 @@ def test_policy_without_known_anomalies_is_an_error_with_both_ways_out() -> None
     ],
 )
 def test_processor_is_judged_by_its_flags(flags: frozenset[str] | None, machine: str, level: str) -> None:
-    assert only(judge.judge_scoring("2025.0", None, flags, machine), "processor").level == level
+    assert only(checks.check_scoring("2025.0", None, flags, machine), "processor").level == level
 
 
 def test_openvino_that_cannot_be_imported_is_an_error() -> None:
-    found = only(judge.judge_scoring(None, "libtbb.so.12: cannot open", frozenset({"avx2"}), "x86_64"), "OpenVINO")
+    found = only(checks.check_scoring(None, "libtbb.so.12: cannot open", frozenset({"avx2"}), "x86_64"), "OpenVINO")
     assert found.level == "error"
     assert "libtbb" in found.found
 
 
 @pytest.mark.parametrize(("rapl", "level"), [("readable", "ok"), ("absent", "ok"), ("closed", "warning")])
 def test_energy_source_is_measured_estimated_or_closed(rapl: str, level: str) -> None:
-    assert only(judge.judge_energy(rapl, "FRA"), "energy source").level == level  # type: ignore[arg-type]
+    assert only(checks.check_energy(rapl, "FRA"), "energy source").level == level  # type: ignore[arg-type]
 
 
 def test_energy_country_that_is_not_set_is_a_warning() -> None:
-    assert only(judge.judge_energy("absent", None), "energy country").level == "warning"
-    assert only(judge.judge_energy("absent", "DEU"), "energy country").found == "DEU"
+    assert only(checks.check_energy("absent", None), "energy country").level == "warning"
+    assert only(checks.check_energy("absent", "DEU"), "energy country").found == "DEU"
 
 
 @pytest.mark.parametrize(
     ("mode", "level"), [(0o40755, "warning"), (0o40701, "warning"), (0o40750, "ok"), (0o40700, "ok")]
 )
 def test_root_that_other_users_can_look_into_is_a_warning(mode: int, level: str) -> None:
-    (found,) = judge.judge_permissions(mode, 0o077, owner=5, user=5)
+    (found,) = checks.check_permissions(mode, 0o077, owner=5, user=5)
     assert found.level == level
 
 
 def test_other_user_than_the_owner_is_a_warning() -> None:
-    assert only(judge.judge_permissions(0o40700, 0o077, owner=5, user=0), "user").level == "warning"
+    assert only(checks.check_permissions(0o40700, 0o077, owner=5, user=0), "user").level == "warning"
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_other_user_than_the_owner_is_a_warning() -> None:
     ],
 )
 def test_images_of_an_instance_that_does_not_run_are_told(left: list[LeftOver], level: str) -> None:
-    assert judge.judge_left_overs(left).level == level
+    assert checks.check_left_overs(left).level == level
 
 
 @pytest.mark.parametrize(
@@ -369,13 +369,13 @@ def test_images_of_an_instance_that_does_not_run_are_told(left: list[LeftOver], 
 def test_clock_is_judged_by_the_disk_and_the_newest_image(
     now: datetime, disk: datetime | None, newest: datetime | None, level: str
 ) -> None:
-    assert judge.judge_clock(now, disk, newest).level == level
+    assert checks.check_clock(now, disk, newest).level == level
 
 
 def test_flags_are_read_from_both_kinds_of_cpuinfo() -> None:
-    assert judge.cpu_flags("model name\t: x\nflags\t\t: fpu avx2\nbugs\t: y\n") == {"fpu", "avx2"}
-    assert judge.cpu_flags("Features\t: fp asimd\n") == {"fp", "asimd"}
-    assert judge.cpu_flags("") is None
+    assert checks.cpu_flags("model name\t: x\nflags\t\t: fpu avx2\nbugs\t: y\n") == {"fpu", "avx2"}
+    assert checks.cpu_flags("Features\t: fp asimd\n") == {"fp", "asimd"}
+    assert checks.cpu_flags("") is None
 
 
 def test_only_locks_that_are_held_count() -> None:
@@ -385,7 +385,7 @@ def test_only_locks_that_are_held_count() -> None:
         "3: POSIX  ADVISORY  WRITE 9 fe:00:79 0 EOF",
     )
     text = "\n".join(lines)
-    assert judge.locked_inodes(text) == {77}
+    assert checks.locked_inodes(text) == {77}
 
 
 # --- the edge ------------------------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ def test_left_overs_are_counted_and_a_held_lock_means_alive(root: Path) -> None:
         (folder.parent / ".lock").write_text("")
     with (root / "processing" / "main" / ".lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        held = judge.locked_inodes(Path("/proc/locks").read_text())
+        held = checks.locked_inodes(Path("/proc/locks").read_text())
         assert command.read_left_overs(root, held) == [LeftOver("main", 1, True), LeftOver("old", 1, False)]
 
 

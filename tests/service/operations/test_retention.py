@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from service.cli import app
 from service.errors import TamisError
-from service.operations.remove_file import Stays
+from service.operations.remove_file import NotRemovable
 from service.operations.retention import GB, SLICE, Going, Outcome, Retention, Rule, last_run, plan, rules_of
 from service.settings import Settings
 from service.storage.database.open import open_database
-from service.storage.retention import Kept
+from service.storage.retention import KeptImage
 from service.storage.tables import time_text
 from tests.conftest import REPOSITORY
 
@@ -112,8 +112,8 @@ def house(root: Path) -> Iterator[House]:
     engine.dispose()
 
 
-def kept(number: int, days: float, size: int) -> Kept:
-    return Kept(str(number), "default", "normal", f"normal/{number}", "0" * 64, size, NOW - days * DAY)
+def kept(number: int, days: float, size: int) -> KeptImage:
+    return KeptImage(str(number), "default", "normal", f"normal/{number}", "0" * 64, size, NOW - days * DAY)
 
 
 # The plan
@@ -479,8 +479,8 @@ def test_foreseeing_looks_at_no_more_than_it_is_told(house: House) -> None:
     for _ in range(10):
         house.place()
     retention = Retention(house.root, house.engine, WEEK_OF_NORMALS)
-    assert len(list(retention.foresee(NOW, images_max=4))) == 4
-    assert not any(isinstance(one, Stays) for one in retention.foresee(NOW))
+    assert len(list(retention.preview(NOW, images_max=4))) == 4
+    assert not any(isinstance(one, NotRemovable) for one in retention.preview(NOW))
 
 
 def test_status_tells_of_the_last_run_and_of_what_goes_next(house: House) -> None:

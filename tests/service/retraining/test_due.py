@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from service.cron import check_cron, parse_cron
-from service.retraining.due import Due, Facts, due, next_time
+from service.retraining.due import DueReason, RetrainingFacts, due, next_time
 from service.storage.retrainings import NewLabels, RetrainingRow
 
 SUNDAY = datetime(2026, 3, 8, 2, tzinfo=UTC)
@@ -31,10 +31,10 @@ def asked(
     drifting_since: datetime | None = None,
     after_labels: int = 0,
     on_drift: bool = False,
-) -> Due | None:
+) -> DueReason | None:
     unlearned = NewLabels(labels if first_label_at else 0, first_label_at, 7)
     recent = NewLabels(labels if since_last is None else since_last, first_label_at, 7)
-    facts = Facts(runs, unlearned, recent, drifting_since)
+    facts = RetrainingFacts(runs, unlearned, recent, drifting_since)
     return due(facts, now, cron=WEEKLY, after_labels=after_labels, on_drift=on_drift)
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from service.retraining.gate import NORMALS_MIN, Judgement, Side, judge, not_judged
+from service.retraining.gate import NORMALS_MIN, GateResult, Side, compare, not_judged
 
 
 def normals(count: int = 100, above: int = 1, seed: int = 0) -> np.ndarray:
@@ -28,13 +28,13 @@ def side(normal: np.ndarray, anomaly: np.ndarray, version: str = "v", rate: floa
     return Side(version, normal, anomaly, 1.0, rate, **cost)
 
 
-def decide(champion: Side, challenger: Side, margin: float = 0.01, **options: object) -> Judgement:
+def decide(champion: Side, challenger: Side, margin: float = 0.01, **options: object) -> GateResult:
     given: dict[str, object] = {"normals_from": "golden", "anomalies_from": "golden"}
-    return judge(champion, challenger, margin=margin, **given | options)  # type: ignore[arg-type]
+    return compare(champion, challenger, margin=margin, **given | options)  # type: ignore[arg-type]
 
 
-def verdicts(judgement: Judgement) -> dict[str, str]:
-    return {figure.name: figure.verdict for figure in judgement.figures}
+def verdicts(result: GateResult) -> dict[str, str]:
+    return {figure.name: figure.verdict for figure in result.figures}
 
 
 def test_a_challenger_that_finds_more_is_better() -> None:
@@ -120,8 +120,8 @@ def test_the_same_scores_give_the_same_finding_each_time() -> None:
 
 
 @pytest.mark.parametrize("judgement", [not_judged(f"fewer than {NORMALS_MIN} normals")], ids=["not judged"])
-def test_the_finding_is_json(judgement: Judgement) -> None:
-    assert json.loads(json.dumps(judgement.document()))["decision"] == "not judged"
+def test_the_finding_is_json(result: GateResult) -> None:
+    assert json.loads(json.dumps(result.document()))["decision"] == "not judged"
     full = decide(side(normals(), anomalies(40, 20)), side(normals(), anomalies(40, 36)))
     document = json.loads(json.dumps(full.document(), allow_nan=False))
     assert [figure["name"] for figure in document["figures"]][:3] == ["image_auroc", "recall", "false_alarm_rate"]

@@ -21,7 +21,7 @@ from service import settings as settings_module
 from service.errors import TamisError
 from service.retraining.lock import LOCK_NAME, retraining_lock
 from service.retraining.retrain import clear_up, retrain
-from service.retraining.training_data import gather, read_images
+from service.retraining.training_data import read_images, select_training_data
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
 from service.training.run import EnergyExceeded
@@ -203,7 +203,7 @@ def test_what_a_person_says_goes_over_what_the_champion_learned(
     trained[5].path.write_bytes(trained[6].path.read_bytes())
     with engine.connect() as connection:
         known = retrainings.known_images(connection, PRODUCT)
-    found = gather(root, champion.folder, known)
+    found = select_training_data(root, champion.folder, known)
     assert (found.overruled, found.gone) == (3, 2)
     assert set(found.normals) == {image.path for image in trained[6:]} | set(kept)
     assert set(found.calibrate) == {image.path for image in calibrated}

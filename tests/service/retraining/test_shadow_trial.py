@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.retraining.shadow_trial import IMAGES_MIN, Due, Facts, Probation, due, reason_to_wait
+from service.retraining.shadow_trial import IMAGES_MIN, DueTrial, ShadowTrial, TrialFacts, due, reason_to_wait
 from service.settings import Settings, load
 from service.storage import versions
 from service.storage.database.open import open_database
@@ -29,9 +29,9 @@ PASSED = GatedRun(1, "challenger", "v1", True)
 SEEN = ShadowSummary(100, 4, 0.02, 0.05)
 
 
-def facts(run: GatedRun | None = PASSED, **values: Any) -> Facts:
+def facts(run: GatedRun | None = PASSED, **values: Any) -> TrialFacts:
     plain = {"champion": "v1", "newest_challenger": "v2", "promote_automatically": True}
-    return Facts(run, **(plain | values))
+    return TrialFacts(run, **(plain | values))
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def facts(run: GatedRun | None = PASSED, **values: Any) -> Facts:
         (SEEN, facts(promote_automatically=False), "promote_automatically is off"),
     ],
 )
-def test_what_is_promoted_and_what_waits(seen: ShadowSummary, known: Facts, word: str | None) -> None:
-    found = reason_to_wait(Due("default", "v2", OVER, seen), known)
+def test_what_is_promoted_and_what_waits(seen: ShadowSummary, known: TrialFacts, word: str | None) -> None:
+    found = reason_to_wait(DueTrial("default", "v2", OVER, seen), known)
     assert found is None if word is None else found is not None and word in found
 
 
@@ -117,24 +117,24 @@ def house(root: Path) -> Iterator[Root]:
 def test_challenger_that_earned_it_is_promoted_once_its_hours_are_over(house: Root, gate: str) -> None:
     house.saw(100, alarms=1)
     house.gate(gate=gate)
-    probation = Probation(house.root, house.engine, house.settings)
-    assert probation.end_those_over(OVER - timedelta(seconds=1)) == [] and house.champion()[0] == "v1"
-    [promoted] = probation.end_those_over(OVER)
+    probation = ShadowTrial(house.root, house.engine, house.settings)
+    assert probation.finish_due_trials(OVER - timedelta(seconds=1)) == [] and house.champion()[0] == "v1"
+    [promoted] = probation.finish_due_trials(OVER)
     assert (promoted.version, promoted.summary.disagreements) == ("v2", 1)
     assert house.champion() == (
         "v2",
         "gate passed, and in the shadow it called 1.00% of 100 images anomalies, the champion 0.00%",
     )
-    assert probation.end_those_over(OVER) == []
+    assert probation.finish_due_trials(OVER) == []
 
 
 def test_challenger_that_waits_is_spoken_of_once(house: Root, caplog: pytest.LogCaptureFixture) -> None:
     house.saw(100, alarms=30)
     house.gate()
-    probation = Probation(house.root, house.engine, house.settings)
+    probation = ShadowTrial(house.root, house.engine, house.settings)
     with caplog.at_level(logging.INFO):
         for minutes in range(3):
-            assert probation.end_those_over(OVER + timedelta(minutes=minutes)) == []
+            assert probation.finish_due_trials(OVER + timedelta(minutes=minutes)) == []
     assert [record.message for record in caplog.records] == ["shadow hours are over", "challenger waits for a person"]
     assert house.champion()[0] == "v1"
 
@@ -152,7 +152,7 @@ def test_nothing_is_due_where_there_are_no_shadow_hours(house: Root) -> None:
 def test_gate_that_does_not_say_that_it_was_passed_promotes_nothing(house: Root, gate: str | None) -> None:
     house.saw(100)
     house.gate(gate=gate)
-    assert Probation(house.root, house.engine, house.settings).end_those_over(OVER) == []
+    assert ShadowTrial(house.root, house.engine, house.settings).finish_due_trials(OVER) == []
 
 
 def test_challenger_whose_files_are_damaged_is_not_promoted(house: Root, caplog: pytest.LogCaptureFixture) -> None:
@@ -160,7 +160,7 @@ def test_challenger_whose_files_are_damaged_is_not_promoted(house: Root, caplog:
     house.gate()
     (house.root / "models/default/v2/model.bin").write_bytes(b"damaged")
     with caplog.at_level(logging.INFO):
-        assert Probation(house.root, house.engine, house.settings).end_those_over(OVER) == []
+        assert ShadowTrial(house.root, house.engine, house.settings).finish_due_trials(OVER) == []
     assert "model.bin" in str(vars(caplog.records[-1])) and house.champion()[0] == "v1"
 
 

@@ -11,9 +11,9 @@ from sqlalchemy import Engine
 from typer.testing import CliRunner, Result
 
 from service.cli import app
-from service.retraining.gate import Judgement
-from service.retraining.promotion import conclude
-from service.retraining.shadow_trial import Probation
+from service.retraining.gate import GateResult
+from service.retraining.promotion import apply_gate_result
+from service.retraining.shadow_trial import ShadowTrial
 from service.settings import load
 from service.storage import retrainings, thresholds, versions
 from service.storage.database.open import open_database
@@ -96,8 +96,8 @@ def test_challenger_that_passed_the_gate_waits_where_it_could_not_keep_the_rate(
     choose(engine, rate)
     with engine.begin() as connection:
         row = retrainings.request(connection, "default", "command", state="running", requested_at=AT, started_at=AT)
-    better = Judgement("better", "better in recall", (), 20, 12, "golden", "golden")
-    done = conclude(root, engine, load(root), row, old, new, better, [None])
+    better = GateResult("better", "better in recall", (), 20, 12, "golden", "golden")
+    done = apply_gate_result(root, engine, load(root), row, old, new, better, [None])
     assert done.outcome == outcome and ("0.002 that ann chose" in (done.reason or "")) == (outcome == "challenger")
     assert champion(engine) == ("v2" if outcome == "promoted" else "v1")
 
@@ -115,8 +115,8 @@ def test_challenger_whose_hours_are_over_waits_where_it_could_not_keep_the_rate(
             " '{\"passed\": true}')"
         )
     choose(engine, 0.002)
-    probation = Probation(root, engine, load(root))
+    probation = ShadowTrial(root, engine, load(root))
     over = CREATED_AT + timedelta(hours=25)
-    assert probation.end_those_over(over) == [] and champion(engine) == "v1"
+    assert probation.finish_due_trials(over) == [] and champion(engine) == "v1"
     choose(engine, 0.01)
-    assert [one.version for one in probation.end_those_over(over)] == ["v2"] and champion(engine) == "v2"
+    assert [one.version for one in probation.finish_due_trials(over)] == ["v2"] and champion(engine) == "v2"

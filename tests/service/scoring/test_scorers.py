@@ -15,8 +15,8 @@ from models.calibration.thresholds import AtFalseAlarmRate
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.errors import ConfigurationError
-from service.scoring.decide import Judge
-from service.scoring.scorers import Scorers
+from service.scoring.decide import ThresholdDecider
+from service.scoring.scorers import ScorerCache
 from service.storage.versions import VersionRow
 from tests.support import brightness_version
 
@@ -46,8 +46,8 @@ def joint_version(root: Path, other: ModelVersion, product: str, scores: list[fl
     return registry.publish(build, root / "models")
 
 
-def judge_of(product: str, version: ModelVersion) -> Judge:
-    return Judge(version.calibration_scores, AtFalseAlarmRate(0.01))
+def decider_of(product: str, version: ModelVersion) -> ThresholdDecider:
+    return ThresholdDecider(version.calibration_scores, AtFalseAlarmRate(0.01))
 
 
 def test_products_trained_jointly_have_one_detector_and_a_threshold_each(root: Path) -> None:
@@ -61,21 +61,21 @@ def test_products_trained_jointly_have_one_detector_and_a_threshold_each(root: P
 
     known = {version.product: [row_of(version)] for version in (first, second)}
 
-    scorers = Scorers(root, lambda: known, judge_of, load, loaded_max=1)
+    scorers = ScorerCache(root, lambda: known, decider_of, load, loaded_max=1)
     scorers.refresh()
     bar, bolt = scorers.get("bar"), scorers.get("bolt")
     assert bar.detector is bolt.detector and len(loaded) == 1
-    assert (bar.judge.threshold, bolt.judge.threshold) == (100.0, 150.0)
+    assert (bar.decider.threshold, bolt.decider.threshold) == (100.0, 150.0)
     pixels = np.full((1, brightness_version.HEIGHT, brightness_version.WIDTH, 3), 120, np.uint8)
     score = float(bar.detector.score(pixels).scores[0])
-    assert [scorers.get(product).judge.decide(score).verdict for product in ("bar", "bolt")] == ["anomaly", "normal"]
+    assert [scorers.get(product).decider.decide(score).verdict for product in ("bar", "bolt")] == ["anomaly", "normal"]
 
 
 def test_a_version_that_is_not_what_was_registered_is_refused_though_its_graph_is_in_memory(root: Path) -> None:
     first = brightness_version.install(root, "bar")
     second = joint_version(root, first, "bolt", [1.0] * 100)
     known = {"bar": [row_of(first)], "bolt": [replace(row_of(second), sha256="0" * 64)]}
-    scorers = Scorers(root, lambda: known, judge_of, OpenVinoDetector, loaded_max=2)
+    scorers = ScorerCache(root, lambda: known, decider_of, OpenVinoDetector, loaded_max=2)
     scorers.refresh()
     scorers.get("bar")
     with pytest.raises(ConfigurationError, match="expected sha256 0000"):

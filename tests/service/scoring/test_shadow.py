@@ -19,8 +19,8 @@ from models.detector import Detector, Scored
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.retraining.shadow_trial import IMAGES_MIN, standing
-from service.scoring.decide import Judge
-from service.scoring.scorers import Scorers
+from service.scoring.decide import ThresholdDecider
+from service.scoring.scorers import ScorerCache
 from service.scoring.shadow import Shadows, in_share
 from service.storage import shadow
 from service.storage.database.open import open_database
@@ -54,9 +54,9 @@ class Stage:
         limits: object = LIMITS,
     ) -> None:
         self.engine, self.now = engine, IN_HOURS
-        self.scorers = Scorers(root, self._champions, self._judge_of, OpenVinoDetector, loaded_max)
+        self.scorers = ScorerCache(root, self._champions, self._decider_of, OpenVinoDetector, loaded_max)
         self.shadows = Shadows(
-            root, self.scorers, self._challengers, self._judge_of, load, share=share, loaded_max=loaded_max
+            root, self.scorers, self._challengers, self._decider_of, load, share=share, loaded_max=loaded_max
         )
         self.house = House(root, engine, self.scorers, limits, shadows=self.shadows)  # type: ignore[arg-type]
         self.scorers.refresh()
@@ -91,8 +91,8 @@ class Stage:
         with self.engine.connect() as connection:
             return dict(standing(connection, 24.0, self.now))
 
-    def _judge_of(self, _product: str, version: ModelVersion) -> Judge:
-        return Judge(version.calibration_scores, AtFalseAlarmRate(0.01))
+    def _decider_of(self, _product: str, version: ModelVersion) -> ThresholdDecider:
+        return ThresholdDecider(version.calibration_scores, AtFalseAlarmRate(0.01))
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_image_that_ended_the_service_once_is_not_given_to_the_challenger(
     drop("a.png")
     claim = one.house.claims.claim("a.png", now=0.0)
     assert claim is not None
-    one.house.pipeline.score_again([claim])
+    one.house.pipeline.retry([claim])
     one.house.run()
     assert [row["state"] for row in one.house.rows()] == ["placed"] and one.scores() == {}
 

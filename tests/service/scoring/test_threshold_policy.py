@@ -11,7 +11,7 @@ from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedSco
 from models.errors import TooFewImages
 from models.registry import ModelVersion
 from service.errors import ConfigurationError
-from service.scoring.threshold_policy import judge_of, policy_of, threshold_of
+from service.scoring.threshold_policy import decider_of, policy_of, threshold_of
 from service.settings import Settings, load
 from tests.support.brightness_version import install
 
@@ -75,7 +75,7 @@ def test_policy_without_known_anomalies_is_a_mistake_and_nothing_takes_its_place
 ) -> None:
     model = with_anomalies(version) if known else version
     with pytest.raises(ConfigurationError, match=rf"product {product}, version v1.*calibration\.anomaly_scores"):
-        judge_of(settings_of(root, POLICIES), product, model)
+        decider_of(settings_of(root, POLICIES), product, model)
 
 
 def test_too_few_normals_for_the_rate_are_refused(root: Path, version: ModelVersion) -> None:
@@ -85,5 +85,5 @@ def test_too_few_normals_for_the_rate_are_refused(root: Path, version: ModelVers
 
 def test_band_is_that_of_the_product(root: Path, version: ModelVersion) -> None:
     settings = settings_of(root, "[products.lid]\nuncertain_band = 1\n")
-    assert judge_of(settings, "lid", version).band_half_width == 0
-    assert judge_of(settings, "cap", version).band_half_width == 2
+    assert decider_of(settings, "lid", version).band_half_width == 0
+    assert decider_of(settings, "cap", version).band_half_width == 2

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from service.commands.versions import app
 from service.errors import ConfigurationError, TamisError, UsageError
-from service.scoring.threshold_preview import choose_rate, explore, would_change
+from service.scoring.threshold_preview import choose_rate, preview, would_change
 from service.settings import Settings, load
 from service.storage import thresholds
 from service.storage.database.open import open_database
@@ -74,13 +74,13 @@ def test_exploration_says_how_many_of_the_last_images_change_sides(root: Path, e
     install(root)  # calibrated on 1 to 100
     fill(engine, [10.0, 92.0, 95.5, 96.0, 97.0, 100.0, 120.0])
     with engine.connect() as connection:
-        found = explore(root, connection, settings_of(root), "default", 0.05)
+        found = preview(root, connection, settings_of(root), "default", 0.05)
         assert (found.threshold, found.present_threshold, found.present_rate) == (96.0, 100.0, 0.01)
         assert (found.images, found.to_normal, found.to_anomaly) == (7, 0, 2)
         assert (found.version, found.policy, found.chosen) == ("v1", "false_alarm_rate", False)
         assert found.lowest_rate == 0.01  # 1 / 101, rounded up
-        assert explore(root, connection, settings_of(root), "default", 0.05, last=3).images == 3
-        back = explore(root, connection, settings_of(root, "false_alarm_rate = 0.1"), "default", 0.01)
+        assert preview(root, connection, settings_of(root), "default", 0.05, last=3).images == 3
+        back = preview(root, connection, settings_of(root, "false_alarm_rate = 0.1"), "default", 0.01)
         assert (back.present_threshold, back.to_normal, back.to_anomaly) == (91.0, 5, 0)
 
 
@@ -88,7 +88,7 @@ def test_exploration_of_a_rate_that_the_calibration_cannot_keep_has_no_threshold
     install(root)
     fill(engine, [10.0, 120.0])
     with engine.connect() as connection:
-        found = explore(root, connection, settings_of(root), "default", 0.001)
+        found = preview(root, connection, settings_of(root), "default", 0.001)
     assert (found.threshold, found.to_normal, found.to_anomaly, found.images) == (None, None, None, 2)
     assert found.lowest_rate == 0.01
 
@@ -97,7 +97,7 @@ def test_images_of_another_version_are_not_counted(root: Path, engine: Engine) -
     install(root)
     fill(engine, [97.0, 98.0], model_version="v0")
     with engine.connect() as connection:
-        assert explore(root, connection, settings_of(root), "default", 0.05).images == 0
+        assert preview(root, connection, settings_of(root), "default", 0.05).images == 0
 
 
 def test_product_without_a_model_of_its_own_is_explored_by_that_of_default(root: Path, engine: Engine) -> None:
@@ -105,9 +105,9 @@ def test_product_without_a_model_of_its_own_is_explored_by_that_of_default(root:
     fill(engine, [97.0, 50.0], product="cap")
     choose(root, engine, 0.02, "cap")
     with engine.connect() as connection:
-        own = explore(root, connection, settings_of(root), "cap", 0.05)
+        own = preview(root, connection, settings_of(root), "cap", 0.05)
         assert (own.version, own.images, own.to_anomaly, own.present_rate, own.chosen) == ("v1", 2, 1, 0.02, True)
-        assert explore(root, connection, settings_of(root), "default", 0.05).present_rate == 0.01
+        assert preview(root, connection, settings_of(root), "default", 0.05).present_rate == 0.01
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -1.0, 7.0, float("nan"), float("inf")])
@@ -116,7 +116,7 @@ def test_what_is_no_rate_is_refused(root: Path, engine: Engine, rate: float) -> 
     with pytest.raises(UsageError, match="more than 0 and less than 1"):
         choose(root, engine, rate)
     with engine.connect() as connection, pytest.raises(UsageError):
-        explore(root, connection, settings_of(root), "default", rate)
+        preview(root, connection, settings_of(root), "default", rate)
 
 
 def test_rate_that_the_calibration_cannot_keep_is_refused_with_the_lowest_that_it_can(
@@ -136,7 +136,7 @@ def test_rate_is_refused_where_the_threshold_is_set_by_other_means(root: Path, e
         choose(root, engine, 0.05, text=policy)
     choose(root, engine, 0.05)
     with engine.connect() as connection:
-        found = explore(root, connection, settings_of(root, policy), "default", 0.05)
+        found = preview(root, connection, settings_of(root, policy), "default", 0.05)
     assert (found.policy, found.present_threshold, found.present_rate, found.chosen) == ("fixed", 42.0, None, False)
 
 
