@@ -11,16 +11,12 @@ from typing import Any
 from service.errors import ConfigurationError
 from service.filesystem.mounts import Mounts
 from service.filesystem.process_lock import ProcessLock
-from service.inspection.claim import PROCESSING
-from service.inspection.relocate import KINDS
-
-LOCK_NAME = ".lock"
-STATUS_NAME = ".status.json"
+from service.root import INSTANCE_LOCK, INSTANCE_STATUS, KINDS, PROCESSING
 
 
 def instance_lock(root: Path, instance: str) -> ProcessLock:
     """Return the lock that the daemon `instance` of `root` holds while it runs."""
-    return ProcessLock(root / PROCESSING / instance / LOCK_NAME, instance=instance)
+    return ProcessLock(root / PROCESSING / instance / INSTANCE_LOCK, instance=instance)
 
 
 def instances(root: Path) -> list[str]:
@@ -81,10 +77,10 @@ def mounts_of(root: Path, *names: str) -> Mounts:
 def write_status(root: Path, instance: str, status: Mapping[str, object]) -> None:
     """Put `status` in the place of what `instance` last wrote of itself."""
     path = _status_path(root, instance)
-    partial = path.with_name(STATUS_NAME + ".tmp")
+    partial = path.with_name(INSTANCE_STATUS + ".tmp")
     partial.write_text(json.dumps(status), encoding="utf-8")
     partial.replace(path)
 
 
 def _status_path(root: Path, instance: str) -> Path:
-    return root / PROCESSING / instance / STATUS_NAME
+    return root / PROCESSING / instance / INSTANCE_STATUS

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from ulid import ULID
 
-from service.settings import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT
 
 NAME_BYTES_MAX = 200
 PRODUCT_BYTES_MAX = 100

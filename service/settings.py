@@ -22,10 +22,9 @@ from pydantic_settings import (
 )
 
 from service.errors import ConfigurationError, RootMissing
+from service.root import SETTINGS_FILE
 
-SETTINGS_FILE = "tamis.toml"
 ENVIRONMENT_PREFIX = "TAMIS_"
-DEFAULT_PRODUCT = "default"
 TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
 

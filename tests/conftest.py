@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Scored
-from service.commands.init import FOLDERS
+from service.root import FOLDERS
 from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import Scorer
 from service.storage.database.open import open_database

@@ -24,17 +24,16 @@ from sqlalchemy import Connection
 import migrations
 from models import registry
 from models.errors import ModelError
-from service.commands.init import FOLDERS
 from service.commands.options import AsJson, Root, print_json
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
-from service.instances import LOCK_NAME
 from service.names import parse_claimed_name, product_of
 from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
 from service.operations.retention import rules_of
+from service.root import DEFAULT_PRODUCT, FOLDERS, INSTANCE_LOCK
 from service.scoring.threshold_policy import policy_of, threshold_of
-from service.settings import DEFAULT_PRODUCT, TRAINING_FALSE_ALARM_RATE, Settings, load, origins
+from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage import retention
 from service.storage.database.journal import journal_choice
 from service.storage.drift import DriftRow
@@ -150,7 +149,7 @@ def read_left_overs(root: Path, locked: frozenset[int]) -> list[LeftOver]:
     found = []
     for folder in sorted(path for path in _children(root / "processing") if path.is_dir()):
         images = sum(1 for path in folder.rglob("*") if parse_claimed_name(path.name) is not None)
-        lock = folder / LOCK_NAME
+        lock = folder / INSTANCE_LOCK
         found.append(LeftOver(folder.name, images, lock.exists() and lock.stat().st_ino in locked))
     return found
 

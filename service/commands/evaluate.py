@@ -26,7 +26,8 @@ from service.evaluation.learning_curve import job_like, sizes_asked, training_po
 from service.evaluation.outcome import Evaluated, LearningPoint
 from service.evaluation.run import Bench, plan
 from service.evaluation.thumbnails import thumbnails
-from service.settings import DEFAULT_PRODUCT, Settings
+from service.root import DEFAULT_PRODUCT
+from service.settings import Settings
 from service.storage.database.open import open_database
 
 

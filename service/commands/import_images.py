@@ -19,7 +19,7 @@ from service.labelling import import_images as importing
 from service.labelling.import_images import SKIPPED, Imported, ReadLimits
 from service.names import shown_name
 from service.products import check_product
-from service.settings import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT
 from service.storage.database.open import open_database
 
 OUTCOMES = ("added", "relabelled", "labelled", "unchanged", "skipped")

@@ -18,10 +18,11 @@ from service.errors import TamisError, UsageError
 from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
+from service.root import DEFAULT_PRODUCT
 from service.scoring.champions import load_version
 from service.scoring.decide import ThresholdDecider
 from service.scoring.threshold_policy import decider_of
-from service.settings import DEFAULT_PRODUCT, Settings
+from service.settings import Settings
 from service.storage.database.open import open_database
 from service.storage.thresholds import chosen
 

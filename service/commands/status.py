@@ -15,11 +15,12 @@ from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
-from service.inspection.claim import INCOMING
-from service.inspection.watch import NameFilter, scan
+from service.filesystem.file_state import NameFilter
+from service.inspection.watch import scan
 from service.instances import instances, read_status
 from service.names import product_of
 from service.operations.retention import Rule, last_run, rules_document, rules_of
+from service.root import INCOMING
 from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows
 from service.storage.database.open import open_database

@@ -12,8 +12,8 @@ import typer
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.errors import UsageError
+from service.root import DEFAULT_PRODUCT
 from service.scoring.threshold_preview import LAST, ThresholdPreview, choose_rate, preview
-from service.settings import DEFAULT_PRODUCT
 from service.storage import thresholds
 from service.storage.database.open import open_database
 

@@ -25,7 +25,7 @@ from service.errors import TamisError, UsageError
 from service.names import shown_name
 from service.products import ALL_PRODUCTS, check_product
 from service.progress_bar import training_progress
-from service.settings import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.versions import VersionRow

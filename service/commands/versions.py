@@ -17,6 +17,7 @@ from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.threshold import threshold
 from service.errors import TamisError
+from service.root import MODELS
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import shadow, versions
@@ -39,7 +40,6 @@ LIST_COLUMNS = (
     "shadow",
     "reason",
 )
-MODELS_FOLDER = "models"
 
 Product = Annotated[str, typer.Argument(help="The product.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
@@ -144,7 +144,7 @@ def _database(root: Path, *, read_only: bool = False) -> Iterator[Engine]:
 
 
 def _folder(root: Path, row: VersionRow) -> Path:
-    return root / MODELS_FOLDER / row.product / row.version
+    return root / MODELS / row.product / row.version
 
 
 def _plain(row: VersionRow) -> dict[str, Any]:

@@ -31,19 +31,21 @@ from service.daemon.wake import Wake
 from service.drift.monitor import DriftWatch
 from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
+from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
-from service.inspection.claim import INCOMING, PROCESSING, Claims
+from service.inspection.claim import Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline, PipelineLimits, StageStuck
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.settle import Settling
-from service.inspection.watch import NameFilter, Watcher
-from service.instances import STATUS_NAME, instance_lock, lock_root, mounts_of, other_instances, write_status
+from service.inspection.watch import Watcher
+from service.instances import instance_lock, lock_root, mounts_of, other_instances, write_status
 from service.labelling.folder_watch import FolderWatch
 from service.logs import configure, fields
 from service.operations.restore import take_back
 from service.retraining.scheduler import Schedule
+from service.root import INCOMING, INSTANCE_STATUS, PROCESSING
 from service.scoring.active_versions import ActiveVersions
 from service.scoring.detector_loader import DetectorLoader
 from service.scoring.scorers import ScorerCache
@@ -387,7 +389,7 @@ class Daemon:
         if reason is None:
             reason = None if (self._root / INCOMING).is_dir() else "incoming/ is gone"
         if reason is None and (gone := self._mounts.find_gone()):
-            status = f"{PROCESSING}/{self._settings.instance}/{STATUS_NAME}"
+            status = f"{PROCESSING}/{self._settings.instance}/{INSTANCE_STATUS}"
             reason = (
                 f"expected a disk or share mounted at {', '.join(gone)}, as before; found none. Mount it; "
                 f"or, if it is to lie on the root's disk from now on, stop the service and remove {status}"

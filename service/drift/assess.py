@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from models.appearance import FIGURES
 from models.drift.drift import IMAGES_MIN, Moved, ScoreComparison, cause_of, change_point, compare, look_moved
-from service.scoring.decide import ANOMALY, NORMAL
+from service.root import ANOMALY, NORMAL
 from service.storage.drift import DriftRow, ScoredImage
 
 STEADY = "steady"

@@ -21,10 +21,9 @@ from models.registry import ModelVersion, read_manifest
 from service.drift.assess import DRIFTING, DriftSubject, assess, order_of, scores_of
 from service.errors import ConfigurationError
 from service.logs import fields
-from service.scoring.decide import ANOMALY
-from service.scoring.scorers import MODELS
+from service.root import ANOMALY, DEFAULT_PRODUCT, MODELS
 from service.scoring.threshold_policy import threshold_of
-from service.settings import DEFAULT_PRODUCT, Settings
+from service.settings import Settings
 from service.storage import drift as rows
 from service.storage.database.open import trouble
 from service.storage.drift import ChampionPeriod, DriftRow, ScoredImage

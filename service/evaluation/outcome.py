@@ -20,7 +20,7 @@ from models.evaluation.metrics import AtThreshold, Counts, Float64Array, at_thre
 from models.evaluation.pixel_histograms import ImageHistograms
 from models.registry import ModelVersion
 from service.evaluation.worst_mistakes import WorstMistakes
-from service.scoring.decide import ANOMALY, NORMAL
+from service.root import ANOMALY, NORMAL
 from service.storage.energy import EnergySample
 from service.storage.versions import VersionRow
 

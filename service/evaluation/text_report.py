@@ -20,7 +20,7 @@ from service.commands.score import UNKNOWN
 from service.errors import UsageError
 from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, VersionComparison, verdict
 from service.names import shown_name
-from service.scoring.decide import ANOMALY, NORMAL
+from service.root import ANOMALY, NORMAL
 
 SHOWN = {
     "precision": "precision",

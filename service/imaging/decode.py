@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from service.filesystem.file_state import FileState
+
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -55,21 +57,6 @@ class DecodeError(Exception):
 
 class StillChanging(Exception):
     """The file changed while it was read: somebody is still writing it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileState:
-    """What tells one content of a file from another without reading it."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> FileState:
-        """Return the state that `status` describes."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)

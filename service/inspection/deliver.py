@@ -8,7 +8,6 @@ bytes are at the destination. Nothing goes into the bare mount point of a share 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -17,9 +16,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from models.registry import file_sha256
+from service.filesystem.folders import WrongFolder, open_folder, sync_folder
 from service.filesystem.mount_table import sync
 from service.filesystem.mounts import Mounts
-from service.inspection.claim import WrongFolder, open_folder, sync_folder
 
 TRIES = 3
 
@@ -149,11 +149,5 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _same_bytes(source: Path, destination: Path, sha256: str | None) -> bool:
-    at_source = hash_file(source)
-    return at_source == hash_file(destination) and sha256 in (None, at_source)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of the file at `path`, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    at_source = file_sha256(source)
+    return at_source == file_sha256(destination) and sha256 in (None, at_source)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ConfigurationError
-from service.inspection.claim import INCOMING, Claim
+from service.filesystem.file_state import NameFilter, file_state
+from service.inspection.claim import Claim
 from service.inspection.settle import Settling
-from service.inspection.watch import Hint, NameFilter, being_written, file_state, scan
+from service.inspection.watch import Hint, being_written, scan
 from service.logs import fields
 from service.names import product_of
+from service.root import INCOMING
 from service.scoring.scorers import Scorer, ScorerCache
 from service.scoring.shadow import Shadow, Shadows
 

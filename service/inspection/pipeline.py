@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from service.energy.meter import EnergyMeter
+from service.filesystem.file_state import file_state
 from service.imaging.decode import DecodeError, StillChanging
 from service.inspection.batch import Batcher
 from service.inspection.claim import Claim, Claims
 from service.inspection.intake import Intake
 from service.inspection.record import UNREAD, BatchReport, FileFacts, InspectedImage, Recorder
 from service.inspection.score_batch import Decoded, Undecodable, read_claim, score_and_decide
-from service.inspection.watch import file_state
 from service.inspection.workers import Workers
 from service.logs import RateLimit, fields
 from service.names import shown_name

@@ -24,16 +24,17 @@ from models.appearance import Appearance
 from models.detector import Float32Array, UInt8Array
 from models.regions import Region
 from service.energy.meter import EnergyMeter
+from service.filesystem.file_state import FileState, file_state
 from service.filesystem.mounts import Mounts
-from service.imaging.decode import DecodedImage, DecodeError, FileState, StillChanging, decode_within, read_file
+from service.imaging.decode import DecodedImage, DecodeError, StillChanging, decode_within, read_file
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
-from service.inspection.claim import PROCESSING, Claim, Claims
+from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
-from service.inspection.relocate import CONFLICT, MISSING, QUARANTINE, SCORED, batches, finished_as, move_to_destination
-from service.inspection.watch import file_state
+from service.inspection.relocate import batches, finished_as, move_to_destination
 from service.logs import fields
 from service.names import destination, shown_name
-from service.scoring.decide import ANOMALY, Decision
+from service.root import ANOMALY, MAPS, PROCESSING, QUARANTINE
+from service.scoring.decide import Decision
 from service.scoring.shadow import ShadowDecision
 from service.storage import energy as energy_rows
 from service.storage import images, regions, shadow
@@ -41,10 +42,9 @@ from service.storage.database.base import AWAY_TIMEOUT_S, write
 from service.storage.energy import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
+from service.storage.states import CONFLICT, MISSING, SCORED
 
 log = logging.getLogger(__name__)
-
-MAPS = "maps"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,16 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
+from models.registry import file_sha256
 from service.imaging.decode import FILE_BYTES_MAX
 from service.inspection.claim import Claim, Claims
-from service.inspection.deliver import Move, hash_file
+from service.inspection.deliver import Move
 from service.inspection.record import FileFacts, InspectedImage, Recorder
-from service.inspection.relocate import CONFLICT, MISSING, PLACED, QUARANTINED, in_processing
+from service.inspection.relocate import in_processing
 from service.logs import fields
 from service.storage import images
 from service.storage.images import StoredImage
+from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ def recover(
 def _is_to_be_sent_again(root: Path, claim: Claim, row: StoredImage, action: Action) -> bool:
     if action is not Action.CHECK_AND_DELIVER:
         return False
-    if row.sha256 is None or hash_file(root / claim.path) == row.sha256:
+    if row.sha256 is None or file_sha256(root / claim.path) == row.sha256:
         return True
     log.error("file is not the one on record; left alone", extra=fields(path=claim.path, id=row.id))
     return False
@@ -118,6 +120,6 @@ def _deliver(recorder: Recorder, moves: list[Move], seen_elsewhere: set[str]) ->
 def _given_up(root: Path, claim: Claim) -> InspectedImage:
     path = root / claim.path
     size = path.lstat().st_size
-    sha256 = hash_file(path) if path.is_file() and not path.is_symlink() and size <= FILE_BYTES_MAX else None
+    sha256 = file_sha256(path) if path.is_file() and not path.is_symlink() and size <= FILE_BYTES_MAX else None
     message = f"scoring it ended the service {claim.attempt} times"
     return InspectedImage(claim, FileFacts(None, sha256, size), error_code="attempts_exhausted", error=message)

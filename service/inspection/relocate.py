@@ -17,19 +17,10 @@ from sqlalchemy import Connection
 from service.filesystem.mounts import Mounts
 from service.inspection.deliver import Delivery, Move, deliver
 from service.names import split_suffix
+from service.root import KINDS, PROCESSING, QUARANTINE
 from service.storage import images
 from service.storage.images import Finished, StoredImage
-
-NORMAL = "normal"
-ANOMALY = "anomaly"
-QUARANTINE = "quarantine"
-PROCESSING = "processing"
-KINDS = (NORMAL, ANOMALY, QUARANTINE)
-SCORED = "scored"
-PLACED = "placed"
-QUARANTINED = "quarantined"
-MISSING = "missing"
-CONFLICT = "conflict"
+from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
 
 IMAGES_A_TURN = 64
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from service.imaging.decode import FileState
+from service.filesystem.file_state import FileState
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,11 @@ the file system sends no events, or they cannot be had, only the scans remain.
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import os
-import re
 import signal
-import stat
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +27,7 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
-from service.imaging.decode import FileState
+from service.filesystem.file_state import FileState, NameFilter, file_state
 
 HINTS_MAX = 4096
 STOP_TIMEOUT_S = 2.0
@@ -140,21 +137,6 @@ class _ArrivalObserver(InotifyObserver):
         self._emitter_class = _ArrivalEmitter
 
 
-class NameFilter:
-    """Says which names are never looked at, by shell patterns that ignore case."""
-
-    def __init__(self, patterns: Sequence[str]) -> None:
-        self._expression = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE | re.DOTALL)
-
-    def ignores(self, name: str) -> bool:
-        """Return whether a file or folder called `name` is ignored."""
-        return self._expression.match(name) is not None
-
-    def ignores_path(self, path: str) -> bool:
-        """Return whether any part of the relative `path` is ignored."""
-        return any(self.ignores(part) for part in path.split("/"))
-
-
 def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
     """Yield each regular file below `folder`, by its path relative to it, with its state.
 
@@ -180,15 +162,6 @@ def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
                 state = file_state(folder / path)
                 if state is not None:
                     yield path, state
-
-
-def file_state(path: Path) -> FileState | None:
-    """Return the state of the regular file at `path`, or None where there is none."""
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return FileState.of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def being_written(path: Path) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.inspection.watch import NameFilter
+from service.filesystem.file_state import NameFilter
 
 # File systems keep times in steps of up to 2 s: what was read within one may have changed after.
 DOUBTFUL_NS = 2_000_000_000

@@ -21,25 +21,18 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from service.imaging.decode import FILE_BYTES_MAX, FileState
-from service.inspection.relocate import (
-    KINDS,
-    MISSING,
-    PLACED,
-    QUARANTINE,
-    QUARANTINED,
-    kind_of,
-    path_in_folder,
-    state_at,
-)
-from service.inspection.watch import NameFilter, file_state
+from service.filesystem.file_state import FileState, NameFilter, file_state
+from service.imaging.decode import FILE_BYTES_MAX
+from service.inspection.relocate import kind_of, path_in_folder, state_at
 from service.labelling import training_set
 from service.labelling.folder_index import FolderIndex
 from service.logs import fields
 from service.names import shown_name
+from service.root import KINDS, QUARANTINE
 from service.storage import images, reviews
 from service.storage.images import ImageToLabel, Sent
 from service.storage.reviews import NewReview
+from service.storage.states import MISSING, PLACED, QUARANTINED
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
-from service.inspection.watch import NameFilter
+from service.filesystem.file_state import NameFilter
 from service.labelling import training_set
 from service.labelling.folder_labels import FolderLabels
 from service.logs import fields
+from service.root import TRAINING
 from service.storage import reviews
 from service.storage.database.open import open_database, trouble
 
@@ -122,7 +123,7 @@ class FolderWatch:
             if done.absent:
                 log.warning("training images are gone", extra=fields(count=len(done.absent), first=done.absent[0]))
             yield
-        for partial in (self._root / training_set.TRAINING).glob(f"*/*/{training_set.PARTIAL}*"):
+        for partial in (self._root / TRAINING).glob(f"*/*/{training_set.PARTIAL}*"):
             if _is_old(partial.name.removeprefix(training_set.PARTIAL)):
                 partial.unlink(missing_ok=True)
             yield

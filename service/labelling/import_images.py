@@ -17,15 +17,15 @@ from PIL import Image
 from sqlalchemy import Engine
 from ulid import ULID
 
+from service.filesystem.folders import make_folders, sync_folder
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
-from service.inspection.claim import make_folders, sync_folder
-from service.inspection.relocate import CONFLICT, MISSING
 from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
 from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
 from service.names import shown_name
 from service.storage import images, reviews
 from service.storage import training_images as training_images
+from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage
 
 SOURCE = "import"

@@ -16,23 +16,16 @@ from typing import get_args
 from sqlalchemy import Connection, Engine
 
 from service.errors import TamisError, UsageError
-from service.inspection.relocate import (
-    PLACED,
-    QUARANTINE,
-    QUARANTINED,
-    SCORED,
-    batches,
-    kind_of,
-    move_to_destination,
-    path_in_folder,
-)
+from service.inspection.relocate import batches, kind_of, move_to_destination, path_in_folder
 from service.instances import mounts_of
 from service.labelling import training_set
 from service.names import destination, shown_name
+from service.root import QUARANTINE
 from service.settings import load
 from service.storage import images, reviews
 from service.storage.images import ImageToLabel, Sent
 from service.storage.reviews import NewReview
+from service.storage.states import PLACED, QUARANTINED, SCORED
 from service.storage.tables import Verdict
 
 LABELS = get_args(Verdict)

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from service.inspection.claim import make_folders, sync_folder
-from service.inspection.deliver import hash_file
+from models.registry import file_sha256
+from service.filesystem.folders import make_folders, sync_folder
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
+from service.root import TRAINING
 from service.storage import images
 from service.storage import training_images as training_images
 from service.storage.images import ImageToLabel
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
 
-TRAINING = "training"
 PARTIAL = ".tmp."
 OTHER = {"normal": "anomaly", "anomaly": "normal"}
 IMAGES_A_TURN = 64
@@ -200,7 +200,7 @@ def _stage(root: Path, row: TrainingImageRow, sources: Sequence[str]) -> Path | 
         except (FileNotFoundError, NotADirectoryError):
             continue
         # Of what it is named by now: the image may have been changed since it was scored.
-        if hash_file(staged) == row.sha256:
+        if file_sha256(staged) == row.sha256:
             return staged
         staged.unlink()
     return None
@@ -275,6 +275,6 @@ def _same_bytes(one: Path, other: Path) -> bool:
     try:
         if one.is_symlink() or other.is_symlink() or not (one.is_file() and other.is_file()):
             return False
-        return os.path.samestat(one.lstat(), other.lstat()) or hash_file(one) == hash_file(other)
+        return os.path.samestat(one.lstat(), other.lstat()) or file_sha256(one) == file_sha256(other)
     except FileNotFoundError:
         return False

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from service.filesystem.mount_table import Mount, is_network, sends_events
-from service.settings import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT
 from service.storage.database.journal import JournalChoice
 from service.storage.drift import DriftRow
 from service.storage.thresholds import Choice

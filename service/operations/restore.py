@@ -19,18 +19,18 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import TamisError
+from service.filesystem.folders import make_folders, sync_folder
 from service.filesystem.mount_table import sync
-from service.inspection.claim import Claims, make_folders, sync_folder
-from service.inspection.relocate import KINDS
+from service.inspection.claim import Claims
 from service.instances import instance_lock, instances
 from service.logs import fields
 from service.names import ClaimedName, delivered_name
+from service.root import DATABASE_FILE, KINDS, RESTORED_MARK
 from service.storage import images
-from service.storage.database.open import DATABASE_FILE, open_database
+from service.storage.database.open import open_database
 
 log = logging.getLogger(__name__)
 
-MARK = ".restored"
 """File in the root that is there from a restoring until the folders were looked through."""
 
 _ASIDE = ".restoring"
@@ -61,7 +61,7 @@ def restore(root: Path, backup: Path) -> Path:
 
 def mark_restored(root: Path) -> None:
     """Have the next start look through the folders for images that the database does not know."""
-    (root / MARK).touch()
+    (root / RESTORED_MARK).touch()
     sync_folder(root)
 
 
@@ -70,7 +70,7 @@ def take_back(root: Path, engine: Engine, claims: Claims) -> int:
 
     Called before anything else looks at the folders.
     """
-    mark = root / MARK
+    mark = root / RESTORED_MARK
     if not mark.exists():
         return 0
     taken = sum(_take_back(root, engine, claims, folder, names) for folder, names in _delivered(root))

@@ -25,13 +25,12 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 
 from service.errors import TamisError
-from service.inspection.claim import PROCESSING, sync_folder
-from service.inspection.record import MAPS
+from service.filesystem.folders import sync_folder
 from service.instances import mounts_of
 from service.logs import fields
 from service.operations import remove_file as removal
 from service.operations.remove_file import FOLDERS, FileIdentity, NotRemovable
-from service.scoring.scorers import MODELS
+from service.root import MAPS, MODELS, PROCESSING, RETENTION_LAST_RUN, RETENTION_LOCK
 from service.settings import Settings
 from service.storage import retention as rows
 from service.storage.retention import KeptImage
@@ -50,8 +49,6 @@ RESTS_ALONE = 1.0
 RESTS_BESIDE_SCORING = 10.0
 REST_MAX_S = 10.0
 LEFT_LINES_MAX = 10
-LAST_RUN = ".retention.json"
-LOCK = ".retention.lock"
 FOLDER_AT_REST_S = 3600.0
 _DATED = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -246,7 +243,7 @@ class Retention:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the lock of retention on this root; the kernel lets go of it when the process ends."""
-        path = self._root / PROCESSING / LOCK
+        path = self._root / PROCESSING / RETENTION_LOCK
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
             try:
@@ -412,8 +409,8 @@ class Retention:
         return count
 
     def _write_last_run(self, now: datetime, outcome: Outcome) -> None:
-        path = self._root / PROCESSING / LAST_RUN
-        partial = path.with_name(f"{LAST_RUN}.{os.getpid()}.tmp")
+        path = self._root / PROCESSING / RETENTION_LAST_RUN
+        partial = path.with_name(f"{RETENTION_LAST_RUN}.{os.getpid()}.tmp")
         document = {"ran_at": now.isoformat(timespec="seconds"), **outcome.document()}
         partial.write_text(json.dumps(document), encoding="utf-8")
         partial.replace(path)
@@ -422,7 +419,7 @@ class Retention:
 def last_run(root: Path) -> dict[str, Any] | None:
     """Return what the last run on `root` did; None where there was none, or its word cannot be read."""
     try:
-        found = json.loads((root / PROCESSING / LAST_RUN).read_text(encoding="utf-8"))
+        found = json.loads((root / PROCESSING / RETENTION_LAST_RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -21,8 +21,8 @@ from service import __version__
 from service.evaluation.report import GENERATOR, UNKNOWN
 from service.names import shown_name
 from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult, Side
+from service.root import REPORTS
 
-FOLDER = "reports"
 NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."
 _OUTCOMES = {
     "promoted": "promoted: it is the champion now",
@@ -33,7 +33,7 @@ _OUTCOMES = {
 
 def path_of_report(product: str, version: str) -> str:
     """Return where the report on `version` goes, relative to the root."""
-    return f"{FOLDER}/{product}/{version}.html"
+    return f"{REPORTS}/{product}/{version}.html"
 
 
 def write_page(root: Path, product: str, version: str, html: str) -> str:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from service.errors import TamisError
 from service.filesystem.process_lock import ProcessLock
-from service.scoring.scorers import MODELS
-
-LOCK_NAME = ".retrain.lock"
+from service.root import MODELS, RETRAINING_LOCK
 
 
 @contextmanager
@@ -33,4 +31,4 @@ def retraining_runs(root: Path) -> bool:
 
 
 def _lock(root: Path) -> ProcessLock:
-    return ProcessLock(root / MODELS / LOCK_NAME)
+    return ProcessLock(root / MODELS / RETRAINING_LOCK)

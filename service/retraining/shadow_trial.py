@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 from models.errors import ModelError
 from models.registry import ModelVersion, verify
 from service.logs import fields
-from service.scoring.scorers import MODELS
+from service.root import MODELS
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import shadow, versions

@@ -23,9 +23,9 @@ from models.registry import (
     ROLE_TRIMMED,
     file_sha256,
 )
+from service.root import TRAINING
 from service.storage.retrainings import KnownImage
 
-TRAINING = "training"
 FITTED_TO = frozenset({ROLE_TRAIN, ROLE_TRAIN_AND_CALIBRATE, ROLE_TRIMMED, ROLE_TRAIN_ANOMALY})
 _ANOMALIES = frozenset({ROLE_TRAIN_ANOMALY, ROLE_CALIBRATE_ANOMALY})
 

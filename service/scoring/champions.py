@@ -13,8 +13,7 @@ from sqlalchemy import Engine
 from models.errors import ModelCorrupt
 from models.registry import ModelVersion, verify
 from service.errors import ConfigurationError, TamisError
-from service.scoring.scorers import MODELS
-from service.settings import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT, MODELS
 from service.storage import versions
 from service.storage.versions import VersionRow
 

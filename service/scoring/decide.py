@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from models.calibration.thresholds import Policy, p_values, threshold_by, wider_threshold
 from models.detector import Float32Array
-
-NORMAL = "normal"
-ANOMALY = "anomaly"
+from service.root import ANOMALY, NORMAL
 
 
 @dataclass(frozen=True, slots=True)

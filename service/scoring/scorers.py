@@ -19,13 +19,12 @@ from models.errors import ModelCorrupt, TooFewImages
 from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
 from service.errors import ConfigurationError
 from service.logs import fields
+from service.root import DEFAULT_PRODUCT, MODELS
 from service.scoring.decide import ThresholdDecider
-from service.settings import DEFAULT_PRODUCT
 from service.storage.versions import VersionRow
 
 log = logging.getLogger(__name__)
 
-MODELS = "models"
 CHOSEN_ADVICE = "the rate was chosen by a person: `tamis models threshold --reset` goes back to the settings"
 
 GraphKey = tuple[str, str, tuple[int, int]]

@@ -17,9 +17,9 @@ from models.detector import Detector, UInt8Array
 from models.registry import ModelVersion, verify
 from service.inspection.claim import Claim
 from service.logs import fields
+from service.root import DEFAULT_PRODUCT, MODELS
 from service.scoring.decide import Decision, ThresholdDecider
-from service.scoring.scorers import MODELS, Scorer, ScorerCache, score_images
-from service.settings import DEFAULT_PRODUCT
+from service.scoring.scorers import Scorer, ScorerCache, score_images
 from service.storage.versions import VersionRow
 
 log = logging.getLogger(__name__)

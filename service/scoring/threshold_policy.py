@@ -13,8 +13,9 @@ from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedSco
 from models.errors import NoAnomalyScores, TooFewImages
 from models.registry import ModelVersion
 from service.errors import ConfigurationError
+from service.root import DEFAULT_PRODUCT
 from service.scoring.decide import ThresholdDecider
-from service.settings import DEFAULT_PRODUCT, Settings
+from service.settings import Settings
 from service.storage import versions
 from service.storage.thresholds import Choice, latest
 

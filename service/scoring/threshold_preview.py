@@ -18,11 +18,10 @@ from models.calibration.thresholds import AtFalseAlarmRate, lowest_rate, thresho
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
 from service.errors import ConfigurationError, TamisError, UsageError
-from service.inspection.claim import INCOMING
 from service.names import safe_name
-from service.scoring.scorers import MODELS
+from service.root import DEFAULT_PRODUCT, INCOMING, MODELS
 from service.scoring.threshold_policy import policy_of, threshold_of
-from service.settings import DEFAULT_PRODUCT, Settings
+from service.settings import Settings
 from service.storage import scores as stored_scores
 from service.storage import thresholds, versions
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select
 from sqlalchemy.orm import Session
 
-from service.settings import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT
 from service.storage import versions
 from service.storage.tables import DriftEvent, Image, Promotion, Review
 from service.storage.versions import VersionRow

@@ -19,12 +19,12 @@ from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
 from service.errors import TamisError
 from service.names import shown_name
+from service.root import MODELS
 from service.settings import Settings
 from service.storage import images, versions
 from service.storage import training_images as training_images
 from service.training.job import JobChosen, JobProduct, TrainingJob
 
-MODELS = "models"
 SHOWN = 3
 
 

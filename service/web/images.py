@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
+from service.root import THUMBNAILS
 
 FOLDERS = frozenset({"normal", "anomaly", "quarantine", "processing", "maps"})
 """The folders of a root in which images lie."""
@@ -27,7 +28,6 @@ AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 THUMB_SIDE = 400
 THUMB_QUALITY = 82
 SHOWN_QUALITY = 95
-CACHE_FOLDER = "maps/.thumbs"
 CACHE_BYTES_MAX = 256_000_000
 # Emptied to so much of the bound at once, so that not every new thumbnail looks through the folder.
 CACHE_KEPT_SHARE = 0.8
@@ -158,7 +158,7 @@ class Thumbnails:
 
     def get(self, id: str, kind: Kind, relative: str) -> bytes:
         """Return the thumbnail of `kind` of image `id`, whose file is `relative`, as a JPEG. Raises NotShown."""
-        place = self._root / CACHE_FOLDER / id[-2:] / f"{id}.{kind}.{THUMB_SIDE}.jpg"
+        place = self._root / THUMBNAILS / id[-2:] / f"{id}.{kind}.{THUMB_SIDE}.jpg"
         with suppress(OSError):
             return place.read_bytes()
         try:
@@ -197,7 +197,7 @@ class Thumbnails:
         return left
 
     def _kept(self) -> Iterator[tuple[float, int, Path]]:
-        for folder in (self._root / CACHE_FOLDER).iterdir():
+        for folder in (self._root / THUMBNAILS).iterdir():
             for path in folder.iterdir() if folder.is_dir() else ():
                 with suppress(FileNotFoundError):
                     status = path.lstat()

@@ -17,12 +17,14 @@ from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.energy.meter import EnergyMeter
+from service.filesystem.file_state import file_state
 from service.imaging.decode import decode, read_file
-from service.inspection.claim import INCOMING, Claims
+from service.inspection.claim import Claims
 from service.inspection.record import FileFacts, Recorder
 from service.inspection.score_batch import Decoded, score_and_decide
-from service.inspection.watch import being_written, file_state
+from service.inspection.watch import being_written
 from service.instances import instance_lock
+from service.root import INCOMING
 from service.scoring.scorers import Scorer
 from service.scoring.threshold_policy import decider_of
 from service.storage.database.open import open_database

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from service.commands.init import FOLDERS
+from service.root import FOLDERS
 from service.storage.database.open import open_database
 from tests.conftest import image_bytes
 from tests.support.brightness_version import install

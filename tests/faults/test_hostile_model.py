@@ -35,7 +35,7 @@ import json, pathlib, sys, time, numpy
 from models.runtime.load_detector import load_detector
 from models.errors import ModelError
 from models.registry import verify
-from service.scoring.decide import Judge
+from service.scoring.decide import ThresholdDecider
 from models.calibration.thresholds import AtFalseAlarmRate
 
 for folder in map(pathlib.Path, json.load(sys.stdin)):
@@ -45,7 +45,7 @@ for folder in map(pathlib.Path, json.load(sys.stdin)):
         version = verify(folder)
         detector = load_detector(version, 1)
         detector.score(numpy.zeros((1, *detector.input_size, 3), numpy.uint8))
-        Judge(version.calibration_scores, AtFalseAlarmRate(version.trained_false_alarm_rate), uncertain_band=3.0)
+        ThresholdDecider(version.calibration_scores, AtFalseAlarmRate(version.trained_false_alarm_rate), uncertain_band=3.0)
         version.calibration_look, version.draft, version.created_at, version.product, version.kind
         said = "loaded"
     except ModelError as error:

@@ -26,7 +26,7 @@ from service.inspection.score_batch import Undecodable, read_claim, score_and_de
 from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all
 from service.operations.restore import take_back
-from service.scoring.decide import ANOMALY
+from service.root import ANOMALY
 from service.storage.database.open import open_database
 from tests.conftest import BrightnessScorers, image_bytes
 from tests.faults.check_labels import problems as label_problems

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from service.filesystem.file_state import NameFilter
 from service.inspection.claim import Claims
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
-from service.inspection.watch import NameFilter
 from service.labelling.folder_labels import FolderLabels
 from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all

@@ -20,8 +20,9 @@ import pytest
 from models import registry
 from service.commands.versions import promote, rollback
 from service.errors import TamisError
-from service.retraining.lock import LOCK_NAME, retraining_lock
+from service.retraining.lock import retraining_lock
 from service.retraining.retrain import clear_up, retrain
+from service.root import RETRAINING_LOCK
 from service.settings import load
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
@@ -89,7 +90,7 @@ def test_one_champion_whatever_is_killed(kills: int, root: Path, tmp_path: Path)
     engine.dispose()
     assert row.state == "done" and row.outcome in ("promoted", "rejected", "challenger"), row
     _check(root)
-    assert sorted(path.name for path in (root / "models").iterdir()) == sorted([LOCK_NAME, PRODUCT, OTHER])
+    assert sorted(path.name for path in (root / "models").iterdir()) == sorted([RETRAINING_LOCK, PRODUCT, OTHER])
 
 
 class Watch:
@@ -199,7 +200,7 @@ def _check(root: Path) -> None:
         registry.verify(root / "models" / row.product / row.version, row.sha256)
     folders = {(folder.parent.name, folder.name) for folder in (root / "models").glob("*/*")}
     assert folders == {(row.product, row.version) for row in rows}
-    assert {path.name for path in (root / "models").iterdir()} == {LOCK_NAME, PRODUCT, OTHER}
+    assert {path.name for path in (root / "models").iterdir()} == {RETRAINING_LOCK, PRODUCT, OTHER}
     for run in runs:
         assert (run.state, run.outcome is None) in (("done", False), ("stopped", True)), run
         assert run.outcome != "promoted" or run.challenger in {row.version for row in rows}

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from service.errors import TamisError
-from service.operations.restore import MARK, restore
+from service.operations.restore import restore
+from service.root import RESTORED_MARK
 from tests.conftest import REPOSITORY, image_bytes
 from tests.faults.root_for_faults import drop, make_root
 from tests.support.daemon_process import DaemonProcess, nothing_left, wait_until
@@ -108,7 +109,7 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
     restored = tamis(root, "db", "restore", str(backup), "--json")
     assert restored.returncode == 0, restored.stderr
     kept = Path(json.loads(restored.stdout)["database_before"])
-    assert kept.is_file() and (root / MARK).exists() and files(root) == lying
+    assert kept.is_file() and (root / RESTORED_MARK).exists() and files(root) == lying
 
     with DaemonProcess(root) as process:
         process.wait_ready()
@@ -116,7 +117,7 @@ def test_backup_under_load_is_sound_and_the_start_after_its_restoring_agrees_wit
         wait_until(lambda: (root / str(rows(root / "tamis.db")[relabelled]["path"])).exists(), "the label's file found")
         assert process.stop() == 0, process.log_text()
     after = rows(root / "tamis.db")
-    assert after.keys() == before.keys() and not (root / MARK).exists()
+    assert after.keys() == before.keys() and not (root / RESTORED_MARK).exists()
     # What the backup had decided stands as it was decided then; the rest was decided again, once each.
     decided = {id for id, row in known.items() if row["decided_at"] is not None}
     assert decided and all(after[id]["decided_at"] == known[id]["decided_at"] for id in decided)
@@ -138,7 +139,7 @@ def test_restoring_waits_for_no_daemon_and_changes_nothing_beside_one(root: Path
         with pytest.raises(TamisError, match="expected no daemon on it; found"):
             restore(root, backup)
         assert process.stop() == 0
-    assert not (root / MARK).exists() and not list(root.glob("tamis.db.before-*"))
+    assert not (root / RESTORED_MARK).exists() and not list(root.glob("tamis.db.before-*"))
 
 
 @pytest.mark.parametrize("damage", ["not there", "empty", "no database", "another's", "a page"])
@@ -160,7 +161,7 @@ def test_what_is_no_sound_backup_is_refused_and_the_database_stays(root: Path, t
     with pytest.raises(TamisError, match=r"restore .*nightly\.db: expected"):
         restore(root, backup)
     assert (root / "tamis.db").read_bytes() == before
-    assert not (root / MARK).exists() and not (root / ".restoring").exists()
+    assert not (root / RESTORED_MARK).exists() and not (root / ".restoring").exists()
 
 
 def test_a_log_beside_the_database_is_not_taken_for_that_of_the_backup(root: Path, tmp_path: Path) -> None:

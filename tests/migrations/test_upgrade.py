@@ -18,8 +18,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 import migrations
+from service.root import DATABASE_FILE
 from service.storage.database import schema
-from service.storage.database.open import DATABASE_FILE, open_database
+from service.storage.database.open import open_database
 from service.storage.tables import VIEWS, Base
 
 REPOSITORY = Path(migrations.__file__).parents[1]

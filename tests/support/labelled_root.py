@@ -15,7 +15,7 @@ from sqlalchemy import Engine, insert
 
 from models.registry import ModelVersion, file_sha256
 from service.storage.tables import Image as ImageRow
-from service.storage.tables import Review, TrainingImage
+from service.storage.tables import Review, TrainingSetImage
 from service.training.job import TrainingJob
 from service.training.run import run_training
 
@@ -103,7 +103,7 @@ def label(
             )
             connection.execute(insert(Review).values(image_id=id, label=said, labelled_at=taken, source="command"))
             connection.execute(
-                insert(TrainingImage).values(
+                insert(TrainingSetImage).values(
                     product=product,
                     sha256=sha256,
                     label=said,

@@ -13,11 +13,11 @@ from sqlalchemy.exc import DBAPIError
 import migrations
 from service.errors import ConfigurationError
 from service.filesystem import mount_table as filesystem
+from service.root import DATABASE_FILE
 from service.settings import database_url
 from service.storage.database import schema, sqlite
 from service.storage.database.base import Database, DatabaseCorrupt, trouble
 from service.storage.database.journal import JournalChoice
-from service.storage.database.sqlite import DATABASE_FILE
 
 __all__ = ["BUSY_TIMEOUT_S", "DATABASE_FILE", "DatabaseCorrupt", "has_database", "name_of_database", "open_database",
            "trouble"]  # fmt: skip

@@ -17,9 +17,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from ulid import ULID
 
 from service.errors import ConfigurationError, TamisError
+from service.root import DATABASE_OWNER_FILE
 from service.storage.database.base import WRITES, Database, DatabaseCorrupt, trouble
 
-OWNER_FILE = ".database"
 """File in the root with the id that the comment in its database bears."""
 
 DRIVERS = ("postgresql", "postgres", "postgresql+psycopg")
@@ -39,7 +39,7 @@ class PostgreSQL(Database):
         found = _id_of(self.root)
         if owner != found:
             raise ConfigurationError(
-                f"{self.known_as}: expected the database of root {self.root}, whose {OWNER_FILE} says"
+                f"{self.known_as}: expected the database of root {self.root}, whose {DATABASE_OWNER_FILE} says"
                 f" {found or 'nothing'}; found that of root {owner or 'unknown'}."
                 " One database, or schema, serves one root"
             )
@@ -164,7 +164,7 @@ def _url_of(url: str) -> URL:
 
 
 def _id_of(root: Path) -> str | None:
-    path = root / OWNER_FILE
+    path = root / DATABASE_OWNER_FILE
     try:
         found = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
@@ -178,12 +178,12 @@ def _id_of(root: Path) -> str | None:
 
 def _make_id(root: Path) -> str:
     id = str(ULID())
-    part = root / f"{OWNER_FILE}.{id}"
+    part = root / f"{DATABASE_OWNER_FILE}.{id}"
     with part.open("x", encoding="ascii") as file:
         file.write(f"{id}\n")
         file.flush()
         os.fsync(file.fileno())
-    part.replace(root / OWNER_FILE)
+    part.replace(root / DATABASE_OWNER_FILE)
     return id
 
 

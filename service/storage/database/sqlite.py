@@ -17,10 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.errors import ConfigurationError, TamisError
+from service.root import DATABASE_FILE
 from service.storage.database.base import WRITES, Database, DatabaseCorrupt
 from service.storage.database.journal import JournalChoice, journal_choice
 
-DATABASE_FILE = "tamis.db"
 # Checking every page takes seconds for a gigabyte; up to here (some 30,000 images) it is not noticed at a start.
 # Beyond it a bad page is found by the statement that meets it, or by `tamis db check`.
 CHECK_AT_OPEN_BYTES_MAX = 32_000_000

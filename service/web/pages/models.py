@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from models import registry
 from models.errors import ModelError
 from service.errors import TamisError, UsageError
-from service.scoring.scorers import MODELS
+from service.root import MODELS, REPORTS
 from service.storage import retrainings, shadow, versions
 from service.storage.versions import VersionRow
 from service.web.images import NotShown, read_below
@@ -28,7 +28,6 @@ COMPARED_MAX = 6
 COMPARED_FIRST = 4
 RUNS = 20
 REASON_CHARACTERS_MAX = 500
-REPORTS = "reports"
 REPORT_BYTES_MAX = 20_000_000
 LIST_BYTES_MAX = 50_000_000
 # A report is a page of its own with its style and images in it. It may do nothing and reach nothing.

@@ -24,8 +24,9 @@ from run import NOW, measure  # noqa: E402
 from sqlalchemy import Connection  # noqa: E402
 
 from service.operations.retention import Retention, Rule  # noqa: E402
+from service.root import DATABASE_FILE  # noqa: E402
 from service.storage import retention, shadow  # noqa: E402
-from service.storage.database.open import DATABASE_FILE, open_database  # noqa: E402
+from service.storage.database.open import open_database  # noqa: E402
 
 VERSION = ("bracket", "v2")
 MIDDLE = (NOW - timedelta(days=50), "")

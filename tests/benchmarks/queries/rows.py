@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from service.storage.database.open import DATABASE_FILE, open_database
+from service.root import DATABASE_FILE
+from service.storage.database.open import open_database
 from service.storage.tables import time_text
 
 PRODUCTS = ("default", "bracket", "housing", "lid", "macaroni")

@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from rows import fill  # noqa: E402
 from sqlalchemy import Connection, Engine  # noqa: E402
 
+from service.root import DATABASE_FILE  # noqa: E402
 from service.storage import images  # noqa: E402
 from service.storage.database.journal import journal_choice  # noqa: E402
-from service.storage.database.open import DATABASE_FILE, open_database  # noqa: E402
+from service.storage.database.open import open_database  # noqa: E402
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 DAY_AGO = NOW - timedelta(hours=24)

@@ -12,9 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from service.commands import init
-from service.commands.init import EXAMPLES, FOLDERS, GROUPS, make_root, settings_text, toml_value
+from service.commands.init import EXAMPLES, GROUPS, make_root, settings_text, toml_value
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.filesystem.mount_table import Mount
+from service.root import FOLDERS
 from service.settings import Settings, load
 
 

@@ -367,7 +367,7 @@ def test_retention_runs_beside_the_scoring_and_says_what_it_removed(house: Path,
     script = """
 import sys
 from pathlib import Path
-from service import daemon, duties
+from service.daemon import daemon, duties
 from service.settings import load
 duties.RETENTION_AFTER_S = 0.0
 sys.exit(daemon.run(Path(sys.argv[1]), load(Path(sys.argv[1]))))

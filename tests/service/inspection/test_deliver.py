@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from models.registry import file_sha256
 from service.filesystem.mounts import Mounts
 from service.inspection import deliver as deliver_module
-from service.inspection.deliver import Delivery, Move, deliver, hash_file
+from service.inspection.deliver import Delivery, Move, deliver
 
 SOURCE = "processing/main/01--1--a.png"
 DESTINATION = "normal/default/2026-11-22/a.01.png"
@@ -17,7 +18,7 @@ DESTINATION = "normal/default/2026-11-22/a.01.png"
 def move(root: Path) -> Move:
     (root / SOURCE).parent.mkdir(parents=True)
     (root / SOURCE).write_bytes(b"bytes")
-    return Move("01", SOURCE, DESTINATION, hash_file(root / SOURCE))
+    return Move("01", SOURCE, DESTINATION, file_sha256(root / SOURCE))
 
 
 @pytest.fixture

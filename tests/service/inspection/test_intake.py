@@ -5,9 +5,9 @@ from typing import cast
 
 import pytest
 
+from service.filesystem.file_state import NameFilter
 from service.inspection.intake import Intake
 from service.inspection.settle import Settling
-from service.inspection.watch import NameFilter
 from service.scoring.scorers import Scorer, ScorerCache
 
 SCORER = cast(Scorer, object())

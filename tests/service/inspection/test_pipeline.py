@@ -19,6 +19,7 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from models.detector import Scored
+from service.filesystem.file_state import NameFilter
 from service.filesystem.mounts import Mounts
 from service.inspection.claim import Claims
 from service.inspection.deliver import Delivery, Move, deliver
@@ -26,10 +27,10 @@ from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline, PipelineLimits, StageStuck
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
-from service.inspection.relocate import KINDS
 from service.inspection.settle import Settling
-from service.inspection.watch import Hint, NameFilter
+from service.inspection.watch import Hint
 from service.labelling.label import label_images
+from service.root import KINDS
 from service.scoring.shadow import Shadows
 from service.settings import IGNORED_NAMES
 from service.storage import images, regions

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from models.registry import file_sha256
 from service.inspection.claim import Claim, Claims
-from service.inspection.deliver import hash_file
 from service.inspection.record import Recorder
 from service.inspection.recover import Action, Recovered, plan, recover
 from service.storage import images
@@ -62,7 +62,7 @@ class House:
         row = ImageRecord(
             id=self.claim.id, product="default", file_name="a.png", path=self.claim.path, destination=self.destination,
             state="scored", verdict=None if error_code else "normal", score=None if error_code else 1.0, threshold=2.0,
-            p_value=0.5, model_version="v", sha256=hash_file(path), width=1, height=1, mode="RGB", bytes=5,
+            p_value=0.5, model_version="v", sha256=file_sha256(path), width=1, height=1, mode="RGB", bytes=5,
             received_at=now, decided_at=now, attempts=1, error_code=error_code, error=error_code,
         )  # fmt: skip
         with self.engine.begin() as connection:
@@ -115,7 +115,7 @@ def test_after_its_last_attempt_a_file_is_given_up(house: House) -> None:
     recovered = house.recover()
     assert recovered.again == []
     [inspected] = recovered.given_up
-    assert inspected.error_code == "attempts_exhausted" and inspected.file.sha256 == hash_file(
+    assert inspected.error_code == "attempts_exhausted" and inspected.file.sha256 == file_sha256(
         house.root / inspected.claim.path
     )
 

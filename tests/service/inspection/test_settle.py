@@ -1,4 +1,4 @@
-from service.imaging.decode import FileState
+from service.filesystem.file_state import FileState
 from service.inspection.settle import Settling
 
 

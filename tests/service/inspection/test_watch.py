@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.inspection.watch import HINTS_MAX, Hint, NameFilter, Watcher, being_written, file_state, scan
+from service.filesystem.file_state import NameFilter, file_state
+from service.inspection.watch import HINTS_MAX, Hint, Watcher, being_written, scan
 from service.settings import IGNORED_NAMES
 
 NAMES = NameFilter(IGNORED_NAMES)

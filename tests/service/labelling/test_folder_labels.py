@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.inspection.watch import NameFilter
+from service.filesystem.file_state import NameFilter
 from service.labelling.folder_index import FolderIndex
 from service.labelling.folder_labels import FolderLabels
 from service.settings import IGNORED_NAMES

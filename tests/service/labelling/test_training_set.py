@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine
 
-from service.inspection.deliver import hash_file
+from models.registry import file_sha256
 from service.labelling.label import label_images
 from service.labelling.roles import role_among, role_by_hash
 from service.labelling.training_set import reconcile, reconcile_all
@@ -177,7 +177,7 @@ def test_without_hard_links_a_copy_is_kept_and_dropped_where_the_image_is_there(
     id = house.image()
     labelled = house.label(id, "normal")
     [row] = rows_of(house)
-    assert hash_file(house.root / row.path) == row.sha256 and (house.root / row.path).stat().st_nlink == 1
+    assert file_sha256(house.root / row.path) == row.sha256 and (house.root / row.path).stat().st_nlink == 1
     house.label(id, None)
     assert kept(house.root) == [] and house.files == [labelled.path]
 

@@ -370,7 +370,7 @@ def test_killed_at_any_point_and_run_again_every_row_says_what_is_so(house: Hous
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from service import removal, retention
+from service.operations import remove_file as removal, retention
 from service.storage import retention as rows
 from service.storage.database.open import open_database
 

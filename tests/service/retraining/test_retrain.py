@@ -19,9 +19,10 @@ from models.progress import Progress
 from models.registry import ModelVersion
 from service import settings as settings_module
 from service.errors import TamisError
-from service.retraining.lock import LOCK_NAME, retraining_lock
+from service.retraining.lock import retraining_lock
 from service.retraining.retrain import clear_up, retrain
 from service.retraining.training_data import read_images, select_training_data
+from service.root import RETRAINING_LOCK
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
 from service.training.run import EnergyExceeded
@@ -65,7 +66,7 @@ def states(engine: Engine) -> dict[str, str]:
 
 
 def leftovers(root: Path) -> list[str]:
-    return [path.name for path in (root / "models").iterdir() if path.name not in (PRODUCT, LOCK_NAME)]
+    return [path.name for path in (root / "models").iterdir() if path.name not in (PRODUCT, RETRAINING_LOCK)]
 
 
 def test_a_better_challenger_becomes_champion_and_the_report_says_why(

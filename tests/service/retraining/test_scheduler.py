@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from service.retraining.lock import LOCK_NAME, retraining_lock
+from service.retraining.lock import retraining_lock
 from service.retraining.scheduler import Schedule
+from service.root import RETRAINING_LOCK
 from service.settings import load
 from service.storage import retrainings
 from service.storage.database.open import open_database
@@ -191,6 +192,6 @@ def test_retraining_begins_in_the_daemon_after_labels_and_ends_with_it(root: Pat
     with engine.connect() as connection:
         [row] = retrainings.runs(connection)
     assert (row.state, row.trigger, row.reason) == ("stopped", "labels", "stopped by a signal")
-    assert {path.name for path in (root / "models").iterdir()} == {PRODUCT, LOCK_NAME}
+    assert {path.name for path in (root / "models").iterdir()} == {PRODUCT, RETRAINING_LOCK}
     assert [path.name for path in (root / "models" / PRODUCT).iterdir()] == [champion.version]
     engine.dispose()

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate, AtFixedScore
 from models.errors import NoAnomalyScores, TooFewImages
-from service.scoring.decide import ANOMALY, NORMAL, ScoreNotFinite, ThresholdDecider
+from service.root import ANOMALY, NORMAL
+from service.scoring.decide import ScoreNotFinite, ThresholdDecider
 
 SCORES = st.lists(st.floats(0, 1000, width=32), min_size=99, max_size=300)
 

@@ -21,10 +21,11 @@ from models.regions import Region
 from service.commands import database, energy, results, versions
 from service.commands.results import COLUMNS, moment, safe_cell
 from service.errors import TamisError, UsageError
+from service.root import DATABASE_FILE
 from service.storage import energy as stored_energy
 from service.storage import images, regions
 from service.storage import versions as stored_versions
-from service.storage.database.open import DATABASE_FILE, open_database
+from service.storage.database.open import open_database
 from service.storage.images import Finished
 from tests.service.storage.conftest import on_sqlite
 

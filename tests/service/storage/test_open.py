@@ -16,10 +16,11 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 import migrations
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
+from service.root import DATABASE_FILE
 from service.storage import images
 from service.storage.database import sqlite
 from service.storage.database.journal import JournalChoice, journal_choice
-from service.storage.database.open import BUSY_TIMEOUT_S, DATABASE_FILE, DatabaseCorrupt, open_database
+from service.storage.database.open import BUSY_TIMEOUT_S, DatabaseCorrupt, open_database
 from tests.service.storage.conftest import on_sqlite
 
 WAL = JournalChoice("WAL", "FULL", "test")

@@ -18,12 +18,13 @@ import migrations
 from service.cli import app
 from service.commands.init import make_root
 from service.errors import ConfigurationError, TamisError, UsageError
+from service.root import DATABASE_OWNER_FILE
 from service.settings import load
 from service.storage import images, reviews
 from service.storage.database import base as database
 from service.storage.database.base import Database, trouble, write
 from service.storage.database.open import has_database, name_of_database, open_database
-from service.storage.database.postgresql import OWNER_FILE, engine_of, shown
+from service.storage.database.postgresql import engine_of, shown
 from service.storage.reviews import NewReview
 from tests.service.storage.conftest import NOON
 from tests.support.postgres_server import PostgresServer
@@ -86,10 +87,10 @@ def test_database_of_another_root_is_refused_and_left_as_it_is(url: str, tmp_pat
     (tmp_path / "one").rename(tmp_path / "moved")
     with opened(tmp_path / "moved") as engine:
         assert asked(engine, "SELECT count(*) FROM results") == 0
-    (tmp_path / "moved" / OWNER_FILE).write_text("\n")
+    (tmp_path / "moved" / DATABASE_OWNER_FILE).write_text("\n")
     with pytest.raises(ConfigurationError, match="says nothing"):
         open_database(tmp_path / "moved")
-    (tmp_path / "moved" / OWNER_FILE).write_text("'; DROP TABLE images")
+    (tmp_path / "moved" / DATABASE_OWNER_FILE).write_text("'; DROP TABLE images")
     with pytest.raises(ConfigurationError, match=r"expected the id of the root's database; found.*DROP"):
         open_database(tmp_path / "moved")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from service.commands.init import FOLDERS
+from service.root import FOLDERS
 from service.storage.database.open import open_database
 from tests.support.brightness_version import install
 from tests.support.made_root import fill

@@ -10,9 +10,10 @@ import pytest
 from service.errors import TamisError
 from service.operations import backup as backup_module
 from service.operations.backup import backup
+from service.root import DATABASE_FILE
 from service.storage import images
 from service.storage.database.journal import JournalChoice
-from service.storage.database.open import DATABASE_FILE, open_database
+from service.storage.database.open import open_database
 from tests.service.storage.conftest import on_sqlite
 
 
