@@ -45,7 +45,8 @@ for folder in map(pathlib.Path, json.load(sys.stdin)):
         version = verify(folder)
         detector = load_detector(version, 1)
         detector.score(numpy.zeros((1, *detector.input_size, 3), numpy.uint8))
-        ThresholdDecider(version.calibration_scores, AtFalseAlarmRate(version.trained_false_alarm_rate), uncertain_band=3.0)
+        policy = AtFalseAlarmRate(version.trained_false_alarm_rate)
+        ThresholdDecider(version.calibration_scores, policy, uncertain_band=3.0)
         version.calibration_look, version.draft, version.created_at, version.product, version.kind
         said = "loaded"
     except ModelError as error:
