@@ -5,80 +5,99 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = ("service", "models", "migrations")
-MODULES = sorted(
-    str(path.relative_to(REPOSITORY).with_suffix("")).replace("/", ".").removesuffix(".__init__")
-    for package in PACKAGES
-    for path in (REPOSITORY / package).rglob("*.py")
+from tests.architecture.rooms import (
+    PACKAGES,
+    REPOSITORY,
+    ROOMS,
+    Imports,
+    circles,
+    module_of,
+    modules_in,
+    names_at_import,
+    names_in,
+    problems,
+    read_imports,
 )
-STEPS = frozenset(
-    {
-        "names", "settle", "watch", "claim", "decode", "batch", "decide", "score", "deliver", "record", "recover",
-        "energy", "maps", "notify", "logs", "filesystem", "explore", "drift", "drift_watch", "shadow", "probation",
-        "retention",
-        "place", "roles", "review",
-        "training_set", "folder_memory", "folder_labels",
-    }
-)  # fmt: skip
-# Who may be imported by whom: a module may import its own layer and those below it.
-LAYERS = ["storage", "steps", "web", "pipeline", "daemon", "commands", "cli"]
+
+PATHS = {module_of(path): path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))}
+NAMES = {module: names_in(path) for module, path in PATHS.items()}
 TRAINING_ONLY = frozenset({"torch", "torchvision", "timm"})
+MODULES_SIDE_BY_SIDE = {"service": 12, "models": 8}
+FILES_IN_A_FOLDER_MAX = 20
 
 
-def imports_of(module: str) -> set[str]:
-    path = REPOSITORY / (module.replace(".", "/") + ".py")
-    if not path.exists():
-        path = REPOSITORY / module.replace(".", "/") / "__init__.py"
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def layer_of(module: str) -> str | None:
-    parts = module.split(".")
-    if parts[0] != "service" or len(parts) < 2:
-        return None
-    if parts[1] in ("storage", "web", "commands", "daemon", "cli"):
-        return parts[1]
-    if parts[1] in ("pipeline", "intake", "inspection", "workers", "folder_watch"):
-        return "pipeline"
-    return "steps" if parts[1] in STEPS else None
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("models")])
-def test_models_know_nothing_of_the_service(module: str) -> None:
-    foreign = {"service", "migrations", "sqlalchemy", "alembic", "pydantic", "pydantic_settings", "typer", "rich"}
-    assert {name for name in imports_of(module) if name.split(".")[0] in foreign} == set()
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if layer_of(m)])
-def test_imports_point_one_way(module: str) -> None:
-    own = layer_of(module)
-    assert own is not None
-    # What a layer needs of a value's type may live below; `filesystem` and `settings` are leaves anyone may read.
-    above = {
-        name
-        for name in imports_of(module)
-        if (layer := layer_of(name))
-        and LAYERS.index(layer) > LAYERS.index(own)
-        and name != "service.filesystem.mount_table"
+def importing(*libraries: str, below: str = "") -> dict[str, set[str]]:
+    """Return which modules whose names begin with `below` import something of `libraries`, and what."""
+    found = {
+        module: {name for name in names if name.split(".")[0] in libraries}
+        for module, names in NAMES.items()
+        if module.startswith(below)
     }
-    assert {name for name in above if not name.startswith("service.filesystem.mount_table")} == set()
+    return {module: names for module, names in found.items() if names}
+
+
+def test_imports_point_one_way_and_every_module_has_its_room() -> None:
+    assert problems(read_imports(), ROOMS) == []
+
+
+def test_a_module_moved_one_floor_down_is_found() -> None:
+    """As a file alone it is in no room. With the list changed too, what it imports gives it away, wherever it can."""
+    imports = read_imports()
+    floor = {module: number for number, room in enumerate(ROOMS) for module in modules_in(room, ROOMS)}
+    given_away = 0
+    for number, (below, room) in enumerate(pairwise(ROOMS)):
+        for module in modules_in(room, ROOMS):
+            there = f"{below.split()[0]}.moved"
+            moved = {
+                there if one == module else one: frozenset(there if other == module else other for other in names)
+                for one, names in imports.items()
+            }
+            assert f"{there}: in no room; give it a place in ROOMS" in problems(moved, ROOMS)
+            others = [name for name in ROOMS[room].split() if not module.endswith(f".{name}")]
+            rooms = {**ROOMS, room: " ".join(others), below: f"{ROOMS[below]} moved"}
+            is_above = any(floor[other] > number for other in imports[module])
+            assert bool(problems(moved, rooms)) == is_above, module
+            given_away += is_above
+    assert given_away > len(imports) / 2
+
+
+def test_an_import_of_what_is_above_is_found_for_each_two_rooms() -> None:
+    plain: Imports = {module: frozenset() for room in ROOMS for module in modules_in(room, ROOMS)}
+    firsts = [modules_in(room, ROOMS)[0] for room in ROOMS]
+    for low, module in enumerate(firsts):
+        for high, other in enumerate(firsts):
+            found = problems({**plain, module: frozenset({other})}, ROOMS)
+            assert bool(found) == (high > low or module == other), (module, other)
+
+
+def test_a_circle_is_found_within_a_package_too() -> None:
+    imports = {"a.one": frozenset({"a.two"}), "a.two": frozenset({"a.three"}), "a.three": frozenset({"a.one"})}
+    assert problems(imports, {"a": "one two three"}) == ["a circle: a.one -> a.two -> a.three -> a.one"]
+    assert list(circles({"a.one": frozenset({"a.two"}), "a.two": frozenset()})) == []
+
+
+def test_no_folder_is_so_full_that_nothing_is_found_in_it() -> None:
+    folders: dict[Path, list[str]] = {}
+    for path in PATHS.values():
+        folders.setdefault(path.parent.relative_to(REPOSITORY), []).append(path.name)
+    full = {str(folder): len(names) for folder, names in folders.items() if len(names) > FILES_IN_A_FOLDER_MAX}
+    assert full == {}
+    for package, at_most in MODULES_SIDE_BY_SIDE.items():
+        assert len(folders[Path(package)]) <= at_most, sorted(folders[Path(package)])
+
+
+def test_models_know_nothing_of_the_service() -> None:
+    foreign = ("service", "migrations", "sqlalchemy", "alembic", "pydantic_settings", "typer", "rich")
+    assert importing(*foreign, below="models") == {}
 
 
 def test_only_its_own_command_knows_the_page_and_only_once_it_is_asked_for() -> None:
     """The daemon and every other command run without the page's packages."""
-    asking = {m for m in MODULES for name in imports_of(m) if name.startswith("service.web")}
-    assert {m for m in asking if not m.startswith("service.web")} == {"service.commands.web"}
+    asking = {module for module, names in NAMES.items() if any(name.startswith("service.web") for name in names)}
+    assert {module for module in asking if not module.startswith("service.web")} == {"service.commands.web"}
     script = "import sys, service.cli; assert not {'fastapi', 'starlette', 'uvicorn', 'jinja2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
@@ -89,18 +108,23 @@ def test_no_command_brings_what_only_training_needs_before_it_is_asked_for() -> 
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("models")])
-def test_torch_is_named_nowhere_in_the_service(module: str) -> None:
-    assert {name for name in imports_of(module) if name.split(".")[0] in TRAINING_ONLY} == set()
+def test_torch_is_named_nowhere_in_the_service() -> None:
+    assert importing(*TRAINING_ONLY, below="service") == {} == importing(*TRAINING_ONLY, below="migrations")
 
 
 def test_importing_modules_starts_nothing_and_brings_no_torch() -> None:
     """No thread, no open file or socket, no logging handler, no file written, for each module the scorer may load."""
-    trained_with_torch = {m for m in MODULES if m.startswith("models") and imports_of(m) & TRAINING_ONLY}
+    # At the top of a module: what a function imports once it is called is its own affair.
+    at_import = {module: names_at_import(path) for module, path in PATHS.items()}
+    with_torch = {
+        module for module, names in at_import.items() if {name.split(".")[0] for name in names} & TRAINING_ONLY
+    }
+    while more := {m for m, names in at_import.items() if names & with_torch} - with_torch:
+        with_torch |= more
     modules = [
-        m for m in MODULES
-        if m not in trained_with_torch and not imports_of(m) & trained_with_torch
-        and m not in ("service.__main__", "migrations.env") and not m.startswith("migrations.versions")
+        module for module in PATHS
+        if module not in with_torch and module not in ("service.__main__", "migrations.env")
+        and not module.startswith("migrations.versions")
     ]  # fmt: skip
     script = f"""
 import importlib, logging, os, sys, threading
@@ -124,9 +148,9 @@ print(len({modules!r}))
 
 def test_torch_scores_only_from_one_module_and_only_once_a_gpu_is_found() -> None:
     """`load_detector` alone names `torch_detector`, within a function; importing it brings no torch."""
-    naming = {module for module in MODULES if "models.runtime.torch_detector" in imports_of(module)}
+    naming = {module for module, names in NAMES.items() if "models.runtime.torch_detector" in names}
     assert naming == {"models.runtime.load_detector"}
-    tree = ast.parse((REPOSITORY / "models" / "detectors.py").read_text())
+    tree = ast.parse((REPOSITORY / "models" / "runtime" / "load_detector.py").read_text())
     assert "models.runtime.torch_detector" not in {
         node.module for node in tree.body if isinstance(node, ast.ImportFrom)
     }
@@ -134,11 +158,8 @@ def test_torch_scores_only_from_one_module_and_only_once_a_gpu_is_found() -> Non
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_ever_unpickled(module: str) -> None:
-    path = REPOSITORY / (module.replace(".", "/") + ".py")
-    text = path.read_text() if path.exists() else ""
-    assert "torch.load(" not in text and "LOAD_TRUNCATED_IMAGES" not in text
-    assert {
-        name for name in imports_of(module) if name.split(".")[0] in {"pickle", "dill", "joblib", "shelve"}
-    } == set()
+def test_nothing_is_ever_unpickled() -> None:
+    for module, path in PATHS.items():
+        text = path.read_text()
+        assert "torch.load(" not in text and "LOAD_TRUNCATED_IMAGES" not in text, module
+    assert importing("pickle", "dill", "joblib", "shelve") == {}
