@@ -5,19 +5,24 @@ The champion learned from few images; what was labelled is what it lacks.
 
 from __future__ import annotations
 
+import atexit
 import shutil
+import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sqlalchemy import Engine, insert
 
-from models.registry import ModelVersion, file_sha256
+from models.registry import ModelVersion, file_sha256, verify
+from service.root import MODELS
 from service.storage.tables import Image as ImageRow
 from service.storage.tables import Review, TrainingSetImage
 from service.training.job import TrainingJob
-from service.training.run import run_training
+from service.training.run import Trained, register_trained, train_in_child
 
 PRODUCT = "bar"
 RATE = 0.1
@@ -39,13 +44,31 @@ def make_image(path: Path, number: int, *, defect: bool = False) -> Path:
 
 
 def train_champion(root: Path, engine: Engine, folder: Path, count: int = 30, steps: int = 5) -> ModelVersion:
-    """Train a champion, badly: `steps` are few."""
-    images = [make_image(folder / f"{number:03}.png", number) for number in range(count)]
-    return run_training(
-        engine,
+    """Register a champion, badly trained: `steps` are few. `folder` gets the images that it was made from.
+
+    It is trained by a real child process, once for each `count` and `steps` in a run of the tests, and copied.
+    """
+    for number in range(count):
+        make_image(folder / f"{number:03}.png", number)
+    trained = _trained(count, steps)
+    [version] = trained.versions
+    own = root / MODELS / PRODUCT / version.version
+    shutil.copytree(version.folder, own)
+    copied = replace(trained, versions=(verify(own, version.sha256),))
+    with engine.begin() as connection:
+        register_trained(connection, copied)
+    return copied.version
+
+
+@cache
+def _trained(count: int, steps: int) -> Trained:
+    folder = Path(tempfile.mkdtemp(prefix="tamis-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    images = [make_image(folder / f"good/{number:03}.png", number) for number in range(count)]
+    return train_in_child(
         TrainingJob(
             images=tuple(map(str, images)),
-            models_root=str((root / "models").absolute()),
+            models_root=str(folder / "root" / MODELS),  # apart from the images, whose paths it keeps whole
             product=PRODUCT,
             kind="pixel",
             profile="fast",
@@ -53,7 +76,7 @@ def train_champion(root: Path, engine: Engine, folder: Path, count: int = 30, st
             steps=steps,
             method="split",
             energy_cpu_max_w=20.0,
-        ),
+        )
     )
 
 
