@@ -8,20 +8,19 @@ own bytes stands for the whole. Which version is in use is not a matter of this 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from models.appearance import FIGURES
 from models.detector import Float32Array
 from models.errors import ModelCorrupt, ModelError
+from models.manifest import Manifest, parse_manifest
 
 ROLE_TRAIN = "train"
 ROLE_CALIBRATE = "calibrate"
@@ -30,7 +29,6 @@ ROLE_TRIMMED = "trimmed"  # given to the training, which left it out: its label 
 ROLE_TRAIN_ANOMALY = "train-anomaly"
 ROLE_CALIBRATE_ANOMALY = "calibrate-anomaly"
 
-FORMAT = 1
 MANIFEST = "model.json"
 GRAPH = "model.xml"
 GRAPH_WEIGHTS = "model.bin"
@@ -47,34 +45,33 @@ class ModelVersion:
     """A published version whose files were checked when this was made."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     sha256: str
 
     @property
     def product(self) -> str:
         """The product that it was trained for."""
-        return str(self.manifest["product"])
+        return self.manifest.product
 
     @property
     def version(self) -> str:
         """Its name, `YYYYMMDDTHHMMSSZ-<kind>-<6 hex>`; names sort by time."""
-        return str(self.manifest["version"])
+        return self.manifest.version
 
     @property
     def kind(self) -> str:
         """The kind of detector: `feature`, `pixel` or `classifier`."""
-        return str(self.manifest["kind"])
+        return self.manifest.kind
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that it takes."""
-        height, width = self.manifest["input_size"]
-        return int(height), int(width)
+        return self.manifest.input_size
 
     @property
     def calibration_scores(self) -> Float32Array:
         """Scores of the held-out normal images, float32 `(n,)`, ascending."""
-        return np.sort(np.asarray(self.manifest["calibration"]["scores"], dtype=np.float32))
+        return np.sort(np.asarray(self.manifest.calibration.scores, dtype=np.float32))
 
     @property
     def calibration_look(self) -> Float32Array | None:
@@ -82,26 +79,25 @@ class ModelVersion:
 
         None for versions from before this was kept. In an order of its own, not that of the scores.
         """
-        image_statistics = self.manifest["calibration"].get("look")
-        if image_statistics is None:
+        statistics = self.manifest.calibration.image_statistics
+        if statistics is None:
             return None
-        columns = [[np.nan if value is None else value for value in image_statistics[name]] for name in FIGURES]
-        return np.asarray(columns, dtype=np.float32).T.reshape(-1, len(FIGURES))
+        return np.array([statistics[name] for name in FIGURES], dtype=np.float32).T
 
     @property
     def trained_false_alarm_rate(self) -> float:
         """The false-alarm rate asked for in training; another may be applied to `calibration_scores`."""
-        return float(self.manifest["calibration"]["false_alarm_rate"])
+        return self.manifest.calibration.false_alarm_rate
 
     @property
     def draft(self) -> bool:
         """Whether its images are read as drafts; versions from before there were any say nothing of it."""
-        return bool(self.manifest.get("decode", {}).get("draft", False))
+        return self.manifest.decode.draft
 
     @property
     def created_at(self) -> datetime:
         """When it was made, UTC."""
-        return datetime.fromisoformat(self.manifest["created_at"]).astimezone(UTC)
+        return datetime.fromisoformat(self.manifest.created_at).astimezone(UTC)
 
 
 def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
@@ -111,7 +107,7 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
     file, what was expected and what was found.
     """
     version = read_manifest(folder, sha256)
-    files = version.manifest["files"]
+    files = version.manifest.files
     for name in sorted(set(files) | set(REQUIRED)):
         _check_file(folder, name, files.get(name))
     return version
@@ -130,7 +126,22 @@ def read_manifest(folder: Path, sha256: str | None = None) -> ModelVersion:
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise ModelCorrupt(f"{path}: expected sha256 {sha256}; found {found}")
-    return ModelVersion(folder=folder, manifest=_parse(path, content), sha256=found)
+    return ModelVersion(folder=folder, manifest=parse_manifest(path, content), sha256=found)
+
+
+def unpublished(build: Path, input_size: tuple[int, int]) -> ModelVersion:
+    """Return the version that is being made in `build`, of which no more is known than how its graph can be loaded."""
+    return ModelVersion(build, Manifest.model_construct(input_size=input_size), "")
+
+
+def write_manifest(manifest: Manifest, build: Path) -> None:
+    """Write `model.json`, the last file of a version to be written."""
+    (build / MANIFEST).write_bytes(manifest.as_json())
+
+
+def file_hashes(build: Path) -> dict[str, str]:
+    """Return the sha256 of every file in `build` by its name, as `model.json` lists them."""
+    return {path.name: file_sha256(path) for path in sorted(build.iterdir())}
 
 
 def publish(build: Path, destination_root: Path) -> ModelVersion:
@@ -203,44 +214,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise ModelCorrupt(f"{path}: expected JSON; found {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ModelCorrupt(f"{path}: expected format {FORMAT}; found {found!r}; another version of tamis made it?")
-    wanted = ("product", "version", "kind", "created_at", "input_size", "calibration", "files")
-    missing = [name for name in wanted if name not in manifest]
-    if missing or not isinstance(manifest["files"], dict):
-        raise ModelCorrupt(f"{path}: expected the fields {', '.join(wanted)}; missing {', '.join(missing) or 'files'}")
-    _check_figures(path, manifest)
-    return manifest
-
-
-def _check_figures(path: Path, manifest: dict[str, Any]) -> None:
-    """Raise ModelCorrupt where a figure that all who load a version rely on is none."""
-    calibration: Any = manifest["calibration"]
-    try:
-        datetime.fromisoformat(manifest["created_at"])
-        height, width = (int(side) for side in manifest["input_size"])
-        scores = np.asarray(calibration["scores"], dtype=np.float32)
-        rate, pixel_threshold = float(calibration["false_alarm_rate"]), float(calibration.get("pixel_threshold", 0))
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ModelCorrupt(
-            f"{path}: expected the figures of a version; found {type(error).__name__}: {error}"
-        ) from None
-    if min(height, width) < 1 or scores.ndim != 1 or not np.isfinite([*scores, rate, pixel_threshold]).all():
-        raise ModelCorrupt(f"{path}: expected sides above 0 and finite scores; found {height} x {width}, {scores!r}")
-
-
-def _check_file(folder: Path, name: str, expected: object) -> None:
+def _check_file(folder: Path, name: str, expected: str | None) -> None:
     path = folder / name
     if Path(name).name != name:
         raise ModelCorrupt(f"{folder / MANIFEST}: expected plain file names; found {name!r}")
-    if not isinstance(expected, str):
-        raise ModelCorrupt(f"{folder / MANIFEST}: expected a sha256 for {name}; found {expected!r}")
+    if expected is None:
+        raise ModelCorrupt(f"{folder / MANIFEST}: expected a sha256 for {name}; found none")
     try:
         found = file_sha256(path)
     except OSError as error:

@@ -63,15 +63,15 @@ def listed_images(version: ModelVersion) -> list[ListedImage]:
 
 def chosen_again(version: ModelVersion, listed: Sequence[ListedImage], found: Mapping[str, Path]) -> Chosen:
     """Return the images of `version` as they were chosen; `found` says by sha256 where each lies now."""
-    calibration, training = version.manifest["calibration"], version.manifest["training"]
-    cross = calibration["method"] == "cross"
+    calibration, training = version.manifest.calibration, version.manifest.training
+    cross = calibration.method == "cross"
 
     def of(*roles: str) -> tuple[TrainingImage, ...]:
         return tuple(TrainingImage(found[one.sha256], one.sha256) for one in listed if one.role in roles)
 
     # What a fit left out was among them when it began.
     trained = {one.sha256: one.path for one in of(ROLE_TRAIN, ROLE_TRAIN_AND_CALIBRATE, ROLE_TRIMMED)}
-    train = tuple(in_seeded_order(trained, int(training["seed"])))
+    train = tuple(in_seeded_order(trained, training.seed or 0))
     return Chosen(
         product=version.product,
         false_alarm_rate=version.trained_false_alarm_rate,
@@ -82,5 +82,5 @@ def chosen_again(version: ModelVersion, listed: Sequence[ListedImage], found: Ma
         held_out_anomalies=of(ROLE_CALIBRATE_ANOMALY),
         input_size=version.input_size,
         skipped=(),
-        roles_given=training.get("warm_start") is not None,
+        roles_given=training.warm_start is not None,
     )

@@ -6,19 +6,18 @@ expressed in the new units, exactly: the layers on either side of the whitening 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.manifest import Backbone
 from models.networks.backbone import BACKBONE, FEATURES, WEIGHTS_SHA256
 from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
 from models.networks.segmentation_head import SegmentationHead
-from models.registry import MANIFEST, WEIGHTS
+from models.registry import WEIGHTS, read_manifest
 
 # A fit that begins where another ended needs fewer steps, and smaller ones.
 WARM_STEPS_SHARE = 0.5
@@ -28,10 +27,9 @@ TRIM_STEPS_SHARE = 0.25  # of a first fit from zero, by which images are left ou
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The tensors of an earlier version, by their names in its graph, and what its manifest says."""
+    """The tensors of an earlier version, by their names in its graph."""
 
     version: str
-    manifest: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def fill(self, module: nn.Module, part: str) -> bool:
@@ -52,11 +50,11 @@ def read_warm_start(folder: Path | None, kind: str) -> WarmStart | None:
     """Return what the version in `folder` has to begin with; None where it is of another kind or another backbone."""
     if folder is None:
         return None
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    backbone = {"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256} if kind == "feature" else None
-    if manifest["kind"] != kind or manifest.get("backbone") != backbone or kind not in ("feature", "pixel"):
+    version = read_manifest(folder)
+    backbone = Backbone(name=BACKBONE, weights_sha256=WEIGHTS_SHA256) if kind == "feature" else None
+    if version.kind != kind or version.manifest.backbone != backbone or kind not in ("feature", "pixel"):
         return None
-    return WarmStart(str(manifest["version"]), manifest, load_file(folder / WEIGHTS))
+    return WarmStart(version.version, load_file(folder / WEIGHTS))
 
 
 def start_features(

@@ -23,7 +23,6 @@ from models.errors import ParityFailed
 from models.registry import (
     GRAPH,
     IMAGES,
-    MANIFEST,
     ROLE_CALIBRATE,
     ROLE_CALIBRATE_ANOMALY,
     ROLE_TRAIN,
@@ -108,10 +107,3 @@ def write_images(chosen: Chosen, build: Path, root: Path | None = None) -> None:
 
 def _listed(path: Path, root: Path | None) -> Path:
     return path.relative_to(root) if root is not None and path.is_relative_to(root) else path
-
-
-def write_manifest(manifest: Mapping[str, Any], build: Path) -> None:
-    """Write `model.json`: `manifest` and the sha256 of every other file. The last file to be written."""
-    files = {path.name: file_sha256(path) for path in sorted(build.iterdir())}
-    content = json.dumps({**manifest, "files": files}, indent=2, allow_nan=False)
-    (build / MANIFEST).write_text(content + "\n", encoding="utf-8")

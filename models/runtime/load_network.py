@@ -6,8 +6,7 @@ its empty network is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,7 +29,7 @@ def network_of(version: ModelVersion) -> nn.Module:
         raise CannotRebuild(
             f"version {version.version}: expected a kind of {', '.join(sorted(_NETWORKS))}; found {version.kind}"
         )
-    network = make(version.manifest)
+    network = make()
     try:
         network.load_state_dict(load_file(version.folder / WEIGHTS), strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
@@ -40,7 +39,7 @@ def network_of(version: ModelVersion) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _feature(manifest: Mapping[str, Any]) -> nn.Module:
+def _feature() -> nn.Module:
     from models.networks.backbone import DETAIL, OVERVIEW, FeatureExtractor
     from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
     from models.networks.feature_detector import FeatureEvidence, FeaturesAndResiduals, FeatureScoringGraph
@@ -50,10 +49,10 @@ def _feature(manifest: Mapping[str, Any]) -> nn.Module:
     return FeatureScoringGraph(FeatureEvidence(seen, Whitening(OVERVIEW), SegmentationHead()))
 
 
-def _pixel(manifest: Mapping[str, Any]) -> nn.Module:
+def _pixel() -> nn.Module:
     from models.networks.pixel_autoencoder import PixelAutoencoder, PixelScoringGraph
 
     return PixelScoringGraph(PixelAutoencoder())
 
 
-_NETWORKS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {"feature": _feature, "pixel": _pixel}
+_NETWORKS: dict[str, Callable[[], nn.Module]] = {"feature": _feature, "pixel": _pixel}

@@ -119,7 +119,7 @@ def on_gpu(version: ModelVersion, reference: Detector) -> TorchDetector:
 def score_difference(version: ModelVersion, one: Detector, other: Detector) -> float:
     """Return the largest difference of scores of made images, in units of the threshold or of the score if larger."""
     scores, others = (detector.score(probes(version.input_size)).scores.astype(np.float64) for detector in (one, other))
-    threshold = float(version.manifest["calibration"]["threshold"])
+    threshold = version.manifest.calibration.threshold
     spread = threshold - float(np.median(version.calibration_scores))
     unit = np.maximum(max(abs(threshold), spread, 1e-12), np.abs(others))
     worst = float((np.abs(scores - others) / unit).max())

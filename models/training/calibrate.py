@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES, appearance_of
-from models.calibration.split import FOLDS, Method
+from models.calibration.split import FOLDS
 from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, Read, TrainingImage
 from models.detector import Detector, Float32Array
 from models.evaluation.metrics import image_auroc
 from models.fitting.fit_result import FitResult
 from models.fitting.limits import TrainingLimits
+from models.manifest import Calibration
 from models.progress import Progress
-from models.registry import ModelVersion
+from models.registry import unpublished
 from models.runtime.export import export_graph
 from models.runtime.openvino_detector import OpenVinoDetector
 
@@ -37,45 +38,6 @@ class FitNetwork(Protocol):
     """Fits a network of the training's kind and size to the normal images of each product."""
 
     def __call__(self, products: Sequence[Sequence[Path]], limits: TrainingLimits, report: Report) -> FitResult: ...
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a product's unseen images scored: `scores` and `map_maxima` of normals `(n,)`, of anomalies `(m,)`.
-
-    `image_statistics` is how the normals look, float32 `(n, 3)` of `models.appearance.FIGURES`; NaN is not known.
-    `fold_steps` are those that the networks of the folds were trained for; none with the method `split`.
-    """
-
-    method: Method
-    false_alarm_rate: float
-    scores: Float32Array
-    map_maxima: Float32Array
-    anomaly_scores: Float32Array
-    image_statistics: Float32Array
-    fold_steps: tuple[int, ...]
-
-    def as_manifest(self) -> dict[str, Any]:
-        """Return the field `calibration` of model.json; `image_auroc` is null without known anomalies."""
-        both = np.concatenate([self.scores, self.anomaly_scores])
-        labels = np.repeat([0, 1], [len(self.scores), len(self.anomaly_scores)])
-        return {
-            "method": self.method,
-            "false_alarm_rate": self.false_alarm_rate,
-            "threshold": threshold_at(self.scores, self.false_alarm_rate),
-            "pixel_threshold": threshold_at(self.map_maxima, self.false_alarm_rate),
-            "images": len(self.scores),
-            "scores": sorted(float(score) for score in self.scores),
-            "anomaly_scores": sorted(float(score) for score in self.anomaly_scores),
-            "image_auroc": image_auroc(both, labels),
-            "look": {
-                name: [
-                    None if np.isnan(value) else round(float(value), 3) for value in self.image_statistics[:, column]
-                ]
-                for column, name in enumerate(FIGURES)
-            },
-            "fold_steps": list(self.fold_steps),
-        }
 
 
 def calibrate(
@@ -117,23 +79,49 @@ def calibrate(
                 for index, each in enumerate(chosen):
                     if each.method == "cross":
                         export_graph(fitted.graphs[index], size, Path(folder))
-                        scorer = OpenVinoDetector(ModelVersion(Path(folder), {"input_size": size}, ""), threads)
+                        scorer = OpenVinoDetector(unpublished(Path(folder), size), threads)
                         own, out = _scored(scorer, each.calibrate, size, read, told), _out(each, fold)
                         scores = own if comparable else in_unit_of(normals[index], own, ~out)
                         left_out[index][out] = scores[out]
         normals = left_out
     return [
-        Calibration(
-            method=each.method,
-            false_alarm_rate=each.false_alarm_rate,
-            scores=values[:, 0],
-            map_maxima=values[:, 1],
-            anomaly_scores=_scored(detector, each.held_out_anomalies, size, read, report)[:, 0],
-            image_statistics=image_statistics,
-            fold_steps=tuple(fold_steps) if each.method == "cross" else (),
+        _calibration(
+            each,
+            values,
+            _scored(detector, each.held_out_anomalies, size, read, report)[:, 0],
+            image_statistics,
+            tuple(fold_steps) if each.method == "cross" else (),
         )
         for (detector, each), values, image_statistics in zip(pairs, normals, image_statistics, strict=True)
     ]
+
+
+def _calibration(
+    chosen: Chosen,
+    normals: Float32Array,
+    anomaly_scores: Float32Array,
+    image_statistics: Float32Array,
+    fold_steps: tuple[int, ...],
+) -> Calibration:
+    """Return what the scores and highest map values of unseen `normals`, `(n, 2)`, and those of anomalies come to."""
+    scores, map_maxima = normals.T
+    labels = np.repeat([0, 1], [len(scores), len(anomaly_scores)])
+    return Calibration(
+        method=chosen.method,
+        false_alarm_rate=chosen.false_alarm_rate,
+        threshold=threshold_at(scores, chosen.false_alarm_rate),
+        pixel_threshold=threshold_at(map_maxima, chosen.false_alarm_rate),
+        images=len(scores),
+        scores=tuple(np.sort(scores).tolist()),
+        anomaly_scores=tuple(np.sort(anomaly_scores).tolist()),
+        # None without known anomalies
+        image_auroc=image_auroc(np.concatenate([scores, anomaly_scores]), labels),
+        look={
+            name: tuple(None if np.isnan(value) else round(float(value), 3) for value in image_statistics[:, column])
+            for column, name in enumerate(FIGURES)
+        },
+        fold_steps=fold_steps,
+    )
 
 
 def in_unit_of(wanted: Float32Array, own: Float32Array, shared: npt.NDArray[np.bool_]) -> Float32Array:

@@ -7,14 +7,13 @@ no score by more than a hundredth of the threshold; how one is read is the calle
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from models.data.select_images import Chosen, Read
 from models.detector import Detector, Float32Array, UInt8Array
+from models.manifest import DraftCheck
 
 # Gives None for an image of which there is no draft: no JPEG, or not large enough.
 ReadDraft = Callable[[Path, tuple[int, int]], UInt8Array | None]
@@ -23,25 +22,7 @@ IMAGES_MAX = 64
 CHANGE_MAX = 0.01
 
 
-@dataclass(frozen=True)
-class DraftCheck:
-    """What drafts did to scores: whether they may be used, how many images said so, and why not.
-
-    `max_score_change` is the largest change of a score, in units of the threshold; None where nothing was compared.
-    """
-
-    draft: bool
-    images: int
-    max_score_change: float | None
-    reason: str | None = None
-
-    def as_manifest(self) -> dict[str, Any]:
-        """Return the field `decode` of `model.json`."""
-        said = {"draft": self.draft, "images": self.images, "max_score_change": self.max_score_change}
-        return said if self.reason is None else {**said, "reason": self.reason}
-
-
-NOT_ASKED = DraftCheck(False, 0, None, "there is no way to read a draft")
+NOT_ASKED = DraftCheck(draft=False, images=0, max_score_change=None, reason="there is no way to read a draft")
 
 
 def check_drafts(
@@ -88,11 +69,13 @@ def check_draft(
         drafted.append(whole[-1] if draft is None else _score(detector, draft))
         compared += draft is not None
     if not compared:
-        return DraftCheck(False, 0, None, "no image is a JPEG of at least four times the input size")
+        reason = "no image is a JPEG of at least four times the input size"
+        return DraftCheck(draft=False, images=0, max_score_change=None, reason=reason)
     change = score_change(np.concatenate(whole), np.concatenate(drafted), false_alarm_rate)
     if change <= CHANGE_MAX:
-        return DraftCheck(True, compared, change)
-    return DraftCheck(False, compared, change, f"expected a change of at most {CHANGE_MAX:g} of the threshold")
+        return DraftCheck(draft=True, images=compared, max_score_change=change)
+    reason = f"expected a change of at most {CHANGE_MAX:g} of the threshold"
+    return DraftCheck(draft=False, images=compared, max_score_change=change, reason=reason)
 
 
 def score_change(whole: Float32Array, drafted: Float32Array, false_alarm_rate: float) -> float:

@@ -29,19 +29,22 @@ from models.fitting.limits import BYTES_PER_GB, MEMORY_GB, TrainingLimits, memor
 from models.fitting.pixel import STEPS as PIXEL_STEPS
 from models.fitting.pixel import fit_pixel
 from models.fitting.warm_start import WarmStart, read_warm_start
+from models.manifest import Backbone, Manifest, Parity, Training, TrainingEnergy
 from models.networks.pretrained import BackboneSource
 from models.progress import Progress
 from models.registry import (
     BUILD_PREFIX,
-    FORMAT,
     WEIGHTS,
     ModelVersion,
+    file_hashes,
     file_sha256,
     publish_all,
     remove_build,
     share_files,
+    unpublished,
+    write_manifest,
 )
-from models.runtime.export import check_parity, export_graph, save_weights, write_images, write_manifest
+from models.runtime.export import check_parity, export_graph, save_weights, write_images
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.runtime.openvino_runtime import allowed_cores
 from models.training.calibrate import FitNetwork, Report, calibrate
@@ -163,15 +166,14 @@ def train_jointly(
             if first == number:
                 folder.mkdir()
                 export_graph(graph, size, folder)
-                detectors.append(OpenVinoDetector(ModelVersion(folder, {"input_size": size}, ""), threads))
+                detectors.append(OpenVinoDetector(unpublished(folder, size), threads))
                 save_weights(graph, folder, {"kind": kind, "input_size": size, "seed": seed})
             else:
                 share_files(folders[first], folder)
                 detectors.append(detectors[first])
             probes = np.stack([read(path, size) for path in paths[:PARITY_IMAGES]])
-            parities.append(
-                {"images": len(probes), "max_relative_difference": check_parity(graph, detectors[-1], probes)}
-            )
+            difference = check_parity(graph, detectors[-1], probes)
+            parities.append(Parity(images=len(probes), max_relative_difference=difference))
         report(Progress("exporting", len(folders), len(folders)))
 
         # Calibrate with what ships, read as it will be
@@ -197,47 +199,48 @@ def train_jointly(
         ):
             write_images(each, folder, root)
             write_manifest(
-                {
-                    "format": FORMAT,
-                    "product": each.product,
-                    "version": f"{created_at:%Y%m%dT%H%M%SZ}-{kind}-{file_sha256(folders[0] / WEIGHTS)[:6]}",
-                    "kind": kind,
-                    "profile": profile,
-                    "created_at": created_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-                    "tamis_version": tamis_version,
-                    "joint": [one.product for one in chosen] if len(chosen) > 1 else None,
-                    "input_size": list(size),
-                    "resample": "bilinear",
-                    "colour": "RGB",
-                    "decode": draft.as_manifest(),
-                    "stride": fitted.stride,
-                    "map": fitted.map_meaning,
-                    "score": fitted.score_meaning,
-                    "architecture": fitted.architecture,
-                    "backbone": fitted.backbone,
-                    "training": {
-                        "seed": seed,
-                        "images": len(each.train),
-                        "anomalies": len(each.train_anomalies),
-                        "steps": fitted.steps,
-                        "steps_asked": steps or STEPS[kind],
-                        "seconds": round(time.monotonic() - started, 3),
-                        "final_loss": fitted.loss,
-                        "minutes_max": minutes_max,
-                        "memory_max_mb": memory_bytes / 1e6,
-                        "memory_peak_mb": memory_peak_mb,
-                        "threads": threads,
-                        "warm_start": fitted.warm_start,
-                        "retraining": retraining,
-                        "trim_fraction": trim_fraction,
-                        "trimmed": [{"path": str(p.path), "sha256": p.sha256} for p in each.trimmed],
-                        "skipped": [{"path": str(path), "error": why} for path, why in each.skipped],
-                        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-                    },
-                    "calibration": calibration.as_manifest(),
-                    "energy": energy,
-                    "parity": parity,
-                },
+                Manifest(
+                    format=1,
+                    product=each.product,
+                    version=f"{created_at:%Y%m%dT%H%M%SZ}-{kind}-{file_sha256(folders[0] / WEIGHTS)[:6]}",
+                    kind=kind,
+                    profile=profile,
+                    created_at=created_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+                    tamis_version=tamis_version,
+                    joint=tuple(one.product for one in chosen) if len(chosen) > 1 else None,
+                    input_size=size,
+                    resample="bilinear",
+                    colour="RGB",
+                    decode=draft,
+                    stride=fitted.stride,
+                    map=fitted.map_meaning,
+                    score=fitted.score_meaning,
+                    architecture=fitted.architecture,
+                    backbone=Backbone(**fitted.backbone) if fitted.backbone else None,
+                    training=Training(
+                        seed=seed,
+                        images=len(each.train),
+                        anomalies=len(each.train_anomalies),
+                        steps=fitted.steps,
+                        steps_asked=steps or STEPS[kind],
+                        seconds=round(time.monotonic() - started, 3),
+                        final_loss=fitted.loss,
+                        minutes_max=minutes_max,
+                        memory_max_mb=memory_bytes / 1e6,
+                        memory_peak_mb=memory_peak_mb,
+                        threads=threads,
+                        warm_start=fitted.warm_start,
+                        retraining=retraining,
+                        trim_fraction=trim_fraction,
+                        trimmed=tuple({"path": str(p.path), "sha256": p.sha256} for p in each.trimmed),
+                        skipped=tuple({"path": str(path), "error": why} for path, why in each.skipped),
+                        libraries={name: metadata.version(name) for name in LIBRARIES},
+                    ),
+                    calibration=calibration,
+                    energy=None if energy is None else TrainingEnergy(**energy),
+                    parity=parity,
+                    files=file_hashes(folder),
+                ),
                 folder,
             )
         return publish_all(folders, destination)

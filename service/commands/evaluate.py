@@ -161,7 +161,7 @@ def _page(
 
     def section(one: Evaluated) -> page.Section:
         evaluated_version = one.evaluated_version
-        pixel_threshold = float(evaluated_version.version.manifest["calibration"]["pixel_threshold"])
+        pixel_threshold = evaluated_version.version.manifest.calibration.pixel_threshold
         missed, alarms = (
             thumbnails(worst, pixel_threshold, read, upright_size, UNREADABLE)
             for worst in (evaluated_version.mistakes.missed, evaluated_version.mistakes.false_alarms)

@@ -67,7 +67,7 @@ def score(
 
     detector = load_detector(model, settings.scoring_threads)
     read = image_reader(settings, draft=model.draft)
-    pixel_threshold = float(model.manifest["calibration"]["pixel_threshold"])
+    pixel_threshold = model.manifest.calibration.pixel_threshold
     if not as_json:
         typer.echo(_line({column: column for column in COLUMNS}))
     rows, failed = [], 0

@@ -260,52 +260,55 @@ def _images(folder: Path) -> tuple[str, ...]:
 
 def _document(version: ModelVersion, row: VersionRow) -> dict[str, Any]:
     manifest = version.manifest
+    training, calibration = manifest.training, manifest.calibration
     return {
         "product": row.product,
         "version": row.version,
         "kind": row.kind,
-        "profile": manifest["profile"],
+        "profile": manifest.profile,
         "state": row.state,
         "folder": shown_name(str(version.folder)),
-        "input_size": manifest["input_size"],
+        "input_size": manifest.input_size,
         "threshold": row.threshold,
         "false_alarm_rate": row.false_alarm_rate,
-        "training_images": manifest["training"]["images"],
-        "calibration_images": manifest["calibration"]["images"],
-        "calibration_method": manifest["calibration"]["method"],
-        "training_anomalies": manifest["training"]["anomalies"],
-        "calibration_anomalies": len(manifest["calibration"]["anomaly_scores"]),
+        "training_images": training.images,
+        "calibration_images": calibration.images,
+        "calibration_method": calibration.method,
+        "training_anomalies": training.anomalies,
+        "calibration_anomalies": len(calibration.anomaly_scores),
         "image_auroc": row.image_auroc,
-        "joint": manifest["joint"],
-        "skipped": len(manifest["training"]["skipped"]),
-        "steps": manifest["training"]["steps"],
-        "seconds": manifest["training"]["seconds"],
-        "memory_peak_mb": manifest["training"]["memory_peak_mb"],
+        "joint": manifest.joint,
+        "skipped": len(training.skipped),
+        "steps": training.steps,
+        "seconds": training.seconds,
+        "memory_peak_mb": training.memory_peak_mb,
         "training_wh": row.training_wh,
-        "energy": manifest["energy"],
+        "energy": manifest.energy and manifest.energy.model_dump(exclude_unset=True),
         "sha256": row.sha256,
     }
 
 
 def _print(version: ModelVersion, row: VersionRow) -> None:
-    training, calibration = version.manifest["training"], version.manifest["calibration"]
+    training, calibration = version.manifest.training, version.manifest.calibration
+    # It was trained just now, so these are known.
+    assert training.seconds is not None and training.memory_peak_mb is not None
     height, width = version.input_size
-    skipped = f", {len(training['skipped'])} skipped" if training["skipped"] else ""
-    if calibration["method"] == "cross":
-        images = f"{training['images']} to train and, in folds, to calibrate{skipped}"
+    skipped = f", {len(training.skipped)} skipped" if training.skipped else ""
+    if calibration.method == "cross":
+        images = f"{training.images} to train and, in folds, to calibrate{skipped}"
     else:
-        images = f"{training['images']} to train, {calibration['images']} to calibrate{skipped}"
-    known = f"{training['anomalies']} to train, {len(calibration['anomaly_scores'])} to calibrate"
+        images = f"{training.images} to train, {calibration.images} to calibrate{skipped}"
+    known = f"{training.anomalies} to train, {len(calibration.anomaly_scores)} to calibrate"
     auroc = "" if row.image_auroc is None else f", image AUROC {row.image_auroc:.3f}"
     facts = {
         "version": f"{row.product}/{row.version}",
         "state": f"{row.state} ({row.reason})",
         "images": images,
-        **({"anomalies": known + auroc} if training["anomalies"] or calibration["anomaly_scores"] else {}),
+        **({"anomalies": known + auroc} if training.anomalies or calibration.anomaly_scores else {}),
         "input size": f"{width} x {height} pixels",
         "threshold": f"{row.threshold:.6g} at a false-alarm rate of {row.false_alarm_rate:g}",
         "energy": UNKNOWN if row.training_wh is None else f"{row.training_wh:.3g} Wh",
-        "time": f"{training['seconds']:.0f} s, at most {training['memory_peak_mb'] / 1000:.2f} GB of memory",
+        "time": f"{training.seconds:.0f} s, at most {training.memory_peak_mb / 1000:.2f} GB of memory",
     }
     for name, value in facts.items():
         typer.echo(f"{name:<12} {value}")

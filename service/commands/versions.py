@@ -77,7 +77,7 @@ def show(
             raise TamisError(f"model {product}/{version or 'champion'}: not found; versions there are: {known}")
         seen = _seen_in_shadow(connection, row)
     folder = _folder(root, row)
-    manifest = registry.verify(folder, row.sha256).manifest
+    manifest = registry.verify(folder, row.sha256).manifest.as_plain()
     facts = {name: value for name, value in manifest.items() if not _is_long(value)}
     document = {**_plain(row), "shadow": seen, "folder": str(folder), "verified": True, "manifest": facts}
     if as_json:

@@ -67,11 +67,11 @@ def learning_curve(
             result = evaluate(version)
         yield LearningPoint(
             images=size,
-            trained=version.manifest["training"]["images"],
+            trained=version.manifest.training.images,
             calibrated=len(version.calibration_scores),
             metrics=result.metrics,
             threshold=result.threshold,
-            seconds=version.manifest["training"]["seconds"],
+            seconds=version.manifest.training.seconds,
             training_wh=trained.energy.total_wh if trained.energy else None,
             energy_source=trained.energy.source if trained.energy else None,
         )
@@ -117,16 +117,16 @@ def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int 
             f"--learning-curve: expected a version of kind {' or '.join(LEARNS_FROM_NORMALS)}, which learn from "
             f"normal images alone; found {version.version} of kind {version.kind}"
         )
-    training = version.manifest.get("training") or {}
+    training = version.manifest.training
     return TrainingJob(
         images=(),
         models_root="",
         product=version.product,
         kind=version.kind,
-        profile=version.manifest.get("profile") or "balanced",
+        profile=version.manifest.profile or "balanced",
         false_alarm_rate=rate,
-        seed=int(training.get("seed", 0)),
-        minutes_max=float(training.get("minutes_max", MINUTES_MAX)),
+        seed=training.seed or 0,
+        minutes_max=training.minutes_max or MINUTES_MAX,
         steps=steps,
         file_bytes_max=settings.file_bytes_max,
         pixels_max=settings.pixels_max,

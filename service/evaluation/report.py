@@ -192,30 +192,28 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
 def facts_of(evaluated_version: EvaluatedVersion) -> dict[str, str | None]:
     """Return what is to be known of a version, ready to be shown; None is unknown."""
     manifest, row = evaluated_version.version.manifest, evaluated_version.row
-    training, calibration = manifest.get("training") or {}, manifest["calibration"]
+    training = manifest.training
     height, width = evaluated_version.version.input_size
-    energy = manifest.get("energy") or {}
+    source = manifest.energy.source if manifest.energy else None
     return {
         "product": evaluated_version.version.product,
         "version": evaluated_version.version.version,
         "kind": evaluated_version.version.kind,
-        "profile": manifest.get("profile"),
+        "profile": manifest.profile,
         "state": row.state,
         "made": f"{evaluated_version.version.created_at:%Y-%m-%d %H:%M} UTC",
-        "Tamis version": manifest.get("tamis_version"),
+        "Tamis version": manifest.tamis_version,
         "input size": f"{width} × {height} px",
-        "training images": _text(training.get("images")),
-        "training time": None if training.get("seconds") is None else f"{training['seconds']:.0f} s",
+        "training images": _text(training.images),
+        "training time": None if training.seconds is None else f"{training.seconds:.0f} s",
         "training energy": None
         if row.training_wh is None
-        else f"{row.training_wh:.3g} Wh" + (f" ({energy['source']})" if energy.get("source") else ""),
+        else f"{row.training_wh:.3g} Wh" + (f" ({source})" if source else ""),
         "calibration": f"{len(evaluated_version.version.calibration_scores)} held-out images",
         "threshold": f"{evaluated_version.result.threshold:.6g}",
         "threshold set": evaluated_version.promise,
         "trained for a rate of": f"{evaluated_version.version.trained_false_alarm_rate:g}",
-        "pixel threshold": None
-        if calibration.get("pixel_threshold") is None
-        else f"{calibration['pixel_threshold']:.6g}",
+        "pixel threshold": f"{manifest.calibration.pixel_threshold:.6g}",
     }
 
 

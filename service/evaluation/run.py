@@ -126,7 +126,7 @@ class Bench:
             # What the training took, which the child has metered, is none of this evaluation's.
             self._meter.take("idle")
             threshold = threshold_of(self._settings, work.product, version, work.rate)
-            shown = f"{work.object}, trained on {version.manifest['training']['images']}"
+            shown = f"{work.object}, trained on {version.manifest.training.images}"
             result = self._scored(version, threshold, work, shown)
             self._record(self._meter.take("evaluation", images=result.images))
             return result

@@ -164,19 +164,19 @@ def _labelled(side: Side) -> tuple[Any, Any]:
 
 def _about(version: ModelVersion) -> dict[str, Any]:
     manifest = version.manifest
-    training, calibration = manifest.get("training") or {}, manifest["calibration"]
+    training, calibration = manifest.training, manifest.calibration
     height, width = version.input_size
     return {
         "version": version.version,
         "kind": version.kind,
-        "profile": manifest.get("profile"),
+        "profile": manifest.profile,
         "input size": f"{width} × {height} px",
-        "training images": training.get("images"),
-        "left out as rebuilt worst": len(training["trimmed"]) if "trimmed" in training else None,
-        "began with": training.get("warm_start") or "nothing",
-        "steps": training.get("steps"),
-        "calibration images": len(calibration["scores"]),
-        "threshold as trained": f"{calibration['threshold']:.6g}",
+        "training images": training.images,
+        "left out as rebuilt worst": None if training.trimmed is None else len(training.trimmed),
+        "began with": training.warm_start or "nothing",
+        "steps": training.steps,
+        "calibration images": len(calibration.scores),
+        "threshold as trained": f"{calibration.threshold:.6g}",
         "false-alarm rate trained for": f"{version.trained_false_alarm_rate:g}",
     }
 

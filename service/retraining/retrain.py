@@ -7,7 +7,6 @@ leaves one champion, and what the next retraining finds and clears up.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import uuid
@@ -19,9 +18,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from models.errors import TooFewImages
+from models.errors import ModelError, TooFewImages
 from models.progress import Progress
-from models.registry import BUILD_PREFIX, MANIFEST, ModelVersion, remove_build
+from models.registry import BUILD_PREFIX, ModelVersion, read_manifest, remove_build
 from service.errors import ConfigurationError, TamisError
 from service.retraining.gate_report import render, write_page
 from service.retraining.gate_scoring import run_gate
@@ -199,9 +198,9 @@ def _job(begun: Begun, champion: ModelVersion, gathered: TrainingData) -> Traini
         models_root=str((root / MODELS).absolute()),
         product=row.product,
         kind=champion.kind,
-        profile=str(manifest.get("profile") or "fast"),
+        profile=manifest.profile or "fast",
         false_alarm_rate=settings.false_alarm_rate_of(row.product, champion.trained_false_alarm_rate),
-        seed=int((manifest.get("training") or {}).get("seed", 0)),
+        seed=manifest.training.seed or 0,
         minutes_max=settings.retrain_minutes_max,
         memory_gb=settings.retrain_memory_gb,
         energy_max_wh=settings.retrain_energy_max_wh,
@@ -209,7 +208,7 @@ def _job(begun: Begun, champion: ModelVersion, gathered: TrainingData) -> Traini
         warm=None if begun.fresh else str(champion.folder.absolute()),
         retraining=row.id,
         steps=begun.steps,
-        backbone=manifest["backbone"]["name"] if champion.kind == "classifier" else None,
+        backbone=manifest.backbone.name if manifest.backbone and champion.kind == "classifier" else None,
         file_bytes_max=settings.file_bytes_max,
         pixels_max=settings.pixels_max,
         energy_tracking=settings.energy_tracking,
@@ -256,9 +255,8 @@ def _learned(
 
 def _made_by(folder: Path) -> int | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return (manifest.get("training") or {}).get("retraining")
-    except (OSError, ValueError, AttributeError):
+        return read_manifest(folder).manifest.training.retraining
+    except ModelError:
         return None
 
 

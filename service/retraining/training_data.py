@@ -7,14 +7,12 @@ writes nothing.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.registry import (
     IMAGES,
-    MANIFEST,
     ROLE_CALIBRATE,
     ROLE_CALIBRATE_ANOMALY,
     ROLE_TRAIN,
@@ -22,6 +20,7 @@ from models.registry import (
     ROLE_TRAIN_ANOMALY,
     ROLE_TRIMMED,
     file_sha256,
+    read_manifest,
 )
 from service.root import TRAINING
 from service.storage.retrainings import KnownImage
@@ -122,9 +121,8 @@ def fitted_to(version: Path) -> set[str]:
     while folder is not None and folder not in seen and folder.is_dir():
         seen.add(folder)
         found |= {listed.sha256 for listed in read_images(folder) if listed.role in FITTED_TO}
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        before = (manifest.get("training") or {}).get("warm_start")
-        folder = folder.with_name(str(before)) if before else None
+        before = read_manifest(folder).manifest.training.warm_start
+        folder = folder.with_name(before) if before else None
     return found
 
 

@@ -140,7 +140,7 @@ class ScorerCache:
                 failures.append(str(error))
                 self._say(row.version, "model passed over", product=owner, version=row.version, reason=error)
                 continue
-            pixel_threshold = float(version.manifest["calibration"]["pixel_threshold"])
+            pixel_threshold = version.manifest.calibration.pixel_threshold
             return Scorer(detector, decider, row.version, pixel_threshold, version.draft)
         raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
 
@@ -168,8 +168,8 @@ class ScorerCache:
 
 def _graph_key(version: ModelVersion) -> GraphKey:
     """Return what two versions have in common that need only one detector, as products trained jointly do."""
-    files = version.manifest["files"]
-    return (str(files[GRAPH]), str(files[GRAPH_WEIGHTS]), version.input_size)
+    files = version.manifest.files
+    return (files[GRAPH], files[GRAPH_WEIGHTS], version.input_size)
 
 
 def score_images(scorer: Scorer, pixels: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:

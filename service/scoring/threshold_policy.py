@@ -63,7 +63,7 @@ def decider_of(
     its place.
     """
     policy = policy_of(settings, product, version.trained_false_alarm_rate, asked_rate, chosen_rate)
-    known = version.manifest["calibration"].get("anomaly_scores") or ()
+    known = version.manifest.calibration.anomaly_scores
     try:
         return ThresholdDecider(
             version.calibration_scores, policy, known, uncertain_band=settings.of(product, "uncertain_band")

@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.data.image_list import ListedImage, chosen_again, listed_images
-from models.fitting.limits import BYTES_PER_GB
+from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
 from service.errors import TamisError
@@ -60,9 +60,9 @@ def repeat_of(
     where the version is unknown, or naming images that are gone or changed.
     """
     first = _verified(root, engine, product, version)
-    joint = first.manifest.get("joint") or [product]
+    joint = first.manifest.joint or (product,)
     of = tuple(first if name == product else _verified(root, engine, name, version) for name in joint)
-    training = first.manifest["training"]
+    training = first.manifest.training
     listed = [listed_images(one) for one in of]
     done, total = 0, sum(map(len, listed))
     chosen = []
@@ -83,29 +83,29 @@ def repeat_of(
                 f"{'; '.join(lacking[:SHOWN])}{more}"
             )
         chosen.append(JobChosen.of(chosen_again(one, its_images, found)))
-    backbone = first.manifest.get("backbone")
+    backbone = first.manifest.backbone
     job = TrainingJob(
         images=(),
         models_root=str((root / MODELS).absolute()),
         product=of[0].product,
         beside=tuple(JobProduct(one.product, (), one.trained_false_alarm_rate) for one in of[1:]),
         kind=first.kind,
-        profile=first.manifest["profile"],
+        profile=first.manifest.profile or "balanced",
         false_alarm_rate=of[0].trained_false_alarm_rate,
-        seed=training["seed"],
-        minutes_max=max(minutes_max, training["minutes_max"]),
-        steps=training.get("steps_asked", training["steps"]),
+        seed=training.seed or 0,
+        minutes_max=max(minutes_max, training.minutes_max or 0),
+        steps=training.steps_asked or training.steps,
         file_bytes_max=settings.file_bytes_max,
         pixels_max=settings.pixels_max,
         energy_tracking=settings.energy_tracking,
         energy_country=settings.energy_country,
         energy_cpu_max_w=settings.energy_cpu_max_w,
-        backbone=backbone["name"] if first.kind == "classifier" and backbone else None,
+        backbone=backbone.name if first.kind == "classifier" and backbone else None,
         backbone_weights=None if backbone_weights is None else str(backbone_weights.absolute()),
-        memory_gb=_gigabytes(round(training["memory_max_mb"] * 1e6)),
+        memory_gb=_gigabytes(round(training.memory_max_mb * 1e6)) if training.memory_max_mb else MEMORY_GB,
         warm=_warm(root, first),
-        trim_fraction=training.get("trim_fraction", 0.0),
-        threads=training["threads"],
+        trim_fraction=training.trim_fraction,
+        threads=training.threads,
         chosen=tuple(chosen),
     )
     return Repeat(job, of)
@@ -149,10 +149,10 @@ def _sha256(path: Path) -> str | None:
 
 def _warm(root: Path, version: ModelVersion) -> str | None:
     """Return the folder of the version whose weights `version` began with. Raises TamisError where it is gone."""
-    name = version.manifest["training"].get("warm_start")
+    name = version.manifest.training.warm_start
     if name is None:
         return None
-    folder = root / MODELS / version.product / str(name)
+    folder = root / MODELS / version.product / name
     if not folder.is_dir():
         raise TamisError(
             f"model {version.product}/{version.version}: expected version {name}, whose weights it began with, at "

@@ -102,7 +102,6 @@ def register_trained(
     if trained.energy is not None:
         energy.add(connection, trained.energy)
     for version in trained.versions:
-        manifest = version.manifest
         first = versions.champion(connection, version.product) is None
         versions.register(
             connection,
@@ -112,12 +111,12 @@ def register_trained(
             created_at=version.created_at,
             state="champion" if first or promote else "challenger",
             reason="first version of its product" if first else "promoted when trained" if promote else reason,
-            threshold=manifest["calibration"]["threshold"],
+            threshold=version.manifest.calibration.threshold,
             false_alarm_rate=version.trained_false_alarm_rate,
-            image_auroc=manifest["calibration"]["image_auroc"],
+            image_auroc=version.manifest.calibration.image_auroc,
             f1=None,
             training_wh=None if total_wh is None else total_wh / len(trained.versions),
-            images=manifest["training"]["images"],
+            images=version.manifest.training.images,
             sha256=version.sha256,
         )
 

@@ -65,13 +65,13 @@ def _run(normals: Sequence[Path], given: int, seed: int, rate: float, folder: Pa
     except (ModelError, TamisError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return {"error": f"{type(error).__name__}: {error}"}
-    calibration = trained.version.manifest["calibration"]
+    calibration = trained.version.manifest.calibration
     count = len(calibrating)
     return {
         **took,
-        "threshold": calibration["threshold"],
+        "threshold": calibration.threshold,
         "kept_out": len(kept_out),
-        "as_shipped": float((kept_out > calibration["threshold"]).mean()),
+        "as_shipped": float((kept_out > calibration.threshold).mean()),
         "calibrating": count,
         "divisions": divisions(np.concatenate([kept_out, calibrating]), count, rate, options.divisions, seed)
         if count

@@ -25,7 +25,7 @@ from tests.benchmarks import captures
 
 def differences(version: ModelVersion, found: Detector, reference: Detector, images: UInt8Array) -> dict[str, Any]:
     """Return how far scores and maps are from those of `reference`, in units of the threshold, and changed verdicts."""
-    threshold = float(version.manifest["calibration"]["threshold"])
+    threshold = version.manifest.calibration.threshold
     one, other = found.score(images), reference.score(images)
     away = np.abs(one.scores.astype(np.float64) - other.scores) / abs(threshold)
     return {
@@ -66,7 +66,7 @@ def measure(version: ModelVersion, images: UInt8Array, rounds: int) -> dict[str,
     median = {name: statistics.median(found) for name, found in rates.items()}
     return {
         "version": version.version,
-        "kind": version.manifest["kind"],
+        "kind": version.manifest.kind,
         "input_size": list(version.input_size),
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,

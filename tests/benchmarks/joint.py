@@ -74,7 +74,7 @@ def _train(tasks: Mapping[str, data.Task], key: Run, folder: Path) -> tuple[dict
     size = trained.versions[0].input_size
     return versions, {
         "input_size": list(size),
-        "training_s": trained.versions[0].manifest["training"]["seconds"],
+        "training_s": trained.versions[0].manifest.training.seconds,
         "training_wh": trained.energy.total_wh if trained.energy else None,
     }
 

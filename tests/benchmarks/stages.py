@@ -65,7 +65,7 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
         OpenVinoDetector(version, 1),
         decider_of(settings, "default", version),
         version.version,
-        float(version.manifest["calibration"]["pixel_threshold"]),
+        version.manifest.calibration.pixel_threshold,
         version.draft,
     )
     lock = instance_lock(root, settings.instance)

@@ -15,6 +15,7 @@ from models import registry
 from models.errors import ModelCorrupt, ModelError
 from models.registry import list_versions, publish, remove_build, verify
 
+CALIBRATION = {"false_alarm_rate": 0.1, "threshold": 0.5, "pixel_threshold": 0.7, "scores": [0.5, 0.25]}
 VERSION = "20260102T030405Z-pixel-abcdef"
 
 
@@ -30,7 +31,7 @@ def make_build(models: Path, name: str = ".tmp-1", **changes: Any) -> Path:
         "kind": "pixel",
         "created_at": "2026-01-02T03:04:05.000000Z",
         "input_size": [64, 96],
-        "calibration": {"false_alarm_rate": 0.1, "scores": [0.5, 0.25]},
+        "calibration": CALIBRATION,
         "files": {file: registry.file_sha256(build / file) for file in registry.REQUIRED},
         **changes,
     }
@@ -97,18 +98,50 @@ def test_manifest_that_is_none_is_corrupt(tmp_path: Path, content: str) -> None:
         {"input_size": [0, 96]},
         {"input_size": "64x96"},
         {"calibration": []},
-        {"calibration": {"false_alarm_rate": 0.1}},
-        {"calibration": {"false_alarm_rate": None, "scores": [0.5]}},
-        {"calibration": {"false_alarm_rate": 0.1, "scores": [0.5, "x"]}},
-        {"calibration": {"false_alarm_rate": 0.1, "scores": [float("inf")]}},
-        {"calibration": {"false_alarm_rate": 0.1, "scores": [[0.5]]}},
-        {"calibration": {"false_alarm_rate": 0.1, "scores": [0.5], "pixel_threshold": "x"}},
+        {"calibration": {k: v for k, v in CALIBRATION.items() if k != "scores"}},
+        {"calibration": {**CALIBRATION, "false_alarm_rate": None}},
+        {"calibration": {**CALIBRATION, "scores": [0.5, "x"]}},
+        {"calibration": {**CALIBRATION, "scores": [float("inf")]}},
+        {"calibration": {**CALIBRATION, "scores": [[0.5]]}},
+        {"calibration": {**CALIBRATION, "pixel_threshold": "x"}},
     ],
     ids=str,
 )
 def test_manifest_with_figures_that_are_none_is_corrupt(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ModelCorrupt, match=r"model\.json: expected"):
         verify(make_build(tmp_path, **changes))
+
+
+def test_message_on_a_damaged_manifest_names_the_field_with_what_was_expected_and_found(tmp_path: Path) -> None:
+    for number, (changes, message) in enumerate(
+        [
+            ({"format": 2}, r"model\.json: expected format to be 1; found 2; another version of tamis made it\?"),
+            ({"input_size": [0, 96]}, r"model\.json: expected input_size\.0 to be greater than 0; found 0"),
+            ({"calibration": {}}, r"model\.json: expected a field calibration\.false_alarm_rate; found none"),
+            (
+                {"calibration": {**CALIBRATION, "scores": [1e39]}},
+                r"calibration\.scores\.0 to be less than .*; found 1e\+39",
+            ),
+            ({"calibration": {**CALIBRATION, "look": {"brightness": [1]}}}, r"as many values of each of .*; found \{"),
+            ({"created_at": "0001-01-01T00:00:00+23:00"}, r"created_at to be a time: .*; found '0001"),
+        ]
+    ):
+        with pytest.raises(ModelCorrupt, match=message):
+            verify(make_build(tmp_path, f".tmp-{number}", **changes))
+
+
+def test_manifest_keeps_what_it_does_not_know_and_adds_nothing(tmp_path: Path) -> None:
+    changes = {
+        "later": {"more": [1, None]},
+        "calibration": {**CALIBRATION, "look": None, "later": "x"},
+        "training": {"seed": 3, "skipped": [{"path": "not-utf8-\udc80.png", "error": "gone"}]},
+    }
+    build = make_build(tmp_path, **changes)
+    written = json.loads((build / "model.json").read_text())
+    manifest = verify(build).manifest
+    assert json.loads(manifest.as_json()) == written
+    assert list(json.loads(manifest.as_json())["calibration"]) == list(written["calibration"])
+    assert manifest.training.seed == 3 and manifest.training.seconds is None and manifest.energy is None
 
 
 def test_manifest_cannot_speak_of_files_elsewhere(tmp_path: Path) -> None:

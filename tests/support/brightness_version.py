@@ -45,7 +45,7 @@ def install(
         (build / name).write_bytes(b"")
     files = {path.name: registry.file_sha256(path) for path in build.iterdir()}
     manifest = {
-        "format": registry.FORMAT,
+        "format": 1,
         "product": product,
         "version": version,
         "kind": "pixel",

@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse, Response
 
 from models import registry
 from models.errors import ModelError
+from models.manifest import Manifest
 from service.errors import TamisError, UsageError
 from service.root import MODELS, REPORTS
 from service.storage import retrainings, shadow, versions
@@ -167,7 +168,7 @@ def described(site: Site, row: VersionRow) -> dict[str, Any]:
     except ModelError as error:
         return found | {"damaged": str(error)}
     found["facts"] = _facts(manifest)
-    found["calibration_images"] = len(manifest["calibration"].get("scores") or ())
+    found["calibration_images"] = len(manifest.calibration.scores)
     try:
         listed = read_below(site.root, f"{folder}/{registry.IMAGES}", LIST_BYTES_MAX, frozenset({MODELS}))
     except NotShown as error:
@@ -177,21 +178,20 @@ def described(site: Site, row: VersionRow) -> dict[str, Any]:
     return found
 
 
-def _facts(manifest: dict[str, Any]) -> dict[str, str]:
+def _facts(manifest: Manifest) -> dict[str, str]:
     """Return how a version was made, as its manifest says; what it does not say is left out."""
-    training = manifest.get("training") or {}
-    warm, backbone = training.get("warm_start"), manifest.get("backbone")
-    height, width = manifest["input_size"]
+    training = manifest.training
+    height, width = manifest.input_size
     found = {
-        "profile": manifest.get("profile"),
+        "profile": manifest.profile,
         "input": f"{width} × {height} px",
-        "backbone": backbone.get("name") if isinstance(backbone, dict) else backbone,
-        "began with": warm.get("version") if isinstance(warm, dict) else warm,
-        "seed": training.get("seed"),
-        "steps": training.get("steps"),
-        "left out as doubtful": len(training["trimmed"]) if "trimmed" in training else None,
-        "training took": f"{training['seconds']:.0f} s" if "seconds" in training else None,
-        "joint with": ", ".join(manifest["joint"]) if manifest.get("joint") else None,
+        "backbone": manifest.backbone.name if manifest.backbone else None,
+        "began with": training.warm_start,
+        "seed": training.seed,
+        "steps": training.steps,
+        "left out as doubtful": None if training.trimmed is None else len(training.trimmed),
+        "training took": None if training.seconds is None else f"{training.seconds:.0f} s",
+        "joint with": ", ".join(manifest.joint) if manifest.joint else None,
     }
     return {name: str(value) for name, value in found.items() if value is not None}
 

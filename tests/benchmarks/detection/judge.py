@@ -57,12 +57,12 @@ def train(
     trained = train_in_child(job, report=memory.look, on_start=memory.watch)
     seconds = time.perf_counter() - began
     manifest = trained.version.manifest
-    told_mb = manifest["training"].get("memory_peak_mb")
+    told_mb = manifest.training.memory_peak_mb
     return trained, {
-        "training_images": manifest["training"]["images"],
-        "calibration_images": manifest["calibration"]["images"],
-        "calibration_method": manifest["calibration"].get("method", "split"),
-        "training_steps": manifest["training"]["steps"],
+        "training_images": manifest.training.images,
+        "calibration_images": manifest.calibration.images,
+        "calibration_method": manifest.calibration.method,
+        "training_steps": manifest.training.steps,
         "training_s": seconds,
         "training_wh": trained.energy.total_wh if trained.energy else None,
         "training_energy_source": trained.energy.source if trained.energy else None,
@@ -76,7 +76,7 @@ def quality(version: ModelVersion, samples: Sequence[Sample]) -> Run:
     result = evaluate(
         OpenVinoDetector(version),
         samples,
-        float(version.manifest["calibration"]["threshold"]),
+        version.manifest.calibration.threshold,
         reader(version),
         image_size,
         unreadable=UNREADABLE,

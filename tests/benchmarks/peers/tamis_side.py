@@ -29,7 +29,7 @@ def infer(job: dict[str, Any]) -> dict[str, Any]:
     version = verify(Path(job["version"]))
     detector = OpenVinoDetector(version, threads=job["threads"])
     read = functools.partial(read_image, draft=version.draft)
-    threshold = float(version.manifest["calibration"]["threshold"])
+    threshold = version.manifest.calibration.threshold
     captures = [Path(path) for path in job["captures"]]
     for path in captures[: job["warm_up"]]:
         detector.score(read(path, detector.input_size)[None])

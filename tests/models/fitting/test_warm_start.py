@@ -61,7 +61,7 @@ def test_the_networks_say_the_same_in_a_new_whitening() -> None:
     new_whitening.fit(features[:1000] * 1.3 + 0.5)
     new_standardisation.fit(detail[:1000] * 0.7 - 2)
 
-    begun = start_features(WarmStart("v1", {}, tensors), new_whitening, new_standardisation)
+    begun = start_features(WarmStart("v1", tensors), new_whitening, new_standardisation)
 
     assert begun is not None
     places = features[:48].T.reshape(1, FEATURES, 6, 8), detail[:48].T.reshape(1, DETAIL, 6, 8)
@@ -83,9 +83,9 @@ def test_other_shapes_are_no_start() -> None:
     }
     before = FeatureAutoencoder()
     kept = {name: tensor.clone() for name, tensor in before.state_dict().items()}
-    assert not WarmStart("v1", {}, tensors).fill(before, "autoencoder")
+    assert not WarmStart("v1", tensors).fill(before, "autoencoder")
     assert all(torch.equal(kept[name], tensor) for name, tensor in before.state_dict().items())
-    assert start_features(WarmStart("v1", {}, tensors), Whitening(), Standardisation(DETAIL)) is None
+    assert start_features(WarmStart("v1", tensors), Whitening(), Standardisation(DETAIL)) is None
 
 
 @pytest.mark.parametrize("kind", ["pixel", "feature"])
@@ -94,9 +94,9 @@ def test_warm_start_takes_half_the_steps_and_says_from_whom(tmp_path: Path, kind
     given = ProductImages("bar", normals[10:], 0.1, calibrate=normals[:10])
     first = retrain(given, tmp_path / "models", kind=kind)
     second = retrain(given, tmp_path / "models", kind=kind, warm=first.folder, seed=4)
-    training = second.manifest["training"]
-    assert (training["warm_start"], training["steps"]) == (first.version, 4)
-    assert first.manifest["training"]["warm_start"] is None
+    training = second.manifest.training
+    assert (training.warm_start, training.steps) == (first.version, 4)
+    assert first.manifest.training.warm_start is None
     assert set(roles(second)["calibrate"]) <= set(normals[:10]) and set(roles(second)["train"]) == set(normals[10:])
     assert read_warm_start(first.folder, "pixel" if kind == "feature" else "feature") is None
 
@@ -108,8 +108,8 @@ def test_a_warm_start_must_not_have_seen_what_calibrates(tmp_path: Path) -> None
     second = retrain(
         ProductImages("bar", normals[4:], 0.1, calibrate=normals[:4]), tmp_path / "models", warm=first.folder, seed=4
     )
-    assert second.manifest["training"]["warm_start"] is None
-    assert second.manifest["calibration"]["images"] >= 9
+    assert second.manifest.training.warm_start is None
+    assert second.manifest.calibration.images >= 9
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_wrong_labels_are_left_out_and_listed(tmp_path: Path, kind: str) -> None
         wrong.append(normals[number])
     given = ProductImages("bar", normals[10:], 0.1, calibrate=normals[:10])
     version = retrain(given, tmp_path / "models", kind=kind, trim_fraction=0.08, steps=40)
-    trimmed = {Path(one["path"]) for one in version.manifest["training"]["trimmed"]}
+    trimmed = {Path(one["path"]) for one in version.manifest.training.trimmed}
     assert len(trimmed) == 4 and (set(wrong) & trimmed)
     if kind == "pixel":
         assert set(wrong) <= trimmed
     listed = roles(version)
     assert set(listed["trimmed"]) == trimmed and not trimmed & set(listed["train"])
-    assert version.manifest["training"]["images"] == 46 == len(listed["train"])
+    assert version.manifest.training.images == 46 == len(listed["train"])
 
 
 def test_the_worst_are_the_share_of_different_images_by_their_best_copy() -> None:

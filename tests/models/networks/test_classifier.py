@@ -35,19 +35,19 @@ def trained(normals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Mo
 
 def test_held_out_anomalies_are_told_from_held_out_normals(trained: ModelVersion) -> None:
     manifest = trained.manifest
-    assert (manifest["training"]["images"], manifest["training"]["anomalies"]) == (21, 8)
+    assert (manifest.training.images, manifest.training.anomalies) == (21, 8)
     assert [role for role, _ in roles(trained)].count("calibrate-anomaly") == 2
-    assert manifest["calibration"]["image_auroc"] == 1.0
-    assert 0 < manifest["calibration"]["threshold"] < min(manifest["calibration"]["anomaly_scores"]) < 1
-    assert manifest["architecture"]["pool"] in POOLS
-    assert manifest["architecture"]["probability"]["anomaly_share"] == 8 / 29
+    assert manifest.calibration.image_auroc == 1.0
+    assert 0 < manifest.calibration.threshold < min(manifest.calibration.anomaly_scores) < 1
+    assert manifest.architecture["pool"] in POOLS
+    assert manifest.architecture["probability"]["anomaly_share"] == 8 / 29
 
 
 def test_map_is_never_negative_and_highest_at_the_defect(trained: ModelVersion, tmp_path: Path) -> None:
     size = trained.input_size
     image = read(make_anomalies(tmp_path, 12)[11], size)[np.newaxis]
     scored = OpenVinoDetector(trained).score(image)
-    stride = trained.manifest["stride"]
+    stride = trained.manifest.stride
     assert scored.maps.shape == (1, size[0] // stride, size[1] // stride)
     assert (scored.maps >= 0).all() and scored.maps.max() > 0
     row, column = np.unravel_index(scored.maps[0].argmax(), scored.maps[0].shape)
@@ -80,9 +80,9 @@ def test_two_anomalies_and_twenty_normals_are_enough(tmp_path: Path) -> None:
     version = training.train(
         normals, destination=tmp_path / "models", anomalies=anomalies, **CHOICE | {"false_alarm_rate": 0.05}
     )
-    assert version.manifest["calibration"]["method"] == "cross"
-    assert version.manifest["calibration"]["image_auroc"] is None
-    assert version.manifest["architecture"]["cross_validation"]["folds"] == 2
+    assert version.manifest.calibration.method == "cross"
+    assert version.manifest.calibration.image_auroc is None
+    assert version.manifest.architecture["cross_validation"]["folds"] == 2
 
 
 def test_probabilities_are_calibrated_on_images_that_were_left_out() -> None:

@@ -57,7 +57,7 @@ def test_images_of_another_size_are_refused(trained: ModelVersion) -> None:
 def test_difference_of_a_detector_from_itself_is_none_and_from_a_brighter_one_is_seen(trained: ModelVersion) -> None:
     detector = OpenVinoDetector(trained)
     assert score_difference(trained, detector, detector) == 0
-    shifted = ShiftedScores(detector, 100 * TOLERANCE * trained.manifest["calibration"]["threshold"])
+    shifted = ShiftedScores(detector, 100 * TOLERANCE * trained.manifest.calibration.threshold)
     assert score_difference(trained, shifted, detector) > TOLERANCE
 
 
@@ -74,13 +74,13 @@ class ShiftedScores:
 
 
 def test_version_of_an_unknown_kind_says_which_are_known(trained: ModelVersion) -> None:
-    other = ModelVersion(trained.folder, {**trained.manifest, "kind": "oracle"}, trained.sha256)
+    other = replace(trained, manifest=trained.manifest.model_copy(update={"kind": "oracle"}))
     with pytest.raises(CannotRebuild, match=r"feature, pixel.*found oracle"):
         network_of(other)
 
 
 def test_version_whose_weights_do_not_fit_is_not_rebuilt(trained: ModelVersion) -> None:
-    other = ModelVersion(trained.folder, {**trained.manifest, "kind": "feature"}, trained.sha256)
+    other = replace(trained, manifest=trained.manifest.model_copy(update={"kind": "feature"}))
     with pytest.raises(CannotRebuild, match=r"model\.safetensors"):
         network_of(other)
 

@@ -66,15 +66,15 @@ def roles(version: ModelVersion) -> list[tuple[str, Path]]:
 
 def test_twenty_normals_do_for_a_false_alarm_rate_of_5_percent(tmp_path: Path) -> None:
     version = train(make_normals(tmp_path / "good", 20), tmp_path)
-    calibration = version.manifest["calibration"]
-    assert (calibration["method"], calibration["images"]) == ("cross", 20)
-    assert version.manifest["training"]["images"] == 20
-    assert calibration["fold_steps"] == [8] * 5
+    calibration = version.manifest.calibration
+    assert (calibration.method, calibration.images) == ("cross", 20)
+    assert version.manifest.training.images == 20
+    assert calibration.fold_steps == (8,) * 5
     image_statistics = version.calibration_look
-    assert image_statistics is not None and image_statistics.shape == (calibration["images"], 3)
+    assert image_statistics is not None and image_statistics.shape == (calibration.images, 3)
     seen = [appearance_of(read(path, version.input_size)).as_row() for _, path in roles(version)]
     np.testing.assert_allclose(np.sort(image_statistics, axis=0), np.sort(np.asarray(seen), axis=0), atol=1e-3)
-    assert calibration["threshold"] == threshold_at(version.calibration_scores, 0.05)
+    assert calibration.threshold == threshold_at(version.calibration_scores, 0.05)
     assert {role for role, _ in roles(version)} == {"train+calibrate"}
     assert sorted(path.name for path in version.folder.iterdir()) == [
         "images.csv", "model.bin", "model.json", "model.safetensors", "model.xml"
@@ -105,11 +105,11 @@ def test_known_anomalies_are_scored_and_never_trained_on(normals: list[Path], tm
     assert (known.folder / "model.safetensors").read_bytes() == (plain.folder / "model.safetensors").read_bytes()
     assert {path for role, path in roles(known) if role == "calibrate-anomaly"} == set(anomalies)
     scored = OpenVinoDetector(known).score(np.stack([read(path, known.input_size) for path in anomalies]))
-    calibration = known.manifest["calibration"]
-    np.testing.assert_array_equal(np.float32(calibration["anomaly_scores"]), np.sort(scored.scores))
-    assert calibration["image_auroc"] == np.mean(scored.scores[:, None] > known.calibration_scores)
-    assert plain.manifest["calibration"]["anomaly_scores"] == []
-    assert plain.manifest["calibration"]["image_auroc"] is None
+    calibration = known.manifest.calibration
+    np.testing.assert_array_equal(np.float32(calibration.anomaly_scores), np.sort(scored.scores))
+    assert calibration.image_auroc == np.mean(scored.scores[:, None] > known.calibration_scores)
+    assert plain.manifest.calibration.anomaly_scores == ()
+    assert plain.manifest.calibration.image_auroc is None
 
 
 def test_a_image_that_is_normal_and_anomaly_at_once_is_an_error(normals: list[Path], tmp_path: Path) -> None:
@@ -132,16 +132,16 @@ def test_one_network_for_several_products_with_a_threshold_for_each(normals: lis
     assert [each.product for each in trained] == ["bar", "bolt"]
     for each in trained:
         assert verify(each.folder, each.sha256) == each
-        assert each.manifest["joint"] == ["bar", "bolt"]
-        assert each.manifest["energy"] == {
+        assert each.manifest.joint == ("bar", "bolt")
+        assert each.manifest.as_plain()["energy"] == {
             "total_wh": 1.5, "cpu_wh": 1.0, "emissions_g": None, "duration_s": 60.0, "source": "estimated"
         }  # fmt: skip
     for name in ("model.xml", "model.bin", "model.safetensors"):
         assert (trained[0].folder / name).samefile(trained[1].folder / name)
-        assert bar["files"][name] == bolt["files"][name]
-    assert (bar["calibration"]["images"], bar["calibration"]["false_alarm_rate"]) == (30, 0.1)
-    assert (bolt["calibration"]["images"], bolt["calibration"]["false_alarm_rate"]) == (21, 0.05)
-    assert bar["calibration"]["threshold"] != bolt["calibration"]["threshold"]
+        assert bar.files[name] == bolt.files[name]
+    assert (bar.calibration.images, bar.calibration.false_alarm_rate) == (30, 0.1)
+    assert (bolt.calibration.images, bolt.calibration.false_alarm_rate) == (21, 0.05)
+    assert bar.calibration.threshold != bolt.calibration.threshold
     assert {path for _, path in roles(trained[1])} == set(bolts)
     assert told == [51]
 

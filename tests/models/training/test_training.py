@@ -162,9 +162,9 @@ def test_calibration_scores_are_those_of_the_graph_that_ships(normals: list[Path
         held_out = [Path(row["path"]) for row in csv.DictReader(file) if row["role"] == "calibrate"]
     scored = detector.score(np.stack([read(path, version.input_size) for path in held_out]))
     np.testing.assert_array_equal(np.sort(scored.scores), version.calibration_scores)
-    calibration = version.manifest["calibration"]
-    assert calibration["threshold"] == threshold_at(scored.scores, 0.1)
-    assert calibration["pixel_threshold"] == pytest.approx(threshold_at(scored.maps.max(axis=(1, 2)), 0.1))
+    calibration = version.manifest.calibration
+    assert calibration.threshold == threshold_at(scored.scores, 0.1)
+    assert calibration.pixel_threshold == pytest.approx(threshold_at(scored.maps.max(axis=(1, 2)), 0.1))
 
 
 @pytest.mark.parametrize("kind", ["pixel", "feature"])
@@ -218,7 +218,7 @@ def test_scores_that_are_no_numbers_are_no_parity(trained: ModelVersion) -> None
 def test_time_limit_ends_the_loop_and_is_said(normals: list[Path], tmp_path: Path) -> None:
     REPORTED.clear()
     version = train(normals, tmp_path, minutes_max=1e-9, steps=500)
-    assert version.manifest["training"]["steps"] == 1
+    assert version.manifest.training.steps == 1
     assert any("stopped after 1 of 500 steps" in (progress.note or "") for progress in REPORTED)
 
 

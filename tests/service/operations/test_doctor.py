@@ -18,6 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from models.calibration.thresholds import AtBestF1, AtFalseAlarmRate
+from models.manifest import Calibration, Manifest
 from models.registry import ModelVersion
 from service.commands import doctor as command
 from service.commands.init import make_root
@@ -480,8 +481,10 @@ def test_champion_whose_folder_is_gone_is_an_error(root: Path) -> None:
 def test_champion_with_too_few_calibration_scores_for_the_rate_is_an_error(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = {"calibration": {"scores": [float(n) for n in range(49)], "false_alarm_rate": 0.05}}
-    monkeypatch.setattr(command.registry, "verify", lambda folder, sha256: ModelVersion(folder, manifest, "0" * 64))
+    scores = tuple(float(n) for n in range(49))
+    calibration = Calibration(scores=scores, false_alarm_rate=0.05, threshold=48, pixel_threshold=48)
+    version = ModelVersion(root, Manifest.model_construct(calibration=calibration), "0" * 64)
+    monkeypatch.setattr(command.registry, "verify", lambda folder, sha256: version)
     row = SimpleNamespace(version="v1", sha256="0" * 64)
     for rate, level in ((0.01, "error"), (0.02, "ok")):
         (root / "tamis.toml").write_text(f"[products.flange]\nfalse_alarm_rate = {rate}\n")

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.progress import Progress
-from models.registry import ModelVersion
+from models.registry import ModelVersion, write_manifest
 from service import settings as settings_module
 from service.errors import TamisError
 from service.retraining.lock import retraining_lock
@@ -338,7 +338,8 @@ def test_a_version_that_a_killed_retraining_did_not_register_is_cleared_up(
     for name, number in (("unregistered", row.id), ("of-another", row.id + 1)):
         folder = root / "models" / PRODUCT / name
         folder.mkdir()
-        (folder / "model.json").write_text(json.dumps({"training": {"retraining": number}}))
+        training = champion.manifest.training.model_copy(update={"retraining": number})
+        write_manifest(champion.manifest.model_copy(update={"training": training}), folder)
     with retraining_lock(root):
         clear_up(root, engine)
         clear_up(root, engine)

@@ -39,7 +39,7 @@ def joint_version(root: Path, other: ModelVersion, product: str, scores: list[fl
     """Publish a version with the files of `other` and a calibration of its own."""
     build = root / "models" / f".tmp-{product}"
     registry.share_files(other.folder, build)
-    manifest = {**other.manifest, "product": product}
+    manifest = {**other.manifest.as_plain(), "product": product}
     manifest["calibration"] = {**manifest["calibration"], "scores": scores}
     (build / registry.MANIFEST).unlink()
     (build / registry.MANIFEST).write_text(json.dumps(manifest))

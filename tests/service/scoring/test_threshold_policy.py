@@ -42,8 +42,8 @@ def version(root: Path) -> ModelVersion:
 
 
 def with_anomalies(version: ModelVersion, *scores: float) -> ModelVersion:
-    calibration = version.manifest["calibration"] | {"anomaly_scores": list(scores)}
-    return replace(version, manifest=version.manifest | {"calibration": calibration})
+    calibration = version.manifest.calibration.model_copy(update={"anomaly_scores": scores})
+    return replace(version, manifest=version.manifest.model_copy(update={"calibration": calibration}))
 
 
 def test_each_product_has_the_policy_of_its_settings(root: Path) -> None:

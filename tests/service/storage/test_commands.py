@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import migrations
 from models import registry
 from models.errors import ModelCorrupt
+from models.manifest import Calibration, Manifest
 from models.regions import Region
 from service.commands import database, energy, results, versions
 from service.commands.results import COLUMNS, moment, safe_cell
@@ -231,12 +232,16 @@ def two_versions(engine, root, monkeypatch):
     def verify(folder: Path, sha256: str | None = None) -> registry.ModelVersion:
         if folder.name in corrupt:
             raise ModelCorrupt(f"{folder}/model.bin: expected another hash")
-        manifest = {
-            "product": "lid",
-            "version": folder.name,
-            "kind": "pixel",
-            "calibration": {"scores": [0.1] * 500, "false_alarm_rate": 0.01},
-        }
+        manifest = Manifest(
+            format=1,
+            product="lid",
+            version=folder.name,
+            kind="pixel",
+            created_at=NOON.isoformat(),
+            input_size=(16, 24),
+            calibration=Calibration(scores=(0.1,) * 500, false_alarm_rate=0.01, threshold=0.1, pixel_threshold=0.1),
+            files={},
+        )
         return registry.ModelVersion(folder, manifest, sha256 or "")
 
     monkeypatch.setattr(registry, "verify", verify)

@@ -71,8 +71,8 @@ def test_first_version_is_champion_and_later_ones_challengers_unless_promoted(jo
     row = rows[first.version]
     assert row.sha256 == first.sha256 == verify(first.folder).sha256
     assert (row.kind, row.images, row.false_alarm_rate) == ("pixel", NORMALS - 9, 0.1)
-    assert row.threshold == first.manifest["calibration"]["threshold"]
-    assert row.training_wh == first.manifest["energy"]["total_wh"] == energy[0].total_wh
+    assert row.threshold == first.manifest.calibration.threshold
+    assert row.training_wh == first.manifest.energy.total_wh == energy[0].total_wh
     assert row.training_wh is not None and row.training_wh > 0
     assert [(one.kind, one.images) for one in energy] == [("training", NORMALS - 9)] * 2
     assert {progress.stage for progress in told} == {"reading", "training", "exporting", "calibrating"}
@@ -306,7 +306,7 @@ def test_products_trained_jointly_are_registered_together_and_share_the_energy(
     assert [one.images for one in energy] == [21 + 17]
     assert sum(row.training_wh or 0 for row in rows) == pytest.approx(energy[0].total_wh) and energy[0].total_wh > 0
     assert rows[0].image_auroc is None
-    assert rows[1].image_auroc == trained[1].manifest["calibration"]["image_auroc"] is not None
+    assert rows[1].image_auroc == trained[1].manifest.calibration.image_auroc is not None
 
 
 def test_training_ends_before_it_takes_more_memory_than_it_may(job: TrainingJob, engine: Engine) -> None:
@@ -319,8 +319,8 @@ def test_training_ends_before_it_takes_more_memory_than_it_may(job: TrainingJob,
 
 
 def test_memory_that_was_needed_is_on_record(job: TrainingJob, engine: Engine) -> None:
-    training = run_training(engine, job).manifest["training"]
-    assert 100 < training["memory_peak_mb"] < training["memory_max_mb"] == 6000
+    training = run_training(engine, job).manifest.training
+    assert 100 < training.memory_peak_mb < training.memory_max_mb == 6000
 
 
 @pytest.mark.parametrize("name", ["all", "All"])
