@@ -21,8 +21,9 @@ from service.filesystem.file_state import file_state
 from service.imaging.decode import DecodeError, StillChanging
 from service.inspection.batch import Batcher
 from service.inspection.claim import Claim, Claims
+from service.inspection.inspected_image import UNREAD, FileFacts, InspectedImage
 from service.inspection.intake import Intake
-from service.inspection.record import UNREAD, BatchReport, FileFacts, InspectedImage, Recorder
+from service.inspection.record import BatchReport, Recorder
 from service.inspection.score_batch import Decoded, Undecodable, read_claim, score_and_decide
 from service.inspection.workers import Workers
 from service.logs import RateLimit, fields
@@ -167,7 +168,7 @@ class Pipeline:
         """Have the energy since the last sample written as idling, if nothing is at work."""
         meter = self.meter
         if meter is not None and self.idle:
-            self._record(lambda: self._recorder.add_idle_row(meter), lambda _result, _now: None)
+            self._record(lambda: self._recorder.add_row(meter.take("idle")), lambda _result, _now: None)
 
     def run_on_recorder(self, job: Callable[[], object]) -> None:
         """Have `job` run in the thread that records, after what waits there; it is to take a few milliseconds."""
@@ -319,17 +320,20 @@ class Pipeline:
 
     def _finished(self, batch: list[InspectedImage], report: BatchReport, now: float, seconds: float) -> None:
         changed = {claim.id for claim in report.changed}
+        rejected = []
         for inspected in batch:
             if inspected.claim.id in changed:
                 self._later.append((now + self._limits.settle_time_s, inspected.claim))
             else:
                 self._in_flight.pop(inspected.claim.id, None)
                 self.recorded.add(inspected.claim.product)
-        self.counts.placed += report.states.get("placed", 0)
-        self.counts.quarantined += report.states.get("quarantined", 0)
-        self.counts.anomalies += report.verdicts.get("anomaly", 0)
+                if inspected.decision is None:
+                    rejected.append(inspected)
+        self.counts.placed += report.states["placed"]
+        self.counts.quarantined += report.states["quarantined"]
+        self.counts.anomalies += report.verdicts["anomaly"]
         self.counts.interfered += len(report.interfered)
-        for inspected in report.rejected:
+        for inspected in rejected:
             if self._rejected_lines.allows(now):
                 name, reason = shown_name(inspected.claim.file_name), inspected.error
                 log.warning("quarantined", extra=fields(file=name, code=inspected.error_code, reason=reason))

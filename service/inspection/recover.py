@@ -18,7 +18,8 @@ from models.registry import file_sha256
 from service.imaging.decode import FILE_BYTES_MAX
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Move
-from service.inspection.record import FileFacts, InspectedImage, Recorder
+from service.inspection.inspected_image import FileFacts, InspectedImage
+from service.inspection.record import Recorder
 from service.inspection.relocate import in_processing
 from service.logs import fields
 from service.storage import images

@@ -14,7 +14,7 @@ from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
 from service.imaging.decode import DecodedImage, DecodeError, decode, read_file
 from service.inspection.claim import Claim
-from service.inspection.record import FileFacts, InspectedImage
+from service.inspection.inspected_image import FileFacts, InspectedImage
 from service.scoring.decide import ScoreNotFinite
 from service.scoring.scorers import Scorer, score_images
 from service.scoring.shadow import InShadow, Shadow, decide_in_shadow

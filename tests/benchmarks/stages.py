@@ -20,7 +20,8 @@ from service.energy.meter import EnergyMeter
 from service.filesystem.file_state import file_state
 from service.imaging.decode import decode, read_file
 from service.inspection.claim import Claims
-from service.inspection.record import FileFacts, Recorder
+from service.inspection.inspected_image import FileFacts
+from service.inspection.record import Recorder
 from service.inspection.score_batch import Decoded, score_and_decide
 from service.inspection.watch import being_written
 from service.instances import instance_lock
@@ -75,7 +76,7 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
     # Parts of a commit, as they are called by it.
     for name, owner, attribute in (
         ("  fsync of the two folders", claims, "sync"),
-        ("  maps of anomalies", recorder, "_draw_maps"),
+        ("  maps of anomalies", recorder._maps, "draw"),
         ("  energy sample", meter, "take"),
         ("  rows, committed", recorder, "_record"),
         ("  states, committed", recorder, "_finish"),

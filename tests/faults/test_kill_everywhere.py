@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from service.inspection.claim import Claim, Claims
-from service.inspection.record import InspectedImage, Recorder
+from service.inspection.inspected_image import InspectedImage
+from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.score_batch import Undecodable, read_claim, score_and_decide
 from service.labelling.label import label_images

@@ -234,7 +234,7 @@ def test_map_of_a_image_that_cannot_be_read_again_is_drawn_from_what_is_in_memor
     def gone(*_args: object, **_kwargs: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("service.inspection.record.read_file", gone)
+    monkeypatch.setattr("service.inspection.anomaly_maps.read_file", gone)
     drop("bad.png", brightness=200)
     house.settle_and_run()
     [row] = house.rows()

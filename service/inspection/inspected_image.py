@@ -1,0 +1,42 @@
+"""What the steps hand on: what is known of a claimed file, and what became of the image in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.appearance import Appearance
+from models.detector import Float32Array
+from service.filesystem.file_state import FileState
+from service.imaging.decode import DecodedImage
+from service.inspection.claim import Claim
+from service.scoring.decide import Decision
+from service.scoring.shadow import ShadowDecision
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What is known of a file that was read: its state, SHA-256 in hex and size in bytes."""
+
+    state: FileState | None
+    sha256: str | None
+    bytes: int | None
+
+
+UNREAD = FileFacts(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedImage:
+    """A claimed file with what became of it: a decision, or the reason why there is none."""
+
+    claim: Claim
+    file: FileFacts
+    image: DecodedImage | None = None
+    decision: Decision | None = None
+    model_version: str | None = None
+    anomaly_map: Float32Array | None = None
+    pixel_threshold: float = 1.0
+    error_code: str | None = None
+    error: str | None = None
+    appearance: Appearance | None = None
+    shadow: ShadowDecision | None = None
