@@ -17,9 +17,9 @@ from enum import Enum
 from pathlib import Path
 
 from models.registry import file_sha256
-from service.filesystem.folders import WrongFolder, open_folder, sync_folder
 from service.filesystem.mount_table import sync
 from service.filesystem.mounts import Mounts
+from service.filesystem.open_below import WrongFolder, open_folder, sync_folder
 
 TRIES = 3
 

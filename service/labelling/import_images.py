@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import Engine
 from ulid import ULID
 
-from service.filesystem.folders import make_folders, sync_folder
+from service.filesystem.open_below import make_folders, sync_folder
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
 from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among

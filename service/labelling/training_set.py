@@ -18,7 +18,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.registry import file_sha256
-from service.filesystem.folders import make_folders, sync_folder
+from service.filesystem.open_below import make_folders, sync_folder
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.root import TRAINING

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from service.filesystem.folders import make_folders
+from service.filesystem.open_below import make_folders
 from service.inspection.claim import Claims
 from service.instances import instance_lock, instances, last_status, read_status
 from service.names import parse_claimed_name
