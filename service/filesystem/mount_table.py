@@ -129,15 +129,6 @@ def mount_id(descriptor: int) -> int | None:
     return None
 
 
-def sync(path: Path) -> None:
-    """Make the content of the file `path`, or the names in a folder, last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def is_network(type: str) -> bool:
     """Return whether file systems of `type` share files with other machines."""
     return type in NETWORK_TYPES

@@ -6,11 +6,9 @@ Training, evaluation, `tamis score` and the daemon all read images here, so that
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from service.filesystem.file_state import FileState
+from service.filesystem.open_below import NotRegularFile, open_file
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -110,15 +109,11 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
     `file_bytes_max` (unread), StillChanging when it changed meanwhile, FileNotFoundError when it is gone.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise DecodeError("not_a_file", f"{path.name}: expected a regular file; found a link or a socket") from None
-        raise
+        descriptor = open_file(path)
+    except NotRegularFile as error:
+        raise DecodeError("not_a_file", f"{path.name}: {error}") from None
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         before = os.fstat(descriptor)
-        if not stat.S_ISREG(before.st_mode):
-            raise DecodeError("not_a_file", f"{path.name}: expected a regular file; found mode {before.st_mode:o}")
         if before.st_size == 0:
             raise DecodeError("empty", f"{path.name}: expected an image; found 0 bytes")
         if before.st_size > file_bytes_max:

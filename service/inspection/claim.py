@@ -17,7 +17,8 @@ from pathlib import Path
 from ulid import ULID
 
 from service.errors import ConfigurationError
-from service.filesystem.open_below import make_folders, sync_folder
+from service.filesystem.durable import sync_folder
+from service.filesystem.open_below import make_folders
 from service.names import ClaimedName, new_id, parse_claimed_name, product_of, safe_name
 from service.root import INCOMING, PROCESSING
 

@@ -17,9 +17,9 @@ from enum import Enum
 from pathlib import Path
 
 from models.registry import file_sha256
-from service.filesystem.mount_table import sync
+from service.filesystem.durable import copy_durably, sync, sync_folder
 from service.filesystem.mounts import Mounts
-from service.filesystem.open_below import WrongFolder, open_folder, sync_folder
+from service.filesystem.open_below import WrongFolder, open_folder
 
 TRIES = 3
 
@@ -82,7 +82,7 @@ def _deliver_into(folder: Path, root: Path, move: Move, mounts: Mounts | None) -
 @contextmanager
 def _held_open(folder: Path, root: Path, mounts: Mounts | None) -> Iterator[Path]:
     """Yield a path to `folder` by way of its descriptor: a link put into its place meanwhile leads nowhere."""
-    descriptor = open_folder(folder, root, mounts.are_under if mounts is not None else None)
+    descriptor = open_folder(folder, root, make=True, is_right=mounts.are_under if mounts is not None else None)
     try:
         yield Path(f"/proc/self/fd/{descriptor}")
     finally:
@@ -125,10 +125,7 @@ def _rename(source: Path, destination: Path) -> None:
 def _copy_across(source: Path, destination: Path, id: str) -> None:
     # A rename cannot cross devices; the copy is whole and on the disk before it gets its name.
     partial = _partial(destination, id)
-    with source.open("rb") as reading, partial.open("xb") as writing:
-        shutil.copyfileobj(reading, writing, 1 << 20)
-        writing.flush()
-        os.fsync(writing.fileno())
+    copy_durably(source, partial)
     shutil.copystat(source, partial)
     partial.rename(destination)
     # The path of the open folder is a link, which `sync_folder` would refuse.

@@ -28,6 +28,7 @@ from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from service.filesystem.file_state import FileState, NameFilter, file_state
+from service.filesystem.open_below import open_file
 
 HINTS_MAX = 4096
 STOP_TIMEOUT_S = 2.0
@@ -171,7 +172,7 @@ def being_written(path: Path) -> bool:
     (a file of another user, a network file system) the answer is False and time alone decides.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_file(path)
     except OSError:
         return False
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from service.filesystem.file_state import FileState, NameFilter, file_state
+from service.filesystem.open_below import open_file
 from service.imaging.decode import FILE_BYTES_MAX
 from service.inspection.relocate import kind_of, path_in_folder, state_at
 from service.labelling import training_set
@@ -159,7 +160,7 @@ class FolderLabels:
     def _hash(self, path: str) -> Generator[None, None, str | None]:
         digest = hashlib.sha256()
         try:
-            descriptor = os.open(self._root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = open_file(self._root / path)
         except OSError:
             return None
         with os.fdopen(descriptor, "rb", buffering=0) as file:

@@ -17,7 +17,8 @@ from PIL import Image
 from sqlalchemy import Engine
 from ulid import ULID
 
-from service.filesystem.open_below import make_folders, sync_folder
+from service.filesystem.durable import sync_folder, write_durably
+from service.filesystem.open_below import make_folders
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
 from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
@@ -142,7 +143,7 @@ class _Importing:
         staged = (self.root / target).with_name(partial_name())
         make_folders(staged.parent, self.root)
         try:
-            _write_durably(staged, file.data)
+            write_durably(staged, file.data)
             with self.engine.begin() as connection:
                 # A time that only says when the file was written, as all of a copied folder, says nothing of bursts.
                 gap_s = self.burst_gap_s
@@ -175,13 +176,6 @@ class _Importing:
 
 def _is_kept(root: Path, path: str) -> bool:
     return os.path.lexists(root / path)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _taken_at(file: FileBytes) -> tuple[datetime, bool]:

@@ -8,7 +8,6 @@ shown to lie elsewhere.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.registry import file_sha256
-from service.filesystem.open_below import make_folders, sync_folder
+from service.filesystem.durable import copy_durably, sync_folder
+from service.filesystem.open_below import make_folders
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.root import TRAINING
@@ -213,10 +213,7 @@ def _link_or_copy(source: Path, staged: Path) -> None:
         raise
     # Another file system, or one without hard links, or too many of them: each says so in its own way.
     except OSError:
-        with source.open("rb") as reading, staged.open("xb") as writing:
-            shutil.copyfileobj(reading, writing, 1 << 20)
-            writing.flush()
-            os.fsync(writing.fileno())
+        copy_durably(source, staged)
     else:
         if staged.is_symlink():
             staged.unlink()

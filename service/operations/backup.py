@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from service.errors import TamisError
-from service.filesystem.mount_table import sync
+from service.filesystem.durable import sync
 
 STEP_PAGES = 1000
 RESTARTS_MAX = 3

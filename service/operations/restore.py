@@ -19,8 +19,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from service.errors import TamisError
-from service.filesystem.mount_table import sync
-from service.filesystem.open_below import make_folders, sync_folder
+from service.filesystem.durable import sync, sync_folder
+from service.filesystem.open_below import make_folders
 from service.inspection.claim import Claims
 from service.instances import instance_lock, instances
 from service.logs import fields

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine
 
 from service.errors import TamisError
-from service.filesystem.open_below import sync_folder
+from service.filesystem.durable import sync_folder
 from service.instances import mounts_of
 from service.logs import fields
 from service.operations import remove_file as removal

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from service.filesystem.open_below import NotRegularFile, open_file, open_folder
 from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
 from service.root import THUMBNAILS
 
@@ -49,25 +49,17 @@ def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> 
     parts = PurePosixPath(relative).parts
     if len(parts) < 2 or parts[0] not in folders or ".." in parts or "\0" in relative:
         raise NotShown(f"{relative!r}: expected a file in one of {', '.join(sorted(folders))}")
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = open_folder((root / relative).parent, root)
         try:
-            for part in parts[:-1]:
-                inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            descriptor = os.open(parts[-1], flags | os.O_NONBLOCK, dir_fd=folder)
+            return open_file(parts[-1], folder)
         finally:
             os.close(folder)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENAMETOOLONG):
-            raise NotShown(f"{relative!r}: {error.strerror}") from None
+        nothing_there = isinstance(error, (FileNotFoundError, NotADirectoryError, NotRegularFile))
+        if nothing_there or error.errno == errno.ENAMETOOLONG:
+            raise NotShown(f"{relative!r}: {error.strerror or error}") from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise NotShown(f"{relative!r}: expected a regular file")
-    return descriptor
 
 
 def map_path(id: str) -> str:

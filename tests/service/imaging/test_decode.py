@@ -251,14 +251,14 @@ def test_file_that_grows_while_it_is_read_is_still_changing(tmp_path: Path, monk
     real = os.fstat
     calls = []
 
-    def grow_before_the_second_look(descriptor: int) -> os.stat_result:
+    def grow_before_the_last_look(descriptor: int) -> os.stat_result:
         calls.append(descriptor)
-        if len(calls) == 2:
+        if len(calls) == 3:
             with path.open("ab") as file:
                 file.write(b"more")
         return real(descriptor)
 
-    monkeypatch.setattr(os, "fstat", grow_before_the_second_look)
+    monkeypatch.setattr(os, "fstat", grow_before_the_last_look)
     with pytest.raises(StillChanging):
         read_file(path)
 

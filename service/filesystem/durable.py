@@ -1,0 +1,37 @@
+"""Writes that last through a power cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def sync(path: Path, flags: int = 0) -> None:
+    """Make the content of the file `path`, or the names in a folder, last; `flags` are more of those of `os.open`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder`, which is no link, last."""
+    sync(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write `data` to the new file `path`; raises FileExistsError."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy the content of `source` to the new file `target`; raises FileExistsError."""
+    with source.open("rb") as reading, target.open("xb") as writing:
+        shutil.copyfileobj(reading, writing, 1 << 20)
+        writing.flush()
+        os.fsync(writing.fileno())
