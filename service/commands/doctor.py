@@ -30,7 +30,7 @@ from service.filesystem import mount_table as filesystem
 from service.names import parse_claimed_name, product_of
 from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
-from service.operations.retention import rules_of
+from service.operations.retention_plan import rules_of
 from service.root import DEFAULT_PRODUCT, FOLDERS, INSTANCE_LOCK
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins

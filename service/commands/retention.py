@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_table
 from service.operations.remove_file import NotRemovable
-from service.operations.retention import Going, Outcome, Retention, Rule, last_run, rules_document, rules_of
+from service.operations.retention import Retention, last_run
+from service.operations.retention_plan import Going, Outcome, Rule, rules_document, rules_of
 from service.storage.database.open import open_database
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would go, and change nothing.")]
@@ -67,7 +68,7 @@ def foreseen(
         if isinstance(one, NotRemovable):
             outcome.left[one.why] += 1
             continue
-        outcome.of(one.image.verdict).add(one)
+        outcome.add(one)
         if len(listed) < listed_max:
             listed.append(_listed(one))
     outcome.complete = images_max is None or looked_at < images_max

@@ -19,7 +19,8 @@ from service.filesystem.file_state import NameFilter
 from service.inspection.watch import scan
 from service.instances import instances, read_status
 from service.names import product_of
-from service.operations.retention import Rule, last_run, rules_document, rules_of
+from service.operations.retention import last_run
+from service.operations.retention_plan import Rule, rules_document, rules_of
 from service.root import INCOMING
 from service.storage import drift, images, thresholds
 from service.storage import energy as energy_rows

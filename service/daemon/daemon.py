@@ -33,6 +33,7 @@ from service.energy.meter import EnergyMeter
 from service.errors import ConfigurationError, TamisError
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
+from service.filesystem.mounts import gone_message
 from service.inspection.claim import Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline, PipelineLimits, StageStuck
@@ -391,8 +392,8 @@ class Daemon:
         if reason is None and (gone := self._mounts.find_gone()):
             status = f"{PROCESSING}/{self._settings.instance}/{INSTANCE_STATUS}"
             reason = (
-                f"expected a disk or share mounted at {', '.join(gone)}, as before; found none. Mount it; "
-                f"or, if it is to lie on the root's disk from now on, stop the service and remove {status}"
+                f"{gone_message(gone)}. Mount it; or, if it is to lie on the root's disk from now on, "
+                f"stop the service and remove {status}"
             )
         self._pause(reason)
         self._due.space = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)

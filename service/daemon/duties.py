@@ -10,7 +10,8 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from service.daemon.background_jobs import Job
-from service.operations.retention import RESTS_BESIDE_SCORING, Retention, rules_of
+from service.operations.retention import RESTS_BESIDE_SCORING, Retention
+from service.operations.retention_plan import rules_of
 from service.retraining.shadow_trial import ShadowTrial
 from service.settings import Settings
 

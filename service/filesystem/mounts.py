@@ -13,6 +13,11 @@ from pathlib import Path
 from service.filesystem.mount_table import MOUNTINFO, mount_id, read_mounts
 
 
+def gone_message(gone: Sequence[str]) -> str:
+    """Return what is wrong where mounts that were seen at `gone` are no longer there."""
+    return f"expected a disk or share mounted at {', '.join(gone)}, as before; found none"
+
+
 class Mounts:
     """The mounts at `root`, which is absolute, and at or below its `folders`; `seen` are those of an earlier run.
 

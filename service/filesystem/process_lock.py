@@ -1,4 +1,4 @@
-"""A lock that one process holds, and that the kernel lets go of when the process ends, whatever ends it."""
+"""A lock that one process holds, and that the kernel releases when the process ends, whatever ends it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
-LOOKS = 5
-LOOK_INTERVAL_S = 0.1
+TRIES = 5
+TRY_INTERVAL_S = 0.1
 
 
 class ProcessLock:
-    """The lock at `path`; `about` is what the file says of its holder, beside process and host."""
+    """The lock at `path`; `about` is written into the file beside the process and host of its holder."""
 
     def __init__(self, path: Path, **about: str) -> None:
         self._path = path
@@ -32,18 +33,20 @@ class ProcessLock:
             os.close(descriptor)
             return holder or "a process that did not say its name"
         self._descriptor = descriptor
-        os.ftruncate(descriptor, 0)
         owner = {**self._about, "pid": os.getpid(), "host": socket.gethostname()}
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        # A disk without room for the name must not keep retention from making some.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         return None
 
     def acquire_patiently(self) -> str | None:
-        """As `acquire`, but outlast whoever only looks whether the lock is held."""
-        for _ in range(LOOKS):
+        """As `acquire`, but outlast whoever only asks whether the lock is `held`."""
+        for _ in range(TRIES):
             holder = self.acquire()
             if holder is None:
                 return None
-            time.sleep(LOOK_INTERVAL_S)
+            time.sleep(TRY_INTERVAL_S)
         return holder
 
     def held(self) -> bool:
@@ -61,7 +64,7 @@ class ProcessLock:
         return False
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Release the lock, if it was acquired."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

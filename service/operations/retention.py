@@ -1,45 +1,42 @@
-"""Retention: old images' files go, by age or by total size, where the settings say so; their rows stay.
+"""Retention: removes the files of old images, by age or by total size, as the settings say; their rows stay.
 
-The plan is pure. The effect goes in slices that may be cut off anywhere: an image is marked, then its file and its row
-go under the database's write lock, so that no label can come in between; what a crash left marked is finished first
-by the next run. Files of labelled images, of the training set and of any version's training stay.
+It works in slices that may be cut off anywhere: an image is marked, then its file and its row go under the database's
+write lock, so that no label can come in between; the next run first finishes what a crash left marked. Files of
+labelled images, of the training set and of any version's training stay.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import logging
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Engine
 
+from models.registry import IMAGES
 from service.errors import TamisError
 from service.filesystem.durable import sync_folder
+from service.filesystem.mounts import gone_message
+from service.filesystem.process_lock import ProcessLock
 from service.instances import mounts_of
 from service.logs import fields
 from service.operations import remove_file as removal
 from service.operations.remove_file import FOLDERS, FileIdentity, NotRemovable
+from service.operations.retention_plan import Going, Outcome, Rule, plan
 from service.root import MAPS, MODELS, PROCESSING, RETENTION_LAST_RUN, RETENTION_LOCK
-from service.settings import Settings
 from service.storage import retention as rows
 from service.storage.retention import KeptImage
 
 log = logging.getLogger(__name__)
 
-Reason = Literal["age", "size", "unfinished"]
-
-GB = 1_000_000_000
 # The write lock is held for a slice's unlinks; a micro-batch that wants to commit waits for it.
 SLICE = 25
 PAGE = 500
@@ -53,121 +50,13 @@ FOLDER_AT_REST_S = 3600.0
 _DATED = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What may stay of one verdict: `age_max` and `bytes_max`; None is no limit."""
-
-    verdict: str
-    age_max: timedelta | None
-    bytes_max: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Going:
-    """An image whose file is to go, and why."""
-
-    image: KeptImage
-    reason: Reason
-
-
-@dataclass
-class Tally:
-    """Images and bytes of one verdict, by reason, and the span of time that they were received in."""
-
-    images: Counter[str] = field(default_factory=Counter)
-    bytes: Counter[str] = field(default_factory=Counter)
-    oldest: datetime | None = None
-    newest: datetime | None = None
-
-    def add(self, one: Going) -> None:
-        """Count `one`."""
-        self.images[one.reason] += 1
-        self.bytes[one.reason] += one.image.bytes
-        at = one.image.received_at
-        self.oldest = at if self.oldest is None else min(self.oldest, at)
-        self.newest = at if self.newest is None else max(self.newest, at)
-
-    def document(self) -> dict[str, Any]:
-        """Return the counts as plain values."""
-        return {
-            "pictures": self.images.total(),
-            "bytes": self.bytes.total(),
-            "by_reason": dict(self.images),
-            "oldest_received_at": self.oldest.isoformat() if self.oldest else None,
-            "newest_received_at": self.newest.isoformat() if self.newest else None,
-        }
-
-
-@dataclass
-class Outcome:
-    """What a run did, or would do. `left` counts files that stay although their time is over, by why."""
-
-    tallies: dict[str, Tally] = field(default_factory=dict)
-    left: Counter[str] = field(default_factory=Counter)
-    folders: int = 0
-    complete: bool = True
-
-    def of(self, verdict: str) -> Tally:
-        """Return the tally of `verdict`."""
-        return self.tallies.setdefault(verdict, Tally())
-
-    @property
-    def images(self) -> int:
-        """All images."""
-        return sum(tally.images.total() for tally in self.tallies.values())
-
-    @property
-    def bytes(self) -> int:
-        """All bytes."""
-        return sum(tally.bytes.total() for tally in self.tallies.values())
-
-    def document(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return {
-            "pictures": self.images,
-            "bytes": self.bytes,
-            "verdicts": {verdict: tally.document() for verdict, tally in sorted(self.tallies.items())},
-            "left": dict(self.left),
-            "folders": self.folders,
-            "complete": self.complete,
-        }
-
-
-def rules_of(settings: Settings) -> list[Rule]:
-    """Return the rules that the settings make; none where retention is off."""
-    found = []
-    for verdict in FOLDERS:
-        days, gb = getattr(settings, f"keep_{verdict}_days"), getattr(settings, f"keep_{verdict}_gb")
-        if days is not None or gb is not None:
-            age = None if days is None else timedelta(days=days)
-            found.append(Rule(verdict, age, None if gb is None else int(gb * GB)))
-    return found
-
-
-def plan(page: Sequence[KeptImage], rule: Rule, total_bytes: int, now: datetime) -> list[Going]:
-    """Return which of `page`, removable images of one verdict, oldest first, are to go; pure.
-
-    `total_bytes` is that of all files of the verdict; the oldest go until no more is there than `rule` allows.
-    """
-    going = []
-    for image in page:
-        if rule.age_max is not None and now - image.received_at > rule.age_max:
-            going.append(Going(image, "age"))
-        elif rule.bytes_max is not None and total_bytes > rule.bytes_max:
-            going.append(Going(image, "size"))
-        else:
-            break
-        total_bytes -= image.bytes
-    return going
-
-
 def trained_on(root: Path) -> frozenset[str]:
     """Return the SHA-256 of every image that some version on the disk was made from.
 
     Raises TamisError for a list that cannot be read: what it protects is not known then.
     """
     found: set[str] = set()
-    for path in sorted((root / MODELS).glob("*/*/images.csv")):
+    for path in sorted((root / MODELS).glob(f"*/*/{IMAGES}")):
         try:
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 reader = csv.DictReader(file)
@@ -177,6 +66,15 @@ def trained_on(root: Path) -> frozenset[str]:
         except (OSError, csv.Error) as error:
             raise TamisError(f"{path}: expected the images that a version was made from; found {error}") from None
     return frozenset(found)
+
+
+def last_run(root: Path) -> dict[str, Any] | None:
+    """Return what the last run on `root` did; None where there was none, or its record cannot be read."""
+    try:
+        found = json.loads((root / PROCESSING / RETENTION_LAST_RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class Retention:
@@ -202,24 +100,27 @@ class Retention:
         self._rest = rest
         self._rests = rests
         self._emptied: set[Path] = set()
-        self._lines = 0
 
     def run(self, now: datetime) -> Outcome:
-        """Finish what an earlier run left, remove what is to go at `now`, and keep word of it.
+        """Finish what an earlier run left, remove what must go at `now`, and write down what was done.
 
         Raises TamisError where another run is at work, where it is not known which images versions were made from,
-        and where a mount is gone: what lies on it is not there, and has not been removed for that.
+        and where a mount is gone: what lies on it is only out of sight, not removed.
         """
-        with self._alone():
+        path = self._root / PROCESSING / RETENTION_LOCK
+        lock = ProcessLock(path)
+        if lock.acquire() is not None:
+            raise TamisError(f"{path}: expected no other run of retention; found one at work")
+        try:
             if gone := mounts_of(self._root).find_gone():
-                places = ", ".join(gone)
-                raise TamisError(f"retention: expected a disk or share mounted at {places}, as before; found none")
+                raise TamisError(f"retention: {gone_message(gone)}")
             return self._run(now)
+        finally:
+            lock.release()
 
     def _run(self, now: datetime) -> Outcome:
         outcome = Outcome()
         self._emptied.clear()
-        self._lines = 0
         self._finish_marked(now, outcome)
         if self._rules:
             trained = trained_on(self._root)
@@ -240,22 +141,8 @@ class Retention:
             )
         return outcome
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of retention on this root; the kernel lets go of it when the process ends."""
-        path = self._root / PROCESSING / RETENTION_LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TamisError(f"{path}: expected no other run of retention; found one at work") from None
-            yield
-        finally:
-            os.close(descriptor)
-
     def preview(self, now: datetime, *, images_max: int | None = None) -> Iterator[Going | NotRemovable]:
-        """Yield what `run` would remove, and why what is not there or not of its size would stay; changes nothing.
+        """Yield what `run` would remove, and why a file that is gone or of another size would stay; changes nothing.
 
         Looks at no more than `images_max` images of each verdict.
         """
@@ -309,7 +196,7 @@ class Retention:
             yield [image for image in page if image.sha256 not in trained]
 
     def _finish_marked(self, now: datetime, outcome: Outcome) -> None:
-        """Have the rows say so whose files an earlier run removed; those still there are no longer on their way."""
+        """Bring the rows up to date whose files an earlier run removed, and take the mark from those still there."""
         while not self._stopping():
             with self._engine.begin() as connection:
                 left = rows.marked(connection, SLICE)
@@ -320,7 +207,7 @@ class Retention:
                 ]
                 for one in gone:
                     self._remove_map(one.image.id)
-                    outcome.of(one.image.verdict).add(one)
+                    outcome.add(one)
                 rows.removed(connection, {one.image.id: _sentence(one, now) for one in gone})
                 rows.unmark(connection, [image.id for image, _ in left])
             if not left:
@@ -332,31 +219,35 @@ class Retention:
         began = time.monotonic()
         seen: dict[str, FileIdentity] = {}
         stay: dict[str, str] = {}
-        for one in going:
-            image = one.image
+        for image in (one.image for one in going):
             try:
                 seen[image.id] = removal.verify_content(self._root, image.path, image.bytes, image.sha256)
             except NotRemovable as stays:
                 stay[image.id] = stays.why
-        removed = set()
         if seen:
             with self._engine.begin() as connection:
                 rows.mark(connection, list(seen))
-            removed = self._unlink(going, seen, stay, now)
+            self._unlink([one for one in going if one.image.id in seen], seen, stay, now)
         freed = 0
         for one in going:
-            if one.image.id in removed:
-                outcome.of(one.image.verdict).add(one)
+            if one.image.id not in stay:
+                outcome.add(one)
                 freed += one.image.bytes
-            else:
-                self._say_left(one.image, stay[one.image.id], outcome)
+                continue
+            outcome.left[stay[one.image.id]] += 1
+            if outcome.left.total() <= LEFT_LINES_MAX:
+                left = fields(id=one.image.id, path=one.image.path, reason=stay[one.image.id])
+                log.warning("retention leaves a file", extra=left)
         self._rest(min(REST_MAX_S, self._rests * (time.monotonic() - began)))
         return freed
 
     def _unlink(
         self, going: Sequence[Going], seen: dict[str, FileIdentity], stay: dict[str, str], now: datetime
-    ) -> set[str]:
-        """Remove what was `seen` and have the rows say so, under the write lock; what cannot go is put into `stay`."""
+    ) -> None:
+        """Remove files as they were `seen` and update their rows, under the write lock; put into `stay` what cannot go.
+
+        The reasons in `stay` are by id.
+        """
         reasons: dict[str, str] = {}
         folders: set[Path] = set()
         with self._engine.begin() as connection:
@@ -364,8 +255,6 @@ class Retention:
             paths = rows.still_removable(connection, list(seen))
             for one in going:
                 image = one.image
-                if image.id not in seen:
-                    continue
                 if paths.get(image.id) != image.path:
                     stay[image.id] = "spoken_of"
                     continue
@@ -383,19 +272,12 @@ class Retention:
             rows.removed(connection, reasons)
             rows.unmark(connection, [id for id in seen if id not in reasons])
         self._emptied |= folders
-        return set(reasons)
 
     def _remove_map(self, id: str) -> None:
         (self._root / MAPS / f"{id}.png").unlink(missing_ok=True)
 
-    def _say_left(self, image: KeptImage, why: str, outcome: Outcome) -> None:
-        outcome.left[why] += 1
-        self._lines += 1
-        if self._lines <= LEFT_LINES_MAX:
-            log.warning("retention leaves a file", extra=fields(id=image.id, path=image.path, reason=why))
-
     def _remove_empty_folders(self, now: datetime) -> int:
-        """Remove dated folders with nothing in them; one that images may still go to stays."""
+        """Remove empty dated folders, but for those that images may still go to; return how many."""
         yesterday = f"{now - timedelta(days=1):%Y-%m-%d}"
         count = 0
         for folder in sorted(path for top in FOLDERS for path in (self._root / top).glob("*/*")):
@@ -414,22 +296,6 @@ class Retention:
         document = {"ran_at": now.isoformat(timespec="seconds"), **outcome.document()}
         partial.write_text(json.dumps(document), encoding="utf-8")
         partial.replace(path)
-
-
-def last_run(root: Path) -> dict[str, Any] | None:
-    """Return what the last run on `root` did; None where there was none, or its word cannot be read."""
-    try:
-        found = json.loads((root / PROCESSING / RETENTION_LAST_RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def rules_document(rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """Return `rules` as plain values."""
-    return [
-        asdict(rule) | {"age_max": None if rule.age_max is None else rule.age_max / timedelta(days=1)} for rule in rules
-    ]
 
 
 def _sentence(one: Going, now: datetime) -> str:

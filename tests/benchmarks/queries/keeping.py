@@ -23,7 +23,8 @@ from rows import fill  # noqa: E402
 from run import NOW, measure  # noqa: E402
 from sqlalchemy import Connection  # noqa: E402
 
-from service.operations.retention import Retention, Rule  # noqa: E402
+from service.operations.retention import Retention  # noqa: E402
+from service.operations.retention_plan import Rule  # noqa: E402
 from service.root import DATABASE_FILE  # noqa: E402
 from service.storage import retention, shadow  # noqa: E402
 from service.storage.database.open import open_database  # noqa: E402

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.errors import TamisError
 from service.operations.remove_file import NotRemovable
-from service.operations.retention import GB, SLICE, Going, Outcome, Retention, Rule, last_run, plan, rules_of
+from service.operations.retention import SLICE, Retention, last_run
+from service.operations.retention_plan import GB, Going, Outcome, Rule, plan, rules_of
 from service.settings import Settings
 from service.storage.database.open import open_database
 from service.storage.retention import KeptImage
@@ -350,9 +351,9 @@ def test_label_that_comes_while_the_slice_is_under_way_keeps_the_file(
     id = house.place()
     real = Retention._unlink
 
-    def label_first(self: Retention, *rest: Any) -> set[str]:
+    def label_first(self: Retention, *rest: Any) -> None:
         house.label(id, "anomaly")
-        return real(self, *rest)
+        real(self, *rest)
 
     monkeypatch.setattr(Retention, "_unlink", label_first)
     assert house.run().left == {"spoken_of": 1}
