@@ -1,6 +1,6 @@
-"""Names: what a dropped file is called on its way, and what of a foreign name is safe to keep.
+"""Names: what a dropped file is called on its way, what of a foreign name is safe, and what a product may be called.
 
-Owns the ULID in the name, which ties a file to its row. Pure, but for the making of an id.
+Owns the ULID in the name, which ties a file to its row. Pure, except for `new_id`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from pathlib import PurePosixPath
 
 from ulid import ULID
 
+from service.errors import UsageError
 from service.root import DEFAULT_PRODUCT
+
+ALL_PRODUCTS = "all"
+"""What `tamis train --product` takes for every product at once; no product may have that name."""
 
 NAME_BYTES_MAX = 200
 PRODUCT_BYTES_MAX = 100
@@ -37,18 +41,18 @@ class ClaimedName:
 
 
 def new_id() -> str:
-    """Return a new ULID: 26 characters, in order of time, unique whatever the clock says."""
+    """Return a new ULID: 26 characters, ordered by time, unique whatever the clock says."""
     return str(ULID())
 
 
 def parse_claimed_name(name: str) -> ClaimedName | None:
-    """Return what `name` says, or None where it is not one that a claim gives."""
+    """Return what `name` says, or None where no claim gives such a name."""
     match = _CLAIMED.fullmatch(name)
     return ClaimedName(match[1], int(match[2]), match[3]) if match else None
 
 
 def delivered_name(name: str) -> ClaimedName | None:
-    """Return what the name of a delivered file says, as a claim not tried yet; None where no delivery gives it."""
+    """Return what the name of a delivered file says, as a first claim; None where no delivery gives such a name."""
     stem, suffix = split_suffix(name)
     match = _DELIVERED.fullmatch(stem)
     return ClaimedName(match[2], 1, f"{match[1]}{suffix}") if match else None
@@ -62,7 +66,7 @@ def safe_name(name: str, bytes_max: int = NAME_BYTES_MAX) -> str:
     if escaped[-1:] in (" ", "."):
         escaped = escaped[:-1] + _percent(escaped[-1])
     stem, suffix = split_suffix(escaped)
-    return _cut(stem, bytes_max - len(suffix.encode())) + suffix
+    return stem.encode()[: bytes_max - len(suffix.encode())].decode("utf-8", "ignore") + suffix
 
 
 def shown_name(name: str) -> str:
@@ -74,6 +78,22 @@ def product_of(folder: str) -> str:
     """Return the product of files in `folder`, relative to `incoming/`: its first part made safe, or `default`."""
     first = PurePosixPath(folder).parts[:1]
     return safe_name(first[0], PRODUCT_BYTES_MAX) if first else DEFAULT_PRODUCT
+
+
+def check_product(name: str) -> str:
+    """Return `name`, for which a model may be trained.
+
+    Raises UsageError for one that cannot name a folder on every system as it stands, or that stands for all products,
+    whatever its case.
+    """
+    if name.casefold() == ALL_PRODUCTS:
+        raise UsageError(f"product: expected the name of one product; found {name!r}, which stands for all of them")
+    if not name or not name.isprintable() or safe_name(name, PRODUCT_BYTES_MAX) != name:
+        raise UsageError(
+            f"product: expected a plain name of at most {PRODUCT_BYTES_MAX} bytes, without a leading '.', '-' or '~' "
+            f'and without any of < > : " / \\ | ? *; found {name!r}'
+        )
+    return name
 
 
 def destination(kind: str, product: str, received_at: datetime, name: str, id: str) -> str:
@@ -91,13 +111,5 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def _percent(character: str) -> str:
-    return "".join(
-        f"%{byte:02X}"
-        for byte in character.encode(
-            "utf-8", "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
-        )
-    )
-
-
-def _cut(text: str, bytes_max: int) -> str:
-    return text.encode()[:bytes_max].decode("utf-8", "ignore")
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", errors))

@@ -17,8 +17,7 @@ from service.commands.review import By, LabelName, who
 from service.errors import TamisError, UsageError
 from service.labelling import import_images as importing
 from service.labelling.import_images import SKIPPED, Imported, ReadLimits
-from service.names import shown_name
-from service.products import check_product
+from service.names import check_product, shown_name
 from service.root import DEFAULT_PRODUCT
 from service.storage.database.open import open_database
 

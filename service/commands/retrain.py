@@ -18,7 +18,7 @@ from models.errors import ModelError
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.errors import TamisError
-from service.products import ALL_PRODUCTS, check_product
+from service.names import ALL_PRODUCTS, check_product
 from service.progress_bar import training_progress
 from service.storage import versions
 from service.storage.database.open import open_database

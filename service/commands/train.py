@@ -22,8 +22,7 @@ from models.registry import ModelVersion
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json
 from service.errors import TamisError, UsageError
-from service.names import shown_name
-from service.products import ALL_PRODUCTS, check_product
+from service.names import ALL_PRODUCTS, check_product, shown_name
 from service.progress_bar import training_progress
 from service.root import DEFAULT_PRODUCT
 from service.storage import versions

@@ -29,7 +29,7 @@ from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, remove_build, verify
 from service.errors import TamisError
 from service.imaging.decode import DecodeError
-from service.products import check_product
+from service.names import check_product
 from service.storage import energy, versions
 from service.storage.energy import EnergySample
 from service.training.job import TrainingJob

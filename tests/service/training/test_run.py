@@ -21,7 +21,7 @@ from models.progress import Progress
 from models.registry import list_versions, verify
 from service.errors import TamisError, UsageError
 from service.imaging.decode import DecodeError
-from service.products import check_product
+from service.names import check_product
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.training import child as training_process
