@@ -27,11 +27,8 @@ class Batcher(Generic[Key, Item]):
         self._batch_wait_s = batch_wait_s
         self._waiting: dict[Key, _Waiting[Item]] = {}
 
-    def __len__(self) -> int:
-        return sum(len(waiting.items) for waiting in self._waiting.values())
-
     def add(self, key: Key, item: Item, now: float) -> None:
-        """Let `item` wait for others with the same `key`."""
+        """Have `item` wait for others with the same `key`."""
         self._waiting.setdefault(key, _Waiting(now)).items.append(item)
 
     def take(
@@ -39,7 +36,7 @@ class Batcher(Generic[Key, Item]):
     ) -> tuple[Key, list[Item]] | None:
         """Return the batch that is due first, or None.
 
-        With `nothing_to_come` waiting has no use and any is due; with `full_only` none is that others may still join.
+        With `nothing_to_come` waiting is of no use and any batch is due; with `full_only` only a full one is.
         """
         for key, waiting in sorted(self._waiting.items(), key=lambda entry: entry[1].since):
             full = len(waiting.items) >= self.batch_size_max

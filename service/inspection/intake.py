@@ -1,7 +1,7 @@
-"""Intake: which files in `incoming/` can be claimed now, and by which model each is to be judged.
+"""Intake: which files in `incoming/` can be claimed now, and which model scores each.
 
-Owns what is known of files before their claim: hints and scans feed it, the pipeline takes from it. A file
-whose product has no model stays where it is and is counted.
+Owns what is known of files before their claim: hints and scans feed it, the pipeline takes from it. A file whose
+product has no model stays where it is and is counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHAMPIONS_AGE_MAX_S = 1.0
 
 @dataclass(frozen=True)
 class Ready:
-    """A settled file: its path relative to `incoming/`, since when (monotonic s), and who is to judge it."""
+    """A settled file: its path relative to `incoming/`, since when (monotonic s), and the scorer of its product."""
 
     path: str
     settled_at: float
@@ -58,11 +58,11 @@ class Intake:
 
     @property
     def scan_needed(self) -> bool:
-        """Whether files were left out for want of room, which is there again."""
+        """Whether files were left out for lack of room, and there is room again."""
         return self._settling.left_out and self._settling.half_empty
 
     def take_hints(self, hints: list[Hint], now: float) -> None:
-        """Look at the files that events spoke of."""
+        """Look at the files that events were about."""
         for hint in hints:
             if self._names.ignores_path(hint.path):
                 continue
@@ -71,9 +71,9 @@ class Intake:
                 self._settling.observe(hint.path, state, now, closed=hint.closed)
 
     def look_ahead(self, now: float) -> None:
-        """Take note of every file before it is known which models there are, so that their settle time begins.
+        """Take note of every file before the models are known, so that their settle time begins.
 
-        The scans that follow ask for models; what cannot be read here they tell.
+        The scans that follow ask for models, and report what cannot be read.
         """
         with suppress(OSError):
             for path, state in scan(self._root / INCOMING, self._names):
@@ -88,16 +88,12 @@ class Intake:
             if self._can_score(path):
                 self._settling.observe(path, state, now)
 
-    def any_ripe(self, now: float) -> bool:
-        """Return whether a file may have settled."""
-        return bool(self._settling.settled(now, 1))
-
     def more_than(self, files: int, now: float) -> bool:
-        """Return whether more than so many `files` may have settled."""
+        """Return whether more than `files` files may have settled."""
         return len(self._settling.settled(now, files + 1)) > files
 
     def take_ready(self, now: float, limit: int) -> Iterator[Ready]:
-        """Yield up to `limit` files that have settled and can be judged, oldest first, and forget them."""
+        """Yield up to `limit` files that have settled and can be scored, oldest first, and forget them."""
         self.refresh_champions(now)
         for path in self._settling.settled(now, limit):
             settled_at = self._settled_since(path, now)
@@ -106,12 +102,12 @@ class Intake:
             if settled_at is not None and scorer is not None:
                 yield Ready(path, settled_at, scorer)
 
-    def next_ripe_at(self) -> float | None:
+    def next_settled_at(self) -> float | None:
         """Return the earliest monotonic time at which a file may have settled."""
-        return self._settling.next_ripe_at()
+        return self._settling.next_settled_at()
 
     def scorer(self, product: str) -> Scorer | None:
-        """Return who judges `product`; None where its model cannot be used, which has been said."""
+        """Return the scorer of `product`; None where its model cannot be used, which has been logged."""
         try:
             return self._scorers.get(product)
         except ConfigurationError:
@@ -119,11 +115,11 @@ class Intake:
             return None
 
     def shadow(self, claim: Claim) -> Shadow | None:
-        """Return the challenger that scores the image of `claim` beside its champion, or None."""
+        """Return the challenger that scores the image of `claim` too, or None."""
         return self._shadows.beside(claim) if self._shadows is not None else None
 
     def refresh_champions(self, now: float) -> None:
-        """Ask again which versions are champions, unless that was done just now."""
+        """Ask again which versions are champions, unless that was done within `CHAMPIONS_AGE_MAX_S`."""
         if now - self._champions_asked_at < CHAMPIONS_AGE_MAX_S:
             return
         self._champions_asked_at = now

@@ -1,7 +1,7 @@
-"""The pipeline: one image's way from `incoming/` to its folder, and the loop that moves it along.
+"""The pipeline: moves images from `incoming/` to their folders, step by step.
 
-Owns what is in flight. One thread, the caller's, makes every decision in `step`; decoding, scoring and
-recording run beside it and hand their results back. Every queue is bounded by `in_flight_max`.
+Owns what is in flight. One thread, the caller's, makes every decision in `step`; decoding, scoring and recording run
+beside it and hand their results back. Every queue is bounded by `in_flight_max`.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class Counts:
 
 
 class StageStuck(Exception):
-    """An image has been decoding for longer than allowed. Its thread cannot be ended; the process must."""
+    """An image has been decoding for longer than allowed. Its thread cannot be ended, so the process must end."""
 
 
 class Pipeline:
-    """Moves images along for one instance.
+    """The images in flight of one instance.
 
     `wake` is called from other threads when `step` has something to do; `clock` gives the `now` of its caller.
     """
@@ -99,9 +99,7 @@ class Pipeline:
         self.meter: EnergyMeter | None = None
         self.counts = Counts()
         self.recorded: set[str] = set()
-        """Products of which images were recorded; whoever looks at these takes them out."""
-
-    # What is going on
+        """Products of which images were recorded; whoever checks one takes it out."""
 
     @property
     def in_flight(self) -> frozenset[str]:
@@ -115,7 +113,7 @@ class Pipeline:
 
     @property
     def drained(self) -> bool:
-        """Whether all that was begun has come to its end; claims that were only found again wait for the next run."""
+        """Whether all that was begun is done; claims that were only found again wait for the next run."""
         return not self._in_flight and not self._batches_recording
 
     @property
@@ -124,7 +122,7 @@ class Pipeline:
 
     @property
     def batch_size_max(self) -> int:
-        """Images in a micro-batch, at most; it may be set while the loop runs."""
+        """Images in a micro-batch, at most; may be set while the loop runs."""
         return self._batcher.batch_size_max
 
     @batch_size_max.setter
@@ -132,28 +130,23 @@ class Pipeline:
         self._batcher.batch_size_max = images
 
     def stuck_for_s(self, now: float) -> float:
-        """For how long the slowest piece of work beside the loop has been going on, s."""
+        """For how long the slowest work beside the loop has been running, s."""
         return max((now - since for _, since in self._workers.at_work()), default=0.0)
 
-    # What comes in
-
     def retry(self, claims: list[Claim]) -> None:
-        """Take on claims that an earlier run left; each goes alone, since one of them may have ended that run."""
+        """Score claims that an earlier run left; each alone, since one of them may have ended that run."""
         self._again.extend(claims)
 
     def quarantine(self, rejected: list[InspectedImage]) -> None:
         """Quarantine claims that have had all their attempts."""
-        for inspected in rejected:
-            self._in_flight[inspected.claim.id] = inspected.claim
+        self._in_flight.update((one.claim.id, one.claim) for one in rejected)
         self._rejected.extend(rejected)
-
-    # The loop
 
     def step(self, now: float, *, claiming: bool = True) -> float | None:
         """Advance everything that can be; return the monotonic time at which there is something to do again, if known.
 
-        With `claiming` false nothing new is begun; what is in flight is brought to its end. Raises what a
-        stage raised, and StageStuck.
+        With `claiming` false nothing new is begun; what is in flight is finished. Raises what a stage raised, and
+        StageStuck.
         """
         self._workers.hand_over(now)
         self._check_decoding(now)
@@ -165,17 +158,17 @@ class Pipeline:
         return self._next_at(claiming)
 
     def idle_row(self) -> None:
-        """Have the energy since the last sample written as idling, if nothing is at work."""
+        """Have the energy since the last sample recorded as idle, if nothing is at work."""
         meter = self.meter
         if meter is not None and self.idle:
             self._record(lambda: self._recorder.add_row(meter.take("idle")), lambda _result, _now: None)
 
     def run_on_recorder(self, job: Callable[[], object]) -> None:
-        """Have `job` run in the thread that records, after what waits there; it is to take a few milliseconds."""
+        """Run `job`, which takes a few milliseconds, in the thread that records, after what waits there."""
         self._record(job, lambda _result, _now: None)
 
     def close(self) -> None:
-        """End the threads beside the loop; what is in flight stays in `processing/` for the next run."""
+        """End the threads beside the loop; images in flight stay in `processing/` for the next run."""
         self._workers.close()
 
     # Begin: claim and decode
@@ -185,16 +178,14 @@ class Pipeline:
             if not self._in_flight:
                 self._begin_again(self._again.popleft(), now)
             return
-        room = min(self._limits.in_flight_max - len(self._in_flight), CLAIMS_A_STEP)
-        if room <= 0:
-            return
-        if not self._intake.any_ripe(now):
+        room = self._limits.in_flight_max - len(self._in_flight)
+        if room <= 0 or not self._intake.more_than(0, now):
             return
         if not self._in_flight:
             self.idle_row()
         # With more files settled than there is room for, a challenger would only make them wait longer.
-        backlogged = self._intake.more_than(self._limits.in_flight_max - len(self._in_flight), now)
-        for ready in self._intake.take_ready(now, room):
+        backlogged = self._intake.more_than(room, now)
+        for ready in self._intake.take_ready(now, min(room, CLAIMS_A_STEP)):
             claim = self._claims.claim(ready.path, ready.settled_at)
             if claim is not None:
                 self._in_flight[claim.id] = claim
@@ -206,7 +197,7 @@ class Pipeline:
         if scorer is None:
             return
         try:
-            # Not before its turn: what ends the process now must cost no attempt of those that wait behind it.
+            # Only when its turn comes: if this one ends the process, those behind it must lose no attempt.
             claim = self._claims.next_attempt(claim)
         except FileNotFoundError:
             log.warning("file removed while waiting to be scored again", extra=fields(path=claim.path))
@@ -255,13 +246,13 @@ class Pipeline:
         return FileFacts(state, None, state.size if state else None)
 
     def _decode_later(self, now: float, claiming: bool) -> None:
-        due = [claim for at, claim in self._later if at <= now]
         if not claiming:
-            # On the way out what is still being written stays in processing, for the next run.
+            # While stopping, what is still being written stays in processing/ for the next run.
             for _, claim in self._later:
                 self._in_flight.pop(claim.id, None)
             self._later.clear()
             return
+        due = [claim for at, claim in self._later if at <= now]
         self._later = [(at, claim) for at, claim in self._later if at > now]
         for claim in due:
             scorer = self._intake.scorer(claim.product)
@@ -287,12 +278,8 @@ class Pipeline:
                 return
             self._batches_scoring += 1
             batch = taken[1]
-            self._workers.run(
-                self._workers.scoring,
-                f"score:{batch[0].claim.id}",
-                partial(score_and_decide, batch),
-                self._scored,
-            )
+            name, job = f"score:{batch[0].claim.id}", partial(score_and_decide, batch)
+            self._workers.run(self._workers.scoring, name, job, self._scored)
 
     def _scored(self, future: Future[list[InspectedImage]], now: float) -> None:
         self._batches_scoring -= 1
@@ -302,10 +289,8 @@ class Pipeline:
 
     def _record_rejected(self) -> None:
         if self._rejected and not self._batches_recording:
-            batch, self._rejected = (
-                self._rejected[: self.batch_size_max],
-                self._rejected[self.batch_size_max :],
-            )
+            size = self.batch_size_max
+            batch, self._rejected = self._rejected[:size], self._rejected[size:]
             self._commit(batch)
 
     def _reject(self, claim: Claim, file: FileFacts, code: str, message: str) -> None:
@@ -371,5 +356,5 @@ class Pipeline:
         if claiming:
             times.append(min((at for at, _ in self._later), default=None))
             if not self._again and len(self._in_flight) < self._limits.in_flight_max:
-                times.append(self._intake.next_ripe_at())
+                times.append(self._intake.next_settled_at())
         return min((at for at in times if at is not None), default=None)

@@ -1,6 +1,6 @@
-"""Inspection: what the threads beside the loop do with a claimed file, from its bytes to a verdict.
+"""What the threads beside the loop do with claimed files: read and decode one, score and decide a micro-batch.
 
-Reads and decodes one file, scores and decides a micro-batch. Knows nothing of the loop or of what follows.
+Knows nothing of the loop or of what follows.
 """
 
 from __future__ import annotations
@@ -51,11 +51,9 @@ def read_claim(
     decodes: AbstractContextManager[Any] | None = None,
     shadow: Shadow | None = None,
 ) -> Decoded:
-    """Read the file of `claim` once, make it last through a power cut, and decode it, holding `decodes`.
+    """Read the file of `claim` once, make it last through a power cut, and decode it, for `shadow` too if given.
 
-    For `shadow` too, if given.
-
-    Raises Undecodable for what was read and is no image, and what `read_file` raises for what was not.
+    `decodes` is held while decoding. Raises Undecodable for a file that was read and is no image, else as `read_file`.
     """
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
     facts = FileFacts(file.state, file.sha256, len(file.data))
@@ -73,7 +71,7 @@ def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
     scorer = batch[0].scorer
     scores, maps = score_images(scorer, [decoded.image.pixels for decoded in batch])
     inspected = [
-        _judge_one(decoded, float(score), anomaly_map)
+        _decide(decoded, float(score), anomaly_map)
         for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
     ]
     beside = [(decoded.claim.id, decoded.shadow) for decoded in batch if decoded.shadow is not None]
@@ -82,39 +80,25 @@ def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
 
 
 def _for_shadow(shadow: Shadow, data: bytes, image: DecodedImage, scorer: Scorer, pixels_max: int) -> InShadow | None:
-    """Return the image as `shadow` takes it: the pixels that are there where they are the same, else decoded anew."""
+    """Return the image as `shadow` takes it: the champion's pixels where they are the same, else decoded again."""
     size, own = shadow.scorer.detector.input_size, scorer.detector.input_size
-    # An image of which all was decoded is good for whoever could do with less.
+    # An image that was decoded in full serves a detector that would take a draft.
     if size == own and (shadow.scorer.draft or not image.drafted):
         return InShadow(shadow, image.pixels)
     try:
         return InShadow(shadow, decode(data, size, pixels_max=pixels_max, draft=shadow.scorer.draft).pixels)
     except DecodeError:
-        return None  # it could be decoded a moment ago; memory may be short, and the champion has what it needs
+        return None  # memory may be short, since it could be decoded a moment ago; the champion has what it needs
 
 
-def _judge_one(decoded: Decoded, score: float, anomaly_map: Float32Array) -> InspectedImage:
-    claim, file, image, scorer = decoded.claim, decoded.file, decoded.image, decoded.scorer
+def _decide(decoded: Decoded, score: float, anomaly_map: Float32Array) -> InspectedImage:
+    scorer = decoded.scorer
+    inspected = InspectedImage(
+        decoded.claim, decoded.file, decoded.image, model_version=scorer.version, appearance=decoded.appearance
+    )
     try:
         decision = scorer.decider.decide(score)
     except ScoreNotFinite as error:
-        code = "score_not_finite"
-        return InspectedImage(
-            claim,
-            file,
-            image,
-            model_version=scorer.version,
-            error_code=code,
-            error=str(error),
-            appearance=decoded.appearance,
-        )
-    return InspectedImage(
-        claim,
-        file,
-        image,
-        decision,
-        scorer.version,
-        anomaly_map,
-        scorer.pixel_threshold,
-        appearance=decoded.appearance,
-    )
+        return replace(inspected, error_code="score_not_finite", error=str(error))
+    pixel_threshold = scorer.pixel_threshold
+    return replace(inspected, decision=decision, anomaly_map=anomaly_map, pixel_threshold=pixel_threshold)

@@ -1,12 +1,14 @@
 """Settle: decide from what was seen of a file whether its writer is done with it.
 
-Pure: states and monotonic times in, paths out. What is on the disk, and whether somebody holds the file
-open for writing, is asked by the caller.
+Pure: states and monotonic times in, paths out. The caller looks at the disk, and whether somebody holds the file open
+for writing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from service.filesystem.file_state import FileState
 
@@ -17,12 +19,11 @@ class UnsettledFile:
 
     state: FileState
     since: float
-    first_seen: float
-    closed: bool = False
+    closed: bool
 
 
 class Settling:
-    """The files that are waiting to be claimed, in order of arrival. Paths are relative to `incoming/`."""
+    """The files that wait to be claimed, in order of arrival. Paths are relative to `incoming/`."""
 
     def __init__(self, settle_time_s: float, empty_file_timeout_s: float, candidates_max: int = 4096) -> None:
         self._settle_time_s = settle_time_s
@@ -35,28 +36,22 @@ class Settling:
     def __len__(self) -> int:
         return len(self._candidates)
 
-    def __contains__(self, path: str) -> bool:
-        return path in self._candidates
-
     @property
     def half_empty(self) -> bool:
         """Whether there is room for another scan's worth of files."""
         return len(self._candidates) * 2 <= self._candidates_max
 
     def begin_scan(self) -> None:
-        """Forget that files were left out: a scan is about to see them all."""
+        """Forget that files were left out: the scan that follows sees them all."""
         self.left_out = False
 
     def observe(self, path: str, state: FileState, now: float, *, closed: bool = False) -> None:
         """Take note that `path` is in `state` at `now`; `closed` when its writer has just closed or renamed it."""
         known = self._candidates.get(path)
-        if known is None:
-            if len(self._candidates) >= self._candidates_max:
-                self.left_out = True
-                return
-            self._candidates[path] = UnsettledFile(state, now, now, closed)
-        elif known.state != state:
-            self._candidates[path] = UnsettledFile(state, now, known.first_seen, closed)
+        if known is None and len(self._candidates) >= self._candidates_max:
+            self.left_out = True
+        elif known is None or known.state != state:
+            self._candidates[path] = UnsettledFile(state, now, closed)
         elif closed and not known.closed:
             self._candidates[path] = replace(known, closed=True)
 
@@ -65,31 +60,23 @@ class Settling:
         self._candidates.pop(path, None)
 
     def postpone(self, path: str, now: float) -> None:
-        """Let `path` wait the whole settle time again: somebody still has it open."""
+        """Have `path` wait the whole settle time again: somebody still has it open."""
         known = self._candidates.get(path)
         if known is not None:
             self._candidates[path] = replace(known, since=now, closed=False)
 
     def settled(self, now: float, limit: int) -> list[str]:
         """Return up to `limit` paths, oldest first, that may have settled; `confirm` decides."""
-        found: list[str] = []
-        for path, candidate in self._candidates.items():
-            if len(found) >= limit:
-                break
-            if self._settled_at(candidate) <= now:
-                found.append(path)
-        return found
+        return list(islice((path for path, one in self._candidates.items() if self._settled_at(one) <= now), limit))
 
     def confirm(self, path: str, state: FileState, now: float) -> float | None:
         """Return since when (monotonic s) `path`, in `state` right now, is settled; None if it must wait on."""
         self.observe(path, state, now)
         candidate = self._candidates.get(path)
-        if candidate is None:
-            return None
-        ripe_at = self._settled_at(candidate)
-        return ripe_at if ripe_at <= now else None
+        settled_at = self._settled_at(candidate) if candidate is not None else math.inf
+        return settled_at if settled_at <= now else None
 
-    def next_ripe_at(self) -> float | None:
+    def next_settled_at(self) -> float | None:
         """Return the earliest monotonic time at which a file may have settled."""
         return min(map(self._settled_at, self._candidates.values()), default=None)
 

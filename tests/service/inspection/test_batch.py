@@ -10,7 +10,7 @@ def test_batch_is_due_when_full() -> None:
     assert batcher.take(now=0.0) is None
     batcher.add("m", 2, now=0.0)
     assert batcher.take(now=0.0) == ("m", [1, 2])
-    assert len(batcher) == 0
+    assert batcher.next_due_at() is None
 
 
 def test_batch_is_due_when_its_oldest_has_waited() -> None:

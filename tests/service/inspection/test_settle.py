@@ -74,9 +74,9 @@ def test_files_beyond_the_bound_are_left_for_the_next_scan() -> None:
     assert not waiting.left_out
 
 
-def test_next_ripe_at_is_the_earliest() -> None:
+def test_next_settled_at_is_the_earliest() -> None:
     waiting = settling()
-    assert waiting.next_ripe_at() is None
+    assert waiting.next_settled_at() is None
     waiting.observe("a.png", state(), now=1.0)
     waiting.observe("b.png", state(), now=0.5)
-    assert waiting.next_ripe_at() == 2.5
+    assert waiting.next_settled_at() == 2.5
