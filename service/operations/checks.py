@@ -1,6 +1,6 @@
 """Judges whether a root and this machine are fit for the service: values in, findings out.
 
-The judgements are pure; what they judge is gathered by `service.commands.doctor`. Owns the levels and the
+The judgements are pure; what they judge is gathered by `service.operations.doctor`. Owns the levels and the
 advice: whatever is not ok says what to do about it.
 """
 

@@ -24,7 +24,7 @@ from service.commands import doctor as command
 from service.commands.init import make_root
 from service.errors import ConfigurationError
 from service.filesystem.mount_table import Mount
-from service.operations import checks
+from service.operations import checks, doctor
 from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
 from service.settings import load
 from service.storage import drift, thresholds
@@ -92,7 +92,7 @@ def test_rate_of_growth_is_that_of_the_last_days(root: Path) -> None:
                 " attempts) VALUES (?, 'lid', 'a', 'a', 'a', 'placed', ?, ?, ?, 1)",
                 (str(number), size, at, at),
             )
-    found = only(command.examine(root), "retention").found
+    found = only(doctor.examine(root), "retention").found
     assert "2.67 GB of images a day" in found
 
 
@@ -288,7 +288,7 @@ def test_rate_chosen_for_a_product_of_defaults_model_is_judged_too(root: Path) -
         thresholds.choose(connection, "lid", None, "ann", datetime.now(UTC))
         drift.add(connection, DriftRow("cap", "v1", "drifting", "light", "01X", datetime.now(UTC), {}))
     engine.dispose()
-    found = {finding.check: finding for finding in command.examine(root)}
+    found = {finding.check: finding for finding in doctor.examine(root)}
     assert found["threshold of cap"].level == "error" and "threshold of lid" not in found
     assert found["threshold of default"].level == "ok" and found["drift of cap"].level == "warning"
 
@@ -397,14 +397,14 @@ def test_whatever_is_not_ok_says_what_to_do(root: Path) -> None:
     (root / "maps").rmdir()
     (root / "tamis.db").write_bytes(b"not a database" * 100)
     root.chmod(0o755)
-    findings = command.examine(root)
+    findings = doctor.examine(root)
     assert {finding.level for finding in findings} == {"ok", "warning", "error"}
     assert [finding for finding in findings if finding.level != "ok" and not finding.advice] == []
 
 
 def test_new_root_has_no_error_and_is_left_as_it_was(root: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    findings = command.examine(root)
+    findings = doctor.examine(root)
     assert [finding for finding in findings if finding.level == "error"] == []
     assert only(findings, "renames").level == "ok"
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
@@ -413,7 +413,7 @@ def test_new_root_has_no_error_and_is_left_as_it_was(root: Path) -> None:
 def test_rename_trial_leaves_nothing_even_when_it_fails(root: Path) -> None:
     (root / "normal").rmdir()
     (root / "normal").write_text("in the way")
-    failure, disk_now = command.try_renames(root)
+    failure, disk_now = doctor.try_renames(root)
     assert failure is not None
     assert disk_now is not None
     assert list((root / "incoming").iterdir()) == list((root / "processing").iterdir()) == []
@@ -421,7 +421,7 @@ def test_rename_trial_leaves_nothing_even_when_it_fails(root: Path) -> None:
 
 def test_rename_trial_reports_a_missing_folder(root: Path) -> None:
     (root / "incoming").rmdir()
-    failure, disk_now = command.try_renames(root)
+    failure, disk_now = doctor.try_renames(root)
     assert failure is not None
     assert "No such file" in failure
     assert disk_now is None
@@ -429,7 +429,7 @@ def test_rename_trial_reports_a_missing_folder(root: Path) -> None:
 
 def test_wrong_setting_is_one_error_and_the_other_checks_go_on(root: Path) -> None:
     (root / "tamis.toml").write_text("settel_time_s = 1\n")
-    findings = command.examine(root)
+    findings = doctor.examine(root)
     found = only(findings, "settings")
     assert found.level == "error"
     assert "did you mean 'settle_time_s'" in found.found
@@ -438,13 +438,13 @@ def test_wrong_setting_is_one_error_and_the_other_checks_go_on(root: Path) -> No
 
 def test_corrupt_database_is_an_error(root: Path) -> None:
     (root / "tamis.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 4000)
-    found = [finding for finding in command.examine(root) if finding.check.startswith("database")]
+    found = [finding for finding in doctor.examine(root) if finding.check.startswith("database")]
     assert [finding.level for finding in found] == ["error"]
 
 
 def test_older_schema_is_an_error_with_the_command_that_helps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command.migrations, "HEAD", "9999")
-    found = only(command.examine(root), "database revision")
+    monkeypatch.setattr(doctor.migrations, "HEAD", "9999")
+    found = only(doctor.examine(root), "database revision")
     assert found.level == "error"
     assert found.advice is not None
     assert "tamis db upgrade" in found.advice
@@ -473,7 +473,7 @@ def test_champion_whose_folder_is_gone_is_an_error(root: Path) -> None:
             sha256="0" * 64,
         )
     engine.dispose()
-    found = only(command.examine(root), "model of flange")
+    found = only(doctor.examine(root), "model of flange")
     assert found.level == "error"
     assert "model.json" in found.found
 
@@ -484,30 +484,30 @@ def test_champion_with_too_few_calibration_scores_for_the_rate_is_an_error(
     scores = tuple(float(n) for n in range(49))
     calibration = Calibration(scores=scores, false_alarm_rate=0.05, threshold=48, pixel_threshold=48)
     version = ModelVersion(root, Manifest.model_construct(calibration=calibration), "0" * 64)
-    monkeypatch.setattr(command.registry, "verify", lambda folder, sha256: version)
+    monkeypatch.setattr(doctor.registry, "verify", lambda folder, sha256: version)
     row = SimpleNamespace(version="v1", sha256="0" * 64)
     for rate, level in ((0.01, "error"), (0.02, "ok")):
         (root / "tamis.toml").write_text(f"[products.flange]\nfalse_alarm_rate = {rate}\n")
-        found = command._models(root, load(root), set(), {"flange": row}, {})
+        found = doctor._models(root, load(root), set(), {"flange": row}, {})
         assert only(found, "threshold of flange").level == level
         assert only(found, "model of flange").level == "ok"
 
 
 def test_inotify_limits_are_read_and_unknown_where_absent(tmp_path: Path) -> None:
-    assert command.read_inotify(tmp_path) is None
+    assert doctor.read_inotify(tmp_path) is None
     for name, value in (("max_user_watches", 10), ("max_user_instances", 20), ("max_queued_events", 30)):
         (tmp_path / name).write_text(f"{value}\n")
-    assert command.read_inotify(tmp_path) == InotifyLimits(10, 20, 30)
+    assert doctor.read_inotify(tmp_path) == InotifyLimits(10, 20, 30)
 
 
 def test_energy_counter_is_readable_closed_or_absent(tmp_path: Path) -> None:
     counter = tmp_path / "energy_uj"
-    assert command.read_rapl(counter) == "absent"
+    assert doctor.read_rapl(counter) == "absent"
     counter.mkdir()  # reading it fails, for the superuser too
-    assert command.read_rapl(counter) == "closed"
+    assert doctor.read_rapl(counter) == "closed"
     counter.rmdir()
     counter.write_text("123\n")
-    assert command.read_rapl(counter) == "readable"
+    assert doctor.read_rapl(counter) == "readable"
 
 
 def test_left_overs_are_counted_and_a_held_lock_means_alive(root: Path) -> None:
@@ -519,14 +519,14 @@ def test_left_overs_are_counted_and_a_held_lock_means_alive(root: Path) -> None:
     with (root / "processing" / "main" / ".lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         held = checks.locked_inodes(Path("/proc/locks").read_text())
-        assert command.read_left_overs(root, held) == [LeftOver("main", 1, True), LeftOver("old", 1, False)]
+        assert doctor.read_left_overs(root, held) == [LeftOver("main", 1, True), LeftOver("old", 1, False)]
 
 
 def test_nothing_is_left_in_the_users_home(root: Path, tmp_path: Path) -> None:
     """OpenVINO's telemetry, for one, makes a folder there as soon as it is imported in the plain way."""
     home = tmp_path / "home"
     home.mkdir()
-    source = Path(command.__file__).parents[2]
+    source = Path(doctor.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "service", "doctor", "--root", str(root)],
         env={"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
@@ -542,7 +542,7 @@ def test_nothing_is_left_in_the_users_home(root: Path, tmp_path: Path) -> None:
 
 def test_root_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="tamis init"):
-        command.examine(tmp_path / "nowhere")
+        doctor.examine(tmp_path / "nowhere")
 
 
 def run(root: Path, *options: str) -> tuple[int, str]:

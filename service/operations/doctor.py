@@ -1,0 +1,282 @@
+"""Gathers facts about a root and its machine, and has `service.operations.checks` judge them.
+
+Changes nothing: the only file it makes is for the trial of renaming; the watching ignores its name, and it is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import platform
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Connection
+
+import migrations
+from models import registry
+from models.errors import ModelError
+from service.errors import ConfigurationError, TamisError
+from service.filesystem import mount_table as filesystem
+from service.names import parse_claimed_name, product_of
+from service.operations import checks
+from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
+from service.operations.retention_plan import rules_of
+from service.root import DEFAULT_PRODUCT, FOLDERS, INSTANCE_LOCK
+from service.scoring.threshold_policy import policy_of, threshold_of
+from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins
+from service.storage import retention
+from service.storage.database.journal import journal_choice
+from service.storage.drift import DriftRow
+from service.storage.thresholds import Choice
+
+INOTIFY = Path("/proc/sys/fs/inotify")
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+CPUINFO = Path("/proc/cpuinfo")
+LOCKS = Path("/proc/locks")
+RATE_OF = timedelta(days=7)
+
+
+def examine(root: Path) -> list[Finding]:
+    """Return the findings on `root` and this machine. Raises ConfigurationError where there is no such folder."""
+    if not root.is_dir():
+        raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
+    settings, findings = _settings(root)
+    findings += [
+        _mount(name, path, settings.watch_mode) for name, path in (("root", root), ("incoming", root / "incoming"))
+    ]
+    findings.append(checks.check_folders({name: _device(root / name) for name in FOLDERS}))
+    failure, disk_now = try_renames(root)
+    findings.append(checks.check_renames(failure))
+    products, folders = _incoming(root / "incoming")
+    findings.append(checks.check_inotify(read_inotify(), folders))
+    if not settings.database_url:
+        findings.append(checks.check_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
+    known = _database(root)
+    findings += known.findings
+    space = read_space(root)
+    findings += checks.check_space(space, settings.free_bytes_min, settings.free_inodes_min)
+    findings.append(
+        checks.check_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=bool(rules_of(settings)))
+    )
+    findings += _models(root, settings, products, known.champions, known.choices)
+    findings += [checks.check_drift(product, row) for product, row in sorted(known.drift.items())]
+    findings += checks.check_scoring(*_openvino(), checks.cpu_flags(_text(CPUINFO)), platform.machine())
+    findings += checks.check_energy(read_rapl(), settings.energy_country)
+    there = root.stat()
+    findings += checks.check_permissions(there.st_mode, _umask(), there.st_uid, os.geteuid())
+    findings.append(checks.check_left_overs(read_left_overs(root, checks.locked_inodes(_text(LOCKS)))))
+    findings.append(checks.check_clock(datetime.now(UTC), disk_now, known.newest))
+    return findings
+
+
+def try_renames(root: Path) -> tuple[str | None, datetime | None]:
+    """Rename a file incoming → processing → normal; return the failure, if any, and the disk's time of the file."""
+    # The watching ignores names that begin with a dot, and so does recovery.
+    name = f".tamis-doctor-{os.getpid()}-{time.monotonic_ns()}.tmp"
+    steps = [root / folder / name for folder in ("incoming", "processing", "normal")]
+    disk_now = None
+    try:
+        descriptor = os.open(steps[0], os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        disk_now = datetime.fromtimestamp(os.fstat(descriptor).st_mtime, UTC)
+        os.close(descriptor)
+        for source, target in itertools.pairwise(steps):
+            source.rename(target)
+    except OSError as error:
+        where = " → ".join(str(path) for path in (error.filename, error.filename2) if path)
+        return f"{error.strerror}: {where}", disk_now
+    finally:
+        for path in steps:
+            with contextlib.suppress(OSError):  # it is at one of the three places; what failed is returned
+                path.unlink()
+    return None, disk_now
+
+
+def read_inotify(folder: Path = INOTIFY) -> InotifyLimits | None:
+    """Return the kernel's limits of file events; None where it does not say."""
+    names = ("max_user_watches", "max_user_instances", "max_queued_events")
+    try:
+        return InotifyLimits(*(int((folder / name).read_text()) for name in names))
+    except (OSError, ValueError):
+        return None
+
+
+def read_space(root: Path) -> Space:
+    """Return what is free on the root's file system to a user without privileges."""
+    found = os.statvfs(root)
+    return Space(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+
+
+def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
+    """Return whether the processor's own energy counter can be read."""
+    try:
+        path.read_text()
+    except FileNotFoundError:
+        return "absent"
+    except OSError:
+        return "closed"
+    return "readable"
+
+
+def read_left_overs(root: Path, locked: frozenset[int]) -> list[LeftOver]:
+    """Return for each processing folder how many claimed images lie in it and whether its lock is held."""
+    found = []
+    for folder in sorted(path for path in _children(root / "processing") if path.is_dir()):
+        images = sum(1 for path in folder.rglob("*") if parse_claimed_name(path.name) is not None)
+        lock = folder / INSTANCE_LOCK
+        found.append(LeftOver(folder.name, images, lock.exists() and lock.stat().st_ino in locked))
+    return found
+
+
+@dataclass
+class _Database:
+    findings: list[Finding]
+    champions: dict[str, Any]
+    newest: datetime | None
+    choices: dict[str, Choice] = field(default_factory=dict)
+    drift: dict[str, DriftRow] = field(default_factory=dict)
+    bytes_a_day: float | None = None
+
+
+def _settings(root: Path) -> tuple[Settings, list[Finding]]:
+    try:
+        settings = load(root)
+    except ConfigurationError as error:
+        # The other checks go on with the defaults, so that one mistake does not hide another.
+        advice = "correct it as the message says; docs/settings.md lists every setting"
+        return Settings.model_construct(), [Finding("settings", "error", str(error), advice)]
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    return settings, checks.check_settings(values, origins(root, settings))
+
+
+def _mount(name: str, path: Path, watch_mode: str) -> Finding:
+    try:
+        return checks.check_mount(name, filesystem.mount_of(path), watch_mode)
+    except (OSError, ValueError) as error:
+        advice = 'mount /proc; until then set watch_mode = "polling" if the root is a share'
+        return Finding(f"file system of {name}", "warning", f"not known: {error}", advice)
+
+
+def _device(folder: Path) -> int | None:
+    return folder.stat().st_dev if folder.is_dir() else None
+
+
+def _incoming(incoming: Path) -> tuple[set[str], int]:
+    """Return the products with a folder under `incoming`, and how many folders a watch of it takes."""
+    names = [path.name for path in _children(incoming) if path.is_dir() and not path.name.startswith(".")]
+    return {product_of(name) for name in names}, sum(1 for _ in os.walk(incoming))
+
+
+def _database(root: Path) -> _Database:
+    from service.storage import drift, thresholds, versions
+    from service.storage.database import schema
+    from service.storage.database.open import open_database
+
+    try:
+        engine = open_database(root, migrate=False, read_only=True)
+    except TamisError as error:
+        advice = "do as the message says; no image was touched"
+        return _Database([Finding("database", "error", str(error), advice)], {}, None)
+    try:
+        with engine.connect() as connection:
+            revision = schema.revision_of(connection)
+            [answer] = engine.check(connection, quick=True)
+            findings = checks.check_database(revision, migrations.HEAD, answer)
+            if engine.dialect.name == "postgresql":
+                findings.append(checks.check_postgresql(read_server(connection)))
+            if revision != migrations.HEAD:
+                return _Database(findings, {}, None)
+            newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
+            champions = dict(versions.champions(connection))
+            choices, drifts = thresholds.latest(connection), drift.latest(connection)
+            bytes_a_day = _bytes_a_day(connection, datetime.now(UTC))
+    except ConfigurationError as error:  # the engine's word for damage that a statement met
+        advice = "stop the service, keep a copy of the database, put back a backup"
+        return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
+    finally:
+        engine.dispose()
+    return _Database(
+        findings, champions, datetime.fromisoformat(newest) if newest else None, choices, drifts, bytes_a_day
+    )
+
+
+def read_server(connection: Connection) -> dict[str, str]:
+    """Return what of PostgreSQL's settings says whether its commits last."""
+    names = ("server_version", "fsync", "full_page_writes", "data_checksums")
+    return {name: str(connection.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in names}
+
+
+def _bytes_a_day(connection: Connection, now: datetime) -> float | None:
+    """Return the bytes of images received per day, of the last 7 or as many as there are; None of no image."""
+    received, first = retention.received_bytes(connection, now - RATE_OF)
+    if first is None:
+        return None
+    return received / max((now - first) / timedelta(days=1), 1.0)
+
+
+def _models(
+    root: Path, settings: Settings, products: set[str], champions: dict[str, Any], choices: dict[str, Choice]
+) -> list[Finding]:
+    findings = []
+    judged = {product: (product, row) for product, row in champions.items()}
+    if DEFAULT_PRODUCT in champions:
+        # A product without a model of its own may have a rate of its own.
+        chosen = {product for product, choice in choices.items() if choice.false_alarm_rate is not None}
+        for product in chosen - champions.keys():
+            judged[product] = (DEFAULT_PRODUCT, champions[DEFAULT_PRODUCT])
+    for product, (owner, row) in sorted(judged.items()):
+        failure = refused = None
+        choice = choices.get(product)
+        chosen_rate = choice.false_alarm_rate if choice else None
+        rate = TRAINING_FALSE_ALARM_RATE
+        try:
+            version = registry.verify(root / "models" / owner / row.version, row.sha256)
+        except ModelError as error:
+            failure = str(error)
+        else:
+            rate = version.trained_false_alarm_rate
+            try:
+                threshold_of(settings, product, version, chosen_rate=chosen_rate)
+            except (ModelError, ConfigurationError) as error:
+                refused = str(error)
+        if owner == product:
+            findings.append(checks.check_champion(product, row.version, failure))
+        policy = policy_of(settings, product, rate, chosen_rate=chosen_rate)
+        findings.append(checks.check_threshold(product, policy, refused, choice))
+    return findings + checks.check_products(products, set(champions))
+
+
+def _openvino() -> tuple[str | None, str | None]:
+    """Return OpenVINO's version, or else why it cannot be imported."""
+    from models.runtime.openvino_runtime import openvino  # which keeps its telemetry out
+
+    try:
+        return str(openvino().get_version()), None
+    except (ImportError, OSError) as error:
+        return None, str(error)
+
+
+def _umask() -> int:
+    # The only way to read it is to set it; /proc is asked first, since a thread could make a file in between.
+    for line in _text(Path("/proc/self/status")).splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
