@@ -45,6 +45,14 @@ def new_id() -> str:
     return str(ULID())
 
 
+def time_of(id: str) -> datetime | None:
+    """Return when the ULID `id` was made; None where it is none."""
+    try:
+        return ULID.from_str(id).datetime
+    except ValueError:
+        return None
+
+
 def parse_claimed_name(name: str) -> ClaimedName | None:
     """Return what `name` says, or None where no claim gives such a name."""
     match = _CLAIMED.fullmatch(name)

@@ -1,4 +1,4 @@
-"""What is known of a file without reading it: its state, and whether its name is one to look at."""
+"""What is known of a file without reading it: its state, and whether its name is ignored."""
 
 from __future__ import annotations
 
@@ -26,17 +26,23 @@ class FileState:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def file_state(path: Path) -> FileState | None:
-    """Return the state of the regular file at `path`, or None where there is none."""
+def file_status(path: Path) -> os.stat_result | None:
+    """Return the status of the regular file at `path`, or None where there is none."""
     try:
         status = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return FileState.of(status) if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def file_state(path: Path) -> FileState | None:
+    """Return the state of the regular file at `path`, or None where there is none."""
+    status = file_status(path)
+    return FileState.of(status) if status is not None else None
 
 
 class NameFilter:
-    """Says which names are never looked at, by shell patterns that ignore case."""
+    """Tells which names are ignored, by shell patterns that ignore case."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._expression = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE | re.DOTALL)

@@ -142,9 +142,7 @@ def sends_events(type: str) -> bool:
 def _unescaped(field: str) -> str:
     r"""Return `field` with the kernel's octal escapes (`\040` is a space) undone."""
     plain = re.sub(
-        rb"\\([0-7]{3})",
-        lambda found: bytes([int(found[1], 8) & 0xFF]),
-        field.encode("utf-8", "surrogateescape"),
+        rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 0xFF]), field.encode("utf-8", "surrogateescape")
     )
     return plain.decode("utf-8", "surrogateescape")
 

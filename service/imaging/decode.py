@@ -118,8 +118,7 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
             raise DecodeError("empty", f"{path.name}: expected an image; found 0 bytes")
         if before.st_size > file_bytes_max:
             raise DecodeError(
-                "too_many_bytes",
-                f"{path.name}: expected at most {file_bytes_max} bytes; found {before.st_size}",
+                "too_many_bytes", f"{path.name}: expected at most {file_bytes_max} bytes; found {before.st_size}"
             )
         data = _read_exactly(file, before.st_size)
         if durable:

@@ -1,25 +1,23 @@
 """Claim: a settled file leaves `incoming/` for `processing/<instance>/` and gets its id.
 
-Owns that rename. A claim needs no row: the file's name in `processing/` is the log of claims. Whose a processing folder
-is, is `service.instances`'.
+Owns that rename. A claim needs no row: the file's name in `processing/` is the log of claims. `service.instances` says
+which instance a processing folder belongs to.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ulid import ULID
-
 from service.errors import ConfigurationError
 from service.filesystem.durable import sync_folder
 from service.filesystem.open_below import make_folders
-from service.names import ClaimedName, new_id, parse_claimed_name, product_of, safe_name
+from service.names import ClaimedName, new_id, parse_claimed_name, product_of, safe_name, time_of
 from service.root import INCOMING, PROCESSING
 
 
@@ -54,14 +52,14 @@ class Claims:
         return f"{PROCESSING}/{self._instance}"
 
     def owns(self, path: str) -> bool:
-        """Return whether `path`, relative to the root, lies where this instance or one it adopted claims to."""
+        """Return whether `path`, relative to the root, lies in the folder of this instance or of one it adopted."""
         return any(path.startswith(f"{PROCESSING}/{name}/") for name in (self._instance, *self._adopted))
 
     def claim(self, path: str, now: float) -> Claim | None:
         """Rename `incoming/<path>` to its place in `processing/`; None when it is gone, which is normal."""
         folder, _, file_name = path.rpartition("/")
         name = ClaimedName(new_id(), 1, safe_name(file_name))
-        relative = self._place(folder, name)
+        relative = "/".join(part for part in (self.folder, folder, str(name)) if part)
         target = self._root / relative
         if target.parent not in self._known_folders:
             make_folders(target.parent, self._root)
@@ -82,15 +80,14 @@ class Claims:
 
     def sync(self, claims: Iterable[Claim]) -> None:
         """Make the renames of `claims` last through a power cut."""
-        folders = {str(Path(claim.path).parent) for claim in claims}
-        for folder in sorted(folders):
+        for folder in sorted({str(Path(claim.path).parent) for claim in claims}):
             sync_folder(self._root / folder)
             came_from = self._root / INCOMING / folder[len(self.folder) :].lstrip("/")
             if came_from.is_dir():
                 sync_folder(came_from)
 
     def next_attempt(self, claim: Claim) -> Claim:
-        """Rename the file of `claim` so that its name says one attempt more, and return the claim as it then is."""
+        """Rename the file of `claim` so that its name counts one attempt more, and return the claim as it then is."""
         path = Path(claim.path)
         known = parse_claimed_name(path.name)
         if known is None:
@@ -100,21 +97,24 @@ class Claims:
         sync_folder(self._root / path.parent)
         return replace(claim, attempt=name.attempt, path=str(path.with_name(str(name))))
 
-    def found(self) -> Iterator[Claim]:
-        """Yield the claims whose files lie in this instance's processing folder, oldest first."""
+    def found(self) -> list[Claim]:
+        """Return the claims whose files lie in this instance's processing folder, oldest first."""
         top = self._root / self.folder
         claims = []
-        for folder, _, file_names in os.walk(top):
-            relative = os.path.relpath(folder, top)
-            relative = "" if relative == "." else relative
+        for walked, _, file_names in os.walk(top):
+            folder = Path(walked)
+            product = product_of(str(folder.relative_to(top)))
             for file_name in file_names:
                 name = parse_claimed_name(file_name)
                 if name is not None:
-                    claims.append(self._as_found(relative, name, Path(folder) / file_name))
-        yield from sorted(claims, key=lambda claim: claim.id)
+                    path = str((folder / file_name).relative_to(self._root))
+                    # The time of the claim is in its id; the name as dropped may have been made safe.
+                    received_at = time_of(name.id) or datetime.now(UTC)
+                    claims.append(Claim(name.id, name.attempt, product, path, name.name, received_at, None))
+        return sorted(claims, key=lambda claim: claim.id)
 
     def prune(self) -> None:
-        """Remove empty folders below this instance's: cameras that write into a folder a day leave one a day."""
+        """Remove empty folders below this instance's: a camera that writes into a folder a day leaves one a day."""
         top = self._root / self.folder
         for folder, _, _ in os.walk(top, topdown=False):
             if Path(folder) != top:
@@ -137,21 +137,5 @@ class Claims:
         return adopted
 
     def disown(self, instance: str) -> None:
-        """Forget that `instance` was adopted: what it left is in this one's folder, and it may come back."""
+        """Forget that `instance` was adopted: its claims are in this one's folder by now, and it may come back."""
         self._adopted.discard(instance)
-
-    def _place(self, folder: str, name: ClaimedName) -> str:
-        return "/".join(part for part in (self.folder, folder, str(name)) if part)
-
-    def _as_found(self, folder: str, name: ClaimedName, path: Path) -> Claim:
-        # The time of the claim is in its id; the name as dropped may have been made safe.
-        received_at = _time_of(name.id) or datetime.now(UTC)
-        relative = path.relative_to(self._root)
-        return Claim(name.id, name.attempt, product_of(folder), str(relative), name.name, received_at, None)
-
-
-def _time_of(id: str) -> datetime | None:
-    try:
-        return ULID.from_str(id).datetime
-    except ValueError:
-        return None

@@ -1,8 +1,8 @@
 """Deliver: a file goes from where it lies to the folder its row names, at first from `processing/`.
 
-Owns the moves to `normal/`, `anomaly/` and `quarantine/`. Each may be repeated: whatever a crash left is
-told from the two places and the recorded hash, and no file is ever overwritten or deleted unless its
-bytes are at the destination. Nothing goes into the bare mount point of a share that is not there.
+Owns the moves to `normal/`, `anomaly/` and `quarantine/`. Each may be repeated: the two places and the recorded hash
+tell what a crash left, and no file is ever overwritten or deleted unless its bytes are at the destination. Nothing goes
+into the bare mount point of a share that is not there.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Delivery(Enum):
     CONFLICT = "conflict"
     MISSING = "missing"
     WAITS = "waits"
-    """For a mount that is gone; nothing was moved, or not known to be."""
+    """For a mount that is gone: nothing was moved, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A file's way, paths relative to the root; `sha256` of its bytes, None where it was never read."""
+    """A file to move, paths relative to the root; `sha256` of its bytes, None where it was never read."""
 
     id: str
     source: str
@@ -47,7 +47,7 @@ class Move:
 def deliver(root: Path, moves: Iterable[Move], mounts: Mounts | None = None) -> dict[str, Delivery]:
     """Carry out `moves`, make them last through a power cut, and return by id how each ended.
 
-    `mounts` are what is to be mounted in `root`; None where nothing is known of any.
+    `mounts` are what must be mounted in `root`; None where nothing is known of any.
     """
     ended = {}
     folders: set[Path] = set()
@@ -57,7 +57,7 @@ def deliver(root: Path, moves: Iterable[Move], mounts: Mounts | None = None) -> 
         if ended[move.id] is Delivery.DONE:
             folders |= {source.parent, destination.parent}
     for folder in sorted(folders):
-        with suppress(FileNotFoundError):  # empty by now, and taken away by retention
+        with suppress(FileNotFoundError):  # empty by now, and removed by retention
             sync_folder(folder)
     return ended
 
@@ -67,13 +67,13 @@ def _deliver_into(folder: Path, root: Path, move: Move, mounts: Mounts | None) -
         try:
             with _held_open(folder, root, mounts) as held:
                 end = _deliver_one(root / move.source, held / Path(move.destination).name, move)
-            # Asked after it was looked for, since its mount may go at any time.
+            # Asked after the file was looked for, since its mount may go at any time.
             is_hidden = end is Delivery.MISSING and mounts is not None and mounts.any_gone()
             return Delivery.WAITS if is_hidden else end
         except WrongFolder:
             return Delivery.WAITS
         except FileNotFoundError:
-            # Retention takes empty folders away, perhaps this one since it was opened.
+            # Retention removes empty folders, perhaps this one since it was opened.
             if not tries_left:
                 raise
     raise AssertionError("unreachable")
@@ -81,7 +81,7 @@ def _deliver_into(folder: Path, root: Path, move: Move, mounts: Mounts | None) -
 
 @contextmanager
 def _held_open(folder: Path, root: Path, mounts: Mounts | None) -> Iterator[Path]:
-    """Yield a path to `folder` by way of its descriptor: a link put into its place meanwhile leads nowhere."""
+    """Yield a path to `folder` through its descriptor: a link put into its place meanwhile leads nowhere."""
     descriptor = open_folder(folder, root, make=True, is_right=mounts.are_under if mounts is not None else None)
     try:
         yield Path(f"/proc/self/fd/{descriptor}")
@@ -92,13 +92,14 @@ def _held_open(folder: Path, root: Path, mounts: Mounts | None) -> Iterator[Path
 def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
     if move.source == move.destination:
         return Delivery.DONE if os.path.lexists(destination) else Delivery.MISSING
-    _remove_partial(destination, move.id)
+    _partial(destination, move.id).unlink(missing_ok=True)
     if destination.is_symlink() or (destination.exists() and not destination.is_file()):
         return Delivery.CONFLICT
     if destination.exists():
         if not os.path.lexists(source):
             return Delivery.DONE
-        if _same_file(source, destination) or _same_bytes(source, destination, move.sha256):
+        same_file = os.path.samestat(source.lstat(), destination.lstat())
+        if same_file or _same_bytes(source, destination, move.sha256):
             source.unlink(missing_ok=True)
             return Delivery.DONE
         return Delivery.CONFLICT
@@ -135,14 +136,6 @@ def _copy_across(source: Path, destination: Path, id: str) -> None:
 
 def _partial(destination: Path, id: str) -> Path:
     return destination.with_name(f".tmp.{id}")
-
-
-def _remove_partial(destination: Path, id: str) -> None:
-    _partial(destination, id).unlink(missing_ok=True)
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return os.path.samestat(one.lstat(), other.lstat())
 
 
 def _same_bytes(source: Path, destination: Path, sha256: str | None) -> bool:

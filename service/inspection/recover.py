@@ -1,7 +1,7 @@
-"""Recover: tell from what lies in `processing/` and what the database says where a run broke off, and go on there.
+"""Recover: tell from the files in `processing/` and from the database where a run broke off, and go on from there.
 
-The plan is pure and covers every line of the recovery table in docs/architecture.md; each action may be
-repeated without harm. Runs at start and with every rescan.
+The plan is pure and covers every line of the recovery table in docs/architecture.md; each action may be repeated
+without harm. Runs at start and with every rescan.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from service.inspection.relocate import in_processing
 from service.logs import fields
 from service.storage import images
 from service.storage.images import StoredImage
-from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED
+from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
 
 log = logging.getLogger(__name__)
 
 
 class Action(Enum):
-    """What is to be done about a file or a row that an earlier run left."""
+    """What to do about a file or a row that an earlier run left."""
 
     SCORE_AGAIN = "score again"
     GIVE_UP = "give up"
@@ -52,9 +52,9 @@ def plan(stored: StoredImage | None, in_processing: bool, attempt: int, attempts
     """Return what to do about a file and its row; pure. `attempt` is the file's, 0 where it is not in processing."""
     if stored is None:
         return Action.SCORE_AGAIN if attempt < attempts_max else Action.GIVE_UP
-    if stored.state == "scored":
+    if stored.state == SCORED:
         return Action.DELIVER
-    if in_processing and stored.state in ("placed", "quarantined", "missing"):
+    if in_processing and stored.state in (PLACED, QUARANTINED, MISSING):
         return Action.CHECK_AND_DELIVER
     return Action.LEAVE
 
@@ -69,12 +69,12 @@ def recover(
     attempts_max: int,
     has_model: Callable[[str], bool],
 ) -> Recovered:
-    """Go on with everything of this instance that is not `in_flight` (ids); what `has_model` denies waits on."""
+    """Go on with everything of this instance that is not `in_flight` (ids); products without a model wait."""
     found = {claim.id: claim for claim in claims.found() if claim.id not in in_flight}
     with engine.connect() as connection:
         stored = images.find(connection, found.keys())
         for unfinished in images.unfinished(connection):
-            # First deliveries of other instances on the same root are theirs to finish; moves by a label are anyone's.
+            # Other instances on the same root finish their own first deliveries; anyone may finish moves by a label.
             mine = claims.owns(unfinished.path) or not in_processing(unfinished.path)
             if unfinished.id not in in_flight and mine:
                 stored[unfinished.id] = unfinished
@@ -92,7 +92,7 @@ def recover(
             recovered.given_up.append(_given_up(root, claim))
         elif row is not None and action is Action.DELIVER:
             moves.append(Move(id, claim.path if claim else row.path, row.destination, row.sha256))
-        elif row is not None and claim is not None and _is_to_be_sent_again(root, claim, row, action):
+        elif row is not None and claim is not None and _must_be_delivered_again(root, claim, row, action):
             moves.append(Move(row.id, claim.path, row.destination, row.sha256))
             seen_elsewhere.add(row.id)
     if moves:
@@ -100,7 +100,7 @@ def recover(
     return recovered
 
 
-def _is_to_be_sent_again(root: Path, claim: Claim, row: StoredImage, action: Action) -> bool:
+def _must_be_delivered_again(root: Path, claim: Claim, row: StoredImage, action: Action) -> bool:
     if action is not Action.CHECK_AND_DELIVER:
         return False
     if row.sha256 is None or file_sha256(root / claim.path) == row.sha256:

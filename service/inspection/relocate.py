@@ -1,8 +1,8 @@
-"""Place: bring images to where their rows say, and say in the row that they are there.
+"""Relocate: move images to where their rows say, and record that they are there.
 
-Owns where an image can lie and whose turn it is to move it. Whoever changes a row's destination after the first
-delivery, and whoever goes on after a crash, moves the file while it holds the database's write lock, so that of two
-who do it at the same time the second finds it done. Every step may be repeated.
+Owns where an image can lie and who may move it. Whoever changes a row's destination after the first delivery, and
+whoever goes on after a crash, moves the file while holding the database's write lock, so that of two who do it at the
+same time the second finds it done. Every step may be repeated.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -22,7 +23,9 @@ from service.storage import images
 from service.storage.images import Finished, StoredImage
 from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
 
-IMAGES_A_TURN = 64
+BATCH_IMAGES = 64
+
+Id = TypeVar("Id", str, int)
 
 
 def move_to_destination(
@@ -39,10 +42,10 @@ def move_to_destination(
     """Move the files of those of `ids` that are on their way to their destinations; return by id how each now stands.
 
     `connection` is in a writing transaction, so that nobody else moves them meanwhile. `found_at` says where a file
-    was seen, which goes over what its row says; `again` are ids whose files are moved although their rows say that
-    they have arrived. Unless `claims_are_own`, a file that was never delivered stays on its way: the instance that
-    claimed it moves it without the lock, and across devices two that copy would leave two. What is to go to, or to come
-    from, one of `mounts` that is gone stays on its way as well. Unknown ids are left out.
+    was seen, and overrides its row; `again` are ids whose files are moved although their rows say that they have
+    arrived. Unless `claims_are_own`, a file that was never delivered stays on its way: the instance that claimed it
+    moves it without the lock, and two copies across devices would leave two files. A file on its way to or from one of
+    `mounts` that is gone stays on its way as well. Unknown ids are left out.
     """
     found_at, latencies_ms = found_at or {}, latencies_ms or {}
     rows = images.find(connection, ids)
@@ -52,7 +55,7 @@ def move_to_destination(
         for row in rows.values()
         if row.state != SCORED and row.id not in again
     }
-    # Their latency alone is new; most have none.
+    # Only their latency is new; most have none.
     images.set_latencies(connection, [one for one in finished.values() if one.latency_ms is not None])
     if not claims_are_own:
         held = [row for row in rows.values() if row.id not in finished and in_processing(row.path)]
@@ -82,11 +85,11 @@ def finished_as(
     return Finished(id, CONFLICT, source, now, None, CONFLICT, message)
 
 
-def batches(ids: Collection[str]) -> Iterator[list[str]]:
-    """Yield `ids` in parts to be placed in a transaction each, so that others get their turn to write."""
+def batches(ids: Collection[Id]) -> Iterator[list[Id]]:
+    """Yield `ids` in batches, one for each transaction, so that others get their turn to write."""
     ordered = list(ids)
-    for start in range(0, len(ordered), IMAGES_A_TURN):
-        yield ordered[start : start + IMAGES_A_TURN]
+    for start in range(0, len(ordered), BATCH_IMAGES):
+        yield ordered[start : start + BATCH_IMAGES]
 
 
 def kind_of(path: str) -> str:
@@ -105,9 +108,9 @@ def in_processing(path: str) -> bool:
 
 
 def path_in_folder(kind: str, row_destination: str, otherwise: str, id: str) -> str:
-    """Return where in the folder `kind` an image belongs: as `row_destination`, where that is a delivery's.
+    """Return where in the folder `kind` an image belongs: as in `row_destination`, if a delivery made that path.
 
-    `otherwise` is the place where it would be delivered to: for one that a person put into a folder of their own.
+    Else, for an image that a person put into a folder of their own, `otherwise`.
     """
     parts = row_destination.split("/")
     delivered = len(parts) == 4 and parts[0] in KINDS and split_suffix(parts[3])[0].endswith(f".{id}")
@@ -124,7 +127,7 @@ def _move(
 
 
 def _source(root: Path, row: StoredImage, found_at: str | None) -> str:
-    """Return where the file of `row` lies, as far as it is to be found."""
+    """Return where the file of `row` lies, as far as it can be found."""
     for path in (found_at, row.path):
         if path is not None and path != row.destination and os.path.lexists(root / path):
             return path

@@ -1,7 +1,7 @@
-"""Watch: hints from the file system about what arrived, and the scan that is the truth.
+"""Watch: hints from the file system about what arrived, and the scan that finds the truth.
 
-Events only wake the loop and say where to look first; whatever they miss is found by the next scan. Where
-the file system sends no events, or they cannot be had, only the scans remain.
+Events only wake the loop and say where to look first; the next scan finds whatever they miss. Where the file system
+sends no events only the scans remain.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Watcher:
         self._observer = observer
 
     def alive(self) -> bool:
-        """Return whether events still come: false after the folder itself was replaced."""
+        """Return whether events still come; they end when the folder itself is replaced."""
         observer = self._observer
         return observer is not None and observer.is_alive() and all(e.is_alive() for e in observer.emitters)
 
@@ -78,7 +78,7 @@ class Watcher:
             self._observer = None
 
     def take(self) -> tuple[list[Hint], bool]:
-        """Return the hints since the last call, and whether the folder must be scanned since some were lost."""
+        """Return the hints since the last call, and whether some were lost, so that the folder must be scanned."""
         with self._lock:
             hints, self._hints = list(self._hints), deque()
             scan_needed, self._scan_needed = self._scan_needed, False
@@ -94,7 +94,7 @@ class Watcher:
         self._wake()
 
     def ask_for_scan(self) -> None:
-        """Take note that events alone do not tell what is there: a folder appeared."""
+        """Ask for a scan, since events do not tell what lies in a folder that appeared."""
         with self._lock:
             self._scan_needed = True
         self._wake()
@@ -119,8 +119,8 @@ class _Handler(FileSystemEventHandler):
 class _ArrivalEmitter(InotifyFullEmitter):
     """Asks the kernel for arrivals alone.
 
-    With IN_MOVED_FROM among the events watchdog holds each one back for half a second to pair it, and all
-    events behind it: every claim, being a rename out of the folder, would delay the next image.
+    With IN_MOVED_FROM among them, watchdog holds each one, and all events behind it, for half a second to pair it:
+    every claim, being a rename out of the folder, would delay the next image.
     """
 
     def get_event_mask_from_filter(self) -> Mask:
@@ -139,7 +139,7 @@ class _ArrivalObserver(InotifyObserver):
 
 
 def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
-    """Yield each regular file below `folder`, by its path relative to it, with its state.
+    """Yield the path, relative to `folder`, and the state of each regular file below it.
 
     Links are not followed; what vanishes meanwhile is left out. Raises OSError when `folder` itself cannot be read.
     """
@@ -166,18 +166,18 @@ def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
 
 
 def being_written(path: Path) -> bool:
-    """Return whether some process has the file open for writing, as far as the kernel will tell.
+    """Return whether some process has the file open for writing, as far as the kernel tells.
 
-    A read lease is granted only while nobody has the file open for writing. Where leases are not to be had
-    (a file of another user, a network file system) the answer is False and time alone decides.
+    A read lease is granted only while nobody has the file open for writing. Where there are no leases (a file of
+    another user, a network file system) the answer is False, and time alone decides.
     """
     try:
         descriptor = open_file(path)
     except OSError:
         return False
     try:
-        # Who opens the file for writing while the lease is held makes the kernel send its holder a signal: SIGIO,
-        # which ends a process, unless it is told to send another, here one that nothing comes of.
+        # If somebody opens the file for writing while the lease is held, the kernel signals its holder: by SIGIO, which
+        # ends a process, unless it is told to send another; SIGURG is ignored by default.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -1,7 +1,7 @@
 """Workers: the thread pools beside the loop, and the one queue through which they hand results back.
 
-Whatever runs here is begun by the loop and ends in it: the loop calls `hand_over` to go on with what is done.
-Also knows for how long each piece of work has been going on, so that the loop can tell a stage that is stuck.
+The loop starts each piece of work, and calls `hand_over` to go on with what is done. Also knows for how long each has
+been running, so that the loop can tell when a stage is stuck.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ READERS_MORE = 2
 class Workers:
     """Threads for reading and decoding, one for scoring and one for recording; `clock` is the loop's.
 
-    At most `decode_threads` decode at a time, each holding `decodes`. There are some more threads, since one that waits
-    for the disk to have a file leaves its core to nobody else.
+    At most `decode_threads` decode at a time, each holding `decodes`. There are a few threads more, so that one that
+    waits for the disk leaves no core idle.
     """
 
     def __init__(self, decode_threads: int, wake: Callable[[], None], clock: Callable[[], float]) -> None:
@@ -34,11 +34,7 @@ class Workers:
         self._since: dict[str, float] = {}
 
     def run(
-        self,
-        pool: ThreadPoolExecutor,
-        name: str,
-        job: Callable[[], Any],
-        then: Callable[[Future[Any], float], None],
+        self, pool: ThreadPoolExecutor, name: str, job: Callable[[], Any], then: Callable[[Future[Any], float], None]
     ) -> None:
         """Run `job` in `pool` under a `name` of its own; `then` gets its future and the time, in the loop's thread."""
 
@@ -66,10 +62,10 @@ class Workers:
             then(now)
 
     def at_work(self) -> list[tuple[str, float]]:
-        """What is running, by name, and since when, s on the loop's clock; the longest first."""
+        """Return what is running, by name, and since when, s on the loop's clock; the longest first."""
         return sorted(self._since.items(), key=itemgetter(1))
 
     def close(self) -> None:
-        """End the threads once what they have begun is done; what has not begun is dropped."""
+        """End the threads once what they have begun is done; drop what has not begun."""
         for pool in (self.decoding, self.scoring, self.recording):
             pool.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""Folder memory: which folders changed since they were last read, so that a million files need not be read again.
+"""Folder index: which folders changed since they were last read, so that a million files need not be read again.
 
-A folder's own mtime changes with each name that comes or goes; only such a folder is read again, and of one that
-changes all the time only the new names are handed on. Reads nothing but names; what they mean is the caller's to say.
+A folder's own mtime changes with each name that comes or goes; only such a folder is read again, and only its new
+names are handed on. Reads names alone; the caller knows what they mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from service.filesystem.file_state import NameFilter
 
-# File systems keep times in steps of up to 2 s: what was read within one may have changed after.
+# File systems keep times in steps of up to 2 s: a folder read within one step may have changed after that.
 DOUBTFUL_NS = 2_000_000_000
 NAMES_MAX = 200_000
 
@@ -102,7 +102,7 @@ class FolderIndex:
         self._names_held -= len(self._names.pop(folder, ()))
 
     def forget_name(self, path: str) -> None:
-        """Have the file name of `path` told as new when its folder is read, and that read again the next time.
+        """Have the file name of `path` count as new, and its folder read again the next time.
 
         For a file that left: should it come back before its folder is read, nobody would know that it was away.
         """

@@ -1,8 +1,8 @@
-"""Folder labels: a person drags files between `normal/`, `anomaly/` and `quarantine/`, and that is a label.
+"""Folder labels: a person drags files between `normal/`, `anomaly/` and `quarantine/`, and that labels them.
 
-A file is known by the ULID in its name, else by its bytes among images whose file is gone. Where an image still
-lies where its row says, the other is a copy, which is no label. What the service itself moves is never mistaken for a
-person's doing: it moves while it holds the database's write lock, and what is here decided is decided under the same.
+A file is recognised by the ULID in its name, else by its bytes among images whose file is gone. Where an image still
+lies where its row says, the other file is a copy and not a label. What the service itself moves is never taken for a
+person's move: it moves files under the database's write lock, and here too it is decided under that lock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import pwd
 import re
-import stat
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +20,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from service.filesystem.file_state import FileState, NameFilter, file_state
+from service.filesystem.file_state import FileState, NameFilter, file_state, file_status
 from service.filesystem.open_below import open_file
 from service.imaging.decode import FILE_BYTES_MAX
-from service.inspection.relocate import kind_of, path_in_folder, state_at
+from service.inspection.relocate import batches, kind_of, path_in_folder, state_at
 from service.labelling import training_set
 from service.labelling.folder_index import FolderIndex
 from service.logs import fields
@@ -37,7 +36,6 @@ from service.storage.states import MISSING, PLACED, QUARANTINED
 
 log = logging.getLogger(__name__)
 
-PATHS_A_TURN = 64
 WAITING_MAX = 20_000
 HASH_BYTES_A_TURN = 4 << 20
 SOURCE = "folder"
@@ -45,8 +43,8 @@ _ULID = re.compile(r"(?<![0-9A-Za-z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Za-z])", re.
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A file that is not to be told yet: `state` as it was read, `sha256` where images have the same bytes."""
+class _Undecided:
+    """A file that cannot be told yet: `state` as it was read, `sha256` where images have the same bytes."""
 
     state: FileState | None
     sha256: str | None
@@ -61,15 +59,15 @@ class FolderLabels:
         self._names = names
         self._burst_gap_s = burst_gap_s
         self._memory = FolderIndex(root, KINDS, names)
-        # Copies, files on their way and files that are no image of ours: told again with every scan.
-        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        # Copies, files on their way and files that are not our images: checked again with every scan.
+        self._waiting: OrderedDict[str, _Undecided] = OrderedDict()
         self._reviewed: int | None = None
         self.labelled = 0
 
     def scan(self, whole: bool = True) -> Iterator[None]:
         """Find all that was moved; yields after each small piece of work, so that the caller can pause.
 
-        With `whole` what was no label is asked about again, since a copy becomes one when the original goes.
+        With `whole`, files that were not a label are checked again: a copy becomes one when the original goes.
         """
         self._forget_what_was_sent_away()
         if whole:
@@ -80,14 +78,14 @@ class FolderLabels:
                 continue
             try:
                 yield from self._look_at([f"{listed.folder}/{name}" for name in listed.new])
-            # Of what was not looked at to its end, nothing may be taken for seen.
+            # Nothing counts as seen that was not looked at to the end.
             except BaseException:
                 self._memory.forget(listed.folder)
                 raise
             yield
 
     def _forget_what_was_sent_away(self) -> None:
-        """Forget the names of images that were labelled since the last look: a person may drag such a file back."""
+        """Forget the names of images labelled since the last look: a person may drag such a file back."""
         with self._engine.connect() as connection:
             if self._reviewed is None:
                 self._reviewed = reviews.newest_id(connection) or 0
@@ -100,7 +98,7 @@ class FolderLabels:
 
     def _look_at(self, paths: Iterable[str]) -> Iterator[None]:
         """Find which of `paths`, relative to the root, were moved there by a person, and label those."""
-        for part in _parts([path for path in paths if self._is_ours(path)]):
+        for part in batches([path for path in paths if self._is_ours(path)]):
             with self._engine.connect() as connection:
                 moved, foreign = self._tell(connection, part)
             yield
@@ -120,7 +118,7 @@ class FolderLabels:
         """Return the id of each of `paths` that seems to be moved there, and the paths without a known id."""
         ids = {path: [found.upper() for found in _ULID.findall(path.rpartition("/")[2])] for path in paths}
         lying = images.lying(connection, [id for each in ids.values() for id in each])
-        # Nearly all lie where their rows say: for those nothing more is asked of the disk or the database.
+        # Nearly all lie where their rows say; for those neither disk nor database is asked for more.
         left = [path for path in paths if not any(lying.get(id) == path for id in ids[path])]
         for path in self._waiting.keys() & (set(paths) - set(left)):
             del self._waiting[path]
@@ -135,11 +133,11 @@ class FolderLabels:
             elif (row := next((row for row in known if self._has_left(row, path)), None)) is not None:
                 moved[path] = row.id
             else:
-                self._wait(path, _Waiting(None, None))
+                self._wait(path, _Undecided(None, None))
         return moved, foreign
 
     def _by_bytes(self, path: str) -> Generator[None, None, str | None]:
-        """Return, as the value of the generator, the id of an image that is gone and has the bytes of `path`."""
+        """Return (as the value of the generator) the id of an image that is gone and has the bytes of `path`."""
         state = file_state(self._root / path)
         known = self._waiting.get(path)
         if state is None:
@@ -154,7 +152,7 @@ class FolderLabels:
             sha256 = known.sha256
         with self._engine.connect() as connection:
             same = images.with_bytes(connection, sha256) if sha256 is not None else []
-        self._wait(path, _Waiting(state, sha256 if same else None))
+        self._wait(path, _Undecided(state, sha256 if same else None))
         return next((row.id for row in same if self._has_left(row, path)), None)
 
     def _hash(self, path: str) -> Generator[None, None, str | None]:
@@ -175,7 +173,7 @@ class FolderLabels:
             return row.path == path or not os.path.lexists(self._root / row.path)
         return row.state in (PLACED, QUARANTINED) and row.path != path and not os.path.lexists(self._root / row.path)
 
-    def _wait(self, path: str, why: _Waiting) -> None:
+    def _wait(self, path: str, why: _Undecided) -> None:
         self._waiting.pop(path, None)
         self._waiting[path] = why
         if len(self._waiting) > WAITING_MAX:
@@ -183,7 +181,7 @@ class FolderLabels:
             self._memory.forget(dropped.rpartition("/")[0])
 
     def _label(self, moved: dict[str, str]) -> None:
-        """Say in the rows where the files of `moved`, ids by path, now lie, and label those that changed sides."""
+        """Record where the files of `moved`, ids by path, lie now, and label those that changed sides."""
         now = datetime.now(UTC)
         concerned: list[int] = []
         with self._engine.begin() as connection:
@@ -191,8 +189,8 @@ class FolderLabels:
             taken: set[str] = set()
             for path, id in moved.items():
                 row = rows[id]
-                # Told again, now that nobody else moves files; of two copies the first is it.
-                status = _status(self._root / path)
+                # Checked again, now that nobody else moves files; of two copies the first counts.
+                status = file_status(self._root / path)
                 if status is None or id in taken or not self._has_left(row, path):
                     continue
                 taken.add(id)
@@ -204,7 +202,7 @@ class FolderLabels:
         self, connection: Connection, row: ImageToLabel, path: str, status: os.stat_result, now: datetime
     ) -> list[int]:
         kind = kind_of(path)
-        # Into quarantine/ is no label, and the image is what it was.
+        # A move into quarantine/ is not a label, and the image stays what it was.
         state = row.state if kind == QUARANTINE and row.state != MISSING else state_at(path)
         stored = shown_name(path)
         self._memory.forget_name(row.path)
@@ -212,7 +210,7 @@ class FolderLabels:
         now_there = replace(row, path=stored, destination=stored, state=state)
         if kind == QUARANTINE or kind == kind_of(row.path):
             log.info("file moved by hand", extra=fields(id=row.id, path=stored))
-            # One that was missing is to be kept again for what was said of it.
+            # One that was missing goes back into the training set with its label.
             said = reviews.latest(connection, [row.id]).get(row.id) if row.state == MISSING else None
             by, label = (said.labelled_by, said.label) if said is not None else (None, None)
         else:
@@ -225,14 +223,6 @@ class FolderLabels:
         return training_set.keep(connection, [now_there], label, by=by, now=now, burst_gap_s=self._burst_gap_s)
 
 
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
-
-
 def _owner(status: os.stat_result) -> str | None:
     """Return the name of the file's owner; None for the service's own user, which says nothing of who moved it."""
     if status.st_uid == os.geteuid():
@@ -241,8 +231,3 @@ def _owner(status: os.stat_result) -> str | None:
         return pwd.getpwuid(status.st_uid).pw_name
     except KeyError:
         return None
-
-
-def _parts(paths: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(paths), PATHS_A_TURN):
-        yield paths[start : start + PATHS_A_TURN]

@@ -1,8 +1,8 @@
-"""Folder watch: looks for labels by folder beside the daemon's loop, with so little of a core that scoring feels none.
+"""Folder watch: looks for labels by folder beside the daemon's loop, on so little of a core that scoring is not slowed.
 
 Owns one thread and its pace: every few seconds it asks each folder for its mtime and reads the names of those that
-changed, and after each piece of work of some milliseconds it rests ten times as long. No file events: the library that
-brings them spends more on each image that the service itself delivers than all else that the daemon does with it.
+changed, and after each piece of work of some milliseconds it rests ten times as long. It uses no file events: for each
+image that the service delivers, the library for these would cost more than all else that the daemon does with it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
-from ulid import ULID
 
 from service.filesystem.file_state import NameFilter
 from service.labelling import training_set
 from service.labelling.folder_labels import FolderLabels
 from service.logs import fields
+from service.names import time_of
 from service.root import TRAINING
 from service.storage import reviews
 from service.storage.database.open import open_database, trouble
@@ -31,23 +31,17 @@ log = logging.getLogger(__name__)
 LOCK_TIMEOUT_S = 2.0
 WORK_S = 0.004
 REST_FACTOR = 10.0
-# Between two looks for folders that changed; files that were no label are asked about again with each rescan.
+# Between two looks for folders that changed; files that were not a label are checked again with each rescan.
 LOOK_INTERVAL_S = 3.0
 PARTIAL_AGE = timedelta(hours=1)
 STOP_TIMEOUT_S = 10.0
 
 
 class FolderWatch:
-    """The thread. `failed` is called in it, once, when it ended by an error, which is then in `error`."""
+    """The thread. If an error ends it, that is put into `error` and `failed` is called in the thread."""
 
     def __init__(
-        self,
-        root: Path,
-        names: NameFilter,
-        *,
-        burst_gap_s: float,
-        rescan_interval_s: float,
-        failed: Callable[[], None],
+        self, root: Path, names: NameFilter, *, burst_gap_s: float, rescan_interval_s: float, failed: Callable[[], None]
     ) -> None:
         self._root = root
         self._names = names
@@ -77,7 +71,7 @@ class FolderWatch:
                 self._engine = engine
                 self._labels = FolderLabels(self._root, engine, self._names, self._burst_gap_s)
                 self._look_for_ever()
-        # Whatever it is, the loop is to know: it ends the daemon, and the service manager starts it anew.
+        # Whatever it is, the loop must know: it ends the daemon, and the service manager starts it again.
         except BaseException as error:  # noqa: BLE001
             self.error = error
             self._failed()
@@ -93,7 +87,7 @@ class FolderWatch:
             self._stopping.wait(min(LOOK_INTERVAL_S, self._rescan_interval_s))
 
     def _at_rest(self, work: Iterator[None]) -> None:
-        """Do `work` piece by piece, resting in between; what cannot be done now is tried again with the next scan."""
+        """Do `work` piece by piece, resting in between; the next scan tries again what fails for now."""
         since = time.monotonic()
         try:
             for _ in work:
@@ -119,17 +113,12 @@ class FolderWatch:
             self._reviewed = newest
 
     def _make_training_set_agree(self) -> Iterator[None]:
-        for done in training_set.reconcile_all(self._root, self._engine):
-            if done.absent:
-                log.warning("training images are gone", extra=fields(count=len(done.absent), first=done.absent[0]))
+        for absent in training_set.reconcile_all(self._root, self._engine):
+            if absent:
+                log.warning("training images are gone", extra=fields(count=len(absent), first=absent[0]))
             yield
         for partial in (self._root / TRAINING).glob(f"*/*/{training_set.PARTIAL}*"):
-            if _is_old(partial.name.removeprefix(training_set.PARTIAL)):
+            made_at = time_of(partial.name.removeprefix(training_set.PARTIAL))
+            if made_at is not None and made_at < datetime.now(UTC) - PARTIAL_AGE:
                 partial.unlink(missing_ok=True)
             yield
-
-
-def _is_old(id: str) -> bool:
-    with suppress(ValueError):
-        return ULID.from_str(id).datetime < datetime.now(UTC) - PARTIAL_AGE
-    return False

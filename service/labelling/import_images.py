@@ -1,7 +1,7 @@
-"""Import: images that never went through become part of the training set, with the label that a person gives them.
+"""Import: images that were never dropped become part of the training set, with the label that a person gives them.
 
-The originals are read and never moved, changed or linked to: what is kept is a copy of the very bytes that were
-decoded. The same bytes again change nothing but the label; of those that did go through, it is the image's label.
+The originals are read and never moved, changed or linked to: a copy of the very bytes that were decoded is kept. The
+same bytes again change only the label; where an image with these bytes was dropped before, that is labelled.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def import_images(
 ) -> list[Imported]:
     """Take `files` into the training set of `product`; return what became of each, in order.
 
-    May be repeated, and goes on where it was ended. What cannot be read is skipped. Raises UsageError for no label.
+    May be repeated, and goes on where it was ended. Files that cannot be read are skipped. Raises UsageError for
+    anything but a label.
     """
     check_label(label)
     importing = _Importing(root, engine, label, product, stored_text(by), burst_gap_s)

@@ -1,8 +1,7 @@
-"""Review: what a person says of images is kept for good, and their files go where it says.
+"""Label: what a person says of images is kept for good, and their files go where it says.
 
-Owns the order say → move → finish, which is that of a verdict: what was said, where the file belongs now and what is
-kept for training are one transaction, files move after it, and `service.inspection.recover` goes on after a crash in
-between.
+Owns the order label → move → finish, which is that of a verdict: the label, where the file belongs now and what is kept
+for training are one transaction; files move after it, and `service.inspection.recover` goes on after a crash between.
 """
 
 from __future__ import annotations
@@ -56,10 +55,10 @@ def label_images(
 ) -> list[Labelled]:
     """Label the images `ids` as `normal` or `anomaly`; return them as they then stand, in the order of `ids`.
 
-    None takes back what was said, and an image goes back to where its verdict put it. What is missing or in conflict
-    is labelled and not moved; where a mount is gone that a daemon has seen, it moves the file once that is back.
-    `burst_gap_s` is the setting of that name, which is looked up if None. Raises TamisError naming ids that are
-    unknown, and then nothing at all is changed; UsageError for what is no label.
+    None takes the label back, and the image goes back to where its verdict put it. An image that is missing or in
+    conflict is labelled and not moved; one on a mount that is gone is moved by the daemon once that is back.
+    `burst_gap_s` is the setting of that name, looked up if None. Raises TamisError naming unknown ids, and then changes
+    nothing at all; UsageError for anything but a label.
     """
     check_label(label)
     if source not in SOURCES:
@@ -84,23 +83,23 @@ def label_images(
 
 
 def check_label(label: str | None) -> None:
-    """Raise UsageError for what is neither a label nor None."""
+    """Raise UsageError unless `label` is a label or None."""
     if label is not None and label not in LABELS:
         raise UsageError(f"label: expected {' or '.join(LABELS)}; found {label!r}")
 
 
 def stored_text(value: str | None) -> str | None:
-    """Return `value` as it can be stored; nothing but spaces is nothing."""
+    """Return `value` as it can be stored; None for spaces alone."""
     return (shown_name(value.strip()) or None) if value is not None else None
 
 
 def belongs_at(subject: ImageToLabel, label: str | None) -> str:
     """Return where the file of `subject` belongs once it is labelled so, relative to the root; pure.
 
-    A file that lies in the right folder stays where it is there.
+    A file that lies in the right folder stays where it is.
     """
     kind = label or subject.verdict or QUARANTINE
-    # While it is on its way, where it is going to; else where it lies.
+    # While it is on its way, where it goes; else where it lies.
     now_at = subject.destination if subject.state == SCORED else subject.path
     if kind_of(now_at) == kind:
         return now_at

@@ -1,7 +1,7 @@
-"""Roles: what an image that a person vouched for is used for; pure.
+"""Roles: what a labelled image is used for. Pure.
 
-A role follows from the image's bytes and never changes. Near-copies must not be trained on and judged by at the
-same time, so images taken shortly after each other share one; where that cannot be, the image is used for nothing.
+A role follows from the image's bytes and never changes. No image may be trained on while a near-copy tests the result,
+so images taken shortly after each other share a role; where they cannot, the new one is used for nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ TRAIN = "train"
 CALIBRATE = "calibrate"
 GOLDEN = "golden"
 
-# Shares of the images, up to which each role goes.
+# The share of the images up to which each role goes.
 SHARES = ((0.70, TRAIN), (0.85, CALIBRATE), (1.0, GOLDEN))
 
 
 def role_by_hash(product: str, sha256: str) -> str:
-    """Return the role of an image that has no neighbours in time: 70 % train, 15 % calibrate, 15 % are golden."""
+    """Return the role of an image without neighbours in time: 70 % train, 15 % calibrate, 15 % are golden."""
     # The product is hashed too: the same bytes may be golden for one product and train another.
     digest = hashlib.sha256(f"{product}|{sha256}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
@@ -28,7 +28,7 @@ def role_by_hash(product: str, sha256: str) -> str:
 def role_among(product: str, sha256: str, neighbours: Iterable[str | None]) -> str | None:
     """Return the role of a new image whose near-copies in the set have the roles `neighbours`.
 
-    Theirs, if they agree; None, for nothing, if they do not. A neighbour that is used for nothing says nothing.
+    Theirs, if they agree; None (used for nothing) if they do not. Neighbours without a role do not count.
     """
     roles = {role for role in neighbours if role is not None}
     if not roles:

@@ -1,8 +1,8 @@
-"""Training set: what a person vouched for is kept in `training/<product>/<label>/`, whatever becomes of the image.
+"""Training set: images that a person labelled, kept in `training/<product>/<label>/` whatever becomes of the original.
 
-The rows are the truth. `keep` writes them in the transaction of the label; `reconcile` makes the files agree with
-them, after each label and when the daemon starts, and may be repeated. A file is only ever unlinked where its bytes are
-shown to lie elsewhere.
+The rows are the truth. `keep` writes them in the transaction of the label; `reconcile` makes the files agree with them,
+after each label and when the daemon starts, and may be repeated. A file is only ever unlinked once its bytes were found
+elsewhere.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -19,29 +18,18 @@ from sqlalchemy import Connection, Engine
 from models.registry import file_sha256
 from service.filesystem.durable import copy_durably, sync_folder
 from service.filesystem.open_below import make_folders
+from service.inspection.relocate import BATCH_IMAGES, batches
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.root import TRAINING
 from service.storage import images
 from service.storage import training_images as training_images
 from service.storage.images import ImageToLabel
+from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
 
 PARTIAL = ".tmp."
 OTHER = {"normal": "anomaly", "anomaly": "normal"}
-IMAGES_A_TURN = 64
-
-
-@dataclass
-class Reconciled:
-    """What was done to make files agree with rows; `absent` are paths of rows whose bytes are nowhere to be found."""
-
-    linked: int = 0
-    moved: int = 0
-    dropped: int = 0
-    absent: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    """Paths of files that were taken back and are the only ones with their bytes, so that they stay."""
 
 
 def keep(
@@ -53,9 +41,9 @@ def keep(
     now: datetime,
     burst_gap_s: float,
 ) -> list[int]:
-    """Add `subjects`, labelled so, to the training set, or take them back; return the rows that this concerns.
+    """Add `subjects`, labelled so, to the training set, or take them back; return the ids of the rows concerned.
 
-    Runs in the transaction of the label, after its review. What could not be decoded is no training image.
+    Runs in the transaction of the label, after its review. An image that could not be decoded is left out.
     """
     concerned = []
     for subject in sorted(subjects, key=lambda one: (one.received_at, one.id)):
@@ -63,7 +51,7 @@ def keep(
             continue
         row = training_images.of_hash(connection, subject.product, subject.sha256)
         if row is None:
-            if label is None or subject.width is None or subject.state in ("missing", "conflict"):
+            if label is None or subject.width is None or subject.state in (MISSING, CONFLICT):
                 continue
             _add(connection, subject, label, by, now, burst_gap_s)
             row = training_images.of_hash(connection, subject.product, subject.sha256)
@@ -76,14 +64,13 @@ def keep(
     return concerned
 
 
-def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> Reconciled:
-    """Make the files of the rows `ids` agree with them.
+def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> list[str]:
+    """Make the files of the rows `ids` agree with them; return the paths of those whose bytes are nowhere to be found.
 
-    Copies and hashes are made while others may write, the files get their names while nobody else does.
+    Copies and hashes are made while others may write; files get their names while nobody else does.
     """
-    done = Reconciled()
-    for start in range(0, len(ids), IMAGES_A_TURN):
-        part = ids[start : start + IMAGES_A_TURN]
+    absent: list[str] = []
+    for part in batches(ids):
         staged: dict[int, Path] = {}
         try:
             with engine.connect() as connection:
@@ -95,20 +82,20 @@ def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> Reconciled:
                     staged[row.id] = copy
             if any(_is_to_be_changed(root, row) for row in rows):
                 with engine.begin() as connection:
-                    _agree(root, connection, training_images.find(connection, part), staged, done)
+                    _agree(root, connection, training_images.find(connection, part), staged, absent)
         finally:
-            # Whatever did not get its name is a second link or copy of bytes that lie where they were found.
+            # What did not get its name is a second link or copy of bytes that lie where they were found.
             for copy in staged.values():
                 copy.unlink(missing_ok=True)
-    return done
+    return absent
 
 
-def reconcile_all(root: Path, engine: Engine) -> Iterator[Reconciled]:
-    """Make the files of all rows agree with them, in parts, between which the caller may pause."""
+def reconcile_all(root: Path, engine: Engine) -> Iterator[list[str]]:
+    """Reconcile all rows in parts, between which the caller may pause; yield what `reconcile` returns for each."""
     after = 0
     while True:
         with engine.connect() as connection:
-            rows = training_images.page(connection, after, IMAGES_A_TURN)
+            rows = training_images.page(connection, after, BATCH_IMAGES)
         if not rows:
             return
         after = rows[-1].id
@@ -128,7 +115,7 @@ def in_label(path: str, label: str) -> str:
 
 
 def partial_name() -> str:
-    """Return a name for a file that is yet to get its own; no other process uses it, and it says when it was made."""
+    """Return a name for a file that does not have its own yet: unique, and it tells when it was made."""
     return f"{PARTIAL}{new_id()}"
 
 
@@ -154,7 +141,7 @@ def _add(
 
 
 def _taken_at(connection: Connection, subject: ImageToLabel) -> datetime:
-    """Return when the bytes of `subject` were first received: dropped again later, they are as near to their burst."""
+    """Return when the bytes of `subject` were first received: dropped again later, they still belong to that burst."""
     if subject.duplicate_of is None:
         return subject.received_at
     first = images.subjects(connection, [subject.duplicate_of]).get(subject.duplicate_of)
@@ -183,7 +170,7 @@ def _is_to_be_changed(root: Path, row: TrainingImageRow) -> bool:
 
 
 def _sources(connection: Connection, row: TrainingImageRow) -> list[str]:
-    """Return where the bytes of `row` may lie: that of its own image first, then others with the same bytes."""
+    """Return where the bytes of `row` may lie: the path of its own image, then those of others with the same bytes."""
     same = images.with_bytes(connection, row.sha256)
     return [one.path for one in sorted(same, key=lambda one: one.id != row.image_id)]
 
@@ -199,7 +186,7 @@ def _stage(root: Path, row: TrainingImageRow, sources: Sequence[str]) -> Path | 
             _link_or_copy(root / source, staged)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        # Of what it is named by now: the image may have been changed since it was scored.
+        # Hashed under its new name: the image may have been changed since it was scored.
         if file_sha256(staged) == row.sha256:
             return staged
         staged.unlink()
@@ -211,7 +198,7 @@ def _link_or_copy(source: Path, staged: Path) -> None:
         os.link(source, staged, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         raise
-    # Another file system, or one without hard links, or too many of them: each says so in its own way.
+    # Another file system, or one without hard links, or too many of them: each raises another error.
     except OSError:
         copy_durably(source, staged)
     else:
@@ -221,11 +208,7 @@ def _link_or_copy(source: Path, staged: Path) -> None:
 
 
 def _agree(
-    root: Path,
-    connection: Connection,
-    rows: Sequence[TrainingImageRow],
-    staged: dict[int, Path],
-    done: Reconciled,
+    root: Path, connection: Connection, rows: Sequence[TrainingImageRow], staged: dict[int, Path], absent: list[str]
 ) -> None:
     folders: set[Path] = set()
     for row in rows:
@@ -233,21 +216,19 @@ def _agree(
         if row.label is None:
             for place in (wanted, other):
                 if os.path.lexists(place):
-                    _drop(root, connection, row, place, done)
+                    _drop(root, connection, row, place)
                     folders.add(place.parent)
             continue
         if not os.path.lexists(wanted) and os.path.lexists(other):
             make_folders(wanted.parent, root)
             other.rename(wanted)
             folders |= {wanted.parent, other.parent}
-            done.moved += 1
         elif not os.path.lexists(wanted) and row.id in staged:
             make_folders(wanted.parent, root)
             staged.pop(row.id).rename(wanted)
             folders.add(wanted.parent)
-            done.linked += 1
         elif not os.path.lexists(wanted):
-            done.absent.append(row.path)
+            absent.append(row.path)
         elif os.path.lexists(other) and _same_bytes(other, wanted):
             other.unlink()
             folders.add(other.parent)
@@ -255,16 +236,11 @@ def _agree(
         sync_folder(folder)
 
 
-def _drop(root: Path, connection: Connection, row: TrainingImageRow, place: Path, done: Reconciled) -> None:
+def _drop(root: Path, connection: Connection, row: TrainingImageRow, place: Path) -> None:
+    """Remove the file at `place`, unless it is the only one with its bytes."""
     with suppress(FileNotFoundError):
-        elsewhere = place.lstat().st_nlink > 1 or any(
-            _same_bytes(place, root / source) for source in _sources(connection, row)
-        )
-        if elsewhere:
+        if place.lstat().st_nlink > 1 or any(_same_bytes(place, root / source) for source in _sources(connection, row)):
             place.unlink()
-            done.dropped += 1
-        else:
-            done.kept.append(str(place.relative_to(root)))
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Judges whether a root and this machine are fit for the service: values in, findings out.
+"""Checks whether a root and this machine are fit for the service: facts in, findings out.
 
-The judgements are pure; what they judge is gathered by `service.operations.doctor`. Owns the levels and the
-advice: whatever is not ok says what to do about it.
+Pure; `service.operations.doctor` gathers the facts. Owns the levels and the advice: whatever is not ok says what to do
+about it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INSTANCES_FEW = 16
 EVENTS_FEW = 4096
 FULL_WITHIN_DAYS = 14
 CLOCK_OFF_MAX = timedelta(seconds=5)
-# Nobody runs this before it was written: an earlier clock is a machine that lost its battery.
+# Nobody runs this before it was written: a machine with an earlier clock has lost its battery.
 CLOCK_EARLIEST = datetime.fromisoformat("2025-01-01T00:00:00+00:00")
 DRIFT_ADVICE = {
     "light": "look at lamp and lens first; if the new light is to stay, confirm images and retrain",
@@ -39,7 +39,7 @@ FAST_FLAGS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `advice` says what to do; None only where the level is ok."""
+    """The result of one check. `advice` says what to do; None only where the level is ok."""
 
     check: str
     level: Level
@@ -74,20 +74,16 @@ class LeftOver:
 
 
 def check_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[Finding]:
-    """Return a finding a setting: its value and where it came from."""
+    """Return a finding for each setting: its value and where it came from."""
     return [Finding(f"setting {name}", "ok", f"{value!r}, from {origins[name]}") for name, value in values.items()]
 
 
 def check_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
-    """Judge the limits of file events against the number of folders under incoming/, each of which takes a watch."""
+    """Check the limits of file events against the number of folders under incoming/, each of which takes a watch."""
     check = "file events"
     if limits is None:
-        return Finding(
-            check,
-            "warning",
-            "this kernel does not say its inotify limits",
-            'set watch_mode = "polling" if new images are only seen at the rescan',
-        )
+        advised = 'set watch_mode = "polling" if new images are only seen at the rescan'
+        return Finding(check, "warning", "this kernel does not say its inotify limits", advised)
     found = (
         f"{folders} folders to watch; max_user_watches {limits.max_user_watches}, max_user_instances"
         f" {limits.max_user_instances}, max_queued_events {limits.max_queued_events}"
@@ -106,7 +102,7 @@ def check_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
 
 
 def check_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
-    """Judge the file system of the root (`name` "root") or of one of its folders."""
+    """Check the file system of the root (`name` "root") or of one of its folders."""
     check = f"file system of {name}"
     found = f"{mount.type} on {mount.mount_point}"
     if mount.read_only:
@@ -122,7 +118,7 @@ def check_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
 
 
 def check_folders(devices: Mapping[str, int | None]) -> Finding:
-    """Judge the folders of the root by the device each lies on; None is a folder that is not there."""
+    """Check the folders of the root by the device each lies on; None is a folder that is not there."""
     check = "folders"
     missing = sorted(name for name, device in devices.items() if device is None)
     if missing:
@@ -132,22 +128,15 @@ def check_folders(devices: Mapping[str, int | None]) -> Finding:
     home = devices["incoming"]
     away = sorted(name for name, device in devices.items() if device != home)
     if "processing" in away:
-        return Finding(
-            check,
-            "error",
-            "incoming and processing lie on two file systems, so an image cannot be claimed by a rename",
-            "mount the disk at the root, not at one of its folders",
-        )
-    return Finding(
-        check,
-        "warning",
-        f"on another file system than incoming: {', '.join(away)}",
-        "images are copied there instead of renamed, which is slower; mount the disk at the root instead",
-    )
+        found = "incoming and processing lie on two file systems, so an image cannot be claimed by a rename"
+        return Finding(check, "error", found, "mount the disk at the root, not at one of its folders")
+    found = f"on another file system than incoming: {', '.join(away)}"
+    advice = "images are copied there instead of renamed, which is slower; mount the disk at the root instead"
+    return Finding(check, "warning", found, advice)
 
 
 def check_renames(failure: str | None) -> Finding:
-    """Judge the trial of renaming a file incoming → processing → normal; `failure` is the error it met."""
+    """Check the trial of renaming a file incoming → processing → normal; `failure` is the error it met."""
     if failure is None:
         return Finding("renames", "ok", "a file went from incoming to processing to normal")
     advice = (
@@ -167,7 +156,7 @@ def check_sqlite(version: str, choice: JournalChoice) -> Finding:
 
 
 def check_postgresql(facts: Mapping[str, str]) -> Finding:
-    """Judge the server by its settings: whether what it has committed lasts through a power cut, and damage is seen."""
+    """Check the server by its settings: whether what it has committed lasts through a power cut, and damage is seen."""
     check, version = "PostgreSQL", facts["server_version"]
     off = [name for name in ("fsync", "full_page_writes") if facts[name] != "on"]
     if off:
@@ -180,7 +169,7 @@ def check_postgresql(facts: Mapping[str, str]) -> Finding:
 
 
 def check_database(revision: str | None, head: str, quick_check: str) -> list[Finding]:
-    """Judge the schema's revision and the answer of the quick check."""
+    """Check the schema's revision and the answer of the quick check."""
     if revision == head:
         found = [Finding("database revision", "ok", head)]
     else:
@@ -193,15 +182,15 @@ def check_database(revision: str | None, head: str, quick_check: str) -> list[Fi
 
 
 def check_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
-    """Judge what is free against the settings free_bytes_min and free_inodes_min."""
-    found = [_judge_left("free space", space.bytes, bytes_min, "bytes", "free_bytes_min")]
+    """Check what is free against the settings free_bytes_min and free_inodes_min."""
+    found = [_check_free("free space", space.bytes, bytes_min, "bytes", "free_bytes_min")]
     if space.inodes is None:
         return [*found, Finding("free inodes", "ok", "this file system makes inodes as it needs them")]
-    return [*found, _judge_left("free inodes", space.inodes, inodes_min, "inodes", "free_inodes_min")]
+    return [*found, _check_free("free inodes", space.inodes, inodes_min, "inodes", "free_inodes_min")]
 
 
 def check_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, retention: bool) -> Finding:
-    """Judge when the disk is full at the rate of the last days, and whether retention does what it is there for.
+    """Check when the disk is full at the rate of the last days, and whether retention does what it is there for.
 
     `bytes_a_day` is of the images received; None where there were none. `retention` says whether any rule is set.
     """
@@ -223,7 +212,7 @@ def check_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, ret
 
 
 def check_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
-    """Judge for each product with a folder under incoming/ whether there is a model that scores its images."""
+    """Check for each product with a folder under incoming/ whether there is a model that scores its images."""
     found = []
     for product in sorted(products):
         check = f"model of {product}"
@@ -241,7 +230,7 @@ def check_products(products: Collection[str], champions: Collection[str]) -> lis
 
 
 def check_champion(product: str, version: str, failure: str | None) -> Finding:
-    """Judge one champion; `failure` is what the registry's check of its files said."""
+    """Check one champion; `failure` is what the registry's check of its files said."""
     if failure is None:
         return Finding(f"model of {product}", "ok", f"{version}, every file as registered")
     advice = (
@@ -252,7 +241,7 @@ def check_champion(product: str, version: str, failure: str | None) -> Finding:
 
 
 def check_threshold(product: str, policy: Policy, refused: str | None, choice: Choice | None = None) -> Finding:
-    """Judge whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot.
+    """Check whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot.
 
     `choice` is what a person chose for the product, if anybody did.
     """
@@ -275,7 +264,7 @@ def check_threshold(product: str, policy: Policy, refused: str | None, choice: C
 
 
 def check_drift(product: str, row: DriftRow) -> Finding:
-    """Judge the drift state of a product."""
+    """Check the drift state of a product."""
     check = f"drift of {product}"
     if row.state == "steady":
         return Finding(check, "ok", f"steady by version {row.version}")
@@ -286,7 +275,7 @@ def check_drift(product: str, row: DriftRow) -> Finding:
 def check_scoring(
     openvino: str | None, failure: str | None, flags: frozenset[str] | None, machine: str
 ) -> list[Finding]:
-    """Judge the scoring runtime and the processor's flags; `flags` is None where /proc/cpuinfo is not readable."""
+    """Check the scoring runtime and the processor's flags; `flags` is None where /proc/cpuinfo is not readable."""
     if failure is not None:
         advice = "install Tamis again into its environment: pip install --force-reinstall openvino"
         found = [Finding("OpenVINO", "error", f"cannot be imported: {failure}", advice)]
@@ -303,7 +292,7 @@ def check_scoring(
 
 
 def check_energy(rapl: Literal["readable", "closed", "absent"], country: str | None) -> list[Finding]:
-    """Judge where figures of energy come from and whether they can become grams of CO2e."""
+    """Check where figures of energy come from and whether they can become grams of CO2e."""
     if rapl == "readable":
         found = [Finding("energy source", "ok", "measured by the processor (RAPL)")]
     elif rapl == "absent":
@@ -318,7 +307,7 @@ def check_energy(rapl: Literal["readable", "closed", "absent"], country: str | N
 
 
 def check_permissions(mode: int, umask: int, owner: int, user: int) -> list[Finding]:
-    """Judge who else can look into the root; `mode` of its folder, `owner` and `user` (the caller) are ids."""
+    """Check who else can look into the root; `mode` of its folder, `owner` and `user` (the caller) are ids."""
     shown = f"root {mode & 0o7777:04o}, umask {umask:04o}"
     if mode & 0o007:
         found = [Finding("permissions", "warning", f"{shown}: every local user can look in", "chmod o-rwx ROOT")]
@@ -331,7 +320,7 @@ def check_permissions(mode: int, umask: int, owner: int, user: int) -> list[Find
 
 
 def check_left_overs(left: Sequence[LeftOver]) -> Finding:
-    """Judge images in the processing folders of instances that do not run."""
+    """Check images in the processing folders of instances that do not run."""
     dead = [one for one in left if one.images and not one.alive]
     if not dead:
         return Finding("left-overs", "ok", "no images in processing of instances that do not run")
@@ -343,7 +332,7 @@ def check_left_overs(left: Sequence[LeftOver]) -> Finding:
 
 
 def check_clock(now: datetime, disk_now: datetime | None, newest: datetime | None) -> Finding:
-    """Judge the clock by that of the disk (None: not known) and by the newest image in the database."""
+    """Check the clock by that of the disk (None: not known) and by the newest image in the database."""
     advice = "set the clock and keep it set: timedatectl set-ntp true"
     if now < CLOCK_EARLIEST:
         return Finding("clock", "error", f"{now:%Y-%m-%d %H:%M} UTC, which is past", advice)
@@ -363,18 +352,7 @@ def cpu_flags(cpuinfo: str) -> frozenset[str] | None:
     return frozenset(match[1].split()) if match else None
 
 
-def locked_inodes(locks: str) -> frozenset[int]:
-    """Return the inodes that hold an exclusive flock, from the text of /proc/locks (proc(5))."""
-    found = set()
-    for line in locks.splitlines():
-        fields = line.split()
-        # "1: FLOCK ADVISORY WRITE pid major:minor:inode start end"; "1: -> FLOCK …" only waits for one.
-        if len(fields) >= 6 and fields[1] == "FLOCK" and fields[3] == "WRITE":
-            found.add(int(fields[5].rpartition(":")[2]))
-    return frozenset(found)
-
-
-def _judge_left(check: str, left: int, least: int, unit: str, setting: str) -> Finding:
+def _check_free(check: str, left: int, least: int, unit: str, setting: str) -> Finding:
     found = f"{left:_} {unit}; claiming stops below {least:_} ({setting})"
     if left < least:
         return Finding(check, "error", f"{found}: it has stopped", "make room on the root's disk; it goes on by itself")

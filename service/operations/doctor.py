@@ -23,11 +23,12 @@ from models import registry
 from models.errors import ModelError
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
+from service.instances import instance_lock, instances
 from service.names import parse_claimed_name, product_of
 from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
 from service.operations.retention_plan import rules_of
-from service.root import DEFAULT_PRODUCT, FOLDERS, INSTANCE_LOCK
+from service.root import DEFAULT_PRODUCT, FOLDERS, INCOMING, MODELS, NORMAL, PROCESSING
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage import retention
@@ -38,7 +39,6 @@ from service.storage.thresholds import Choice
 INOTIFY = Path("/proc/sys/fs/inotify")
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 CPUINFO = Path("/proc/cpuinfo")
-LOCKS = Path("/proc/locks")
 RATE_OF = timedelta(days=7)
 
 
@@ -48,12 +48,12 @@ def examine(root: Path) -> list[Finding]:
         raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
     settings, findings = _settings(root)
     findings += [
-        _mount(name, path, settings.watch_mode) for name, path in (("root", root), ("incoming", root / "incoming"))
+        _mount(name, path, settings.watch_mode) for name, path in (("root", root), ("incoming", root / INCOMING))
     ]
     findings.append(checks.check_folders({name: _device(root / name) for name in FOLDERS}))
     failure, disk_now = try_renames(root)
     findings.append(checks.check_renames(failure))
-    products, folders = _incoming(root / "incoming")
+    products, folders = _incoming(root / INCOMING)
     findings.append(checks.check_inotify(read_inotify(), folders))
     if not settings.database_url:
         findings.append(checks.check_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
@@ -70,7 +70,7 @@ def examine(root: Path) -> list[Finding]:
     findings += checks.check_energy(read_rapl(), settings.energy_country)
     there = root.stat()
     findings += checks.check_permissions(there.st_mode, _umask(), there.st_uid, os.geteuid())
-    findings.append(checks.check_left_overs(read_left_overs(root, checks.locked_inodes(_text(LOCKS)))))
+    findings.append(checks.check_left_overs(read_left_overs(root)))
     findings.append(checks.check_clock(datetime.now(UTC), disk_now, known.newest))
     return findings
 
@@ -79,7 +79,7 @@ def try_renames(root: Path) -> tuple[str | None, datetime | None]:
     """Rename a file incoming → processing → normal; return the failure, if any, and the disk's time of the file."""
     # The watching ignores names that begin with a dot, and so does recovery.
     name = f".tamis-doctor-{os.getpid()}-{time.monotonic_ns()}.tmp"
-    steps = [root / folder / name for folder in ("incoming", "processing", "normal")]
+    steps = [root / folder / name for folder in (INCOMING, PROCESSING, NORMAL)]
     disk_now = None
     try:
         descriptor = os.open(steps[0], os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -123,13 +123,15 @@ def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
     return "readable"
 
 
-def read_left_overs(root: Path, locked: frozenset[int]) -> list[LeftOver]:
+def read_left_overs(root: Path) -> list[LeftOver]:
     """Return for each processing folder how many claimed images lie in it and whether its lock is held."""
     found = []
-    for folder in sorted(path for path in _children(root / "processing") if path.is_dir()):
-        images = sum(1 for path in folder.rglob("*") if parse_claimed_name(path.name) is not None)
-        lock = folder / INSTANCE_LOCK
-        found.append(LeftOver(folder.name, images, lock.exists() and lock.stat().st_ino in locked))
+    for name in instances(root) if (root / PROCESSING).is_dir() else ():
+        images = sum(parse_claimed_name(path.name) is not None for path in (root / PROCESSING / name).rglob("*"))
+        alive = False
+        with contextlib.suppress(PermissionError):  # another user's, of which the check of permissions warns
+            alive = instance_lock(root, name).held()
+        found.append(LeftOver(name, images, alive))
     return found
 
 
@@ -195,7 +197,7 @@ def _database(root: Path) -> _Database:
             champions = dict(versions.champions(connection))
             choices, drifts = thresholds.latest(connection), drift.latest(connection)
             bytes_a_day = _bytes_a_day(connection, datetime.now(UTC))
-    except ConfigurationError as error:  # the engine's word for damage that a statement met
+    except ConfigurationError as error:  # what the engine raises for damage that a statement met
         advice = "stop the service, keep a copy of the database, put back a backup"
         return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
     finally:
@@ -206,13 +208,13 @@ def _database(root: Path) -> _Database:
 
 
 def read_server(connection: Connection) -> dict[str, str]:
-    """Return what of PostgreSQL's settings says whether its commits last."""
+    """Return PostgreSQL's settings on which it depends whether commits last."""
     names = ("server_version", "fsync", "full_page_writes", "data_checksums")
     return {name: str(connection.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in names}
 
 
 def _bytes_a_day(connection: Connection, now: datetime) -> float | None:
-    """Return the bytes of images received per day, of the last 7 or as many as there are; None of no image."""
+    """Return the bytes of images received per day over the last 7 days, or since the first; None without images."""
     received, first = retention.received_bytes(connection, now - RATE_OF)
     if first is None:
         return None
@@ -235,7 +237,7 @@ def _models(
         chosen_rate = choice.false_alarm_rate if choice else None
         rate = TRAINING_FALSE_ALARM_RATE
         try:
-            version = registry.verify(root / "models" / owner / row.version, row.sha256)
+            version = registry.verify(root / MODELS / owner / row.version, row.sha256)
         except ModelError as error:
             failure = str(error)
         else:

@@ -1,7 +1,7 @@
-"""Restore: a backup takes the place of the database, and what it does not know is scored anew.
+"""Restore: a backup replaces the database, and images that it does not know are scored again.
 
-Owns the exchange of the files and the mark that tells the next start to look through the folders. Images that were
-delivered after the backup have no row in it; they go back to `processing/` under the ids in their names, from where
+Owns the exchange of the files and the mark that tells the next start to look through the folders. Images delivered
+after the backup have no row in it; they go back to `processing/` under the ids in their names, and
 `service.inspection.recover` goes on with them as with any other claim. Every step may be repeated.
 """
 
@@ -31,17 +31,15 @@ from service.storage.database.open import open_database
 
 log = logging.getLogger(__name__)
 
-"""File in the root that is there from a restoring until the folders were looked through."""
-
 _ASIDE = ".restoring"
-# SQLite keeps these beside the database; with another database they would be taken for its own.
+# SQLite keeps these beside the database, and would take them for those of the new one.
 _BESIDE = ("-wal", "-shm", "-journal")
 
 
 def restore(root: Path, backup: Path) -> Path:
-    """Put a copy of `backup` in the place of the database of `root`; return where that lies now.
+    """Replace the database of `root` by a copy of `backup`; return where the old one lies now.
 
-    Raises TamisError where a daemon runs on the root, and where `backup` is no sound database of Tamis or a newer one.
+    Raises TamisError where a daemon runs on the root, and where `backup` is not a sound database, or a newer one.
     """
     with ExitStack() as stack:
         for name in instances(root):
@@ -49,7 +47,7 @@ def restore(root: Path, backup: Path) -> Path:
             if (holder := lock.acquire_patiently()) is not None:
                 raise TamisError(f"restore {root}: expected no daemon on it; found {holder}. Stop it first")
             stack.callback(lock.release)
-        # In a folder of its own it can be opened like any other database before it is one.
+        # In a folder of its own the copy can be opened like the database of a root.
         aside = root / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -66,7 +64,7 @@ def mark_restored(root: Path) -> None:
 
 
 def take_back(root: Path, engine: Engine, claims: Claims) -> int:
-    """Give images without a row back to be scored, if the database was restored; return how many.
+    """Give images without a row back for scoring, if the database was restored; return how many.
 
     Called before anything else looks at the folders.
     """
@@ -76,12 +74,12 @@ def take_back(root: Path, engine: Engine, claims: Claims) -> int:
     taken = sum(_take_back(root, engine, claims, folder, names) for folder, names in _delivered(root))
     mark.unlink(missing_ok=True)
     sync_folder(root)
-    log.warning("looked through the folders after a restoring", extra=fields(without_row=taken))
+    log.warning("looked through the folders after a restore", extra=fields(without_row=taken))
     return taken
 
 
 def _take_back(root: Path, engine: Engine, claims: Claims, folder: Path, names: dict[str, ClaimedName]) -> int:
-    """Give those of the files `names` of `folder`, relative to the root, back that have no row; return how many."""
+    """Give back those of the files `names` in `folder`, relative to the root, that have no row; return how many."""
     with engine.connect() as connection:
         known = images.find(connection, [name.id for name in names.values()])
     without = {file_name: name for file_name, name in names.items() if name.id not in known}
@@ -124,7 +122,7 @@ def _check(aside: Path, backup: Path) -> None:
 
 def _exchange(root: Path, fresh: Path) -> Path:
     before = root / f"{DATABASE_FILE}.before-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
-    # First of all: if this breaks off, looking through the folders once too often does no harm.
+    # First: if this breaks off, looking through the folders once too often does no harm.
     mark_restored(root)
     present = root / DATABASE_FILE
     for suffix in _BESIDE:
@@ -138,7 +136,7 @@ def _exchange(root: Path, fresh: Path) -> Path:
 
 
 def _delivered(root: Path) -> Iterator[tuple[Path, dict[str, ClaimedName]]]:
-    """Yield each folder into which is delivered, relative to `root`, with its files by name, as claims."""
+    """Yield each folder of deliveries, relative to `root`, with its files by name, as claims."""
     for kind in KINDS:
         for walked, _, file_names in os.walk(root / kind):
             folder = Path(walked)

@@ -379,16 +379,6 @@ def test_flags_are_read_from_both_kinds_of_cpuinfo() -> None:
     assert checks.cpu_flags("") is None
 
 
-def test_only_locks_that_are_held_count() -> None:
-    lines = (
-        "1: FLOCK  ADVISORY  WRITE 11 fe:00:77 0 EOF",
-        "2: -> FLOCK  ADVISORY  WRITE 12 fe:00:78 0 EOF",
-        "3: POSIX  ADVISORY  WRITE 9 fe:00:79 0 EOF",
-    )
-    text = "\n".join(lines)
-    assert checks.locked_inodes(text) == {77}
-
-
 # --- the edge ------------------------------------------------------------------------------------------------
 
 
@@ -518,8 +508,7 @@ def test_left_overs_are_counted_and_a_held_lock_means_alive(root: Path) -> None:
         (folder.parent / ".lock").write_text("")
     with (root / "processing" / "main" / ".lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        held = checks.locked_inodes(Path("/proc/locks").read_text())
-        assert doctor.read_left_overs(root, held) == [LeftOver("main", 1, True), LeftOver("old", 1, False)]
+        assert doctor.read_left_overs(root) == [LeftOver("main", 1, True), LeftOver("old", 1, False)]
 
 
 def test_nothing_is_left_in_the_users_home(root: Path, tmp_path: Path) -> None:
