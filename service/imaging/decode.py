@@ -81,14 +81,6 @@ class DecodedImage:
     drafted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """An image for people to look at: `image` upright RGB; `format` is that of the file."""
-
-    image: Image.Image
-    format: str
-
-
 def read_image(path: Path, size: tuple[int, int], *, draft: bool = False) -> npt.NDArray[np.uint8]:
     """Return the image at `path` as uint8 `(H, W, 3)` RGB with `(H, W) == size`, as `decode`. Raises DecodeError."""
     return decode(read_file(path).data, size, draft=draft).pixels
@@ -138,22 +130,11 @@ def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, 
     decoding, `damaged` where the content cannot be decoded whole, `mode` for pixels without a defined range.
     """
     with _opened(data, pixels_max) as image:
-        orientation = _orientation(image)
-        mode = image.mode
-        width, height = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
-        try:
-            upright_size = size[::-1] if orientation in _SWAPS_SIDES else size
-            drafted = draft and _draft(image, upright_size)
-            resized = _as_rgb(image).resize((upright_size[1], upright_size[0]), Image.Resampling.BILINEAR)
-        except DecodeError:
-            raise
-        # Pillow's decoders raise many types on damaged content (OSError, SyntaxError, struct.error, IndexError,
-        # MemoryError, ...); whichever it is, this one file cannot be decoded and the service goes on.
-        except Exception as error:  # noqa: BLE001
-            raise DecodeError("damaged", f"cannot decode {image.format}: {_told(error)}") from None
-        if orientation in _UPRIGHT:
-            resized = resized.transpose(_UPRIGHT[orientation])
-        return DecodedImage(np.asarray(resized, dtype=np.uint8), height, width, mode, drafted)
+        mode, orientation = image.mode, _orientation(image)
+        swapped = orientation in _SWAPS_SIDES
+        width, height = image.size[::-1] if swapped else image.size
+        upright, drafted = _upright(image, orientation, size[::-1] if swapped else size, draft)
+        return DecodedImage(np.asarray(upright, dtype=np.uint8), height, width, mode, drafted)
 
 
 def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:
@@ -162,27 +143,17 @@ def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:
         return str(image.format)
 
 
-def decode_within(data: bytes, side_max: int | None = None, *, pixels_max: int = PIXELS_MAX) -> Shown:
-    """Return the image in `data` with sides of at most `side_max`, its shape kept, never enlarged; None is its own.
+def decode_within(data: bytes, side_max: int | None = None, *, pixels_max: int = PIXELS_MAX) -> Image.Image:
+    """Return the image in `data`, upright, RGB, with sides of at most `side_max` if given, never enlarged.
 
     A large JPEG is decoded as a draft. Raises DecodeError as `decode`.
     """
     with _opened(data, pixels_max) as image:
-        orientation, found = _orientation(image), str(image.format)
         width, height = image.size
         scale = min(1.0, side_max / max(width, height)) if side_max else 1.0
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        try:
-            if scale < 1.0:
-                _draft(image, size)
-            rgb = _as_rgb(image)
-            smaller = rgb if scale == 1.0 else rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            upright = smaller.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else smaller.copy()
-        except DecodeError:
-            raise
-        except Exception as error:  # noqa: BLE001  (as in `decode`)
-            raise DecodeError("damaged", f"cannot decode {found}: {_told(error)}") from None
-        return Shown(upright, found)
+        upright, _ = _upright(image, _orientation(image), size, draft=scale < 1.0)
+        return upright.copy() if upright is image else upright
 
 
 def _read_exactly(file: io.FileIO, size: int) -> bytes:
@@ -204,7 +175,7 @@ def _opened(data: bytes, pixels_max: int) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise DecodeError("too_many_pixels", f"expected at most {pixels_max} pixels; {error}") from None
-    except Exception as error:  # noqa: BLE001  (as in `decode`)
+    except Exception as error:  # noqa: BLE001  (as in `_upright`)
         raise DecodeError("damaged", f"cannot read the header: {_told(error)}") from None
     width, height = image.size
     if width * height > pixels_max:
@@ -222,6 +193,23 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001  (a damaged EXIF block says nothing of the pixels; they are taken as they lie)
         return 1
+
+
+def _upright(image: Image.Image, orientation: int, size: tuple[int, int], draft: bool) -> tuple[Image.Image, bool]:
+    """Return `image` as RGB at `size`, its height and width as stored, turned upright; and whether it was drafted."""
+    try:
+        drafted = draft and _draft(image, size)
+        rgb = _as_rgb(image)
+        if rgb.size != size[::-1]:
+            rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
+        rgb.load()
+    except DecodeError:
+        raise
+    # Pillow's decoders raise many types on damaged content (OSError, SyntaxError, struct.error, IndexError,
+    # MemoryError, ...); whichever it is, this one file cannot be decoded and the service goes on.
+    except Exception as error:  # noqa: BLE001
+        raise DecodeError("damaged", f"cannot decode {image.format}: {_told(error)}") from None
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb, drafted
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> bool:

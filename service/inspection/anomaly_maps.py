@@ -62,7 +62,7 @@ class AnomalyMaps:
         longer be read is drawn from memory.
         """
         try:
-            return decode_within(read_file(self._root / claim.path).data, DRAWN_SIDE_MAX).image
+            return decode_within(read_file(self._root / claim.path).data, DRAWN_SIDE_MAX)
         except (DecodeError, StillChanging, OSError):
             height, width = drawn_size(image.height, image.width)
             return Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC)

@@ -126,7 +126,7 @@ def _chunks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
 
 def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> bytes:
     buffer = io.BytesIO()
-    decode_within(data, side_max, pixels_max=pixels_max).image.save(buffer, "JPEG", quality=quality)
+    decode_within(data, side_max, pixels_max=pixels_max).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
