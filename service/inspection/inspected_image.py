@@ -15,14 +15,11 @@ from service.scoring.shadow import ShadowDecision
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What is known of a file that was read: its state, SHA-256 in hex and size in bytes."""
+    """What is known of a file: its state, SHA-256 in hex and size in bytes."""
 
-    state: FileState | None
-    sha256: str | None
-    bytes: int | None
-
-
-UNREAD = FileFacts(None, None, None)
+    state: FileState | None = None
+    sha256: str | None = None
+    bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

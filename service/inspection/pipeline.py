@@ -21,10 +21,10 @@ from service.filesystem.file_state import file_state
 from service.imaging.decode import DecodeError, StillChanging
 from service.inspection.batch import Batcher
 from service.inspection.claim import Claim, Claims
-from service.inspection.inspected_image import UNREAD, FileFacts, InspectedImage
+from service.inspection.inspected_image import FileFacts, InspectedImage
 from service.inspection.intake import Intake
 from service.inspection.record import BatchReport, Recorder
-from service.inspection.score_batch import Decoded, Undecodable, read_claim, score_and_decide
+from service.inspection.score_batch import Decoded, read_claim, score_and_decide
 from service.inspection.workers import Workers
 from service.logs import RateLimit, fields
 from service.names import shown_name
@@ -223,27 +223,26 @@ class Pipeline:
             lambda future, now: self._decoded(claim, scorer, future, now),
         )
 
-    def _decoded(self, claim: Claim, scorer: Scorer, future: Future[Decoded], now: float) -> None:
+    def _decoded(self, claim: Claim, scorer: Scorer, future: Future[Decoded | InspectedImage], now: float) -> None:
         self._decoding.discard(claim.id)
         try:
-            decoded = future.result()
-        except Undecodable as error:
-            self._reject(claim, error.facts, error.cause.code, str(error.cause))
+            read = future.result()
         except DecodeError as error:
-            self._reject(claim, self._unread(claim), error.code, str(error))
+            state = file_state(self._root / claim.path)
+            self._reject(claim, FileFacts(state, None, state.size if state else None), error.code, str(error))
         except PermissionError as error:
-            self._reject(claim, UNREAD, "not_readable", f"expected a file that the service may read; {error.strerror}")
+            message = f"expected a file that the service may read; {error.strerror}"
+            self._reject(claim, FileFacts(), "not_readable", message)
         except StillChanging:
             self._later.append((now + self._limits.settle_time_s, claim))
         except FileNotFoundError:
             self._in_flight.pop(claim.id, None)
             log.warning("file removed while being scored", extra=fields(path=claim.path))
         else:
-            self._batcher.add(id(scorer), decoded, now)
-
-    def _unread(self, claim: Claim) -> FileFacts:
-        state = file_state(self._root / claim.path)
-        return FileFacts(state, None, state.size if state else None)
+            if isinstance(read, Decoded):
+                self._batcher.add(id(scorer), read, now)
+            else:
+                self._rejected.append(read)
 
     def _decode_later(self, now: float, claiming: bool) -> None:
         if not claiming:

@@ -8,7 +8,7 @@ same time the second finds it done. Every step may be repeated.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -61,11 +61,11 @@ def move_to_destination(
         held = [row for row in rows.values() if row.id not in finished and in_processing(row.path)]
         finished |= {row.id: Finished(row.id, SCORED, row.path, now, None) for row in held}
     waiting = [row for row in rows.values() if row.id not in finished]
-    ended = _move(root, waiting, found_at, mounts)
-    stands = []
-    for row in waiting:
-        end, source = ended[row.id]
-        stands.append(finished_as(row.id, source, row.destination, end, now, latencies_ms.get(row.id)))
+    moves = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in waiting]
+    ended = deliver(root, moves, mounts)
+    stands = [
+        finished_as(one.id, one.source, one.destination, ended[one.id], now, latencies_ms.get(one.id)) for one in moves
+    ]
     images.finish(connection, [one for one in stands if one.state != SCORED])
     return finished | {one.id: one for one in stands}
 
@@ -98,7 +98,6 @@ def kind_of(path: str) -> str:
 
 
 def state_at(path: str) -> str:
-    """Return the state of an image that has arrived at `path`."""
     return QUARANTINED if kind_of(path) == QUARANTINE else PLACED
 
 
@@ -115,15 +114,6 @@ def path_in_folder(kind: str, row_destination: str, otherwise: str, id: str) -> 
     parts = row_destination.split("/")
     delivered = len(parts) == 4 and parts[0] in KINDS and split_suffix(parts[3])[0].endswith(f".{id}")
     return "/".join([kind, *parts[1:]]) if delivered else otherwise
-
-
-def _move(
-    root: Path, rows: Iterable[StoredImage], found_at: Mapping[str, str], mounts: Mounts | None
-) -> dict[str, tuple[Delivery, str]]:
-    """Deliver the files of `rows`; return by id how that ended and where each came from."""
-    moves = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in rows]
-    ends = deliver(root, moves, mounts)
-    return {move.id: (ends[move.id], move.source) for move in moves}
 
 
 def _source(root: Path, row: StoredImage, found_at: str | None) -> str:

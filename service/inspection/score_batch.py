@@ -32,15 +32,6 @@ class Decoded:
     shadow: InShadow | None = None
 
 
-class Undecodable(Exception):
-    """A DecodeError of a file that was read, with what is known of it."""
-
-    def __init__(self, cause: DecodeError, facts: FileFacts) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.facts = facts
-
-
 def read_claim(
     root: Path,
     claim: Claim,
@@ -50,10 +41,11 @@ def read_claim(
     pixels_max: int,
     decodes: AbstractContextManager[Any] | None = None,
     shadow: Shadow | None = None,
-) -> Decoded:
+) -> Decoded | InspectedImage:
     """Read the file of `claim` once, make it last through a power cut, and decode it, for `shadow` too if given.
 
-    `decodes` is held while decoding. Raises Undecodable for a file that was read and is no image, else as `read_file`.
+    `decodes` is held while decoding. Returns the reason for a file that was read and is not an image; what cannot be
+    read raises as in `read_file`.
     """
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
     facts = FileFacts(file.state, file.sha256, len(file.data))
@@ -61,7 +53,7 @@ def read_claim(
         with decodes or nullcontext():
             image = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
     except DecodeError as error:
-        raise Undecodable(error, facts) from None
+        return InspectedImage(claim, facts, error_code=error.code, error=str(error))
     beside = _for_shadow(shadow, file.data, image, scorer, pixels_max) if shadow is not None else None
     return Decoded(claim, scorer, facts, image, appearance_of(image.pixels), beside)
 

@@ -42,7 +42,7 @@ class Hint:
     closed: bool
 
 
-class Watcher:
+class Watcher(FileSystemEventHandler):
     """Collects hints about the files below `folder`, bounded in number; `wake` is called for each."""
 
     def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
@@ -57,7 +57,7 @@ class Watcher:
         """Ask for events. Raises OSError where the kernel has no watch or instance left to give."""
         observer = _ArrivalObserver()
         try:
-            observer.schedule(_Handler(self), str(self._folder), recursive=True)
+            observer.schedule(self, str(self._folder), recursive=True)
             observer.start()
         except OSError:
             observer.stop()
@@ -70,7 +70,6 @@ class Watcher:
         return observer is not None and observer.is_alive() and all(e.is_alive() for e in observer.emitters)
 
     def stop(self) -> None:
-        """Stop asking for events."""
         if self._observer is not None:
             self._observer.stop()
             if self._observer.is_alive():
@@ -93,27 +92,18 @@ class Watcher:
                 self._hints.append(Hint(os.path.relpath(path, self._folder), closed))
         self._wake()
 
-    def ask_for_scan(self) -> None:
-        """Ask for a scan, since events do not tell what lies in a folder that appeared."""
-        with self._lock:
-            self._scan_needed = True
-        self._wake()
-
-
-class _Handler(FileSystemEventHandler):
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-
     def dispatch(self, event: FileSystemEvent) -> None:
+        """Take `event` from the observer, in its thread."""
         if isinstance(event, (DirCreatedEvent, DirMovedEvent)):
-            self._watcher.ask_for_scan()
+            # Events do not tell what lies in a folder that appeared.
+            with self._lock:
+                self._scan_needed = True
+            self._wake()
         elif isinstance(event, FileMovedEvent):
             if event.dest_path:
-                self._watcher.hint(os.fsdecode(event.dest_path), closed=True)
-        elif isinstance(event, FileClosedEvent):
-            self._watcher.hint(os.fsdecode(event.src_path), closed=True)
-        elif isinstance(event, FileCreatedEvent):
-            self._watcher.hint(os.fsdecode(event.src_path), closed=False)
+                self.hint(os.fsdecode(event.dest_path), closed=True)
+        elif isinstance(event, (FileClosedEvent, FileCreatedEvent)):
+            self.hint(os.fsdecode(event.src_path), closed=isinstance(event, FileClosedEvent))
 
 
 class _ArrivalEmitter(InotifyFullEmitter):

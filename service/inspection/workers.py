@@ -54,12 +54,8 @@ class Workers:
 
     def hand_over(self, now: float) -> None:
         """Go on with everything that is done. Raises what a `then` raises."""
-        while True:
-            try:
-                then = self._done.get_nowait()
-            except queue.Empty:
-                return
-            then(now)
+        while not self._done.empty():  # nobody else takes from it
+            self._done.get()(now)
 
     def at_work(self) -> list[tuple[str, float]]:
         """Return what is running, by name, and since when, s on the loop's clock; the longest first."""

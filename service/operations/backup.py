@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -67,22 +67,17 @@ def _in_steps(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
     A write by another process makes SQLite begin the copy anew. With a write-ahead log the one go holds up
     nobody; with a rollback journal writers wait for it, well within their timeout.
     """
-    try:
-        source.backup(target, pages=STEP_PAGES, progress=_restart_limit(), sleep=0.01)
-    except _Restarted:
-        source.backup(target, pages=-1)
-
-
-def _restart_limit() -> Callable[[int, int, int], None]:
-    left: int | None = None
+    left = math.inf
     restarts = 0
 
-    def progress(status: int, remaining: int, total: int) -> None:
+    def watch(_status: int, remaining: int, _total: int) -> None:
         nonlocal left, restarts
-        if left is not None and remaining > left:
-            restarts += 1
-            if restarts > RESTARTS_MAX:
-                raise _Restarted
+        restarts += remaining > left
+        if restarts > RESTARTS_MAX:
+            raise _Restarted
         left = remaining
 
-    return progress
+    try:
+        source.backup(target, pages=STEP_PAGES, progress=watch, sleep=0.01)
+    except _Restarted:
+        source.backup(target, pages=-1)

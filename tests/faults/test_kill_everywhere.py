@@ -23,7 +23,7 @@ from service.inspection.claim import Claim, Claims
 from service.inspection.inspected_image import InspectedImage
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
-from service.inspection.score_batch import Undecodable, read_claim, score_and_decide
+from service.inspection.score_batch import read_claim, score_and_decide
 from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all
 from service.operations.restore import take_back
@@ -79,12 +79,9 @@ def _incoming(root: Path) -> Iterator[str]:
 
 
 def _inspected(root: Path, claim: Claim, scorers: BrightnessScorers) -> InspectedImage:
-    try:
-        scorer = scorers.get(claim.product)
-        decoded = read_claim(root, claim, scorer, file_bytes_max=1_000_000, pixels_max=1_000_000)
-    except Undecodable as error:
-        return InspectedImage(claim, error.facts, error_code=error.cause.code, error=str(error.cause))
-    return score_and_decide([decoded])[0]
+    scorer = scorers.get(claim.product)
+    read = read_claim(root, claim, scorer, file_bytes_max=1_000_000, pixels_max=1_000_000)
+    return read if isinstance(read, InspectedImage) else score_and_decide([read])[0]
 
 
 class Course:

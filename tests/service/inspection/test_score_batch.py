@@ -12,7 +12,8 @@ from PIL import Image
 from models.appearance import appearance_of
 from models.detector import Scored, UInt8Array
 from service.inspection.claim import Claim
-from service.inspection.score_batch import Undecodable, read_claim
+from service.inspection.inspected_image import InspectedImage
+from service.inspection.score_batch import read_claim
 from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import Scorer
 
@@ -58,6 +59,5 @@ def test_light_of_a_claimed_file_is_that_of_the_pixels_that_are_scored(tmp_path:
 
 def test_cut_jpeg_is_undecodable_as_a_draft_too(tmp_path: Path) -> None:
     scorer = Scorer(Anything(), cast(ThresholdDecider, None), "v1", 1.0, draft=True)
-    with pytest.raises(Undecodable) as caught:
-        read_claim(tmp_path, claimed(tmp_path, jpeg()[:-2000]), scorer, file_bytes_max=10**6, pixels_max=10**6)
-    assert caught.value.cause.code == "damaged" and caught.value.facts.sha256
+    read = read_claim(tmp_path, claimed(tmp_path, jpeg()[:-2000]), scorer, file_bytes_max=10**6, pixels_max=10**6)
+    assert isinstance(read, InspectedImage) and read.error_code == "damaged" and read.file.sha256
