@@ -1,4 +1,4 @@
-"""Instances: the daemons of one root, each with a folder in `processing/`, its lock and what it says of itself."""
+"""Instances: the daemons of one root, each with a folder in `processing/`, its lock and its status file."""
 
 from __future__ import annotations
 
@@ -45,19 +45,17 @@ def lock_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> N
 
 
 def other_instances(root: Path, instance: str) -> list[str]:
-    """Return the names of all instances but `instance`."""
     return [name for name in instances(root) if name != instance]
 
 
 def read_status(root: Path, instance: str) -> dict[str, Any]:
-    """Return what the daemon `instance` last said of itself, and whether it is running."""
-    return {"instance": instance, "running": instance_lock(root, instance).held()} | {
-        key: value for key, value in last_status(root, instance).items() if key != "instance"
-    }
+    """Return the last status of the daemon `instance`, and whether it is running."""
+    running = instance_lock(root, instance).held()
+    return {"instance": instance, "running": running} | last_status(root, instance) | {"instance": instance}
 
 
 def last_status(root: Path, instance: str) -> dict[str, Any]:
-    """Return what the daemon `instance` last wrote of itself; nothing where there is none or a power cut emptied it."""
+    """Return the status that the daemon `instance` last wrote; empty where there is none or a power cut emptied it."""
     try:
         said = json.loads(_status_path(root, instance).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -66,7 +64,7 @@ def last_status(root: Path, instance: str) -> dict[str, Any]:
 
 
 def mounts_of(root: Path, *names: str) -> Mounts:
-    """Return what the daemons `names`, all of `root` if none are given, have seen mounted in its folders."""
+    """Return the mounts that the daemons `names`, by default all of `root`, have seen in its folders."""
     seen: set[str] = set()
     for name in names or instances(root):
         said = last_status(root, name).get("mounts", ())
@@ -75,7 +73,7 @@ def mounts_of(root: Path, *names: str) -> Mounts:
 
 
 def write_status(root: Path, instance: str, status: Mapping[str, object]) -> None:
-    """Put `status` in the place of what `instance` last wrote of itself."""
+    """Replace the status of `instance`."""
     path = _status_path(root, instance)
     partial = path.with_name(INSTANCE_STATUS + ".tmp")
     partial.write_text(json.dumps(status), encoding="utf-8")

@@ -22,7 +22,6 @@ class FileState:
 
     @classmethod
     def of(cls, status: os.stat_result) -> FileState:
-        """Return the state that `status` describes."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -48,7 +47,6 @@ class NameFilter:
         self._expression = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)", re.IGNORECASE | re.DOTALL)
 
     def ignores(self, name: str) -> bool:
-        """Return whether a file or folder called `name` is ignored."""
         return self._expression.match(name) is not None
 
     def ignores_path(self, path: str) -> bool:

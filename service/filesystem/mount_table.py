@@ -80,6 +80,14 @@ class Mount:
     id: int | None = None
 
 
+@dataclass(frozen=True)
+class Space:
+    """What is free to the caller on a file system; `inodes` is None where it has no fixed number of them."""
+
+    bytes: int
+    inodes: int | None
+
+
 def mount_of(path: Path, mountinfo: Path = MOUNTINFO) -> Mount:
     """Return the mount that `path`, with links resolved, lies on; it need not exist.
 
@@ -147,13 +155,18 @@ def _unescaped(field: str) -> str:
     return plain.decode("utf-8", "surrogateescape")
 
 
+def free_space(root: Path) -> Space:
+    """Return what is free on the file system of `root` to a user without privileges."""
+    status = os.statvfs(root)
+    # Some file systems count no inodes and say 0 of 0.
+    return Space(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
+
+
 def lack_of_space(root: Path, bytes_min: int, inodes_min: int) -> str | None:
     """Return what the disk of `root` lacks to have so many bytes and inodes free; None where it lacks nothing."""
-    status = os.statvfs(root)
-    free = status.f_bavail * status.f_frsize
-    if free < bytes_min:
-        return f"expected at least {bytes_min} bytes free on the disk of {root}; found {free}"
-    # Some file systems count no inodes and say 0 of 0.
-    if status.f_files and status.f_favail < inodes_min:
-        return f"expected at least {inodes_min} inodes free on the disk of {root}; found {status.f_favail}"
+    free = free_space(root)
+    if free.bytes < bytes_min:
+        return f"expected at least {bytes_min} bytes free on the disk of {root}; found {free.bytes}"
+    if free.inodes is not None and free.inodes < inodes_min:
+        return f"expected at least {inodes_min} inodes free on the disk of {root}; found {free.inodes}"
     return None

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
-from service.filesystem.mount_table import Mount, is_network, sends_events
+from service.filesystem.mount_table import Mount, Space, is_network, sends_events
 from service.root import DEFAULT_PRODUCT
 from service.storage.database.journal import JournalChoice
 from service.storage.drift import DriftRow
@@ -54,14 +54,6 @@ class InotifyLimits:
     max_user_watches: int
     max_user_instances: int
     max_queued_events: int
-
-
-@dataclass(frozen=True)
-class Space:
-    """What is free to the caller on a file system; `inodes` is None where it has no fixed number of them."""
-
-    bytes: int
-    inodes: int | None
 
 
 @dataclass(frozen=True)

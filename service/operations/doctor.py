@@ -26,7 +26,7 @@ from service.filesystem import mount_table as filesystem
 from service.instances import instance_lock, instances
 from service.names import parse_claimed_name, product_of
 from service.operations import checks
-from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
+from service.operations.checks import Finding, InotifyLimits, LeftOver
 from service.operations.retention_plan import rules_of
 from service.root import DEFAULT_PRODUCT, FOLDERS, INCOMING, MODELS, NORMAL, PROCESSING
 from service.scoring.threshold_policy import policy_of, threshold_of
@@ -59,7 +59,7 @@ def examine(root: Path) -> list[Finding]:
         findings.append(checks.check_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
     known = _database(root)
     findings += known.findings
-    space = read_space(root)
+    space = filesystem.free_space(root)
     findings += checks.check_space(space, settings.free_bytes_min, settings.free_inodes_min)
     findings.append(
         checks.check_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=bool(rules_of(settings)))
@@ -104,12 +104,6 @@ def read_inotify(folder: Path = INOTIFY) -> InotifyLimits | None:
         return InotifyLimits(*(int((folder / name).read_text()) for name in names))
     except (OSError, ValueError):
         return None
-
-
-def read_space(root: Path) -> Space:
-    """Return what is free on the root's file system to a user without privileges."""
-    found = os.statvfs(root)
-    return Space(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
 
 def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
@@ -170,8 +164,8 @@ def _device(folder: Path) -> int | None:
 
 def _incoming(incoming: Path) -> tuple[set[str], int]:
     """Return the products with a folder under `incoming`, and how many folders a watch of it takes."""
-    names = [path.name for path in _children(incoming) if path.is_dir() and not path.name.startswith(".")]
-    return {product_of(name) for name in names}, sum(1 for _ in os.walk(incoming))
+    products = {product_of(path.name) for path in incoming.glob("[!.]*") if path.is_dir()}
+    return products, sum(1 for _ in os.walk(incoming))
 
 
 def _database(root: Path) -> _Database:
@@ -271,10 +265,6 @@ def _umask() -> int:
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
-
-
-def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _text(path: Path) -> str:

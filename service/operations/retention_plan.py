@@ -47,7 +47,6 @@ class Tally:
     newest: datetime | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return the counts as plain values."""
         return {
             "pictures": self.images.total(),
             "bytes": self.bytes,
@@ -67,7 +66,6 @@ class Outcome:
     complete: bool = True
 
     def add(self, one: Going) -> None:
-        """Count `one`."""
         tally, at = self.tallies[one.image.verdict], one.image.received_at
         tally.images[one.reason] += 1
         tally.bytes += one.image.bytes
@@ -76,16 +74,13 @@ class Outcome:
 
     @property
     def images(self) -> int:
-        """All images."""
         return sum(tally.images.total() for tally in self.tallies.values())
 
     @property
     def bytes(self) -> int:
-        """All bytes."""
         return sum(tally.bytes for tally in self.tallies.values())
 
     def document(self) -> dict[str, Any]:
-        """Return it as plain values."""
         return {
             "pictures": self.images,
             "bytes": self.bytes,

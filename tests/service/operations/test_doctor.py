@@ -23,9 +23,9 @@ from models.registry import ModelVersion
 from service.commands import doctor as command
 from service.commands.init import make_root
 from service.errors import ConfigurationError
-from service.filesystem.mount_table import Mount
+from service.filesystem.mount_table import Mount, Space
 from service.operations import checks, doctor
-from service.operations.checks import Finding, InotifyLimits, LeftOver, Space
+from service.operations.checks import Finding, InotifyLimits, LeftOver
 from service.settings import load
 from service.storage import drift, thresholds
 from service.storage.database.journal import JournalChoice, journal_choice
