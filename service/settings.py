@@ -185,8 +185,8 @@ class Settings(BaseSettings):
     )
     retrain_cron: str | None = Field(
         "0 2 * * 0",
-        description="when to retrain, minute hour day month weekday in local time; products without new labels are "
-        "passed over; empty is never",
+        description="when to retrain, minute hour day month weekday in local time, as in a crontab; products without "
+        "new labels are passed over; empty is never",
     )
     retrain_after_labels: int = Field(
         0, ge=0, description="new labels of a product after which it is retrained at once; 0 is never"
@@ -298,9 +298,9 @@ class Settings(BaseSettings):
     @classmethod
     def _cron_has_times(cls, value: str | None) -> str | None:
         if value:
-            from service.cron import check_cron
+            from service.cron import parse_cron
 
-            check_cron(value)
+            parse_cron(value)
         return value
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Upkeep: duties beside the loop that may take their time, in one thread that gives way to scoring.
+"""Background jobs: what the daemon does beside the scoring, each job at its times and never twice at once.
 
-Owns the thread and when each duty is due; what a duty does is its own. A duty that fails is said once and tried again
-at its next turn: none of them is worth stopping the scoring for.
+Owns the timekeeper (APScheduler), its threads, which give way to scoring, and when each job is due; what a job does is
+its own. A job that fails is logged and tried again at its next time: none is worth stopping the scoring for.
 """
 
 from __future__ import annotations
@@ -9,78 +9,144 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+from sqlalchemy import Engine
 
 from service.logs import fields
+from service.operations.retention import RESTS_BESIDE_SCORING, Retention
+from service.operations.retention_plan import rules_of
+from service.retraining.scheduler import Schedule
+from service.retraining.shadow_trial import ShadowTrial
+from service.settings import Settings
 from service.storage.database.open import trouble
 
 log = logging.getLogger(__name__)
 
 # No more: a thread that waits long for a core may hold the interpreter's lock meanwhile, and with it the scoring.
 NICENESS = 5
+# Not at once: whoever starts the service with a new limit, or a wrong clock, has time to see it.
+RETENTION_AFTER = timedelta(minutes=10)
+RETENTION_INTERVAL = timedelta(days=1)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """Something to do at `due_at`, monotonic s, and then every `every_s`; `run` ends soon once `stopping` is set."""
+    """Something to do after `first_after`, then at each `next_time`, and with each rescan if `on_rescan`.
+
+    `run` ends soon once the daemon stops. `next_time` gives the first time later than the one it is given, if any.
+    """
 
     name: str
-    run: Callable[[], None]
-    due_at: float
-    every_s: float
+    run: Callable[[], object]
+    next_time: Callable[[datetime], datetime | None]
+    first_after: timedelta = timedelta(0)
+    on_rescan: bool = False
+
+
+def jobs_for(
+    root: Path, engine: Engine, settings: Settings, retrainings: Schedule, stopping: threading.Event
+) -> list[Job]:
+    """Return the jobs that `settings` ask for."""
+    retention = Retention(
+        root, engine, rules_of(settings), stopping=stopping.is_set, rest=stopping.wait, rests=RESTS_BESIDE_SCORING
+    )
+
+    jobs = [
+        Job(
+            "retention",
+            lambda: retention.run(datetime.now(UTC)),
+            lambda now: now + RETENTION_INTERVAL,
+            first_after=RETENTION_AFTER,
+        )
+    ]
+    if settings.shadow_hours:
+        trial, interval = ShadowTrial(root, engine, settings), timedelta(seconds=settings.rescan_interval_s)
+        jobs.append(Job("shadow trial", lambda: trial.finish_due_trials(datetime.now(UTC)), lambda now: now + interval))
+    if retrainings.wanted:
+        jobs.append(Job("retraining", retrainings.look, retrainings.next_time, on_rescan=True))
+    return jobs
 
 
 class BackgroundJobs:
-    """Runs `duties` one after the other. `start`, then `close`."""
+    """Runs `jobs`, each in a thread of its own. `start`, then `close`; `stopping` is set when it is to end."""
 
-    def __init__(
-        self, duties: Sequence[Job], stopping: threading.Event, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._duties = list(duties)
+    def __init__(self, jobs: Sequence[Job], stopping: threading.Event) -> None:
+        self._jobs = jobs
         self._stopping = stopping
-        self._clock = clock
         self._said: set[tuple[str, str]] = set()
-        self._thread = threading.Thread(target=self._work, name="upkeep")
+        # It warns when a job is due that still runs, which is no news here.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        threads = ThreadPoolExecutor(max(1, len(jobs)), {"thread_name_prefix": "job", "initializer": _give_way})
+        # However late it is, a job is done once.
+        self._timekeeper = BackgroundScheduler(
+            executors={"default": threads}, job_defaults={"coalesce": True, "misfire_grace_time": None}, timezone=UTC
+        )
+        now = datetime.now(UTC)
+        for job in jobs:
+            self._timekeeper.add_job(
+                self._run, _Times(job), [job], id=job.name, next_run_time=now + job.first_after, max_instances=1
+            )
 
     def start(self) -> None:
-        """Start the thread, unless there is nothing to do."""
-        if self._duties:
-            self._thread.start()
+        """Start the threads."""
+        self._timekeeper.start()
+
+    def on_rescan(self) -> None:
+        """Have the jobs that go with each rescan run soon; returns at once."""
+        now = datetime.now(UTC)
+        for job in self._jobs:
+            # The others too may be late: where the clock was set back they would wait until it has caught up.
+            at = now if job.on_rescan else job.next_time(now)
+            if at is not None and at < self.next_run(job.name):
+                self._timekeeper.modify_job(job.name, next_run_time=at)
 
     def close(self) -> None:
-        """Have the duty in hand end, and the thread with it."""
+        """Have the jobs in hand end, and the threads with them."""
         self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self._timekeeper.running:
+            self._timekeeper.shutdown()
 
-    def step(self) -> float:
-        """Run what is due; return the monotonic time at which something is due again."""
-        for duty in self._duties:
-            if duty.due_at <= self._clock() and not self._stopping.is_set():
-                self._run(duty)
-                duty.due_at = self._clock() + duty.every_s
-        return min((duty.due_at for duty in self._duties), default=float("inf"))
+    def next_run(self, name: str) -> datetime:
+        """Return when the job `name` is due."""
+        at: datetime = self._timekeeper.get_job(name).next_run_time
+        return at
 
-    def _work(self) -> None:
-        with suppress(OSError):  # where it is not allowed, the pauses between slices must do
-            # Linux keeps a priority for each thread, and the service may be nice as a whole already.
-            niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
-        while not self._stopping.is_set():
-            wait = self.step() - self._clock()
-            self._stopping.wait(min(max(wait, 0.0), threading.TIMEOUT_MAX))
-
-    def _run(self, duty: Job) -> None:
+    def _run(self, job: Job) -> None:
+        if self._stopping.is_set():
+            return
         try:
-            duty.run()
+            job.run()
         except Exception as error:
             if (why := trouble(error)) is not None:
-                log.warning(f"database {why}; waits for its next turn", extra=fields(duty=duty.name))
+                log.warning(f"database {why}; waits for its next turn", extra=fields(job=job.name))
                 return
-            once = (duty.name, f"{type(error).__name__}: {error}")
+            once = (job.name, f"{type(error).__name__}: {error}")
             if once not in self._said:
                 self._said.add(once)
-                log.exception("duty failed; it is tried again", extra=fields(duty=duty.name))
+                log.exception("background job failed; it is tried again", extra=fields(job=job.name))
+
+
+class _Times(BaseTrigger):  # type: ignore[misc]
+    """The times of a job; each is reckoned from now, so that a clock set years ahead makes no thousand missed ones."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        return self._job.next_time(now) or _NEVER
+
+
+def _give_way() -> None:
+    with suppress(OSError):  # where it is not allowed, the pauses between slices must do
+        # Linux keeps a priority for each thread, and the service may be nice as a whole already.
+        niceness = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

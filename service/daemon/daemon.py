@@ -24,8 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service import __version__
-from service.daemon.background_jobs import BackgroundJobs
-from service.daemon.duties import jobs_for
+from service.daemon.background_jobs import BackgroundJobs, jobs_for
 from service.daemon.systemd import Notifier
 from service.daemon.wake import Wake
 from service.drift.monitor import DriftWatch
@@ -200,13 +199,12 @@ class Daemon:
         stack.callback(self._folders.stop)
         self._folders.start()
         self._load_models()
+        self._schedule = Schedule(root, self._engine, settings)
         stopping = threading.Event()
-        upkeep = BackgroundJobs(jobs_for(root, self._engine, settings, stopping), stopping)
-        stack.callback(upkeep.close)
-        upkeep.start()
-        self._schedule = Schedule(root, settings)
+        self._jobs = BackgroundJobs(jobs_for(root, self._engine, settings, self._schedule, stopping), stopping)
+        stack.callback(self._jobs.close)
         stack.callback(self._schedule.close)
-        self._schedule.start()
+        self._jobs.start()
         # Last, since it takes seconds of a core to look at the hardware; what has settled by then waits for nobody.
         threading.Thread(target=self._start_meter, name="meter", daemon=True).start()
 
@@ -338,7 +336,7 @@ class Daemon:
             self._due.scan = now + PAUSED_INTERVAL_S
             return
         self._recover()
-        self._schedule.check_soon()
+        self._jobs.on_rescan()
 
     def _recover(self) -> None:
         if self._mounts.any_gone():

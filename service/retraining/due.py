@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from service.cron import Cron
 from service.storage.retrainings import NewLabels, RetrainingRow
-
-if TYPE_CHECKING:
-    from apscheduler.triggers.cron import CronTrigger
 
 DueReason = Literal["cron", "labels", "drift"]
 
@@ -31,16 +29,8 @@ class RetrainingFacts:
     drifting_since: datetime | None = None
 
 
-def next_time(cron: CronTrigger, after: datetime) -> datetime | None:
-    """Return the first time of `cron` that is later than `after`."""
-    found: datetime | None = cron.get_next_fire_time(after, after)
-    if found is not None and found <= after:
-        found = cron.get_next_fire_time(found, found)
-    return found
-
-
 def due(
-    facts: RetrainingFacts, now: datetime, *, cron: CronTrigger | None, after_labels: int = 0, on_drift: bool = False
+    facts: RetrainingFacts, now: datetime, *, cron: Cron | None, after_labels: int = 0, on_drift: bool = False
 ) -> DueReason | None:
     """Return why a product is to be retrained now, or None; without new labels it never is.
 
@@ -57,7 +47,7 @@ def due(
         return "labels"
     if cron is not None and facts.unlearned.first_at is not None:
         since = max(filter(None, (facts.unlearned.first_at, asked_at)))
-        at = next_time(cron, since)
+        at = cron.next_time(since)
         if at is not None and at <= now:
             return "cron"
     return None

@@ -366,10 +366,11 @@ def test_retention_runs_beside_the_scoring_and_says_what_it_removed(house: Path,
     (house / "tamis.toml").write_text(SETTINGS + "keep_normal_days = 30\nkeep_anomaly_days = 30\n")
     script = """
 import sys
+from datetime import timedelta
 from pathlib import Path
-from service.daemon import daemon, duties
+from service.daemon import background_jobs, daemon
 from service.settings import load
-duties.RETENTION_AFTER_S = 0.0
+background_jobs.RETENTION_AFTER = timedelta(0)
 sys.exit(daemon.run(Path(sys.argv[1]), load(Path(sys.argv[1]))))
 """
     drop("old.png", brightness=20)

@@ -7,8 +7,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.cron import check_cron, parse_cron
-from service.retraining.due import DueReason, RetrainingFacts, due, next_time
+from service.cron import parse_cron
+from service.retraining.due import DueReason, RetrainingFacts, due
 from service.storage.retrainings import NewLabels, RetrainingRow
 
 SUNDAY = datetime(2026, 3, 8, 2, tzinfo=UTC)
@@ -52,27 +52,34 @@ def asked(
         ("0 2 * * 6,0", SUNDAY, SUNDAY + 6 * DAY),
         ("*/20 * * * *", SUNDAY, SUNDAY + timedelta(minutes=20)),
         ("0 2 1 * *", SUNDAY, datetime(2026, 4, 1, 2, tzinfo=UTC)),
+        ("0 2 * apr *", SUNDAY, datetime(2026, 4, 1, 2, tzinfo=UTC)),
+        # Day or weekday, whichever comes first: Friday the 13th, the next Friday, the 13th of April.
+        ("0 2 13 * 5", SUNDAY, SUNDAY + 5 * DAY),
+        ("0 2 13 * 5", SUNDAY + 5 * DAY, SUNDAY + 12 * DAY),
+        ("0 2 13 * 5", SUNDAY + 33 * DAY, SUNDAY + 36 * DAY),
     ],
 )
 def test_cron_means_what_crontab_says(expression: str, after: datetime, expected: datetime) -> None:
-    assert next_time(parse_cron(expression, UTC), after) == expected
+    assert parse_cron(expression, UTC).next_time(after) == expected
 
 
 @pytest.mark.parametrize(
     ("expression", "named"),
     [
         ("0 2 * *", "five fields"),
-        ("0 2 * * 8", "weekday"),
-        ("0 2 * * friday", "weekday"),
-        ("61 2 * * 0", "61"),
-        ("0 2 30 2 *", "never comes"),
+        ("0 0 2 * * 0", "five fields"),
+        ("0 2 * * 8", "day-of-week"),
+        ("0 2 * * friday", "day-of-week"),
+        ("61 2 * * 0", "found '61 2 .*minute"),
+        ("0 2 30 2 *", "with a time to come; found '0 2 30 2"),
+        ("0 2 */20 * 1L", "never comes"),
         ("nightly", "nightly"),
-        ("0 2 * * 1/0", "weekday"),
+        ("0 2 * * 1/0", "day-of-week"),
     ],
 )
 def test_an_expression_that_means_nothing_is_refused_by_name(expression: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        check_cron(expression)
+        parse_cron(expression)
 
 
 def test_nothing_is_due_without_new_labels() -> None:
@@ -120,10 +127,18 @@ def test_drift_is_answered_once_where_that_is_asked_for() -> None:
     assert asked(SUNDAY + 4 * HOUR, labelled, after, drifting_since=since, on_drift=True) is None
 
 
-def test_local_time_goes_through_the_change_of_clocks() -> None:
-    paris = ZoneInfo("Europe/Paris")
-    cron = parse_cron("0 4 * * *", paris)
-    before = datetime(2026, 3, 28, 4, tzinfo=paris)
-    at = next_time(cron, before)
-    assert at is not None and at.astimezone(UTC) - before.astimezone(UTC) == timedelta(hours=23)
-    assert at.astimezone(paris).hour == 4
+@pytest.mark.parametrize(
+    ("expression", "after", "expected"),
+    [
+        # A night of 23 hours, in which there is no 02:30, and one of 25, in which there are two.
+        ("0 4 * * *", "2026-03-28T04:00+01:00", "2026-03-29T04:00+02:00"),
+        ("30 2 * * *", "2026-03-28T04:00+01:00", "2026-03-29T03:00+02:00"),
+        ("30 2 * * *", "2026-10-24T04:00+02:00", "2026-10-25T02:30+02:00"),
+        ("30 2 * * *", "2026-10-25T02:30+02:00", "2026-10-26T02:30+01:00"),
+        ("30 2 * * *", "2026-10-25T02:10+01:00", "2026-10-26T02:30+01:00"),
+        ("*/30 * * * *", "2026-10-25T02:30+02:00", "2026-10-25T02:00+01:00"),
+    ],
+)
+def test_local_time_goes_through_the_change_of_clocks(expression: str, after: str, expected: str) -> None:
+    paris = parse_cron(expression, ZoneInfo("Europe/Paris"))
+    assert paris.next_time(datetime.fromisoformat(after)) == datetime.fromisoformat(expected)

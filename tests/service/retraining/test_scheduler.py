@@ -46,14 +46,12 @@ class House:
         self.started: list[tuple[str, str]] = []
         self.engine = engine
         self.state = "done"
-        self.schedule = Schedule(root, load(root), self._start, self.clock)
+        self.schedule = Schedule(root, engine, load(root), self._start, self.clock)
 
-    def look(self, now: datetime, *, timed: bool = False) -> list[tuple[str, str]]:
-        """Look at `now`, by the clock's own ringing if `timed`; return what was started."""
+    def look(self, now: datetime) -> list[tuple[str, str]]:
+        """Look at `now`; return what was started."""
         self.clock.now, self.started = now, []
-        if timed:
-            self.schedule._on_time()
-        self.wait = self.schedule.step(self.engine, now)
+        self.schedule.look()
         return self.started
 
     def runs(self) -> list[retrainings.RetrainingRow]:
@@ -88,16 +86,17 @@ def engine(root: Path) -> Iterator[Engine]:
 def test_scheduled_time_retrains_products_with_new_labels_one_after_the_other(root: Path, engine: Engine) -> None:
     house = House(root, engine, WEEKLY)
     label(root, engine, range(4), "normal", "train", at=SUNDAY - 5 * DAY)
-    assert house.look(SUNDAY - 2 * DAY, timed=True) == []
-    assert house.look(SUNDAY + DAY, timed=True) == [(PRODUCT, "cron")]
-    assert house.look(SUNDAY + DAY + HOUR, timed=True) == []
+    assert house.look(SUNDAY - 2 * DAY) == []
+    assert house.look(SUNDAY + DAY) == [(PRODUCT, "cron")]
+    assert house.look(SUNDAY + DAY + HOUR) == []
+    assert house.schedule.next_time(SUNDAY + DAY) == SUNDAY + 7 * DAY
 
 
 def test_times_missed_while_nothing_ran_are_made_up_once(root: Path, engine: Engine) -> None:
     house = House(root, engine, WEEKLY)
     label(root, engine, range(4), "normal", "train", at=SUNDAY - 5 * DAY)
-    assert house.look(SUNDAY + 30 * DAY, timed=True) == [(PRODUCT, "cron")]
-    assert house.look(SUNDAY + 31 * DAY, timed=True) == []
+    assert house.look(SUNDAY + 30 * DAY) == [(PRODUCT, "cron")]
+    assert house.look(SUNDAY + 31 * DAY) == []
 
 
 def test_enough_labels_start_one_and_a_failure_is_not_tried_again_and_again(root: Path, engine: Engine) -> None:
@@ -120,7 +119,7 @@ def test_run_stopped_with_the_daemon_is_made_up_also_where_labels_asked_for_it(r
     house.state = "stopped"
     assert house.look(SUNDAY) == [(PRODUCT, "labels")]
     house = House(root, engine, settings)
-    assert house.look(SUNDAY + HOUR, timed=True) == [(PRODUCT, "labels")]
+    assert house.look(SUNDAY + HOUR) == [(PRODUCT, "labels")]
 
 
 def test_drift_of_the_present_champion_starts_one_and_that_of_another_does_not(root: Path, engine: Engine) -> None:
@@ -146,11 +145,11 @@ def test_scheduled_run_waits_for_the_greenest_hours_and_is_on_record_as_waiting(
     house = House(root, engine, WEEKLY + 'retrain_carbon_file = "grid.csv"\nretrain_deadline_h = 12\n')
     label(root, engine, range(4), "normal", "train", at=SUNDAY - 5 * DAY)
     asked = SUNDAY + HOUR
-    assert house.look(asked, timed=True) == []
+    assert house.look(asked) == []
     [row] = house.runs()
     assert (row.state, row.planned_at) == ("waiting", SUNDAY + 5 * HOUR)
-    assert house.wait == SUNDAY + 5 * HOUR - asked
-    assert house.look(SUNDAY + 4 * HOUR, timed=True) == []
+    assert house.schedule.next_time(asked) == SUNDAY + 5 * HOUR
+    assert house.look(SUNDAY + 4 * HOUR) == []
     assert house.look(SUNDAY + 5 * HOUR) == [(PRODUCT, "cron")]
     [row] = house.runs()
     assert (row.state, row.requested_at) == ("done", asked)
@@ -160,8 +159,7 @@ def test_scheduled_run_that_meets_one_by_hand_begins_when_that_has_ended(root: P
     house = House(root, engine, WEEKLY)
     label(root, engine, range(4), "normal", "train", at=SUNDAY - 5 * DAY)
     with retraining_lock(root):
-        assert house.look(SUNDAY + DAY, timed=True) == [] and house.runs() == []
-        assert house.wait is not None and house.wait <= HOUR
+        assert house.look(SUNDAY + DAY) == [] and house.runs() == []
     assert house.look(SUNDAY + DAY + HOUR) == [(PRODUCT, "cron")]
 
 
