@@ -15,7 +15,7 @@ def run(
     log_format: str | None = typer.Option(None, help="plain or json."),
 ) -> None:
     """Watch ROOT/incoming, score what arrives, sort it and keep the record; until SIGTERM."""
-    from service.daemon import daemon
+    from service.daemon.run import run as run_daemon
 
     root = root.resolve()
     try:
@@ -23,4 +23,4 @@ def run(
     except RootMissing as error:
         # Not 78, after which the service would stay down: it is to go on once the disk is there.
         raise TamisError(f"{error}; or, where it is a disk of its own, mount it") from None
-    raise typer.Exit(daemon.run(root, settings))
+    raise typer.Exit(run_daemon(root, settings))

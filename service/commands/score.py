@@ -19,7 +19,7 @@ from service.imaging.decode import DecodeError, StillChanging, decode, image_siz
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
 from service.names import safe_name, shown_name
 from service.root import DEFAULT_PRODUCT
-from service.scoring.champions import load_version
+from service.scoring.active_versions import load_version
 from service.scoring.decide import ThresholdDecider
 from service.scoring.threshold_policy import decider_of
 from service.settings import Settings

@@ -1,9 +1,13 @@
-"""Wake: what the loop sleeps on, set by other threads and by signal handlers."""
+"""Wake: what the loop sleeps on, set by other threads and by the signal that asks it to stop."""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from contextlib import suppress
+
+EXIT_FAILED = 1
 
 
 class Wake:
@@ -26,3 +30,25 @@ class Wake:
     def wait(self, timeout_s: float) -> bool:
         """Wait for the flag for `timeout_s` s, not at all if negative; take it down, and return whether it was set."""
         return self._unset.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
+
+
+class StopRequest:
+    """Whether a signal asked the daemon to stop, and the `wake` that tells its loop."""
+
+    def __init__(self) -> None:
+        # What a signal handler changes: no `threading.Event`, whose lock the interrupted code may hold.
+        self.wake = Wake()
+        self.made = False
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        """Ask for an orderly stop at the first signal, end at once at the second."""
+        if self.made:
+            leave_at_once()
+        self.made = True
+        self.wake.set()
+
+
+def leave_at_once() -> None:
+    """End the process without waiting for its threads."""
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)

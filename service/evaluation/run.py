@@ -25,7 +25,7 @@ from service.evaluation.learning_curve import job_like, learning_curve
 from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, compare
 from service.evaluation.worst_mistakes import WorstMistakes
 from service.names import shown_name
-from service.scoring.champions import has_champion, load_version
+from service.scoring.active_versions import has_champion, load_version
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import Settings
 from service.storage import energy

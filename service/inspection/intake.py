@@ -115,8 +115,8 @@ class Intake:
             return None
 
     def shadow(self, claim: Claim) -> Shadow | None:
-        """Return the challenger that scores the image of `claim` too, or None."""
-        return self._shadows.beside(claim) if self._shadows is not None else None
+        """Return the challenger that scores the image of `claim` beside its champion, or None."""
+        return self._shadows.beside(claim.product, claim.id, claim.attempt) if self._shadows is not None else None
 
     def refresh_champions(self, now: float) -> None:
         """Ask again which versions are champions, unless that was done within `CHAMPIONS_AGE_MAX_S`."""

@@ -96,7 +96,7 @@ class Pipeline:
         self._batches_scoring = 0
         self._batches_recording = 0
         self._rejected_lines = RateLimit(REJECTED_LINES_A_MINUTE, 60.0)
-        self.meter: EnergyMeter | None = None
+        self._meter: EnergyMeter | None = None
         self.counts = Counts()
         self.recorded: set[str] = set()
         """Products of which images were recorded; whoever checks one takes it out."""
@@ -120,18 +120,19 @@ class Pipeline:
     def _batch_on_its_way(self) -> bool:
         return self._batches_scoring + self._batches_recording > 0
 
-    @property
-    def batch_size_max(self) -> int:
-        """Images in a micro-batch, at most; may be set while the loop runs."""
-        return self._batcher.batch_size_max
-
-    @batch_size_max.setter
-    def batch_size_max(self, images: int) -> None:
-        self._batcher.batch_size_max = images
-
     def stuck_for_s(self, now: float) -> float:
         """For how long the slowest work beside the loop has been running, s."""
         return max((now - since for _, since in self._workers.at_work()), default=0.0)
+
+    def use_meter(self, meter: EnergyMeter) -> None:
+        """Have the energy of what follows metered."""
+        self._meter = meter
+
+    def use_batch_size(self, images: int) -> None:
+        """Put at most so many images into a micro-batch."""
+        self._batcher.batch_size_max = images
+
+    # What comes in
 
     def retry(self, claims: list[Claim]) -> None:
         """Score claims that an earlier run left; each alone, since one of them may have ended that run."""
@@ -159,7 +160,7 @@ class Pipeline:
 
     def idle_row(self) -> None:
         """Have the energy since the last sample recorded as idle, if nothing is at work."""
-        meter = self.meter
+        meter = self._meter
         if meter is not None and self.idle:
             self._record(lambda: self._recorder.add_row(meter.take("idle")), lambda _result, _now: None)
 
@@ -288,7 +289,7 @@ class Pipeline:
 
     def _record_rejected(self) -> None:
         if self._rejected and not self._batches_recording:
-            size = self.batch_size_max
+            size = self._batcher.batch_size_max
             batch, self._rejected = self._rejected[:size], self._rejected[size:]
             self._commit(batch)
 
@@ -296,7 +297,7 @@ class Pipeline:
         self._rejected.append(InspectedImage(claim, file, error_code=code, error=message))
 
     def _commit(self, batch: list[InspectedImage]) -> None:
-        meter, began = self.meter, time.monotonic()
+        meter, began = self._meter, time.monotonic()
         self._record(
             lambda: self._recorder.commit(batch, meter),
             lambda report, now: self._finished(batch, report, now, now - began),

@@ -28,7 +28,7 @@ from service.retraining.lock import retraining_lock
 from service.retraining.promotion import apply_gate_result
 from service.retraining.training_data import TrainingData, select_training_data
 from service.root import MODELS
-from service.scoring.champions import load_version
+from service.scoring.active_versions import load_version
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
 from service.storage.energy import EnergySample

@@ -17,17 +17,14 @@ from models.errors import ModelError
 from models.registry import ModelVersion, verify
 from service.logs import fields
 from service.root import MODELS
+from service.scoring.active_versions import SHADOW_IMAGES_MIN, newest_challengers
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import shadow, versions
 from service.storage.shadow import GatedRun, ShadowSummary
-from service.storage.versions import VersionRow
 
 log = logging.getLogger(__name__)
 
-# Fewer images than this cannot tell a flood of alarms from chance. A challenger that saw fewer scores on, beyond its
-# hours.
-IMAGES_MIN = 30
 RATE_FACTOR = 2.0
 RATE_MARGIN = 0.01
 
@@ -50,19 +47,6 @@ class TrialFacts:
     champion: str | None
     newest_challenger: str | None
     promote_automatically: bool
-
-
-def standing(connection: Connection, hours: float, now: datetime) -> dict[str, VersionRow]:
-    """Return, per product, the challenger that is to score beside the champion at `now`: the newest, in its hours.
-
-    One that has scored too few images to be judged by goes on beyond its hours.
-    """
-    found = {}
-    for product, row in _newest(connection).items():
-        in_hours = now < row.created_at + timedelta(hours=hours)
-        if hours and (in_hours or not shadow.has_scored(connection, product, row.version, IMAGES_MIN)):
-            found[product] = row
-    return found
 
 
 def due(connection: Connection, settings: Settings, now: datetime) -> list[DueTrial]:
@@ -90,8 +74,8 @@ def reason_to_wait(one: DueTrial, facts: TrialFacts) -> str | None:
         return f"a newer challenger is there, {facts.newest_challenger}"
     if run.champion != facts.champion:
         return f"its gate compared it with {run.champion}; the champion is {facts.champion} now"
-    if seen.images < IMAGES_MIN or seen.champion_rate is None or seen.challenger_rate is None:
-        return f"expected at least {IMAGES_MIN} images in the shadow; found {seen.images}"
+    if seen.images < SHADOW_IMAGES_MIN or seen.champion_rate is None or seen.challenger_rate is None:
+        return f"expected at least {SHADOW_IMAGES_MIN} images in the shadow; found {seen.images}"
     most = RATE_FACTOR * seen.champion_rate + RATE_MARGIN
     if seen.challenger_rate > most:
         return (
@@ -147,7 +131,7 @@ class ShadowTrial:
         return reason
 
     def _facts(self, connection: Connection, product: str, version: str) -> TrialFacts:
-        champion, newest = versions.champion(connection, product), _newest(connection).get(product)
+        champion, newest = versions.champion(connection, product), newest_challengers(connection).get(product)
         return TrialFacts(
             shadow.gated_run(connection, product, version),
             champion.version if champion is not None else None,
@@ -161,15 +145,6 @@ class ShadowTrial:
         if once not in self._said:
             self._said.add(once)
             log.info(event, extra=fields(product=one.product, version=one.version, **values))
-
-
-def _newest(connection: Connection) -> dict[str, VersionRow]:
-    """Return the newest challenger of each product."""
-    found: dict[str, VersionRow] = {}
-    for row in versions.versions(connection):
-        if row.state == "challenger":
-            found.setdefault(row.product, row)
-    return found
 
 
 def _promoted_since(one: DueTrial) -> str:

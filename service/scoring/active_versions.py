@@ -1,64 +1,149 @@
-"""In charge: which versions judge and challenge, and at which rates, as the database says.
+"""Active versions: which version scores a product's images, which one scores beside it, and at which chosen rate.
 
-Asked by the loop, which waits for nobody: while the database is locked, what it said last holds.
+Owns what the database says of that, and the choice of a version by name for commands. The daemon's way, which falls
+back to older versions and alerts, is in `service.scoring.scorers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
-from models.registry import ModelVersion
-from service.retraining.shadow_trial import standing
-from service.scoring.decide import ThresholdDecider
-from service.scoring.threshold_policy import decider_of
-from service.settings import Settings
+from models.errors import ModelCorrupt
+from models.registry import ModelVersion, verify
+from service.errors import ConfigurationError, TamisError
+from service.root import DEFAULT_PRODUCT, MODELS
+from service.storage import shadow, thresholds, versions
 from service.storage.database.open import trouble
-from service.storage.thresholds import chosen
-from service.storage.versions import VersionRow, champions, versions
+from service.storage.versions import VersionRow
+
+T = TypeVar("T")
+
+# Fewer images than this cannot tell a flood of alarms from chance. A challenger that saw fewer scores on, beyond its
+# hours.
+SHADOW_IMAGES_MIN = 30
 
 
+@dataclass(frozen=True)
 class ActiveVersions:
-    """Who judges what; `connect` gives connections that read, and give up soon on a lock."""
+    """By product: its champion and, should that be damaged, those before it; and the rates that people chose."""
 
-    def __init__(self, connect: Callable[[], Connection], settings: Settings) -> None:
+    champions: Mapping[str, list[VersionRow]] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+
+class VersionLookup:
+    """Looks up active versions for the loop, which waits for nobody: None while the database is locked.
+
+    `connect` gives connections that read, and give up soon on a lock.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], shadow_hours: float) -> None:
         self._connect = connect
-        self._settings = settings
-        self._champions: Mapping[str, list[VersionRow]] = {}
-        self._challengers: Mapping[str, VersionRow] = {}
-        self.rates: Mapping[str, float] = {}
-        """The false-alarm rates that people chose, by product, as of the last look at the champions."""
+        self._shadow_hours = shadow_hours
 
-    def champions(self) -> Mapping[str, list[VersionRow]]:
-        """Return for each product its champion and, should that be damaged, those before it."""
-        try:
-            with self._connect() as connection:
-                all_versions = versions(connection)
-                champion_of = champions(connection)
-                self.rates = chosen(connection)
-        except OperationalError as error:
-            if trouble(error) is None:
-                raise
-            return self._champions
-        self._champions = {
-            product: [champion] + [row for row in all_versions if row.product == product and row.state == "retired"]
-            for product, champion in champion_of.items()
-        }
-        return self._champions
+    def active(self) -> ActiveVersions | None:
+        """Return the versions that score, and the chosen rates."""
+        return self._read(_active)
 
-    def challengers(self) -> Mapping[str, VersionRow]:
+    def challengers(self) -> Mapping[str, VersionRow] | None:
         """Return for each product the version that scores beside its champion, if any."""
+        return self._read(lambda connection: challengers_in_shadow(connection, self._shadow_hours, datetime.now(UTC)))
+
+    def _read(self, read: Callable[[Connection], T]) -> T | None:
         try:
             with self._connect() as connection:
-                self._challengers = standing(connection, self._settings.shadow_hours, datetime.now(UTC))
+                return read(connection)
         except OperationalError as error:
             if trouble(error) is None:
                 raise
-        return self._challengers
+            return None
 
-    def decider_of(self, product: str, version: ModelVersion) -> ThresholdDecider:
-        """Return the judge of `product` by `version`. Raises as `service.scoring.threshold_policy.decider_of`."""
-        return decider_of(self._settings, product, version, chosen_rate=self.rates.get(product))
+
+def challengers_in_shadow(connection: Connection, hours: float, now: datetime) -> dict[str, VersionRow]:
+    """Return, per product, the challenger that scores beside the champion at `now`: the newest, in its hours.
+
+    One that has scored too few images to be compared goes on beyond its hours.
+    """
+    found = {}
+    for product, row in newest_challengers(connection).items():
+        in_hours = now < row.created_at + timedelta(hours=hours)
+        if hours and (in_hours or not shadow.has_scored(connection, product, row.version, SHADOW_IMAGES_MIN)):
+            found[product] = row
+    return found
+
+
+def newest_challengers(connection: Connection) -> dict[str, VersionRow]:
+    """Return the newest challenger of each product."""
+    found: dict[str, VersionRow] = {}
+    for row in versions.versions(connection):
+        if row.state == "challenger":
+            found.setdefault(row.product, row)
+    return found
+
+
+def champion_row(connection: Connection, product: str) -> VersionRow:
+    """Return the champion that scores `product`: its own or that of `default`. Raises TamisError if there is none."""
+    champions = versions.champions(connection)
+    row = champions.get(product) or champions.get(DEFAULT_PRODUCT)
+    if row is None:
+        there = f"products with one: {', '.join(sorted(champions))}" if champions else "no product has one yet"
+        raise TamisError(
+            f"product {product}: expected a champion, its own or that of {DEFAULT_PRODUCT!r}; {there}; "
+            f"train one with `tamis train --product {product} --from DIR`"
+        )
+    return row
+
+
+def has_champion(engine: Engine, product: str) -> bool:
+    """Return whether `product` has a champion of its own."""
+    with engine.connect() as connection:
+        return versions.champion(connection, product) is not None
+
+
+def load_version(
+    root: Path, engine: Engine, product: str, version: str | None = None
+) -> tuple[ModelVersion, VersionRow]:
+    """Return the verified version that scores `product`, and its row.
+
+    It is the product's champion, or the version named; a product without a model uses those of `default`. Raises
+    TamisError naming the products or versions that there are, ConfigurationError where the folder is not what
+    was registered.
+    """
+    with engine.connect() as connection:
+        row = champion_row(connection, product) if version is None else _named(connection, product, version)
+    try:
+        return verify(root / MODELS / row.product / row.version, row.sha256), row
+    except ModelCorrupt as error:
+        raise ConfigurationError(
+            f"product {row.product}, version {row.version}: {error}; restore the folder from a backup, or "
+            f"choose another version with --version or `tamis models promote`"
+        ) from None
+
+
+def _active(connection: Connection) -> ActiveVersions:
+    rows = versions.versions(connection)
+    return ActiveVersions(
+        {
+            product: [champion, *(row for row in rows if row.product == product and row.state == "retired")]
+            for product, champion in versions.champions(connection).items()
+        },
+        thresholds.chosen(connection),
+    )
+
+
+def _named(connection: Connection, product: str, version: str) -> VersionRow:
+    own = versions.versions(connection, product)
+    known = own or versions.versions(connection, DEFAULT_PRODUCT)
+    for row in known:
+        if row.version == version:
+            return row
+    there = ", ".join(sorted(row.version for row in known)) or "none"
+    owner = product if own else DEFAULT_PRODUCT
+    raise TamisError(f"product {owner}: expected a version named {version!r}; found {there}")

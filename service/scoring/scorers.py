@@ -1,14 +1,14 @@
-"""Score: which detector judges a product's images, and what it says of a batch.
+"""Score: which detector scores a product's images, and what it says of a batch.
 
-Owns the detectors in memory. Which version is champion is a fact in the database; it is asked for again
-from time to time, so that a promotion takes effect without a restart.
+Owns the detectors in memory, and what was last known of the active versions. These are facts in the database, looked up
+again from time to time, so that a promotion takes effect without a restart.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
 from service.errors import ConfigurationError
 from service.logs import fields
 from service.root import DEFAULT_PRODUCT, MODELS
+from service.scoring.active_versions import ActiveVersions
 from service.scoring.decide import ThresholdDecider
 from service.storage.versions import VersionRow
 
@@ -46,58 +47,60 @@ class Scorer:
 class ScorerCache:
     """Gives each product its scorer.
 
-    `champions` looks up, per product, its champion and then those before it, latest first; `decider_of` makes the
-    judge of a product's images by a version, see `service.scoring.threshold_policy`; `load` makes a detector. `chosen`
-    tells the rates chosen by a person as of the last look at the champions; judges are made anew when they change.
+    `look_up` asks which versions are active, and gives None where that cannot be told now: what was known holds.
+    `decider_of` makes the decider of a product by a version and the rate that a person chose, if any, see
+    `service.scoring.threshold_policy`; `load` makes a detector.
     """
 
     def __init__(
         self,
         root: Path,
-        champions: Callable[[], Mapping[str, list[VersionRow]]],
-        decider_of: Callable[[str, ModelVersion], ThresholdDecider],
+        look_up: Callable[[], ActiveVersions | None],
+        decider_of: Callable[[str, ModelVersion, float | None], ThresholdDecider],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
-        chosen: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._root = root
-        self._champions = champions
-        self._chosen = chosen
+        self._look_up = look_up
         self._decider_of = decider_of
         self._load = load
         self._loaded_max = loaded_max
-        self._known: Mapping[str, list[VersionRow]] = {}
-        self._rates: Mapping[str, float] = {}
+        self._active = ActiveVersions()
         self._versions: dict[tuple[str, str], ModelVersion] = {}
         self._detectors: OrderedDict[GraphKey, Detector] = OrderedDict()
         self._scorers: dict[str, Scorer] = {}
         self._unusable: dict[str, str] = {}
         self._said: set[str] = set()
-        self.make_room: Callable[[int], None] = lambda _champions: None
-        """Called before so many detectors of champions are in memory, so that others can be let go."""
+        self._make_room: Callable[[int], None] = lambda _champions: None
+
+    def before_loading(self, make_room: Callable[[int], None]) -> None:
+        """Have `make_room` called before so many detectors are in memory, so that others can be let go."""
+        self._make_room = make_room
 
     def refresh(self) -> bool:
         """Ask again which versions are champions and which rates are chosen; return whether anything changed."""
-        known = self._champions()
-        rates = self._chosen()
-        if known == self._known and rates == self._rates:
+        active = self._look_up()
+        if active is None or active == self._active:
             return False
-        if rates != self._rates:
-            told = ",".join(f"{product}:{rate:g}" for product, rate in sorted(rates.items()))
+        if active.rates != self._active.rates:
+            told = ",".join(f"{product}:{rate:g}" for product, rate in sorted(active.rates.items()))
             log.info("rates chosen", extra=fields(rates=told or "none"))
-        self._known, self._rates = known, rates
+        self._active = active
         self._scorers.clear()
         self._unusable.clear()
         return True
 
     def has(self, product: str) -> bool:
         """Return whether there is a champion for `product`, its own or that of `default`, as far as is known."""
-        return (product in self._known or DEFAULT_PRODUCT in self._known) and product not in self._unusable
+        return self.owner(product) in self._active.champions and product not in self._unusable
 
-    @property
-    def known(self) -> Mapping[str, list[VersionRow]]:
-        """The versions of each product, its champion first, as last asked."""
-        return self._known
+    def owner(self, product: str) -> str:
+        """Return the product whose versions score `product`: itself where it has a champion, else `default`."""
+        return product if product in self._active.champions else DEFAULT_PRODUCT
+
+    def decider_of(self, product: str, version: ModelVersion) -> ThresholdDecider:
+        """Return the decider of `product` by `version`, at the chosen rate. Raises as `threshold_policy.decider_of`."""
+        return self._decider_of(product, version, self._active.rates.get(product))
 
     @property
     def loaded(self) -> int:
@@ -107,7 +110,7 @@ class ScorerCache:
     @property
     def products(self) -> list[str]:
         """The products that have a champion of their own."""
-        return sorted(self._known)
+        return sorted(self._active.champions)
 
     def get(self, product: str) -> Scorer:
         """Return the scorer for `product`, loading it where needed.
@@ -127,14 +130,14 @@ class ScorerCache:
         return scorer
 
     def _make(self, product: str) -> Scorer:
-        owner = product if product in self._known else DEFAULT_PRODUCT
+        owner = self.owner(product)
         failures = []
-        for row in self._known[owner]:
+        for row in self._active.champions[owner]:
             try:
                 detector, version = self._detector(owner, row)
-                decider = self._decider_of(product, version)
+                decider = self.decider_of(product, version)
             except TooFewImages as error:
-                chosen = f"; {CHOSEN_ADVICE}" if product in self._rates else ""
+                chosen = f"; {CHOSEN_ADVICE}" if product in self._active.rates else ""
                 raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
             except ModelCorrupt as error:
                 failures.append(str(error))
@@ -157,7 +160,7 @@ class ScorerCache:
             )
         key = _graph_key(version)
         if key not in self._detectors:
-            self.make_room(min(len(self._detectors) + 1, self._loaded_max))
+            self._make_room(min(len(self._detectors) + 1, self._loaded_max))
             self._detectors[key] = self._load(version)
             while len(self._detectors) > self._loaded_max:
                 _, gone = self._detectors.popitem(last=False)

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from models.detector import Detector, UInt8Array
 from models.registry import ModelVersion, verify
-from service.inspection.claim import Claim
 from service.logs import fields
-from service.root import DEFAULT_PRODUCT, MODELS
-from service.scoring.decide import Decision, ThresholdDecider
+from service.root import MODELS
+from service.scoring.decide import Decision
 from service.scoring.scorers import Scorer, ScorerCache, score_images
 from service.storage.versions import VersionRow
 
@@ -63,16 +62,15 @@ class _Loaded:
 class Shadows:
     """The challengers that score beside the champions of `scorers`, each for its product.
 
-    `challengers` looks up, per product, the one whose time it is. All methods are for the loop's thread; a model is
-    loaded in a thread of its own, since that takes seconds.
+    `look_up` asks, per product, for the one whose time it is, and gives None where that cannot be told now. All methods
+    are for the loop's thread; a model is loaded in a thread of its own, since that takes seconds.
     """
 
     def __init__(
         self,
         root: Path,
         scorers: ScorerCache,
-        challengers: Callable[[], Mapping[str, VersionRow]],
-        decider_of: Callable[[str, ModelVersion], ThresholdDecider],
+        look_up: Callable[[], Mapping[str, VersionRow] | None],
         load: Callable[[ModelVersion], Detector],
         *,
         share: float,
@@ -80,8 +78,7 @@ class Shadows:
     ) -> None:
         self._root = root
         self._scorers = scorers
-        self._challengers = challengers
-        self._decider_of = decider_of
+        self._look_up = look_up
         self._load = load
         self._share = share
         self._loaded_max = loaded_max
@@ -92,11 +89,13 @@ class Shadows:
         self._dropped: set[Key] = set()
         self._said_no_room: set[Key] = set()
         self._pool: ThreadPoolExecutor | None = None
-        scorers.make_room = self._make_room
+        scorers.before_loading(self._make_room)
 
     def refresh(self, *, champions_changed: bool) -> None:
         """Ask again whose time it is, let go of the others, and begin to load what is missing."""
-        self._known = self._challengers()
+        known = self._look_up()
+        if known is not None:
+            self._known = known
         wanted = {(product, row.version) for product, row in self._known.items()} - self._dropped
         for key in self._loaded.keys() - wanted:
             del self._loaded[key]
@@ -107,7 +106,7 @@ class Shadows:
                 if key in wanted:
                     self._take(key, loading)
         if champions_changed:
-            # The policy or its rate may have changed: the judges are made anew.
+            # The policy or its rate may have changed: the deciders are made anew.
             self._shadows.clear()
         for product, row in self._known.items():
             key = (product, row.version)
@@ -118,13 +117,12 @@ class Shadows:
             elif key not in self._loading:
                 self._begin_to_load(key, row)
 
-    def beside(self, claim: Claim) -> Shadow | None:
-        """Return the challenger that scores the image of `claim` too, or None."""
+    def beside(self, product: str, id: str, attempt: int) -> Shadow | None:
+        """Return the challenger that scores the image `id` of `product` too, or None."""
         # An image that ended the service once is not given to a challenger again: it may be the one to blame.
-        if not self._shadows or claim.attempt > 1 or not in_share(claim.id, self._share):
+        if not self._shadows or attempt > 1 or not in_share(id, self._share):
             return None
-        owner = claim.product if claim.product in self._scorers.known else DEFAULT_PRODUCT
-        return self._shadows.get(claim.product) or self._shadows.get(owner)
+        return self._shadows.get(product) or self._shadows.get(self._scorers.owner(product))
 
     def close(self) -> None:
         """End the thread that loads."""
@@ -170,7 +168,7 @@ class Shadows:
             return
         loaded = self._loaded[key]
         try:
-            decider = self._decider_of(product, loaded.version)
+            decider = self._scorers.decider_of(product, loaded.version)
         # Too few calibration scores, a policy without its anomalies, or a manifest that lacks what it needs: each
         # is a reason not to ask this challenger, and none to stop.
         except Exception as error:  # noqa: BLE001

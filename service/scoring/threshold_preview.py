@@ -19,7 +19,8 @@ from models.errors import ModelCorrupt, TooFewImages
 from models.registry import ModelVersion, read_manifest
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.names import safe_name
-from service.root import DEFAULT_PRODUCT, INCOMING, MODELS
+from service.root import INCOMING, MODELS
+from service.scoring.active_versions import champion_row
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import Settings
 from service.storage import scores as stored_scores
@@ -158,13 +159,7 @@ def champion_of(root: Path, connection: Connection, product: str) -> ModelVersio
     not what was registered.
     """
     _require_known(root, connection, product)
-    champions = versions.champions(connection)
-    row = champions.get(product) or champions.get(DEFAULT_PRODUCT)
-    if row is None:
-        raise TamisError(
-            f"product {product}: expected a champion, its own or that of {DEFAULT_PRODUCT!r}; found none; "
-            f"train one with `tamis train --product {product} --from DIR`"
-        )
+    row = champion_row(connection, product)
     try:
         return read_manifest(root / MODELS / row.product / row.version, row.sha256)
     except ModelCorrupt as error:

@@ -15,7 +15,7 @@ from models.errors import TooFewImages
 from service.commands.score import score
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.imaging import decode
-from service.scoring.champions import load_version
+from service.scoring.active_versions import load_version
 from service.storage.database.open import open_database
 from tests.support.brightness_version import image, install
 

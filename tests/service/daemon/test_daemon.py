@@ -368,10 +368,11 @@ def test_retention_runs_beside_the_scoring_and_says_what_it_removed(house: Path,
 import sys
 from datetime import timedelta
 from pathlib import Path
-from service.daemon import background_jobs, daemon
+from service.daemon import background_jobs
+from service.daemon.run import run
 from service.settings import load
 background_jobs.RETENTION_AFTER = timedelta(0)
-sys.exit(daemon.run(Path(sys.argv[1]), load(Path(sys.argv[1]))))
+sys.exit(run(Path(sys.argv[1]), load(Path(sys.argv[1]))))
 """
     drop("old.png", brightness=20)
     drop("new.png", brightness=30)

@@ -3,16 +3,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from service.daemon.daemon import Daemon
-from service.daemon.systemd import Notifier
-from service.daemon.wake import Wake
-from service.settings import Settings
+from service.daemon.wake import StopRequest, Wake
 
 
 def interrupt_everywhere(
@@ -75,12 +71,10 @@ def test_set_before_any_bytecode_of_another_set_comes_back() -> None:
     assert interrupt_everywhere(trial) > 5
 
 
-def test_signal_before_any_bytecode_of_the_loops_wait_stops_the_daemon(root: Path) -> None:
-    settings, notifier = Settings(), Notifier()
-
+def test_signal_before_any_bytecode_of_the_loops_wait_stops_the_daemon() -> None:
     def trial() -> tuple[Callable[[], object], Callable[[], object]]:
-        daemon = Daemon(root, settings, notifier)
-        return lambda: daemon._wake.wait(0.0), lambda: daemon.on_signal(15, None)
+        stop = StopRequest()
+        return lambda: stop.wake.wait(0.0), lambda: stop.on_signal(15, None)
 
     assert interrupt_everywhere(trial) > 5
 

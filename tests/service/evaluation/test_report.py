@@ -315,9 +315,7 @@ def test_a_smaller_subset_is_a_part_of_every_larger_one(tmp_path, monkeypatch):
 
 
 def test_what_draws_the_report_is_loaded_by_it_alone():
-    script = (
-        "import sys, service.cli, service.daemon.daemon; print(sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
-    )
+    script = "import sys, service.cli, service.daemon.run; print(sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

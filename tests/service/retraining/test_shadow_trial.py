@@ -15,7 +15,8 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.retraining.shadow_trial import IMAGES_MIN, DueTrial, ShadowTrial, TrialFacts, due, reason_to_wait
+from service.retraining.shadow_trial import DueTrial, ShadowTrial, TrialFacts, due, reason_to_wait
+from service.scoring.active_versions import SHADOW_IMAGES_MIN
 from service.settings import Settings, load
 from service.storage import versions
 from service.storage.database.open import open_database
@@ -41,7 +42,11 @@ def facts(run: GatedRun | None = PASSED, **values: Any) -> TrialFacts:
         (ShadowSummary(100, 6, 0.02, 0.051), facts(), "expected at most 5.00%"),
         (ShadowSummary(100, 1, 0.0, 0.01), facts(), None),
         (ShadowSummary(100, 2, 0.0, 0.02), facts(), "expected at most 1.00%"),
-        (ShadowSummary(IMAGES_MIN - 1, 0, 0.0, 0.0), facts(), "expected at least 30 images in the shadow; found 29"),
+        (
+            ShadowSummary(SHADOW_IMAGES_MIN - 1, 0, 0.0, 0.0),
+            facts(),
+            "expected at least 30 images in the shadow; found 29",
+        ),
         (ShadowSummary(0, 0, None, None), facts(), "found 0"),
         (SEEN, facts(None), "no retraining made it"),
         (SEEN, facts(GatedRun(1, "rejected", "v1", True)), "outcome rejected"),
@@ -200,13 +205,13 @@ def test_real_daemon_scores_in_the_shadow_and_promotes_when_the_hours_are_over(
         daemon.wait_ready()
         wait_until(lambda: "in the shadow product=default" in daemon.log_text(), "the challenger loaded")
         assert "expected at least 30 images in the shadow" in daemon.log_text()
-        for number in range(IMAGES_MIN + 5):
+        for number in range(SHADOW_IMAGES_MIN + 5):
             drop(f"{number}.png", seed=number)
-        wait_until(lambda: finished(root) >= IMAGES_MIN + 5, "the images finished")
-        assert shadowed() >= IMAGES_MIN
+        wait_until(lambda: finished(root) >= SHADOW_IMAGES_MIN + 5, "the images finished")
+        assert shadowed() >= SHADOW_IMAGES_MIN
         wait_until(lambda: "gate passed, and in the shadow" in daemon.log_text(), "the promotion")
         drop("after.png", seed=999)
-        wait_until(lambda: finished(root) == IMAGES_MIN + 6, "the last finished")
+        wait_until(lambda: finished(root) == SHADOW_IMAGES_MIN + 6, "the last finished")
         assert daemon.stop() == 0, daemon.log_text()
     with sqlite3.connect(root / "tamis.db") as connection:
         states = dict(connection.execute("SELECT version, state FROM versions"))

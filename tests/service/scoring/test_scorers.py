@@ -15,6 +15,7 @@ from models.calibration.thresholds import AtFalseAlarmRate
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
 from service.errors import ConfigurationError
+from service.scoring.active_versions import ActiveVersions
 from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import ScorerCache
 from service.storage.versions import VersionRow
@@ -46,7 +47,7 @@ def joint_version(root: Path, other: ModelVersion, product: str, scores: list[fl
     return registry.publish(build, root / "models")
 
 
-def decider_of(product: str, version: ModelVersion) -> ThresholdDecider:
+def decider_of(product: str, version: ModelVersion, rate: float | None) -> ThresholdDecider:
     return ThresholdDecider(version.calibration_scores, AtFalseAlarmRate(0.01))
 
 
@@ -61,7 +62,7 @@ def test_products_trained_jointly_have_one_detector_and_a_threshold_each(root: P
 
     known = {version.product: [row_of(version)] for version in (first, second)}
 
-    scorers = ScorerCache(root, lambda: known, decider_of, load, loaded_max=1)
+    scorers = ScorerCache(root, lambda: ActiveVersions(known), decider_of, load, loaded_max=1)
     scorers.refresh()
     bar, bolt = scorers.get("bar"), scorers.get("bolt")
     assert bar.detector is bolt.detector and len(loaded) == 1
@@ -75,7 +76,7 @@ def test_a_version_that_is_not_what_was_registered_is_refused_though_its_graph_i
     first = brightness_version.install(root, "bar")
     second = joint_version(root, first, "bolt", [1.0] * 100)
     known = {"bar": [row_of(first)], "bolt": [replace(row_of(second), sha256="0" * 64)]}
-    scorers = ScorerCache(root, lambda: known, decider_of, OpenVinoDetector, loaded_max=2)
+    scorers = ScorerCache(root, lambda: ActiveVersions(known), decider_of, OpenVinoDetector, loaded_max=2)
     scorers.refresh()
     scorers.get("bar")
     with pytest.raises(ConfigurationError, match="expected sha256 0000"):

@@ -18,14 +18,14 @@ from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Detector, Scored
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from service.retraining.shadow_trial import IMAGES_MIN, standing
+from service.scoring.active_versions import SHADOW_IMAGES_MIN, ActiveVersions, challengers_in_shadow
 from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import ScorerCache
 from service.scoring.shadow import Shadows, in_share
 from service.storage import shadow
 from service.storage.database.open import open_database
 from service.storage.tables import time_text
-from service.storage.versions import champions
+from service.storage.versions import VersionRow, champions
 from tests.service.inspection.test_pipeline import LIMITS, PATIENCE_S, House
 from tests.support.brightness_version import CREATED_AT, install
 
@@ -55,9 +55,7 @@ class Stage:
     ) -> None:
         self.engine, self.now = engine, IN_HOURS
         self.scorers = ScorerCache(root, self._champions, self._decider_of, OpenVinoDetector, loaded_max)
-        self.shadows = Shadows(
-            root, self.scorers, self._challengers, self._decider_of, load, share=share, loaded_max=loaded_max
-        )
+        self.shadows = Shadows(root, self.scorers, self._challengers, load, share=share, loaded_max=loaded_max)
         self.house = House(root, engine, self.scorers, limits, shadows=self.shadows)  # type: ignore[arg-type]
         self.scorers.refresh()
 
@@ -83,15 +81,15 @@ class Stage:
         self.house.pipeline.close()
         self.shadows.close()
 
-    def _champions(self) -> dict[str, list[object]]:
+    def _champions(self) -> ActiveVersions:
         with self.engine.connect() as connection:
-            return {product: [row] for product, row in champions(connection).items()}
+            return ActiveVersions({product: [row] for product, row in champions(connection).items()})
 
-    def _challengers(self) -> dict[str, object]:
+    def _challengers(self) -> dict[str, VersionRow]:
         with self.engine.connect() as connection:
-            return dict(standing(connection, 24.0, self.now))
+            return challengers_in_shadow(connection, 24.0, self.now)
 
-    def _decider_of(self, _product: str, version: ModelVersion) -> ThresholdDecider:
+    def _decider_of(self, _product: str, version: ModelVersion, _rate: float | None) -> ThresholdDecider:
         return ThresholdDecider(version.calibration_scores, AtFalseAlarmRate(0.01))
 
 
@@ -265,7 +263,7 @@ def test_a_challengers_time_ends_and_its_model_leaves_the_memory(
 ) -> None:
     one = stage()
     one.loaded()
-    for number in range(IMAGES_MIN):
+    for number in range(SHADOW_IMAGES_MIN):
         drop(f"{number}.png", seed=number)
         one.house.settle_and_run()
     one.now = CREATED_AT + timedelta(hours=23.9)
@@ -273,7 +271,7 @@ def test_a_challengers_time_ends_and_its_model_leaves_the_memory(
     assert one.shadows._loaded
     one.now = CREATED_AT + timedelta(hours=24.1)
     one.shadows.refresh(champions_changed=False)
-    assert not one.shadows._loaded and len(one.scores()) == IMAGES_MIN
+    assert not one.shadows._loaded and len(one.scores()) == SHADOW_IMAGES_MIN
 
 
 def test_a_challenger_that_saw_too_few_images_goes_on_beyond_its_hours(
