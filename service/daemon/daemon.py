@@ -185,9 +185,7 @@ class Daemon:
             log.info(
                 "recovered",
                 extra=fields(
-                    again=len(recovered.again),
-                    given_up=len(recovered.given_up),
-                    delivered=recovered.delivered,
+                    again=len(recovered.again), given_up=len(recovered.given_up), delivered=recovered.delivered
                 ),
             )
 

@@ -56,9 +56,7 @@ class Metering:
         settings = self._settings
         try:
             self._meter = EnergyMeter(
-                tracking=settings.energy_tracking,
-                country=settings.energy_country,
-                cpu_max_w=settings.energy_cpu_max_w,
+                tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
             )
         # Whatever the meter trips over when it looks at the hardware, images are scored; their energy is unknown.
         except Exception:

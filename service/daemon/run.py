@@ -175,12 +175,7 @@ def _open_scoring(
     if not settings.shadow_hours:
         return scorers, None
     shadows = Shadows(
-        root,
-        scorers,
-        lookup.challengers,
-        load,
-        share=settings.shadow_share,
-        loaded_max=settings.models_loaded_max,
+        root, scorers, lookup.challengers, load, share=settings.shadow_share, loaded_max=settings.models_loaded_max
     )
     stack.callback(shadows.close)
     return scorers, shadows

@@ -1,14 +1,14 @@
 """Drift: whether a product's images still score like those its champion was calibrated on, since when, and why. Pure.
 
-The tests are in `models.drift.drift`. Here is what they are made on: the latest images since the champion became one,
-without those that people confirmed as anomalies, and the images at the beginning, whose look the light is told by.
-Who reads these and writes what comes of it is `service.drift.monitor`.
+Owns which images the tests of `models.drift.drift` compare: the latest since the champion became one, without those
+that people confirmed as anomalies, and the first ones, whose image statistics show whether the light changed.
+`service.drift.monitor` reads them and writes the outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from service.storage.drift import DriftRow, ScoredImage
 
 STEADY = "steady"
 DRIFTING = "drifting"
-# A cause that was said is taken back for another one only after so many windows' worth of new images.
+# A cause on record is replaced by another one only after so many windows' worth of new images.
 NEW_CAUSE_WINDOWS = 0.25
 
 Float64Array = npt.NDArray[np.float64]
@@ -32,8 +32,8 @@ Float64Array = npt.NDArray[np.float64]
 class DriftSubject:
     """A product and what its images are compared with.
 
-    `reference` holds scores, from the calibration or, for a product that another's champion judges, from its own first
-    images; `image_statistics` that of the images which the version was calibrated on, `(n, 3)`, where it is known.
+    `reference` holds scores, from the calibration or, for a product that another's champion scores, from its own first
+    images; `image_statistics` those of the images which the version was calibrated on, `(n, 3)`, where they are known.
     """
 
     product: str
@@ -72,10 +72,12 @@ def assess(
     confirmed = of_all.exceeds(already=already)
     figures = _figures(subject, of_normals or of_all, len(window) - len(normals), window[-1])
     if not normals_drift and not confirmed:
-        return None if known is not None and not already else _steady(subject, figures, at)
+        if known is not None and not already:
+            return None
+        return DriftRow(subject.product, subject.version, STEADY, None, None, at, figures)
     began_at = _began(subject, known, recent, only_normals=normals_drift)
     after = [image for image in recent if order_of(image) >= began_at]
-    image_statistics = look_moved(_look_before(subject, first, began_at), _look(after))
+    image_statistics = look_moved(_statistics_before(subject, first, began_at), _statistics(after))
     cause = _cause(subject, after, image_statistics) if normals_drift else "defects"
     found = DriftRow(
         subject.product,
@@ -84,21 +86,21 @@ def assess(
         cause,
         known.first_image_id if already and known is not None else began_at[1],
         at,
-        figures | {"images_since": len(after), "look": _told(image_statistics)},
+        figures
+        | {
+            "images_since": len(after),
+            "look": {name: None if one is None else asdict(one) for name, one in image_statistics.items()},
+        },
     )
     if known is None or not already:
         return found
     return found if _another_cause(known, cause, recent, subject.window) else None
 
 
-def _steady(subject: DriftSubject, figures: dict[str, Any], at: datetime) -> DriftRow:
-    return DriftRow(subject.product, subject.version, STEADY, None, None, at, figures)
-
-
 def _began(
     subject: DriftSubject, known: DriftRow | None, recent: Sequence[ScoredImage], *, only_normals: bool
 ) -> tuple[datetime, str]:
-    """Return the place in time of the image with which drift began: as was said, else the likeliest."""
+    """Return the place in time of the image with which drift began: as on record, else the likeliest."""
     if known is not None and known.state == DRIFTING:
         for image in recent:
             if image.id == known.first_image_id:
@@ -130,20 +132,18 @@ def _another_cause(known: DriftRow, cause: str, recent: Sequence[ScoredImage], w
     return last not in ids or len(ids) - 1 - ids.index(last) >= NEW_CAUSE_WINDOWS * window
 
 
-def _look_before(subject: DriftSubject, first: Sequence[ScoredImage], began_at: tuple[datetime, str]) -> Float64Array:
-    """Return the look to compare with: of the champion's first images, or where they are few of its calibration's."""
-    before = _look([image for image in first if order_of(image) < began_at and image.label != ANOMALY])
+def _statistics_before(
+    subject: DriftSubject, first: Sequence[ScoredImage], began_at: tuple[datetime, str]
+) -> Float64Array:
+    """Return the image statistics of the champion's first images, or where they are few of its calibration's."""
+    before = _statistics([image for image in first if order_of(image) < began_at and image.label != ANOMALY])
     enough = np.isfinite(before).any(axis=1).sum() >= IMAGES_MIN
     return before if enough or not len(subject.image_statistics) else subject.image_statistics
 
 
 def _figures(subject: DriftSubject, comparison: ScoreComparison, confirmed: int, last: ScoredImage) -> dict[str, Any]:
     return {
-        "images": comparison.images,
-        "distance": comparison.distance,
-        "distance_p_value": comparison.distance_p_value,
-        "beyond": comparison.beyond,
-        "beyond_p_value": comparison.beyond_p_value,
+        **asdict(comparison),
         "confirmed_anomalies": confirmed,
         "threshold": subject.threshold,
         "reference": "calibration" if subject.of_calibration else "first images",
@@ -152,19 +152,12 @@ def _figures(subject: DriftSubject, comparison: ScoreComparison, confirmed: int,
     }
 
 
-def _told(image_statistics: dict[str, Moved | None]) -> dict[str, Any]:
-    return {
-        name: None if one is None else {"before": one.before, "after": one.after, "moved": one.moved}
-        for name, one in image_statistics.items()
-    }
-
-
 def scores_of(images: Sequence[ScoredImage]) -> Float64Array:
     """Return the scores of `images`, float64 `(n,)`."""
     return np.asarray([image.score for image in images], dtype=np.float64)
 
 
-def _look(images: Sequence[ScoredImage]) -> Float64Array:
+def _statistics(images: Sequence[ScoredImage]) -> Float64Array:
     """Return brightness, contrast and sharpness, float64 `(n, 3)`; NaN is not known."""
     values = [(image.brightness, image.contrast, image.sharpness) for image in images]
     return np.asarray(values, dtype=np.float64).reshape(-1, len(FIGURES))

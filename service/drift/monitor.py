@@ -1,6 +1,6 @@
-"""Drift watch: looks at the latest images of products, writes a row where the state changed, and says so in the log.
+"""Drift monitor: checks the latest images of products, and records and logs each change of a product's drift state.
 
-It runs beside the loop, on the thread that records; what the state is `service.drift.assess` says.
+It runs beside the loop, on the thread that records; `service.drift.assess` decides what the state is.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from service.storage.thresholds import chosen
 
 log = logging.getLogger(__name__)
 
-# Windows that are looked back over; and once drift is found, for the image with which it began: a fast line may have
-# brought more than a window since the last look. Rows beyond the images, as some may be another version's.
+# Windows to read; and, once drift is found, to find the image with which it began: a fast line may have brought more
+# than a window since the last check. More rows than images, as some may be another version's.
 LOOK_BACK_WINDOWS = 2
 FIND_WINDOWS = 10
 ROWS_PER_IMAGE = 1.5
@@ -51,51 +51,52 @@ class DriftWatch:
         self._said: set[str] = set()
 
     def check(self, products: Collection[str], now: datetime | None = None) -> list[DriftRow]:
-        """Look at `products`, and write and return what changed of their state at `now`.
+        """Check `products`; record and return the changes of their states at `now`.
 
-        A product whose champion's figures cannot be read is passed over, which is said once; so is one that is
-        locked, which is looked at with its next images.
+        A product whose champion's figures cannot be read is skipped, which is logged once. Where the database is
+        locked, it is checked with its next images.
         """
         at = now or datetime.now(UTC)
         changed = []
         for product in products:
             try:
-                row = self._look_at(product, at)
+                row = self._assess(product, at)
                 if row is not None and self._write(row):
                     changed.append(row)
             except OperationalError as error:
                 if trouble(error) is None:
                     raise
-                continue
             except ModelCorrupt as error:
-                self._say_once(product, error)
+                if product not in self._said:
+                    self._said.add(product)
+                    log.error("drift is not watched", extra=fields(product=product, reason=error))
         return changed
 
-    def _look_at(self, product: str, at: datetime) -> DriftRow | None:
+    def _assess(self, product: str, at: datetime) -> DriftRow | None:
         with self._reading.connect() as connection:
-            reigns = rows.reigns(connection)
-            reign = reigns.get(product) or reigns.get(DEFAULT_PRODUCT)
-            if reign is None:
+            periods = rows.reigns(connection)
+            period = periods.get(product) or periods.get(DEFAULT_PRODUCT)
+            if period is None:
                 return None
             before = rows.last(connection).get(product)
             rate = chosen(connection).get(product)
             size = self._settings.drift_window
-            first = rows.oldest(connection, product, reign.since, size)
-            version = self._version(reign)
+            first = rows.oldest(connection, product, period.since, size)
+            version = self._version(period)
             if version.product != product and len(first) < size:
-                # Another's calibration says nothing of this product's normals: its own first images are to.
+                # Another product's calibration says nothing about this one's normals; its own first images will.
                 return None
-            first_judged = _of(first, version.version)
-            subject = self._subject(product, version, first_judged, rate)
+            first_scored = _of(first, version.version)
+            subject = self._subject(product, version, first_scored, rate)
             if len(subject.reference) < IMAGES_MIN:
                 return None
 
             def assess_last(windows: int) -> DriftRow | None:
                 limit = min(int(windows * size * ROWS_PER_IMAGE), ROWS_MAX)
-                recent = _of(rows.newest(connection, product, reign.since, limit), version.version)
+                recent = _of(rows.newest(connection, product, period.since, limit), version.version)
                 if not subject.of_calibration:
                     recent = [image for image in recent if order_of(image) > order_of(first[-1])]
-                return assess(subject, first_judged, recent[-windows * size :], before, at)
+                return assess(subject, first_scored, recent[-windows * size :], before, at)
 
             row = assess_last(LOOK_BACK_WINDOWS)
             return assess_last(FIND_WINDOWS) if row is not None and row.state == DRIFTING else row
@@ -106,7 +107,7 @@ class DriftWatch:
         own = version.product == product
         try:
             threshold = threshold_of(self._settings, product, version, chosen_rate=rate)
-        except (TooFewImages, ConfigurationError):  # said where images are judged
+        except (TooFewImages, ConfigurationError):  # reported where images are scored
             threshold = None
         calibration = version.calibration_scores.astype(np.float64)
         image_statistics = version.calibration_look if own else None
@@ -120,8 +121,8 @@ class DriftWatch:
             np.empty((0, len(FIGURES))) if image_statistics is None else image_statistics.astype(np.float64),
         )
 
-    def _version(self, reign: ChampionPeriod) -> ModelVersion:
-        row = reign.row
+    def _version(self, period: ChampionPeriod) -> ModelVersion:
+        row = period.row
         version = self._versions.get((row.product, row.version))
         if version is None or version.sha256 != row.sha256:
             version = read_manifest(self._root / MODELS / row.product / row.version, row.sha256)
@@ -144,19 +145,12 @@ class DriftWatch:
                     cause=row.cause,
                     first=row.first_image_id,
                     version=row.version,
-                    images=row.figures["images"],
-                    beyond=row.figures["beyond"],
-                    distance=row.figures["distance"],
+                    **{name: row.figures[name] for name in ("images", "beyond", "distance")},
                 ),
             )
         elif known is not None and known.state == DRIFTING:
             log.info("steady", extra=fields(product=row.product, version=row.version))
         return True
-
-    def _say_once(self, product: str, error: ModelCorrupt) -> None:
-        if product not in self._said:
-            self._said.add(product)
-            log.error("drift is not watched", extra=fields(product=product, reason=error))
 
 
 def _of(images: Sequence[ScoredImage], version: str) -> list[ScoredImage]:

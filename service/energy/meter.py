@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import psutil
 
@@ -34,6 +34,14 @@ _G_PER_KG = 1000.0
 _ANY_COUNTRY = "FRA"
 
 
+class _Total(NamedTuple):
+    cpu_wh: float = 0.0
+    gpu_wh: float = 0.0
+    ram_wh: float = 0.0
+    total_wh: float = 0.0
+    emissions_g: float = 0.0
+
+
 class EnergyMeter:
     """Counts the energy of this process, or of the machine.
 
@@ -52,17 +60,16 @@ class EnergyMeter:
             self._tracker: OfflineEmissionsTracker | None = self._started(tracking, country, cpu_max_w)
         modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
         self.source: Literal["measured", "estimated"] = "measured" if modes & _MEASURING_MODES else "estimated"
-        # It keeps to itself what it trips over when it starts, and would tell of zero for ever after.
+        # It hides what it trips over when it starts, and would report zero for ever after.
         self._counts = self._tracker._start_time is not None
         if not self._counts:
             log.warning("the energy meter did not start; energy is unknown")
-        self._total = _Total(0.0, 0.0, 0.0, 0.0, 0.0)
-        self._given = self._total
+        self._given = self._total = _Total()
         self._given_at = time.monotonic()
         self._started_at = datetime.now(UTC)
 
     def _started(self, tracking: str, country: str | None, cpu_max_w: float | None) -> OfflineEmissionsTracker:
-        """Return a tracker that counts, and tells `_total` whenever it is flushed."""
+        """Return a tracker that counts, and sets `_total` whenever it is flushed."""
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.output_methods.base_output import BaseOutput
 
@@ -70,7 +77,10 @@ class EnergyMeter:
 
         class Capture(BaseOutput):
             def out(self, total: EmissionsData, delta: EmissionsData) -> None:
-                meter._total = _Total.of(total)
+                kwh = (total.cpu_energy, total.gpu_energy, total.ram_energy, total.energy_consumed)
+                meter._total = _Total(*(_WH_PER_KWH * each for each in kwh))._replace(
+                    emissions_g=total.emissions * _G_PER_KG
+                )
 
         # After the import, which sets a level of its own.
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
@@ -97,53 +107,48 @@ class EnergyMeter:
         None once the meter is closed.
         """
         with self._lock:
-            if self._tracker is None:
-                return None
-            # `flush` alone leaves out what is less than 50 ms old, and with it a whole micro-batch after idling.
-            self._tracker._measure_power_and_energy()
-            self._tracker.flush()
-            return self._sample(kind, images)
+            return self._sample(kind, images) if self._measure() else None
 
     def measure_wh(self) -> float:
-        """Measure, and return the Wh used since the meter was made; nothing is given out. As it was once closed."""
+        """Measure, and return the Wh used since the meter was made, until it was closed; nothing is given out."""
         with self._lock:
-            if self._tracker is not None:
-                self._tracker._measure_power_and_energy()
-                self._tracker.flush()
+            self._measure()
             return self._total.total_wh
 
     def close(self, kind: str = "idle") -> EnergySample | None:
         """Stop metering and return what was used since the last sample."""
         with self._lock:
-            if self._tracker is None:
+            if not self._measure() or self._tracker is None:
                 return None
-            self._tracker._measure_power_and_energy()
             self._tracker.stop()
             self._tracker = None
             return self._sample(kind, 0)
 
-    @property
-    def total_wh(self) -> float:
-        """The tracker's own total, Wh, as of the last sample."""
-        return self._total.total_wh
+    def _measure(self) -> bool:
+        """Bring `_total` up to date; return false where the meter is closed."""
+        if self._tracker is None:
+            return False
+        # `flush` alone leaves out what is less than 50 ms old, and with it a whole micro-batch after idling.
+        self._tracker._measure_power_and_energy()
+        self._tracker.flush()
+        return True
 
     def _sample(self, kind: str, images: int) -> EnergySample:
-        now, total, given = time.monotonic(), self._total, self._given
-        started_at, duration_s = self._started_at, now - self._given_at
-        self._given, self._given_at, self._started_at = total, now, datetime.now(UTC)
-        counts = self._counts
+        now, started_at = time.monotonic(), self._started_at
+        duration_s = now - self._given_at
+        used = _Total(*(total - given for total, given in zip(self._total, self._given, strict=True)))
+        self._given, self._given_at, self._started_at = self._total, now, datetime.now(UTC)
+        known = {name: value if self._counts else None for name, value in used._asdict().items()}
+        if self._country is None:
+            known["emissions_g"] = None
         return EnergySample(
             kind=kind,
             started_at=started_at,
             duration_s=duration_s,
             images=images,
-            cpu_wh=total.cpu_wh - given.cpu_wh if counts else None,
-            gpu_wh=total.gpu_wh - given.gpu_wh if counts else None,
-            ram_wh=total.ram_wh - given.ram_wh if counts else None,
-            total_wh=total.total_wh - given.total_wh if counts else None,
-            emissions_g=total.emissions_g - given.emissions_g if counts and self._country else None,
             source=self.source,
             country=self._country,
+            **known,
         )
 
 
@@ -164,25 +169,6 @@ def _leave_out_children(part: Any) -> None:
         part._process = _Childless()
     if hasattr(part, "_children"):  # the memory
         part._children = False
-
-
-class _Total:
-    def __init__(self, cpu_wh: float, gpu_wh: float, ram_wh: float, total_wh: float, emissions_g: float) -> None:
-        self.cpu_wh = cpu_wh
-        self.gpu_wh = gpu_wh
-        self.ram_wh = ram_wh
-        self.total_wh = total_wh
-        self.emissions_g = emissions_g
-
-    @classmethod
-    def of(cls, total: Any) -> _Total:
-        return cls(
-            total.cpu_energy * _WH_PER_KWH,
-            total.gpu_energy * _WH_PER_KWH,
-            total.ram_energy * _WH_PER_KWH,
-            total.energy_consumed * _WH_PER_KWH,
-            total.emissions * _G_PER_KG,
-        )
 
 
 @contextmanager

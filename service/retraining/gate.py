@@ -6,14 +6,14 @@ Pure. Owns the figures, the margins and the decision. `service.retraining.gate_s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from models.evaluation.bootstrap import Interval, ScoredVersion, difference_intervals, wilson
-from models.evaluation.metrics import Float64Array, at_threshold, image_auroc
+from models.evaluation.metrics import Float64Array, Labels, at_threshold, image_auroc
 
 NORMALS_MIN = 10
 ANOMALIES_MIN = 5
@@ -24,6 +24,7 @@ COST_MARGIN = 0.25
 NormalsFrom = Literal["golden", "calibration"]
 AnomaliesFrom = Literal["golden", "drawn"]
 Decision = Literal["better", "not better", "worse", "not judged"]
+Verdict = Literal["better", "worse", "even", "not judged"]
 
 TITLES = {
     "image_auroc": "image AUROC",
@@ -49,21 +50,31 @@ class Side:
     cpu_ms_per_image: float | None = None
     wh_per_1000_images: float | None = None
 
+    @property
+    def scores(self) -> Float64Array:
+        """The scores of normals, then anomalies, `(n + m,)`."""
+        return np.concatenate([self.normal_scores, self.anomaly_scores])
+
+    @property
+    def labels(self) -> Labels:
+        """0 for a normal and 1 for an anomaly, in the order of `scores`."""
+        return np.repeat([0, 1], [len(self.normal_scores), len(self.anomaly_scores)])
+
 
 @dataclass(frozen=True)
 class Figure:
     """One figure of both; `difference` is the challenger's less the champion's, `interval` its 95 % interval.
 
-    `margin` is how much worse still counts as not worse; `verdict` is better, worse, even, or not judged.
+    `margin` is how much worse still counts as not worse.
     """
 
     name: str
-    champion: float | None
-    challenger: float | None
-    difference: float | None
-    interval: Interval | None
-    margin: float | None
-    verdict: Literal["better", "worse", "even", "not judged"]
+    champion: float | None = None
+    challenger: float | None = None
+    difference: float | None = None
+    interval: Interval | None = None
+    margin: float | None = None
+    verdict: Verdict = "not judged"
 
 
 @dataclass(frozen=True)
@@ -119,36 +130,33 @@ def compare(
     it is enough not to be worse. On calibration images nothing is said of false alarms: they set the threshold.
     """
     normals, anomalies = len(champion.normal_scores), len(champion.anomaly_scores)
-    labels = np.repeat([0, 1], [normals, anomalies])
-    sides = [_judged(side) for side in (champion, challenger)]
-    values = [_values(side, labels) for side in (champion, challenger)]
-    differences = {name: _difference(values[0][name], values[1][name]) for name in values[0]}
-    intervals = difference_intervals(sides[0], sides[1], labels, differences)
-    figures = []
-    for name, images in (("image_auroc", min(normals, anomalies)), ("recall", anomalies)):
-        allowed = max(margin, 1 / images) if name == "recall" and images else margin
-        figures.append(_figure(name, values, differences[name], intervals.get(name), allowed))
-    figures.append(
-        _false_alarms(champion, challenger, values, intervals.get("false_alarm_rate"), margin)
+    before, after = _metrics(champion), _metrics(challenger)
+    differences = {name: _difference(before[name], after[name]) for name in before}
+    first, second = (ScoredVersion(side.scores, side.threshold) for side in (champion, challenger))
+    intervals = difference_intervals(first, second, champion.labels, differences)
+
+    def figure(name: str, images: int) -> Figure:
+        allowed = max(margin, 1 / images) if images else margin
+        return Figure(name, before[name], after[name], differences[name], intervals.get(name), allowed)
+
+    false_alarms = figure("false_alarm_rate", normals)
+    figures = (
+        _by_difference(figure("image_auroc", 0)),
+        _by_difference(figure("recall", anomalies)),
+        replace(false_alarms, verdict=_verdict_on_false_alarms(false_alarms, champion, challenger))
         if normals_from == "golden"
-        else Figure("false_alarm_rate", None, None, None, None, None, "not judged")
+        else Figure("false_alarm_rate"),
+        _cost("cpu_ms_per_image", champion.cpu_ms_per_image, challenger.cpu_ms_per_image),
+        _cost("wh_per_1000_images", champion.wh_per_1000_images, challenger.wh_per_1000_images),
     )
-    figures += [_cost(name, getattr(champion, name), getattr(challenger, name)) for name in list(TITLES)[3:]]
     decision, reason = _decide(figures, drifting)
-    return GateResult(
-        decision, reason, tuple(figures), normals, anomalies, normals_from, anomalies_from, champion, challenger
-    )
+    return GateResult(decision, reason, figures, normals, anomalies, normals_from, anomalies_from, champion, challenger)
 
 
-def _judged(side: Side) -> ScoredVersion:
-    return ScoredVersion(np.concatenate([side.normal_scores, side.anomaly_scores]), side.threshold)
-
-
-def _values(side: Side, labels: Any) -> dict[str, float | None]:
-    judged = _judged(side)
-    counts = at_threshold(judged.scores, labels, side.threshold)
+def _metrics(side: Side) -> dict[str, float | None]:
+    counts = at_threshold(side.scores, side.labels, side.threshold)
     return {
-        "image_auroc": image_auroc(judged.scores, labels),
+        "image_auroc": image_auroc(side.scores, side.labels),
         "recall": counts.recall,
         "false_alarm_rate": counts.false_alarm_rate,
     }
@@ -158,67 +166,46 @@ def _difference(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else float(after - before)
 
 
-def _figure(
-    name: str,
-    values: list[dict[str, float | None]],
-    difference: float | None,
-    interval: Interval | None,
-    margin: float,
-) -> Figure:
-    before, after = values[0][name], values[1][name]
-    if difference is None:
-        return Figure(name, before, after, None, None, margin, "not judged")
+def _by_difference(figure: Figure) -> Figure:
+    if figure.difference is None or figure.margin is None:
+        return figure
     # No interval: every resample says the same.
-    low = interval.low if interval is not None else difference
+    low = figure.interval.low if figure.interval is not None else figure.difference
     # Float error must not make a difference of the margin one beyond it.
-    worse = difference < -margin - 1e-9
-    return Figure(
-        name, before, after, difference, interval, margin, "worse" if worse else "better" if low > 0 else "even"
-    )
+    worse = figure.difference < -figure.margin - 1e-9
+    return replace(figure, verdict="worse" if worse else "better" if low > 0 else "even")
 
 
-def _false_alarms(
-    champion: Side,
-    challenger: Side,
-    values: list[dict[str, float | None]],
-    interval: Interval | None,
-    margin: float,
-) -> Figure:
-    """Judge the realised rates by how far above, or off, the promised one they are.
+def _verdict_on_false_alarms(figure: Figure, champion: Side, challenger: Side) -> Verdict:
+    """Compare the realised rates by how far above, or off, the promised one they are.
 
     The challenger is worse if it is further above its promise by more than the margin. It is better if the champion's
     rate is off its promise by more than chance, the challenger's is nearer, and the two differ by more than chance.
     """
-    name = "false_alarm_rate"
+    before, after, difference, allowed = figure.champion, figure.challenger, figure.difference, figure.margin
+    if before is None or after is None or difference is None or allowed is None:
+        return "not judged"
+    promised, new_promised = champion.promised_rate, challenger.promised_rate
+    if promised is None or new_promised is None:
+        return "worse" if difference > allowed else "even"
+    if max(0.0, after - new_promised) - max(0.0, before - promised) > allowed + 1e-9:
+        return "worse"
     normals = len(champion.normal_scores)
-    before, after = values[0][name], values[1][name]
-    difference = _difference(before, after)
-    allowed = max(margin, 1 / normals)
-    if before is None or after is None or difference is None:
-        return Figure(name, before, after, difference, interval, allowed, "not judged")
-    promised = [side.promised_rate for side in (champion, challenger)]
-    if promised[0] is None or promised[1] is None:
-        return Figure(name, before, after, difference, interval, allowed, "worse" if difference > allowed else "even")
-    above = [max(0.0, rate - promise) for rate, promise in ((before, promised[0]), (after, promised[1]))]
-    if above[1] - above[0] > allowed + 1e-9:
-        return Figure(name, before, after, difference, interval, allowed, "worse")
     kept = wilson(round(before * normals), normals)
-    off = kept is not None and not kept.low <= promised[0] <= kept.high
-    nearer = abs(after - promised[1]) < abs(before - promised[0])
-    certain = difference != 0 and (interval is None or interval.low > 0 or interval.high < 0)
-    return Figure(
-        name, before, after, difference, interval, allowed, "better" if off and nearer and certain else "even"
-    )
+    off = kept is not None and not kept.low <= promised <= kept.high
+    nearer = abs(after - new_promised) < abs(before - promised)
+    certain = difference != 0 and (figure.interval is None or figure.interval.low > 0 or figure.interval.high < 0)
+    return "better" if off and nearer and certain else "even"
 
 
 def _cost(name: str, before: float | None, after: float | None) -> Figure:
     if not before or after is None:
-        return Figure(name, before, after, None, None, None, "not judged")
+        return Figure(name, before, after)
     worse = after > before * (1 + COST_MARGIN)
     return Figure(name, before, after, after - before, None, COST_MARGIN * before, "worse" if worse else "even")
 
 
-def _decide(figures: list[Figure], drifting: bool) -> tuple[Decision, str]:
+def _decide(figures: Sequence[Figure], drifting: bool) -> tuple[Decision, str]:
     worse = [figure for figure in figures if figure.verdict == "worse"]
     if worse:
         return "worse", "worse in " + "; ".join(map(described, worse))

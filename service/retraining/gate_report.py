@@ -1,6 +1,6 @@
-"""The one page on a retraining: what the gate found, drawn, with all that it rests on.
+"""The report on a retraining: one page with what the gate found, and all that it rests on.
 
-One HTML file with everything in it, in the look of the evaluation's report. Plots need matplotlib; without it the page
+One HTML file with everything in it, in the style of the evaluation's report. Plots need matplotlib; without it the page
 says so and has the figures all the same.
 """
 
@@ -12,15 +12,14 @@ from html import escape
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 from typing import Any
-
-import numpy as np
 
 from models.registry import ModelVersion
 from service import __version__
 from service.evaluation.report import GENERATOR, UNKNOWN
 from service.names import shown_name
-from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult, Side
+from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult
 from service.root import REPORTS
 
 NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."
@@ -31,14 +30,9 @@ _OUTCOMES = {
 }
 
 
-def path_of_report(product: str, version: str) -> str:
-    """Return where the report on `version` goes, relative to the root."""
-    return f"{REPORTS}/{product}/{version}.html"
-
-
 def write_page(root: Path, product: str, version: str, html: str) -> str:
     """Write the page, whole or not at all; return its path relative to the root."""
-    relative = path_of_report(product, version)
+    relative = f"{REPORTS}/{product}/{version}.html"
     path = root / relative
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".tmp.{path.name}")
@@ -58,42 +52,28 @@ def render(
     made_at: datetime,
 ) -> str:
     """Return the page as HTML. `learned` are facts on the retraining, by name, ready to be shown; None is unknown."""
-    product = _text(challenger.product)
-    style = resources.files("service.evaluation").joinpath("page.css").read_text(encoding="utf-8")
-    body = [
-        f"<p class='brand'>Tamis · retraining of {product}</p>",
-        f"<h1>{_text(challenger.version)} {_text(_OUTCOMES.get(outcome, outcome))}</h1>",
-        f"<p>{_text(reason)}</p>",
-        f"<p class='muted'>{made_at:%Y-%m-%d %H:%M} UTC. Compared with the champion {_text(champion.version)}.</p>",
-        "<h2>Both on the same images</h2>",
-        f"<p>{_text(_images(result))}</p>",
-        _figures(result.figures),
-        f"<p class='muted'>{_text(_how(result))}</p>",
-        "<h2>Scores</h2>",
-        _plots(result),
-        "<h2>What it learned from</h2>",
-        f"<div class='columns'><div class='card'>{_facts(learned)}</div>"
-        f"<div class='card'><h3>Champion</h3>{_facts(_about(champion))}</div>"
-        f"<div class='card'><h3>Challenger</h3>{_facts(_about(challenger))}</div></div>",
-        "<p>To make it the champion, or to go back: "
-        f"<code>tamis models promote {product} {_text(challenger.version)}</code>, "
-        f"<code>tamis models rollback {product}</code>.</p>",
-    ]
-    return (
-        "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
-        f'<meta name="generator" content="{GENERATOR} {__version__}">\n'
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; "
-        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        "<meta name='color-scheme' content='light dark'>\n<meta name='referrer' content='no-referrer'>\n"
-        f"<link rel='icon' href='data:,'>\n<title>Retraining: {product}</title>\n<style>\n{style}\n</style>\n"
-        "</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
+    return Template(resources.files("service.retraining").joinpath("page.html").read_text(encoding="utf-8")).substitute(
+        generator=f"{GENERATOR} {__version__}",
+        style=resources.files("service.evaluation").joinpath("page.css").read_text(encoding="utf-8"),
+        product=_text(challenger.product),
+        champion=_text(champion.version),
+        challenger=_text(challenger.version),
+        outcome=_text(_OUTCOMES.get(outcome, outcome)),
+        reason=_text(reason),
+        made_at=f"{made_at:%Y-%m-%d %H:%M}",
+        images=_text(_images(result)),
+        figures=_figures(result.figures),
+        cost_margin=f"{COST_MARGIN:.0%}",
+        plots=_plots(result),
+        learned=_facts(learned),
+        champion_facts=_facts(_about(champion)),
+        challenger_facts=_facts(_about(challenger)),
     )
 
 
 def _images(result: GateResult) -> str:
     if result.champion is None:
-        return "There were too few images to judge by, so a person has to."
+        return "There were too few images to compare on, so a person has to decide."
     normals = (
         f"{result.normals} golden normals"
         if result.normals_from == "golden"
@@ -106,15 +86,7 @@ def _images(result: GateResult) -> str:
         else f"{result.anomalies} of them again with defects drawn on them. Fewer than {ANOMALIES_MIN} anomalies "
         "are known, and drawn defects stand in: they tell whether it still finds defects, not how many of yours"
     )
-    return f"Judged on {normals}, and {anomalies}. Neither version was trained on any of them."
-
-
-def _how(result: GateResult) -> str:
-    return (
-        "A figure is better where the 95 % interval of the difference (a paired bootstrap over the images) lies "
-        "above chance, worse where it falls behind by more than its margin; one image alone decides nothing. Time "
-        f"and energy may grow by {COST_MARGIN:.0%}."
-    )
+    return f"Compared on {normals}, and {anomalies}. Neither version was trained on any of them."
 
 
 def _figures(figures: Sequence[Figure]) -> str:
@@ -148,18 +120,13 @@ def _plots(result: GateResult) -> str:
         f"Scores of the {name}": plots.histogram(side.normal_scores, side.anomaly_scores, side.threshold)
         for name, side in sides.items()
     }
-    curves = [(name, curve) for name, side in sides.items() if (curve := roc(*_labelled(side))) is not None]
+    curves = [(name, curve) for name, side in sides.items() if (curve := roc(side.scores, side.labels)) is not None]
     if curves:
         drawn["ROC curve"] = plots.roc(curves)
     cards = "".join(
         f"<figure class='card'><figcaption>{_text(title)}</figcaption>{svg}</figure>" for title, svg in drawn.items()
     )
     return f"<div class='plots'>{cards}</div>"
-
-
-def _labelled(side: Side) -> tuple[Any, Any]:
-    labels = np.repeat([0, 1], [len(side.normal_scores), len(side.anomaly_scores)])
-    return np.concatenate([side.normal_scores, side.anomaly_scores]), labels
 
 
 def _about(version: ModelVersion) -> dict[str, Any]:

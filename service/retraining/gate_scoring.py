@@ -1,4 +1,4 @@
-"""Has champion and challenger score the same golden images, decoded as they ship, for the gate to judge.
+"""Gate scoring: has both versions score the same golden images, decoded as in production, for the gate to compare.
 
 Where too few anomalies are known, defects drawn on the normals stand in for them. No torch comes into this process;
 what it takes is metered. What an image costs is measured apart from that, in turns of both versions: the neighbours of
@@ -8,18 +8,18 @@ this process, and images not yet in memory, would count against whichever comes 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 
 from models.detector import UInt8Array
 from models.errors import TooFewImages
 from models.evaluation.evaluate import Read, score_files
-from models.evaluation.metrics import Float64Array
 from models.registry import ModelVersion, file_sha256
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.synthetic_defects.draw import draw_defects
@@ -42,6 +42,9 @@ _TURN_S_MIN = 0.5
 _TURN_IMAGES = 12
 _UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 
+Take = Callable[[int], EnergySample | None]
+"""Takes a sample of the energy since the last one, for so many images."""
+
 
 @dataclass(frozen=True)
 class _Images:
@@ -49,14 +52,6 @@ class _Images:
     anomalies: Sequence[Path]
     normals_from: gate.NormalsFrom
     anomalies_from: gate.AnomaliesFrom
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What one version made of the images that it could score."""
-
-    normals: Mapping[Path, float]
-    anomalies: Mapping[Path, float]
 
 
 @dataclass(frozen=True)
@@ -68,30 +63,38 @@ class _Cost:
 
 
 class _Contestant:
-    """A version, loaded, and how images are read for it."""
+    """A version, loaded: how images are read for it, and what it made of those that it could score."""
 
     def __init__(self, version: ModelVersion, settings: Settings) -> None:
         self.version = version
-        self.detector = OpenVinoDetector(version, settings.scoring_threads)
+        self._detector = OpenVinoDetector(version, settings.scoring_threads)
         self._settings = settings
+        self.normals: dict[Path, float] = {}
+        self.anomalies: dict[Path, float] = {}
 
-    def read(self, path: Path, size: tuple[int, int]) -> UInt8Array:
-        settings = self._settings
-        file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
-        return decode(file.data, size, pixels_max=settings.pixels_max, draft=self.version.draft).pixels
+    def score(self, chosen: _Images, base: tuple[int, int], report: Callable[[int], None]) -> None:
+        """Score the images; where defects are drawn, at the size `base`."""
+        self.normals = self.scores(chosen.normals, report=report)
+        drawing = None
+        if chosen.anomalies_from == "drawn":
+            drawing = _drawing(self._read, base, [self._read(path, base) for path in list(self.normals)[:_OTHERS]])
+        self.anomalies = self.scores(chosen.anomalies, drawing, report)
 
     def scores(
-        self, paths: Sequence[Path], read: Read | None = None, tell: Callable[[int], None] = lambda count: None
+        self, paths: Sequence[Path], read: Read | None = None, report: Callable[[int], None] = lambda count: None
     ) -> dict[Path, float]:
         """Return the scores of the images that can be read."""
         found: dict[Path, float] = {}
-        batches = score_files(
-            self.detector, paths, read or self.read, unreadable=_UNREADABLE, decode_threads=self._settings.decoders
-        )
-        for batch in batches:
+        for batch in score_files(
+            self._detector, paths, read or self._read, unreadable=_UNREADABLE, decode_threads=self._settings.decoders
+        ):
             found |= {scored.path: scored.score for scored in batch.scored}
-            tell(len(batch.scored) + len(batch.failures))
+            report(len(batch.scored) + len(batch.failures))
         return found
+
+    def _read(self, path: Path, size: tuple[int, int]) -> UInt8Array:
+        file = read_file(path.resolve(), file_bytes_max=self._settings.file_bytes_max)
+        return decode(file.data, size, pixels_max=self._settings.pixels_max, draft=self.version.draft).pixels
 
 
 def run_gate(
@@ -104,12 +107,13 @@ def run_gate(
     drifting: bool,
     chosen_rate: float | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[gate.GateResult, list[EnergySample]]:
+) -> tuple[gate.GateResult, list[EnergySample | None]]:
     """Return the gate's finding on `challenger`, and the energy that finding it took, samples of kind evaluation.
 
-    Both are judged at `chosen_rate`, a person's, where both can keep it; else at what the settings say.
+    Both are compared at `chosen_rate`, a person's, where both can keep it; else at what the settings say.
     """
-    folders = [champion.folder, challenger.folder]
+    versions = (champion, challenger)
+    folders = [version.folder for version in versions]
     found = golden(root, folders, known)
     chosen = _choose(found, calibration_images(folders, known))
     if chosen is None:
@@ -117,51 +121,54 @@ def run_gate(
             f"expected at least {gate.NORMALS_MIN} golden normals that neither version has seen, or as many that "
             f"calibrated the champion; found {len(found['normal'])}; label more images as normal"
         ), []
-    versions = (champion, challenger)
-    base = max((version.input_size for version in versions), key=lambda size: size[0] * size[1])
-    total = 2 * (len(chosen.normals) + len(chosen.anomalies))
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, total)
-
-    samples: list[EnergySample] = []
-    meter = EnergyMeter(
-        tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
-    )
-
-    def take(images: int) -> EnergySample | None:
-        sample = meter.take("evaluation", images)
-        if sample is not None:
-            samples.append(sample)
-        return sample
-
-    try:
+    samples: list[EnergySample | None] = []
+    with _metered(settings, samples) as take:
         contestants = [_Contestant(version, settings) for version in versions]
-        scored = []
-        for contestant in contestants:
-            scored.append(_score(contestant, chosen, base, tell))
-            take(len(scored[-1].normals) + len(scored[-1].anomalies))
-        normals = [path for path in scored[0].normals if path in scored[1].normals]
+        _score(contestants, chosen, take, report)
+        normals = _of_both(contestants, "normals")
         if len(normals) < gate.NORMALS_MIN:
             return gate.not_judged(
                 f"expected at least {gate.NORMALS_MIN} normals that both versions can score; found {len(normals)}"
             ), samples
         costs = _costs(contestants, normals[:_TURN_IMAGES], take)
-    finally:
-        meter.close()
-    sides = _paired(versions, _judges(settings, versions, chosen_rate), scored, costs)
-    result = gate.compare(
-        sides[0],
-        sides[1],
+    anomalies = _of_both(contestants, "anomalies")
+    deciders = _deciders(settings, versions, chosen_rate)
+    sides = [
+        gate.Side(
+            version=one.version.version,
+            normal_scores=np.array([one.normals[path] for path in normals], dtype=np.float64),
+            anomaly_scores=np.array([one.anomalies[path] for path in anomalies], dtype=np.float64),
+            threshold=decider.threshold,
+            promised_rate=getattr(decider.policy, "false_alarm_rate", None),
+            cpu_ms_per_image=cost.cpu_ms_per_image,
+            wh_per_1000_images=cost.wh_per_1000_images,
+        )
+        for one, decider, cost in zip(contestants, deciders, costs, strict=True)
+    ]
+    return gate.compare(
+        *sides,
         margin=settings.promotion_margin,
         normals_from=chosen.normals_from,
         anomalies_from=chosen.anomalies_from,
         drifting=drifting,
+    ), samples
+
+
+@contextmanager
+def _metered(settings: Settings, samples: list[EnergySample | None]) -> Iterator[Take]:
+    """Give what takes a sample for so many images; all of them go into `samples`."""
+    meter = EnergyMeter(
+        tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
     )
-    return result, samples
+
+    def take(images: int) -> EnergySample | None:
+        samples.append(meter.take("evaluation", images))
+        return samples[-1]
+
+    try:
+        yield take
+    finally:
+        meter.close()
 
 
 def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) -> _Images | None:
@@ -179,19 +186,28 @@ def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) ->
     )
 
 
-def _score(contestant: _Contestant, chosen: _Images, base: tuple[int, int], tell: Callable[[int], None]) -> _Scored:
-    normals = contestant.scores(chosen.normals, tell=tell)
-    if chosen.anomalies_from == "golden":
-        return _Scored(normals, contestant.scores(chosen.anomalies, tell=tell))
-    other_instances = [contestant.read(path, base) for path in list(normals)[:_OTHERS]]
-    drawing = _drawing(contestant.read, base, other_instances)
-    return _Scored(normals, contestant.scores(chosen.anomalies, drawing, tell))
+def _score(contestants: Sequence[_Contestant], chosen: _Images, take: Take, report: Callable[[int, int], None]) -> None:
+    base = max((one.version.input_size for one in contestants), key=lambda size: size[0] * size[1])
+    total = len(contestants) * (len(chosen.normals) + len(chosen.anomalies))
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        report(done, total)
+
+    for contestant in contestants:
+        contestant.score(chosen, base, count)
+        take(len(contestant.normals) + len(contestant.anomalies))
 
 
-def _costs(
-    contestants: Sequence[_Contestant], paths: Sequence[Path], take: Callable[[int], EnergySample | None]
-) -> list[_Cost]:
-    """Return what an image takes of each, measured in turns on the same images, who begins changing each time."""
+def _of_both(contestants: Sequence[_Contestant], which: Literal["normals", "anomalies"]) -> list[Path]:
+    first, second = (getattr(contestant, which) for contestant in contestants)
+    return [path for path in first if path in second]
+
+
+def _costs(contestants: Sequence[_Contestant], paths: Sequence[Path], take: Take) -> list[_Cost]:
+    """Return what an image takes of each, measured in turns on the same images; who begins changes each time."""
     turns: dict[_Contestant, list[tuple[float, float | None]]] = {contestant: [] for contestant in contestants}
     take(0)
     for turn in range(_TURNS):
@@ -228,36 +244,9 @@ def _drawing(read: Read, base: tuple[int, int], other_instances: Sequence[UInt8A
     return drawn
 
 
-def _judges(settings: Settings, versions: Sequence[ModelVersion], chosen_rate: float | None) -> list[ThresholdDecider]:
+def _deciders(
+    settings: Settings, versions: Sequence[ModelVersion], chosen_rate: float | None
+) -> list[ThresholdDecider]:
     with suppress(TooFewImages):
         return [decider_of(settings, version.product, version, chosen_rate=chosen_rate) for version in versions]
     return [decider_of(settings, version.product, version) for version in versions]
-
-
-def _paired(
-    versions: Sequence[ModelVersion],
-    deciders: Sequence[ThresholdDecider],
-    scored: Sequence[_Scored],
-    costs: Sequence[_Cost],
-) -> tuple[gate.Side, gate.Side]:
-    """Return both sides on the images that both could score."""
-    normals = [path for path in scored[0].normals if path in scored[1].normals]
-    anomalies = [path for path in scored[0].anomalies if path in scored[1].anomalies]
-    sides = []
-    for version, decider, one, cost in zip(versions, deciders, scored, costs, strict=True):
-        sides.append(
-            gate.Side(
-                version=version.version,
-                normal_scores=_array(one.normals, normals),
-                anomaly_scores=_array(one.anomalies, anomalies),
-                threshold=decider.threshold,
-                promised_rate=getattr(decider.policy, "false_alarm_rate", None),
-                cpu_ms_per_image=cost.cpu_ms_per_image,
-                wh_per_1000_images=cost.wh_per_1000_images,
-            )
-        )
-    return sides[0], sides[1]
-
-
-def _array(scores: Mapping[Path, float], paths: Sequence[Path]) -> Float64Array:
-    return np.array([scores[path] for path in paths], dtype=np.float64)

@@ -1,6 +1,6 @@
-"""Conclude: what follows from the gate's finding. Promotes, keeps or rejects, and finishes the run's row with it.
+"""Promotion: what follows from the gate's result. Promotes, keeps or rejects the challenger, and finishes the run.
 
-One transaction: the swap is that, or it is not. The daemon sees it with its next look at the champions.
+All in one transaction. The daemon sees a new champion when it next looks the champions up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.registry import ModelVersion
-from service.energy import grid_intensity as carbon
+from service.energy import grid_intensity
 from service.retraining.gate import GateResult
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
@@ -35,11 +35,11 @@ def apply_gate_result(
 ) -> RetrainingRow:
     """Act on `result`, finish the run `row` and return it.
 
-    `samples` are what it all took: the training's, which has a row of energy, then the gate's, which get theirs here.
+    `samples` are the energy used: the training's, which is recorded already, then the gate's, which are recorded here.
     """
     ended = datetime.now(UTC)
     total_wh = _total_wh(samples)
-    saved = _saved_g(root, settings, row, ended, total_wh)
+    saved_g = _saved_g(root, settings, row, ended, total_wh)
     with engine.begin() as connection:
         for sample in samples[1:]:
             if sample is not None:
@@ -54,7 +54,7 @@ def apply_gate_result(
             reason=reason,
             gate=json.dumps(result.document(), allow_nan=False),
             total_wh=total_wh,
-            saved_g=saved,
+            saved_g=saved_g,
         )
         return retrainings.get(connection, row.id)
 
@@ -76,7 +76,7 @@ def _act(
     outcome, reason = "challenger", f"not judged: {reason}" if result.decision == "not judged" else reason
     if result.decision == "better":
         if now is None or now.version != champion.version:
-            # A person chose another meanwhile, and the gate has nothing to say on that one.
+            # A person chose another one meanwhile, which the gate did not compare it with.
             reason = f"{reason}; but {champion.version}, which it was compared with, is not the champion any more"
         elif cannot := reason_not_to_promote(connection, settings, challenger):
             reason = f"passed the gate, but cannot be the champion: {cannot}"
@@ -92,7 +92,7 @@ def _act(
 
 
 def _total_wh(samples: Sequence[EnergySample | None]) -> float | None:
-    """Return the sum; None where that of the training, which is nearly all of it, is unknown."""
+    """Return the sum; None where the training's, which is nearly all of it, is unknown."""
     if samples[0] is None or samples[0].total_wh is None:
         return None
     return sum(sample.total_wh or 0.0 for sample in samples if sample is not None)
@@ -101,10 +101,10 @@ def _total_wh(samples: Sequence[EnergySample | None]) -> float | None:
 def _saved_g(
     root: Path, settings: Settings, row: RetrainingRow, ended: datetime, total_wh: float | None
 ) -> float | None:
-    """Return the estimate of what waiting saved; None for a run that did not wait, or where the table is not there."""
+    """Return the estimate of what waiting saved; None for a run that did not wait, or without a table."""
     if row.planned_at is None or row.started_at is None or settings.retrain_carbon_file is None:
         return None
-    with suppress(carbon.CarbonFileWrong):
-        intensity = carbon.read_intensity(root / settings.retrain_carbon_file)
-        return carbon.saved_g(intensity, row.requested_at, row.started_at, ended - row.started_at, total_wh)
+    with suppress(grid_intensity.CarbonFileWrong):
+        intensity = grid_intensity.read_intensity(root / settings.retrain_carbon_file)
+        return grid_intensity.saved_g(intensity, row.requested_at, row.started_at, ended - row.started_at, total_wh)
     return None

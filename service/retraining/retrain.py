@@ -1,14 +1,13 @@
-"""Retrain: one retraining of one product, from the labels to the swap, in the process that calls it.
+"""Retrain: one retraining of one product, from the labels to the promotion, in the process that calls it.
 
-Owns the order of the steps, and the row that says how far it came.
-Training itself runs in a child, `service.training.run`; the gate decides what is good enough. A kill at any line
-leaves one champion, and what the next retraining finds and clears up.
+Owns the order of the steps, and the row that says how far it came. Training itself runs in a child,
+`service.training.run`; the gate decides what is good enough. A kill at any line leaves one champion, and the next
+retraining cleans up.
 """
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,11 +52,10 @@ def retrain(
     force: bool = False,
     steps: int | None = None,
     report: Report = lambda progress: None,
-    on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
 ) -> RetrainingRow:
-    """Retrain `product` from what was labelled, have the gate judge, act on it; return the row of the run.
+    """Retrain `product` from its labels, run the gate and act on its result; return the row of the run.
 
-    Without new labels since the last run it is skipped, unless `force`; with too few images too. `fresh` begins from
+    It is skipped without new labels since the last run, unless `force`, and with too few images. `fresh` starts from
     zero and not with the champion's weights. Raises TamisError where another retraining runs or the product has no
     champion of its own, and what training raises; the row then says `failed`, or `stopped` after a signal.
     """
@@ -78,8 +76,8 @@ def retrain(
         try:
             if not labels.count and not force:
                 return _finish(engine, row, outcome="skipped", reason="no new labels since the last retraining")
-            begun = Begun(root, engine, settings, row, labels, fresh or settings.retrain_fresh, steps)
-            return _run(begun, report, on_start)
+            begun = _Begun(root, engine, settings, row, labels, fresh or settings.retrain_fresh, steps)
+            return _run(begun, report)
         except TooFewImages as error:
             return _finish(engine, row, outcome="skipped", reason=str(error))
         except EnergyExceeded as error:
@@ -96,7 +94,7 @@ def retrain(
 def clear_up(root: Path, engine: Engine) -> None:
     """Finish what a killed retraining left: its row, its unfinished folder, a version that it had not registered.
 
-    Only for who holds the lock. May be repeated.
+    Only with the lock held. May be repeated.
     """
     for build in (root / MODELS).glob(f"{RETRAINING_BUILD}*"):
         remove_build(build)
@@ -114,8 +112,8 @@ def clear_up(root: Path, engine: Engine) -> None:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A retraining that has begun: where, with what settings, its row, what was labelled, and how it is to train."""
+class _Begun:
+    """A retraining that has begun: where, its settings, its row, the new labels, and how to train."""
 
     root: Path
     engine: Engine
@@ -126,32 +124,27 @@ class Begun:
     steps: int | None
 
 
-def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[bytes]], None]) -> RetrainingRow:
+def _run(begun: _Begun, report: Report) -> RetrainingRow:
     root, engine, settings, row = begun.root, begun.engine, begun.settings, begun.row
-    # What there is to learn from
+    # Select the images
     with engine.connect() as connection:
         known = retrainings.known_images(connection, row.product)
     champion = _champion(root, engine, row.product)
     with engine.begin() as connection:
         retrainings.change(connection, row.id, champion=champion.version)
-    gathered = select_training_data(root, champion.folder, known)
+    data = select_training_data(root, champion.folder, known)
 
     # Train
-    job = _job(begun, champion, gathered)
-    trained = train_in_child(job, report=report, on_start=on_start)
+    trained = train_in_child(_job(begun, champion, data), report=report)
     challenger = trained.version
     with engine.begin() as connection:
         register_trained(connection, trained, reason=f"retrained, not judged yet (retraining {row.id})")
-        retrainings.change(
-            connection,
-            row.id,
-            challenger=challenger.version,
-            total_wh=trained.energy.total_wh if trained.energy else None,
-        )
+        total_wh = trained.energy.total_wh if trained.energy else None
+        retrainings.change(connection, row.id, challenger=challenger.version, total_wh=total_wh)
         drifting = retrainings.drifting_since(connection, row.product) is not None
         chosen_rate = chosen(connection).get(row.product)
 
-    # Judge
+    # Compare
     result, samples = run_gate(
         root,
         settings,
@@ -163,7 +156,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
         report=lambda done, total: report(Progress("judging", done, total)),
     )
 
-    # Promote, keep or reject; then tell
+    # Promote, keep or reject; then report
     done = apply_gate_result(root, engine, settings, row, champion, challenger, result, [trained.energy, *samples])
     page = render(
         result,
@@ -171,7 +164,7 @@ def _run(begun: Begun, report: Report, on_start: Callable[[subprocess.Popen[byte
         reason=done.reason or "",
         champion=champion,
         challenger=challenger,
-        learned=_learned(done, begun.labels, gathered, known),
+        learned=_learned(done, begun.labels, data, known),
         made_at=datetime.now(UTC),
     )
     path = write_page(root, row.product, challenger.version, page)
@@ -184,17 +177,17 @@ def _champion(root: Path, engine: Engine, product: str) -> ModelVersion:
     try:
         return load_version(root, engine, product)[0]
     except ConfigurationError as error:
-        # Not a reason to refuse a start: the daemon goes on with the version before it.
+        # Not a configuration error: the daemon goes on with the version before it.
         raise TamisError(str(error)) from None
 
 
-def _job(begun: Begun, champion: ModelVersion, gathered: TrainingData) -> TrainingJob:
+def _job(begun: _Begun, champion: ModelVersion, data: TrainingData) -> TrainingJob:
     root, settings, row = begun.root, begun.settings, begun.row
     manifest = champion.manifest
     return TrainingJob(
-        images=_absolute(gathered.normals),
-        anomalies=_absolute(gathered.anomalies),
-        calibrate=_absolute(gathered.calibrate),
+        images=_absolute(data.normals),
+        anomalies=_absolute(data.anomalies),
+        calibrate=_absolute(data.calibrate),
         models_root=str((root / MODELS).absolute()),
         product=row.product,
         kind=champion.kind,
@@ -226,7 +219,7 @@ def _finish(engine: Engine, row: RetrainingRow, *, outcome: str, reason: str) ->
 
 def _fail(engine: Engine, row: RetrainingRow, state: str, reason: str, sample: EnergySample | None = None) -> None:
     with engine.begin() as connection:
-        # Unless it came to its end before: then only the report is missing.
+        # Unless it had ended before: then only the report is missing.
         if retrainings.get(connection, row.id).state != "running":
             return
         if sample is not None:
@@ -236,18 +229,18 @@ def _fail(engine: Engine, row: RetrainingRow, state: str, reason: str, sample: E
 
 
 def _learned(
-    done: RetrainingRow, labels: NewLabels, gathered: TrainingData, known: Mapping[str, KnownImage]
+    done: RetrainingRow, labels: NewLabels, data: TrainingData, known: Mapping[str, KnownImage]
 ) -> dict[str, Any]:
-    kinds = [said for said in known.values() if said.label is not None]
+    labelled = [image for image in known.values() if image.label is not None]
     return {
-        "asked for by": done.trigger,
+        "trigger": done.trigger,
         "new labels": labels.count,
-        "vouched for as normal": sum(said.label == "normal" for said in kinds),
-        "vouched for as anomaly": sum(said.label == "anomaly" for said in kinds),
-        "golden, never trained on": sum(said.role == "golden" for said in kinds),
-        "normals given": len(gathered.normals) + len(gathered.calibrate),
-        "the champion's, overruled by a person": gathered.overruled,
-        "not there any more": gathered.gone,
+        "labelled normal": sum(image.label == "normal" for image in labelled),
+        "labelled anomaly": sum(image.label == "anomaly" for image in labelled),
+        "golden, never trained on": sum(image.role == "golden" for image in labelled),
+        "normals given": len(data.normals) + len(data.calibrate),
+        "the champion's, overruled by a person": data.overruled,
+        "missing or changed": data.gone,
         "energy": None if done.total_wh is None else f"{done.total_wh:.3g} Wh",
         **({} if done.saved_g is None else {"saved by the hour (estimate)": f"{done.saved_g:.2f} g CO2e"}),
     }

@@ -135,11 +135,7 @@ class Schedule:
             since_last = retrainings.new_labels(connection, product, counting(runs))
             facts = RetrainingFacts(runs, unlearned, since_last, retrainings.drifting_since(connection, product))
             why = due(
-                facts,
-                now,
-                cron=self._cron,
-                after_labels=settings.retrain_after_labels,
-                on_drift=settings.drift_retrain,
+                facts, now, cron=self._cron, after_labels=settings.retrain_after_labels, on_drift=settings.drift_retrain
             )
             if why is not None:
                 return product, why
@@ -188,10 +184,7 @@ class Schedule:
             log.info(
                 "retraining ended",
                 extra=fields(
-                    product=product,
-                    outcome=row.get("outcome"),
-                    version=row.get("challenger"),
-                    reason=row.get("reason"),
+                    product=product, outcome=row.get("outcome"), version=row.get("challenger"), reason=row.get("reason")
                 ),
             )
             return

@@ -1,7 +1,7 @@
-"""Probation: what becomes of a challenger once its hours in the shadow are over.
+"""Shadow trial: what becomes of a challenger once its hours in the shadow are over.
 
-Promotes the one whose gate was passed and whose shadow shows no flood of alarms; leaves every other to a person and
-says why, once. The scoring beside the champion is in `service.scoring.shadow`.
+Promotes the one that passed the gate and caused no flood of alarms in the shadow; leaves every other to a person, and
+logs why, once. The scoring beside the champion is in `service.scoring.shadow`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DueTrial:
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """What the end of a probation is decided by, beside the shadow's own figures."""
+    """What decides how a trial ends, beside the shadow's own figures."""
 
     run: GatedRun | None
     champion: str | None
@@ -62,16 +62,16 @@ def due(connection: Connection, settings: Settings, now: datetime) -> list[DueTr
 
 
 def reason_to_wait(one: DueTrial, facts: TrialFacts) -> str | None:
-    """Return why the challenger is left to a person, or None where it may be promoted; pure."""
+    """Return why the challenger is left to a person, or None where it may be promoted. Pure."""
     run, seen = facts.run, one.summary
     if not facts.promote_automatically:
         return "promote_automatically is off"
     if run is None:
         return "no retraining made it, so no gate compared it with the champion"
     if run.outcome != "challenger" or run.passed is not True:
-        return f"its gate was not passed (outcome {run.outcome or 'none'})"
+        return f"it did not pass its gate (outcome {run.outcome or 'none'})"
     if one.version != facts.newest_challenger:
-        return f"a newer challenger is there, {facts.newest_challenger}"
+        return f"there is a newer challenger, {facts.newest_challenger}"
     if run.champion != facts.champion:
         return f"its gate compared it with {run.champion}; the champion is {facts.champion} now"
     if seen.images < SHADOW_IMAGES_MIN or seen.champion_rate is None or seen.challenger_rate is None:
@@ -86,13 +86,13 @@ def reason_to_wait(one: DueTrial, facts: TrialFacts) -> str | None:
 
 
 class ShadowTrial:
-    """Ends probations on one root; remembers what was said, so that each word is said once a run."""
+    """Ends the trials of one root; remembers what it logged, so that each reason is logged once a run."""
 
     def __init__(self, root: Path, engine: Engine, settings: Settings) -> None:
         self._root = root
         self._engine = engine
         self._settings = settings
-        self._said: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
 
     def finish_due_trials(self, now: datetime) -> list[DueTrial]:
         """Promote or leave each challenger whose hours are over at `now`; return those that were promoted."""
@@ -101,7 +101,7 @@ class ShadowTrial:
         return [one for one in over if self._end(one)]
 
     def _end(self, one: DueTrial) -> bool:
-        self._say("shadow hours are over", one, over_at=one.over_at.isoformat(), **asdict(one.summary))
+        self._log_once("shadow hours are over", one, over_at=one.over_at.isoformat(), **asdict(one.summary))
         with self._engine.connect() as connection:
             reason = reason_to_wait(one, self._facts(connection, one.product, one.version))
             row = versions.get(connection, one.product, one.version)
@@ -114,17 +114,17 @@ class ShadowTrial:
         if reason is None:
             log.info("promoted", extra=fields(product=one.product, version=one.version, reason=_promoted_since(one)))
             return True
-        self._say("challenger waits for a person", one, reason=reason)
+        self._log_once("challenger waits for a person", one, reason=reason)
         return False
 
     def _promote(self, one: DueTrial, version: ModelVersion) -> str | None:
-        """Promote; return why not, where something speaks against it now."""
+        """Promote it, or return why not."""
         with self._engine.begin() as connection:
-            # Asked again under the write lock: a person may have promoted or rolled back since.
+            # Checked again under the write lock: a person may have promoted or rolled back since.
             row = versions.get(connection, one.product, one.version)
             facts = self._facts(connection, one.product, one.version)
             if row is None or row.state != "challenger":
-                return f"it is no challenger any more, but {row.state if row is not None else 'gone'}"
+                return f"expected a challenger; found it {row.state if row is not None else 'gone'}"
             reason = reason_to_wait(one, facts) or reason_not_to_promote(connection, self._settings, version)
             if reason is None:
                 versions.promote(connection, one.product, one.version, _promoted_since(one))
@@ -139,11 +139,11 @@ class ShadowTrial:
             self._settings.promote_automatically,
         )
 
-    def _say(self, event: str, one: DueTrial, **values: object) -> None:
+    def _log_once(self, event: str, one: DueTrial, **values: object) -> None:
         # Figures may still grow while a reason stays; only another reason is news.
         once = (event, one.product, one.version, str(values.get("reason", "")).split(";")[0])
-        if once not in self._said:
-            self._said.add(once)
+        if once not in self._logged:
+            self._logged.add(once)
             log.info(event, extra=fields(product=one.product, version=one.version, **values))
 
 

@@ -1,7 +1,7 @@
-"""Gather: which images a retraining learns from, and which the gate may judge by.
+"""Training data: which images a retraining learns from, and which ones the gate may compare on.
 
-What people last said of an image goes over what an earlier version took it for. Reads rows and lists, hashes files,
-writes nothing.
+What people last said of an image overrules the role that an earlier version gave it. Reads rows and lists, hashes
+files, writes nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What there is to learn from. `gone` are images of the champion's that are not there any more or changed since,
-    `overruled` such of its normals that a person calls an anomaly, or golden, or takes back.
+    """The images to learn from.
+
+    `gone` counts those that are missing or have changed, `overruled` the champion's normals that a person has since
+    called an anomaly or golden, or taken back.
     """
 
     normals: tuple[Path, ...]
@@ -52,10 +54,10 @@ class TrainingData:
 
 
 def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownImage]) -> TrainingData:
-    """Return what a retraining of the version in the folder `champion` learns from, given what people said.
+    """Return what a retraining of the version in the folder `champion` learns from, given the labelled images `known`.
 
-    Its own images keep their roles, but for those that people spoke of. What any version before it was fitted to
-    does not calibrate: weights may have come down from that.
+    The version's own images keep their roles, except those that people labelled. An image that any earlier version was
+    fitted to does not calibrate: weights may have come down from that version.
     """
     fitted = fitted_to(champion)
     normals: list[Path] = []
@@ -63,40 +65,40 @@ def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownIm
     anomalies: list[Path] = []
     gone = overruled = 0
     for listed in read_images(champion):
-        said = known.get(listed.sha256)
-        if said is not None:
-            overruled += listed.role not in _ANOMALIES and (said.label != "normal" or said.role == "golden")
-        elif not _is_still(listed.path, listed.sha256):
+        image = known.get(listed.sha256)
+        if image is not None:
+            overruled += listed.role not in _ANOMALIES and (image.label != "normal" or image.role == "golden")
+        elif not _is_unchanged(listed.path, listed.sha256):
             gone += 1
         elif listed.role in _ANOMALIES:
             anomalies.append(listed.path)
         else:
             (calibrate if listed.role == ROLE_CALIBRATE else normals).append(listed.path)
-    for said in known.values():
-        if said.label is None or said.role == "golden":
+    for image in known.values():
+        if image.label is None or image.role == "golden":
             continue
-        path = path_of(root, said)
-        if not _is_still(path, said.sha256):
+        path = path_of(root, image)
+        if not _is_unchanged(path, image.sha256):
             gone += 1
-        elif said.label == "anomaly":
+        elif image.label == "anomaly":
             anomalies.append(path)
         else:
-            (calibrate if said.role == "calibrate" and said.sha256 not in fitted else normals).append(path)
+            (calibrate if image.role == "calibrate" and image.sha256 not in fitted else normals).append(path)
     return TrainingData(tuple(normals), tuple(calibrate), tuple(anomalies), gone, overruled)
 
 
 def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) -> dict[str, list[Path]]:
-    """Return the golden images, by `normal` and `anomaly`, that no version of the folders `versions` has seen.
+    """Return the golden images, by `normal` and `anomaly`, that no version in the folders `versions` has seen.
 
-    Nor may one have seen them that they began with. In the order of their hashes, so that it is always the same.
+    Nor may a version that these started from. They are sorted by hash, so that the order is always the same.
     """
     seen = set().union(*(fitted_to(folder) | {each.sha256 for each in read_images(folder)} for folder in versions))
     found: dict[str, list[Path]] = {"normal": [], "anomaly": []}
-    for sha256, said in sorted(known.items()):
-        if said.role == "golden" and said.label is not None and sha256 not in seen:
-            path = path_of(root, said)
-            if _is_still(path, sha256):
-                found[said.label].append(path)
+    for sha256, image in sorted(known.items()):
+        if image.role == "golden" and image.label is not None and sha256 not in seen:
+            path = path_of(root, image)
+            if _is_unchanged(path, sha256):
+                found[image.label].append(path)
     return found
 
 
@@ -109,12 +111,12 @@ def calibration_images(versions: list[Path], known: Mapping[str, KnownImage]) ->
         if listed.role == ROLE_CALIBRATE
         and listed.sha256 not in fitted
         and (known[listed.sha256].label == "normal" if listed.sha256 in known else True)
-        and _is_still(listed.path, listed.sha256)
+        and _is_unchanged(listed.path, listed.sha256)
     ]
 
 
 def fitted_to(version: Path) -> set[str]:
-    """Return the sha256 of all that the version in the folder `version`, or one that it began with, was fitted to."""
+    """Return the sha256 of each image that the version in the folder `version`, or one before it, was fitted to."""
     found: set[str] = set()
     seen: set[Path] = set()
     folder: Path | None = version
@@ -132,13 +134,13 @@ def read_images(version: Path) -> list[ListedImage]:
         return [ListedImage(row["sha256"], row["role"], Path(row["path"])) for row in csv.DictReader(file)]
 
 
-def path_of(root: Path, said: KnownImage) -> Path:
-    """Return where the file of an image of the training set lies; its row names it from the root."""
-    path = Path(said.path)
+def path_of(root: Path, image: KnownImage) -> Path:
+    """Return where an image of the training set lies; its row names it relative to the root."""
+    path = Path(image.path)
     return root / path if path.parts[:1] == (TRAINING,) else root / TRAINING / path
 
 
-def _is_still(path: Path, sha256: str) -> bool:
+def _is_unchanged(path: Path, sha256: str) -> bool:
     try:
         return file_sha256(path) == sha256
     except OSError:

@@ -119,7 +119,7 @@ def test_the_same_scores_give_the_same_finding_each_time() -> None:
     assert decide(champion, challenger).document() == decide(champion, challenger).document()
 
 
-@pytest.mark.parametrize("judgement", [not_judged(f"fewer than {NORMALS_MIN} normals")], ids=["not judged"])
+@pytest.mark.parametrize("result", [not_judged(f"fewer than {NORMALS_MIN} normals")], ids=["not judged"])
 def test_the_finding_is_json(result: GateResult) -> None:
     assert json.loads(json.dumps(result.document()))["decision"] == "not judged"
     full = decide(side(normals(), anomalies(40, 20)), side(normals(), anomalies(40, 36)))

@@ -50,10 +50,10 @@ def facts(run: GatedRun | None = PASSED, **values: Any) -> TrialFacts:
         (ShadowSummary(0, 0, None, None), facts(), "found 0"),
         (SEEN, facts(None), "no retraining made it"),
         (SEEN, facts(GatedRun(1, "rejected", "v1", True)), "outcome rejected"),
-        (SEEN, facts(GatedRun(1, "challenger", "v1", False)), "its gate was not passed"),
-        (SEEN, facts(GatedRun(1, "challenger", "v1", None)), "its gate was not passed"),
+        (SEEN, facts(GatedRun(1, "challenger", "v1", False)), "it did not pass its gate"),
+        (SEEN, facts(GatedRun(1, "challenger", "v1", None)), "it did not pass its gate"),
         (SEEN, facts(champion="v9"), "compared it with v1; the champion is v9 now"),
-        (SEEN, facts(newest_challenger="v3"), "a newer challenger is there, v3"),
+        (SEEN, facts(newest_challenger="v3"), "there is a newer challenger, v3"),
         (SEEN, facts(promote_automatically=False), "promote_automatically is off"),
     ],
 )
@@ -122,24 +122,24 @@ def house(root: Path) -> Iterator[Root]:
 def test_challenger_that_earned_it_is_promoted_once_its_hours_are_over(house: Root, gate: str) -> None:
     house.saw(100, alarms=1)
     house.gate(gate=gate)
-    probation = ShadowTrial(house.root, house.engine, house.settings)
-    assert probation.finish_due_trials(OVER - timedelta(seconds=1)) == [] and house.champion()[0] == "v1"
-    [promoted] = probation.finish_due_trials(OVER)
+    trial = ShadowTrial(house.root, house.engine, house.settings)
+    assert trial.finish_due_trials(OVER - timedelta(seconds=1)) == [] and house.champion()[0] == "v1"
+    [promoted] = trial.finish_due_trials(OVER)
     assert (promoted.version, promoted.summary.disagreements) == ("v2", 1)
     assert house.champion() == (
         "v2",
         "gate passed, and in the shadow it called 1.00% of 100 images anomalies, the champion 0.00%",
     )
-    assert probation.finish_due_trials(OVER) == []
+    assert trial.finish_due_trials(OVER) == []
 
 
 def test_challenger_that_waits_is_spoken_of_once(house: Root, caplog: pytest.LogCaptureFixture) -> None:
     house.saw(100, alarms=30)
     house.gate()
-    probation = ShadowTrial(house.root, house.engine, house.settings)
+    trial = ShadowTrial(house.root, house.engine, house.settings)
     with caplog.at_level(logging.INFO):
         for minutes in range(3):
-            assert probation.finish_due_trials(OVER + timedelta(minutes=minutes)) == []
+            assert trial.finish_due_trials(OVER + timedelta(minutes=minutes)) == []
     assert [record.message for record in caplog.records] == ["shadow hours are over", "challenger waits for a person"]
     assert house.champion()[0] == "v1"
 

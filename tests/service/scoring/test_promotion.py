@@ -115,8 +115,8 @@ def test_challenger_whose_hours_are_over_waits_where_it_could_not_keep_the_rate(
             " '{\"passed\": true}')"
         )
     choose(engine, 0.002)
-    probation = ShadowTrial(root, engine, load(root))
+    trial = ShadowTrial(root, engine, load(root))
     over = CREATED_AT + timedelta(hours=25)
-    assert probation.finish_due_trials(over) == [] and champion(engine) == "v1"
+    assert trial.finish_due_trials(over) == [] and champion(engine) == "v1"
     choose(engine, 0.01)
-    assert [one.version for one in probation.finish_due_trials(over)] == ["v2"] and champion(engine) == "v2"
+    assert [one.version for one in trial.finish_due_trials(over)] == ["v2"] and champion(engine) == "v2"
