@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("fastapi", "uvicorn", "jinja2")
+LIBRARIES = ("fastapi", "itsdangerous", "jinja2", "python_multipart", "uvicorn")
 BACKLOG = 128
 CONNECTIONS_MAX = 256
 KEEP_ALIVE_S = 15

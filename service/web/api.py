@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from service import __version__
 from service.errors import UsageError
 from service.labelling.label import label_images
-from service.scoring.threshold_preview import champion_of
+from service.scoring.threshold_preview import LAST, champion_of
 from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
 from service.storage import images, retrainings, review_pages, thresholds, versions
@@ -29,9 +29,10 @@ from service.storage.tables import ImageState, Verdict
 from service.web.images import map_path
 from service.web.pages import image as image_page
 from service.web.pages import models as model_pages
+from service.web.pages import promote as promotion
 from service.web.pages.files import stored
 from service.web.pages.review import LABELS_MAX, NOTE_CHARACTERS_MAX, moment
-from service.web.pages.thresholds import LAST, choose_for, previewed
+from service.web.pages.thresholds import choose_for, previewed
 from service.web.pages.today import health
 from service.web.security import WHO_CHARACTERS_MAX, caller, plain
 from service.web.site import Site
@@ -89,7 +90,10 @@ def routes(site: Site) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix=PREFIX)
     _add_images(router, site)
+    _add_review(router, site)
+    _add_labels(router, site)
     _add_models(router, site)
+    _add_thresholds(router, site)
     _add_figures(router, site)
     return router
 
@@ -168,6 +172,19 @@ def _add_images(router: APIRouter, site: Site) -> None:
             )
         return {"images": rows[:limit], "next": rows[limit - 1]["id"] if len(rows) > limit else None}
 
+    @router.get("/images/{id}")
+    def image(id: Id) -> dict[str, Any]:
+        """One image with its regions, what people said of it, what challengers said, its role in training."""
+        with site.reading.connect() as connection:
+            known = image_page.everything(connection, id)
+        known["history"] = [asdict(one) for one in known["history"]]
+        files = {"picture": f"/images/{id}/picture"}
+        if (site.root / map_path(id)).is_file():
+            files["map"] = f"/images/{id}/map"
+        return {**known.pop("image"), **known, "files": files}
+
+
+def _add_review(router: APIRouter, site: Site) -> None:
     @router.get("/review")
     def review(
         product: OfProduct = None,
@@ -199,17 +216,8 @@ def _add_images(router: APIRouter, site: Site) -> None:
             page = review_pages.page(connection, filters, cursor, limit)
         return {"images": page.rows, "next": page.after, "whole": page.whole}
 
-    @router.get("/images/{id}")
-    def image(id: Id) -> dict[str, Any]:
-        """One image with its regions, what people said of it, what challengers said, its role in training."""
-        with site.reading.connect() as connection:
-            known = image_page.everything(connection, id)
-        known["history"] = [asdict(one) for one in known["history"]]
-        files = {"picture": f"/images/{id}/picture"}
-        if (site.root / map_path(id)).is_file():
-            files["map"] = f"/images/{id}/map"
-        return {**known.pop("image"), **known, "files": files}
 
+def _add_labels(router: APIRouter, site: Site) -> None:
     @router.post("/images/{id}/label")
     def label(request: Request, id: Id, asked: NewLabel) -> dict[str, Any]:
         """Label one image; its file goes to the folder that the label says."""
@@ -248,12 +256,12 @@ def _add_models(router: APIRouter, site: Site) -> None:
     def promote(request: Request, product: Product, version: Version, asked: Change) -> dict[str, Any]:
         """Make a version the champion of its product, once its files are checked."""
         who = caller(request).who
-        return asdict(model_pages.promote(site, product, version, asked.reason, who, asked.expected))
+        return asdict(promotion.promote(site, product, version, asked.reason, who, asked.expected))
 
     @router.post("/models/{product}/rollback")
     def rollback(request: Request, product: Product, asked: Change) -> dict[str, Any]:
         """Make the champion before this one champion again."""
-        return asdict(model_pages.roll_back(site, product, asked.reason, caller(request).who, asked.expected))
+        return asdict(promotion.roll_back(site, product, asked.reason, caller(request).who, asked.expected))
 
     @router.get("/retrainings")
     def retraining_runs(product: OfProduct = None, limit: Limit = 100) -> dict[str, Any]:
@@ -261,6 +269,8 @@ def _add_models(router: APIRouter, site: Site) -> None:
         with site.reading.connect() as connection:
             return {"retrainings": [asdict(row) for row in retrainings.runs(connection, product, limit)]}
 
+
+def _add_thresholds(router: APIRouter, site: Site) -> None:
     @router.get("/thresholds")
     def all_thresholds() -> dict[str, Any]:
         """What holds for each product that has a champion, and who chose it."""
@@ -287,9 +297,7 @@ def _add_models(router: APIRouter, site: Site) -> None:
     @router.get("/thresholds/{product}")
     def explore(
         product: Product,
-        rate: Annotated[
-            float | None, Query(gt=0, lt=1, description="rate to try; the present one if not given")
-        ] = None,
+        rate: Annotated[float | None, Query(gt=0, lt=1, description="rate to try; present one if not given")] = None,
         last: Annotated[int, Query(ge=1, le=10_000, description="latest images to try it on")] = LAST,
     ) -> dict[str, Any]:
         """What another false-alarm rate would do to the latest images of a product; changes nothing."""

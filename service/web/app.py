@@ -5,7 +5,6 @@ Nothing happens at import; `create_app` opens the database and `close` of what i
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import anyio.to_thread
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.settings import Settings
@@ -20,10 +20,10 @@ from service.storage.database.open import open_database
 from service.web import api
 from service.web.errors import add_error_answers
 from service.web.images import Thumbnails
-from service.web.pages import energy, files, image, login, review, thresholds, today
+from service.web.pages import energy, files, image, login, promote, review, thresholds, today
 from service.web.pages import models as model_pages
-from service.web.security import App, Guard, Receive, Scope, Send, names_of
-from service.web.sessions import Attempts, Password, Sessions
+from service.web.security import Guard, names_of
+from service.web.sessions import Sessions
 from service.web.site import IMAGE_THREADS, Site, templates
 
 # A person is waiting: better an answer that says so than a page that hangs for as long as the daemon would wait.
@@ -34,7 +34,7 @@ REQUEST_THREADS = 8
 class WebApp:
     """The page as an ASGI application."""
 
-    def __init__(self, guarded: App, inner: FastAPI, site: Site) -> None:
+    def __init__(self, guarded: Guard, inner: FastAPI, site: Site) -> None:
         self._guarded = guarded
         self.inner = inner
         self.site = site
@@ -52,6 +52,7 @@ class WebApp:
 
 def create_app(root: Path, settings: Settings) -> WebApp:
     """Return the page of `root`. Raises as `open_database` where that cannot be opened, or is of another schema."""
+    password = settings.web_password
     site = Site(
         root=root,
         settings=settings,
@@ -60,6 +61,8 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         thumbnails=Thumbnails(root, bytes_max=settings.file_bytes_max, pixels_max=settings.pixels_max),
         pool=ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="images"),
         templates=templates(),
+        # Cookies know no ports: two Tamis on one machine would sign each other's people out.
+        sessions=None if password is None else Sessions(password.get_secret_value(), f"tamis_{settings.web_port}"),
     )
     app = FastAPI(
         title="Tamis",
@@ -71,21 +74,16 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         lifespan=_lifespan,
     )
     add_error_answers(app, site)
-    for pages in (today, review, image, files, model_pages, thresholds, energy, login):
+    for pages in (today, review, image, files, model_pages, promote, thresholds, energy, login):
         app.include_router(pages.routes(site), include_in_schema=False)
     app.include_router(api.routes(site))
     api.add_description(app, site)
-    password = settings.web_password
     guard = Guard(
         app,
         hosts=names_of(settings.web_host, settings.web_hosts),
-        sessions=Sessions(secrets.token_bytes(32)),
-        password=None if password is None else Password(password.get_secret_value(), Attempts()),
+        sessions=site.sessions,
         user_header=settings.web_user_header,
-        # Cookies know no ports: two Tamis on one machine would sign each other's people out.
-        cookie=f"tamis_{settings.web_port}",
     )
-    site.guard = guard
     return WebApp(guard, app, site)
 
 

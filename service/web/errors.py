@@ -17,7 +17,7 @@ from models.errors import ModelError
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.logs import fields
 from service.storage.database.open import trouble
-from service.web.security import API, Refused
+from service.web.security import API
 from service.web.site import NotFound, Site
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,6 @@ def add_error_answers(app: FastAPI, site: Site) -> None:
         if isinstance(error, ConfigurationError):
             log.error("request failed", extra=fields(path=request.url.path, reason=error))
         return answer(request, _status(error), str(error))
-
-    async def of_refusal(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return answer(request, error.status, str(error), error.headers)
 
     async def of_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -68,7 +64,6 @@ def add_error_answers(app: FastAPI, site: Site) -> None:
 
     app.add_exception_handler(TamisError, of_tamis)
     app.add_exception_handler(ModelError, of_tamis)
-    app.add_exception_handler(Refused, of_refusal)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(DBAPIError, of_database)

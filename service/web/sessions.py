@@ -1,7 +1,7 @@
-"""Sessions of the page: signed cookies, tokens against forged forms, and how often a password may be tried.
+"""Signing in: the one password, how often it may be tried, and the signed cookie of those who knew it.
 
-Nothing is kept on the server: a cookie says when it was given and whether its bearer knew the password, signed
-with a key that lives as long as the process. After a restart people sign in again.
+Nothing is kept on the server. A cookie says when it was given, signed with a key that lives as long as the process:
+after a restart, and so after a change of the password, people sign in again.
 """
 
 from __future__ import annotations
@@ -9,67 +9,64 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from http import HTTPStatus
+
+from itsdangerous import BadSignature, TimestampSigner
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 SESSION_S = 7 * 86_400
 _ADDRESSES_MAX = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What a cookie says; `token` is what the forms of this session carry."""
-
-    cookie: str
-    token: str
-    signed_in: bool
-
-
 class Sessions:
-    """Gives and reads cookies; `key` is secret, random bytes."""
+    """Checks `password`, and gives and reads the cookie of that name."""
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def new(self, now: float, *, signed_in: bool) -> Session:
-        """Return a new session, at `now` in seconds of the epoch."""
-        content = f"{'in' if signed_in else 'out'}.{int(now)}.{secrets.token_hex(16)}"
-        return self._session(f"{content}.{self._sign('session', content)}", signed_in)
-
-    def read(self, cookie: str, now: float) -> Session | None:
-        """Return the session that `cookie` was given for; None where it was not given by us, or is too old."""
-        content, _, signature = cookie.rpartition(".")
-        if not hmac.compare_digest(signature.encode(), self._sign("session", content).encode()):
-            return None
-        signed_in, given_at, _ = content.split(".")
-        if not 0 <= now - int(given_at) < SESSION_S:
-            return None
-        return self._session(cookie, signed_in == "in")
-
-    def _session(self, cookie: str, signed_in: bool) -> Session:
-        return Session(cookie, self._sign("form", cookie), signed_in)
-
-    def _sign(self, purpose: str, content: str) -> str:
-        return hmac.new(self._key, f"{purpose}:{content}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
-
-
-class Password:
-    """One password, compared in a time that says nothing of it, and not more often than `Attempts` allows."""
-
-    def __init__(self, password: str, attempts: Attempts) -> None:
+    def __init__(self, password: str, cookie: str) -> None:
         self._digest = _digest(password)
-        self._attempts = attempts
+        self._attempts = Attempts()
+        self._cookie = cookie
+        self._signer = TimestampSigner(secrets.token_bytes(32), salt="session", digest_method=hashlib.sha256)
 
-    def wait_s(self, address: str, now: float) -> float:
-        """Return the seconds until somebody at `address` may try again; 0 is now."""
-        return self._attempts.wait_s(address, now)
-
-    def fits(self, given: str, address: str, now: float) -> bool:
-        """Return whether `given` is the password; one that is not counts as an attempt of `address`."""
-        fits = hmac.compare_digest(_digest(given), self._digest)
-        if not fits:
+    def check_password(self, request: Request, given: str) -> None:
+        """Raise HTTPException if `given` is not the password, or if the caller's address tried too often."""
+        address, now = request.client.host if request.client else "", time.monotonic()
+        if wait_s := self._attempts.wait_s(address, now):
+            raise HTTPException(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"password: tried too often; try again in {wait_s:.0f} s",
+                {"retry-after": f"{wait_s:.0f}"},
+            )
+        # Compared in a time that says nothing of the password.
+        if not hmac.compare_digest(_digest(given), self._digest):
             self._attempts.failed(address, now)
-        return fits
+            raise HTTPException(HTTPStatus.UNAUTHORIZED, "password: that is not it")
+
+    def is_signed_in(self, request: Request) -> bool:
+        """Return whether the request has a cookie that we gave, and not too long ago."""
+        try:
+            self._signer.unsign(request.cookies.get(self._cookie, ""), max_age=SESSION_S)
+        except BadSignature:
+            return False
+        return True
+
+    def begin(self, request: Request, response: Response) -> None:
+        """Sign the caller in: they knew the password."""
+        set_cookie(request, response, self._cookie, self._signer.sign(secrets.token_hex(16)).decode())
+
+    def end(self, request: Request, response: Response) -> None:
+        """Take the caller's cookie back."""
+        set_cookie(request, response, self._cookie, "", age_s=0)
+
+
+def set_cookie(request: Request, response: Response, name: str, value: str, age_s: int | None = None) -> None:
+    """Add a cookie to `response` that scripts cannot read and other sites do not send."""
+    # Behind a proxy that speaks TLS; a caller who says so without one only loses their own cookie.
+    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    response.set_cookie(name, value, age_s, secure=secure, httponly=True, samesite="strict")
 
 
 class Attempts:
@@ -86,7 +83,7 @@ class Attempts:
         self._of: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, address: str, now: float) -> float:
-        """Return the seconds until `address` may try again, at `now`, monotonic s."""
+        """Return the seconds until `address` may try again, at `now`, monotonic s; 0 is now."""
         of_each = _wait(self._of.get(address, (0.0, now)), self._each, now)
         return max(of_each, _wait(self._of_all, self._all, now))
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
+from fastapi import Form
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import Engine
 from starlette.requests import Request
@@ -23,11 +24,15 @@ from service.errors import TamisError
 from service.settings import Settings
 from service.web import formatting as shown
 from service.web.images import Thumbnails
-from service.web.security import Caller, Guard, caller
+from service.web.security import caller
+from service.web.sessions import Sessions
 
 STATIC = Path(__file__).with_name("static")
 # Decoding is what takes long; two at a time leave room for people who label meanwhile.
 IMAGE_THREADS = 2
+
+FormText = Annotated[str | None, Form()]
+"""A field of a form; None where it is missing or empty."""
 
 
 class NotFound(TamisError):
@@ -45,13 +50,12 @@ class Site:
     thumbnails: Thumbnails
     pool: ThreadPoolExecutor
     templates: Environment
-    guard: Guard | None = None
+    sessions: Sessions | None
 
     def page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Return the page that `template` makes of `values`."""
         who = caller(request)
         html = self.templates.get_template(template).render(
-            csrf=who.session.token,
             who=who.who,
             vouched=who.vouched,
             path=request.url.path,
@@ -106,8 +110,3 @@ def query(**values: Any) -> str:
 def is_part(request: Request) -> bool:
     """Return whether htmx, or our own script, asks for a part of a page and not for all of it."""
     return "hx-request" in request.headers
-
-
-def who(request: Request) -> Caller:
-    """Return who is asking."""
-    return caller(request)

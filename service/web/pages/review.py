@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Form, Query
+from pydantic import BaseModel
 from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import UsageError
 from service.labelling.label import label_images
-from service.storage import review_pages, reviews, shadow, versions
+from service.storage import review_pages, shadow, versions
 from service.storage import statistics as tallies
 from service.storage.review_pages import Filters, Order, Reviewed, Which
 from service.web.images import map_path
 from service.web.security import caller, plain
-from service.web.site import Site, back_to, is_part, query
+from service.web.site import FormText, Site, back_to, is_part, query
 
 PAGE = 48
 DISAGREEMENTS = 24
@@ -28,108 +29,82 @@ NOTE_CHARACTERS_MAX = 1000
 TAKEN_BACK = "none"
 
 
+class FilterFields(BaseModel):
+    """The filters as the form sends them: text, empty for any. `after` is the image that a page begins after."""
+
+    product: str | None = None
+    verdict: str | None = None
+    score_min: str | None = None
+    score_max: str | None = None
+    since: str | None = None
+    until: str | None = None
+    reviewed: str | None = None
+    order: str | None = None
+    after: str | None = None
+
+    def filters(self) -> Filters:
+        """Return what they say. Raises UsageError naming the field."""
+        return Filters(
+            product=self.product or None,
+            which=_one_of("verdict", self.verdict, get_args(Which)),
+            score_min=_number("score_min", self.score_min),
+            score_max=_number("score_max", self.score_max),
+            since=moment("since", self.since),
+            until=moment("until", self.until, of_day_end=True),
+            reviewed=_one_of("reviewed", self.reviewed, get_args(Reviewed)) or "no",
+            order=_one_of("order", self.order, get_args(Order)) or "uncertain",
+        )
+
+
 def routes(site: Site) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
     @router.get("/review")
-    def review(
-        request: Request,
-        product: str | None = None,
-        verdict: str | None = None,
-        score_min: str | None = None,
-        score_max: str | None = None,
-        since: str | None = None,
-        until: str | None = None,
-        reviewed: str | None = None,
-        order: str | None = None,
-        after: str | None = None,
-    ) -> Response:
-        filters = filters_of(product, verdict, score_min, score_max, since, until, reviewed, order)
-        given = {
-            "product": product,
-            "verdict": verdict,
-            "score_min": score_min,
-            "score_max": score_max,
-            "since": since,
-            "until": until,
-            "reviewed": reviewed,
-            "order": order,
-        }
+    def review(request: Request, fields: Annotated[FilterFields, Query()]) -> Response:
+        filters, part = fields.filters(), is_part(request)
         with site.reading.connect() as connection:
-            page = review_pages.page(connection, filters, after or None, PAGE)
-            first = after in (None, "") and filters == Filters(product=filters.product)
+            page = review_pages.page(connection, filters, fields.after or None, PAGE)
+            first = not fields.after and filters == Filters(product=filters.product)
             differing = _disagreements(connection, filters.product) if first else []
-            products = [] if is_part(request) else tallies.products(connection)
-            waiting = None if is_part(request) else review_pages.waiting(connection)
+            products = [] if part else tallies.products(connection)
+            waiting = None if part else review_pages.waiting(connection)
         at_the_top = {row["id"] for row in differing}
-        rows = [row for row in page.rows if row["id"] not in at_the_top]
+        given = fields.model_dump(exclude={"after"})
         return site.page(
             request,
-            "parts/cards.html" if is_part(request) else "review.html",
+            "parts/cards.html" if part else "review.html",
             differing=with_maps(site.root, differing),
-            rows=with_maps(site.root, rows),
+            rows=with_maps(site.root, [row for row in page.rows if row["id"] not in at_the_top]),
             more=None if page.after is None else f"/review{query(**given, after=page.after)}",
             whole=page.whole,
             products=products,
             waiting=waiting,
             given=given,
-            back=f"/review{query(**given, after=after)}",
+            back=f"/review{query(**given, after=fields.after)}",
             filtered=bool(query(**given)),
         )
 
     @router.post("/review/label")
-    def label(request: Request) -> Response:
-        asked = caller(request)
-        ids = asked.fields("id")
-        given = asked.field("label")
-        if not ids or len(ids) > LABELS_MAX:
+    def save_label(
+        request: Request,
+        id: Annotated[list[str] | None, Form()] = None,
+        label: FormText = None,
+        note: FormText = None,
+        back: FormText = None,
+    ) -> Response:
+        ids = id or []
+        if not 1 <= len(ids) <= LABELS_MAX:
             raise UsageError(f"id: expected 1 to {LABELS_MAX} images; found {len(ids)}")
-        label_images(
-            site.root,
-            site.writing,
-            ids,
-            None if given == TAKEN_BACK else given or "",
-            by=asked.who,
-            source="web",
-            note=plain(asked.field("note") or "", NOTE_CHARACTERS_MAX),
-        )
-        back = asked.field("back")
+        said, note = None if label == TAKEN_BACK else label or "", plain(note or "", NOTE_CHARACTERS_MAX)
+        label_images(site.root, site.writing, ids, said, by=caller(request).who, source="web", note=note)
         if not is_part(request):
             return back_to(back, "/review")
         with site.reading.connect() as connection:
-            rows = review_pages.by_ids(connection, ids)
-        return site.page(
-            request,
-            "parts/labelled.html",
-            rows=with_maps(site.root, rows),
-            back=back or "/review",
-        )
+            rows = with_maps(site.root, review_pages.by_ids(connection, ids))
+        return site.page(request, "parts/labelled.html", rows=rows, back=back or "/review")
 
     return router
-
-
-def filters_of(
-    product: str | None,
-    verdict: str | None,
-    score_min: str | None,
-    score_max: str | None,
-    since: str | None,
-    until: str | None,
-    reviewed: str | None,
-    order: str | None,
-) -> Filters:
-    """Return the filters that the fields of a form say; empty is any. Raises UsageError naming the field."""
-    return Filters(
-        product=product or None,
-        which=_one_of("verdict", verdict, get_args(Which)),
-        score_min=_number("score_min", score_min),
-        score_max=_number("score_max", score_max),
-        since=moment("since", since),
-        until=moment("until", until, of_day_end=True),
-        reviewed=_one_of("reviewed", reviewed, get_args(Reviewed)) or "no",
-        order=_one_of("order", order, get_args(Order)) or "uncertain",
-    )
 
 
 def moment(name: str, given: str | None, *, of_day_end: bool = False) -> datetime | None:
@@ -165,11 +140,6 @@ def _disagreements(connection: Connection, product: str | None) -> list[dict[str
                 said = {"challenger": row.version, "shadow_verdict": one["shadow_verdict"]}
                 found[one["id"]] = said
     return [row | found[row["id"]] for row in review_pages.by_ids(connection, list(found))]
-
-
-def history(connection: Connection, id: str) -> list[reviews.ReviewRow]:
-    """Return what was said of an image, the latest first."""
-    return reviews.history(connection, id)
 
 
 def _one_of(name: str, given: str | None, known: tuple[Any, ...]) -> Any:

@@ -12,13 +12,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from service.errors import UsageError
-from service.scoring.threshold_preview import ThresholdPreview, champion_of, choose_rate, preview
+from service.scoring.threshold_preview import LAST, ThresholdPreview, champion_of, choose_rate, preview
 from service.storage import scores, thresholds, versions
 from service.web import charts
 from service.web.security import caller
-from service.web.site import Site, is_part, segment
+from service.web.site import FormText, Site, is_part, segment
 
-LAST = 1000
 RATE_MAX = 0.5
 STOPS = 60
 
@@ -41,11 +40,9 @@ def routes(site: Site) -> APIRouter:
         return site.page(request, "parts/explored.html" if is_part(request) else "threshold.html", **values)
 
     @router.post("/thresholds/{product}")
-    def choose(request: Request, product: str) -> Response:
-        asked = caller(request)
-        given = asked.field("rate")
-        rate = None if asked.field("action") == "reset" else _rate(given or "")
-        choose_for(site, product, rate, asked.who)
+    def choose(request: Request, product: str, rate: FormText = None, action: FormText = None) -> Response:
+        chosen = None if action == "reset" else _rate(rate or "")
+        choose_for(site, product, chosen, caller(request).who)
         return RedirectResponse(f"/thresholds/{segment(product)}", 303)
 
     return router
