@@ -13,8 +13,6 @@ from tests.support.brightness_version import install
 from tests.support.made_root import fill
 from tests.support.visitor import Visitor
 
-EACH_DATABASE = True
-
 
 def normals(visitor: Visitor) -> list[str]:
     return [one["id"] for one in visitor.json("/images?verdict=normal&limit=1000")["images"]]
@@ -23,11 +21,11 @@ def normals(visitor: Visitor) -> list[str]:
 # Reading
 
 
-def test_pages_of_images_join_to_all_of_them_newest_first(visitor: Visitor, ids: list[str]) -> None:
+def test_pages_of_images_join_to_all_of_them_newest_first(reader: Visitor, ids: list[str]) -> None:
     found: list[str] = []
     address: str | None = "/images?limit=7"
     while address is not None:
-        page = visitor.json(address)
+        page = reader.json(address)
         found += [one["id"] for one in page["images"]]
         address = page["next"] and f"/images?limit=7&cursor={page['next']}"
     assert found == ids[::-1]
@@ -64,8 +62,8 @@ def test_filters_of_the_review_are_those_of_the_page(visitor: Visitor, ids: list
     assert ids[0] not in [one["id"] for one in visitor.json("/review?limit=200")["images"]]
 
 
-def test_most_uncertain_come_first(visitor: Visitor, ids: list[str]) -> None:
-    shown = [one["uncertainty"] for one in visitor.json("/review?limit=100")["images"]]
+def test_most_uncertain_come_first(reader: Visitor, ids: list[str]) -> None:
+    shown = [one["uncertainty"] for one in reader.json("/review?limit=100")["images"]]
     assert len(shown) == len(ids)
     assert shown == sorted(shown, reverse=True)
 
@@ -83,8 +81,8 @@ def test_one_image_is_told_with_all_that_belongs_to_it(visitor: Visitor, ids: li
         assert visitor.get(address).status_code == 200
 
 
-def test_every_path_of_the_description_is_there_and_says_what_it_does(visitor: Visitor, ids: list[str]) -> None:
-    document = visitor.json("/openapi.json")
+def test_every_path_of_the_description_is_there_and_says_what_it_does(reader: Visitor, ids: list[str]) -> None:
+    document = reader.json("/openapi.json")
     assert document["openapi"].startswith("3.")
     assert len(document["paths"]) > 10
     given = {"{id}": ids[0], "{product}": "default", "{version}": "v1"}
@@ -98,12 +96,12 @@ def test_every_path_of_the_description_is_there_and_says_what_it_does(visitor: V
             if method == "get":
                 for name, value in given.items():
                     path = path.replace(name, value)
-                visitor.json(path.removeprefix("/api/v1"))
+                reader.json(path.removeprefix("/api/v1"))
 
 
-def test_every_path_is_in_the_documents(visitor: Visitor) -> None:
+def test_every_path_is_in_the_documents(reader: Visitor) -> None:
     text = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
-    for path, methods in visitor.json("/openapi.json")["paths"].items():
+    for path, methods in reader.json("/openapi.json")["paths"].items():
         for method in methods:
             assert f"`{method.upper()} {path.removeprefix('/api/v1')}`" in text
 
@@ -184,19 +182,19 @@ def test_many_are_labelled_at_once_or_none(visitor: Visitor, ids: list[str]) -> 
     ],
 )
 def test_label_that_is_none_is_refused_by_the_name_of_its_field(
-    visitor: Visitor, ids: list[str], body: Any, field: str
+    reader: Visitor, ids: list[str], body: Any, field: str
 ) -> None:
-    answer = visitor.client.post(
+    answer = reader.client.post(
         f"/api/v1/images/{ids[0]}/label", content=json.dumps(body), headers={"content-type": "application/json"}
     )
     assert answer.status_code == 422, answer.text
     assert field in answer.json()["error"]
-    assert query(visitor.root, "SELECT * FROM reviews") == []
+    assert query(reader.root, "SELECT * FROM reviews") == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"label": ' + b"[" * 100_000, b"1" * 10_000, b"NaN"])
-def test_what_is_no_json_is_refused(visitor: Visitor, ids: list[str], content: bytes) -> None:
-    answer = visitor.client.post(
+def test_what_is_no_json_is_refused(reader: Visitor, ids: list[str], content: bytes) -> None:
+    answer = reader.client.post(
         f"/api/v1/images/{ids[0]}/label", content=content, headers={"content-type": "application/json"}
     )
     assert answer.status_code in (400, 422)
@@ -204,8 +202,8 @@ def test_what_is_no_json_is_refused(visitor: Visitor, ids: list[str], content: b
 
 
 @pytest.mark.parametrize("body", [{"ids": []}, {"ids": ["x"] * 501}, {"ids": "x"}, {"ids": [""]}, {"ids": ["x" * 65]}])
-def test_number_of_labels_at_once_has_a_bound(visitor: Visitor, body: dict[str, Any]) -> None:
-    assert "ids" in visitor.json("/labels", body | {"label": "normal"}, 422)["error"]
+def test_number_of_labels_at_once_has_a_bound(reader: Visitor, body: dict[str, Any]) -> None:
+    assert "ids" in reader.json("/labels", body | {"label": "normal"}, 422)["error"]
 
 
 def test_note_and_name_of_control_characters_are_stored_plain(visitor: Visitor, ids: list[str]) -> None:
@@ -229,8 +227,8 @@ def test_note_and_name_of_control_characters_are_stored_plain(visitor: Visitor, 
         "/thresholds/default?last=99999999999999999999", "/energy?per=hour", "/energy?since=1970-01-01",
     ],
 )  # fmt: skip
-def test_query_that_cannot_be_answered_is_refused_by_name(visitor: Visitor, address: str) -> None:
-    answer = visitor.client.get(f"/api/v1{address}")
+def test_query_that_cannot_be_answered_is_refused_by_name(reader: Visitor, address: str) -> None:
+    answer = reader.client.get(f"/api/v1{address}")
     assert answer.status_code in (400, 422), answer.text
     name = address.partition("?")[2].split("=")[-2].rpartition("&")[2]
     assert {"rate": "rate", "cursor": ""}.get(name, name) in answer.json()["error"]
@@ -269,9 +267,9 @@ def test_change_of_what_is_champion_no_more_is_refused(visitor: Visitor, address
         ("/models/default/..%2Fv1/promote", 404),
     ],
 )  # fmt: skip
-def test_change_to_what_is_not_there_is_refused(visitor: Visitor, address: str, status: int) -> None:
-    visitor.json(address, {}, status)
-    assert visitor.json("/status")["champions"] == {"default": "v1"}
+def test_change_to_what_is_not_there_is_refused(reader: Visitor, address: str, status: int) -> None:
+    reader.json(address, {}, status)
+    assert reader.json("/status")["champions"] == {"default": "v1"}
 
 
 def test_version_whose_files_are_damaged_is_shown_and_never_promoted(visitor: Visitor) -> None:
@@ -323,10 +321,10 @@ def test_rate_cannot_be_chosen_where_the_settings_say_otherwise(root: Path, ids:
 
 
 @pytest.mark.parametrize("rate", [0, 1, -1, 2, 1e308, "0.05", True, [0.05]])
-def test_what_is_no_rate_is_refused(visitor: Visitor, rate: Any) -> None:
-    error = visitor.json("/thresholds/default", {"false_alarm_rate": rate}, 422)["error"]
+def test_what_is_no_rate_is_refused(reader: Visitor, rate: Any) -> None:
+    error = reader.json("/thresholds/default", {"false_alarm_rate": rate}, 422)["error"]
     assert "false_alarm_rate" in error
 
 
-def test_unknown_product_has_no_threshold(visitor: Visitor) -> None:
-    assert "nothing" in visitor.json("/thresholds/nothing", {"false_alarm_rate": 0.05}, 409)["error"]
+def test_unknown_product_has_no_threshold(reader: Visitor) -> None:
+    assert "nothing" in reader.json("/thresholds/nothing", {"false_alarm_rate": 0.05}, 409)["error"]

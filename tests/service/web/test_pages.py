@@ -17,8 +17,6 @@ from tests.support.brightness_version import install
 from tests.support.made_root import fill
 from tests.support.visitor import Page, Visitor
 
-EACH_DATABASE = True
-
 HOSTILE = (
     "<img src=x onerror=alert(1)>.png",
     "\"><script>alert('x')<&script>.png",
@@ -43,8 +41,8 @@ def addresses(id: str, product: str = "default") -> list[str]:
 # What they show
 
 
-def test_today_says_what_came_what_is_wrong_and_what_it_cost(visitor: Visitor, ids: list[str]) -> None:
-    page = visitor.get("/").text
+def test_today_says_what_came_what_is_wrong_and_what_it_cost(reader: Visitor, ids: list[str]) -> None:
+    page = reader.get("/").text
     for said in ("no daemon has run on this root yet", "Anomaly rate", "Scores of default", "energy, 24h", "above the"):
         assert said in page
     tiles = re.findall(r"<dt>(?:<[^>]+>)?([^<]+)(?:</a>)?</dt><dd>([^<]*)</dd>", page)
@@ -53,7 +51,7 @@ def test_today_says_what_came_what_is_wrong_and_what_it_cost(visitor: Visitor, i
     assert found["anomalies, 24h"] == "6"
     assert found["anomaly rate"] == "20 %"
     assert found["energy, 24h"].endswith(" Wh")
-    assert visitor.page("/").all("line", **{"class": "threshold"})
+    assert reader.page("/").all("line", **{"class": "threshold"})
 
 
 def test_today_says_where_drift_began_and_forgets_it_with_its_champion(visitor: Visitor, ids: list[str]) -> None:
@@ -190,14 +188,14 @@ def test_promotion_and_rollback_ask_first_and_say_what_will_be(visitor: Visitor)
     assert visitor.json("/status")["champions"] == {"default": "v1"}
 
 
-def test_rollback_without_an_earlier_champion_is_not_offered(visitor: Visitor) -> None:
-    assert "There is no earlier champion" in visitor.get("/models/default").text
-    assert visitor.get("/models/default/rollback").status_code == 409
+def test_rollback_without_an_earlier_champion_is_not_offered(reader: Visitor) -> None:
+    assert "There is no earlier champion" in reader.get("/models/default").text
+    assert reader.get("/models/default/rollback").status_code == 409
 
 
-def test_reading_changes_nothing(visitor: Visitor, ids: list[str]) -> None:
+def test_reading_changes_nothing(reader: Visitor, ids: list[str]) -> None:
     def state() -> dict[str, list[str]]:
-        engine = open_database(visitor.root, read_only=True)
+        engine = open_database(reader.root, read_only=True)
         try:
             with engine.connect() as connection:
                 tables = engine.tables(connection)
@@ -207,7 +205,7 @@ def test_reading_changes_nothing(visitor: Visitor, ids: list[str]) -> None:
 
     before = state()
     for address in addresses(ids[0]):
-        assert visitor.get(address).status_code == 200
+        assert reader.get(address).status_code == 200
     assert state() == before and len(before["images"]) == len(ids)
 
 
@@ -229,9 +227,9 @@ def test_explorer_says_how_many_change_sides_and_applies_without_retraining(visi
     assert "was chosen by" not in visitor.get("/thresholds/default").text
 
 
-def test_slider_fetches_the_part_that_changes_and_no_more(visitor: Visitor) -> None:
-    [slider] = visitor.page("/thresholds/default").all("input", type="range")
-    part = visitor.get(f"{slider['hx-get']}?stop={slider['max']}", **{"hx-request": "true"}).text
+def test_slider_fetches_the_part_that_changes_and_no_more(reader: Visitor) -> None:
+    [slider] = reader.page("/thresholds/default").all("input", type="range")
+    part = reader.get(f"{slider['hx-get']}?stop={slider['max']}", **{"hx-request": "true"}).text
     assert "<html" not in part
     assert "At <strong>50 %</strong>" in part
 
@@ -246,9 +244,9 @@ def test_too_few_calibration_images_offer_no_button(root: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", ["0", "100 %", "-1", "nan", "inf", "1e999", "<b>", "1,2,3", "9" * 1000])
-def test_what_is_no_rate_is_named_on_the_page(visitor: Visitor, rate: str) -> None:
-    tried = visitor.client.get("/thresholds/default", params={"rate": rate})
-    chosen = visitor.send("/thresholds/default", {"rate": rate})
+def test_what_is_no_rate_is_named_on_the_page(reader: Visitor, rate: str) -> None:
+    tried = reader.client.get("/thresholds/default", params={"rate": rate})
+    chosen = reader.send("/thresholds/default", {"rate": rate})
     for answer in (tried, chosen):
         assert answer.status_code == 400
         assert "false-alarm rate: expected more than 0 and less than 1" in Page(answer.text).said()
@@ -271,8 +269,8 @@ def test_stops_of_the_slider_read_as_people_say_them() -> None:
      "/energy?span=1", "/models/nothing", "/models/default/v9/promote", "/thresholds/nothing",
      "/models/default/v1/report", "/images/nothing"],
 )  # fmt: skip
-def test_what_cannot_be_shown_is_named_on_a_page(visitor: Visitor, address: str) -> None:
-    answer = visitor.get(address)
+def test_what_cannot_be_shown_is_named_on_a_page(reader: Visitor, address: str) -> None:
+    answer = reader.get(address)
     assert answer.status_code in (400, 404, 409)
     assert "expected" in Page(answer.text).said()
     assert "found" in Page(answer.text).said() or "expected one of" in Page(answer.text).said()
@@ -340,12 +338,12 @@ def test_name_of_a_image_is_a_safe_header(hostile: tuple[list[str], Path]) -> No
 # No script needed
 
 
-def test_pages_hold_nothing_that_the_policy_forbids(visitor: Visitor, ids: list[str]) -> None:
+def test_pages_hold_nothing_that_the_policy_forbids(reader: Visitor, ids: list[str]) -> None:
     for address in addresses(ids[0]):
-        harmless(visitor.page(address))
+        harmless(reader.page(address))
 
 
-def test_everything_can_be_reached_and_done_without_scripts(visitor: Visitor, ids: list[str]) -> None:
+def test_everything_can_be_reached_and_done_without_scripts(reader: Visitor, ids: list[str]) -> None:
     reached: set[str] = set()
     open_ = ["/"]
     posts: set[str] = set()
@@ -354,7 +352,7 @@ def test_everything_can_be_reached_and_done_without_scripts(visitor: Visitor, id
         if address in reached or len(reached) > 150:
             continue
         reached.add(address)
-        answer = visitor.get(address)
+        answer = reader.get(address)
         assert answer.status_code in (200, 409), address
         if "html" not in answer.headers["content-type"]:
             continue
@@ -375,9 +373,9 @@ def test_everything_can_be_reached_and_done_without_scripts(visitor: Visitor, id
     assert {f"/images/{ids[0]}", "/models/default", "/thresholds/default", "/energy", "/review"} <= reached
 
 
-def test_every_field_has_a_name_and_every_image_words(visitor: Visitor, ids: list[str]) -> None:
+def test_every_field_has_a_name_and_every_image_words(reader: Visitor, ids: list[str]) -> None:
     for address in addresses(ids[0]):
-        page = visitor.page(address)
+        page = reader.page(address)
         for field in [*page.all("input"), *page.all("select")]:
             named = "label" in field.inside or field.has("aria-label") or field["type"] == "hidden"
             assert named, (address, field.attributes)
@@ -464,7 +462,7 @@ def test_every_colour_of_the_style_sheet_is_among_those_whose_contrast_is_known(
     assert re.findall(r"#[0-9a-fA-F]{3,8}\b|\brgb\([^)]*\)|hsl\(", rest) == ["rgb(0 0 0 / 70%)"]
 
 
-def test_verdicts_are_told_in_words_and_not_by_colour_alone(visitor: Visitor, ids: list[str]) -> None:
-    for element in visitor.page("/review").elements:
+def test_verdicts_are_told_in_words_and_not_by_colour_alone(reader: Visitor, ids: list[str]) -> None:
+    for element in reader.page("/review").elements:
         if (element.attributes.get("class") or "").startswith("verdict"):
             assert element.text.strip() in ("normal", "anomaly", "quarantined", "scored")
