@@ -1,62 +1,79 @@
-"""The program `tamis`: puts the commands together and turns errors into messages and exit codes."""
+"""The program `tamis`: finds the command asked for and turns errors into messages and exit codes.
+
+The module of a command is imported only when that command is called, so that `tamis --help` and every other command
+start without what it needs.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from models.errors import ModelError
 from service import __version__
-from service.commands import (
-    database,
-    demo,
-    doctor,
-    energy,
-    evaluate,
-    init,
-    results,
-    retention,
-    retrain,
-    review,
-    run,
-    score,
-    status,
-    train,
-    versions,
-    web,
-)
-from service.commands import import_images as import_images
 from service.errors import TamisError
 
-EXIT_FAILED = 1
+# Each command with its help, which a test holds against the command's own.
+COMMANDS = {
+    "init": "Make the folders, the settings file and the database of a root; what is there already stays.",
+    "train": "Train a detector from normal images; a product's first one becomes its champion.",
+    "retrain": "Retrain from new labels; a version that the gate finds better becomes the champion.",
+    "run": "Watch ROOT/incoming, score what arrives, sort it and keep the record; until SIGTERM.",
+    "web": "Serve the page to look at results, review images and choose models, and its JSON API; until SIGTERM.",
+    "score": "Score images where they lie: verdict, score, threshold and p-value of each; with --json regions too.",
+    "evaluate": "Evaluate a model on labelled images: metrics, images per second, energy.",
+    "results": "Show what was decided, newest first.",
+    "review": "Label images; their files go where the label says, and they are kept for training.",
+    "import": "Copy images with a label into the training set; the originals stay as they are.",
+    "retention": "Remove the files of old images without a label, as the settings keep_* say; their rows stay.",
+    "energy": "Show Wh and grams of CO2e, per 1,000 images, per day and per kind.",
+    "status": "Show whether the daemon runs, what waits and what was decided in the last 24 hours.",
+    "doctor": (
+        "Look at a root and this machine, and say what is wrong and what to do; exit code 1 if there is an error."
+    ),
+    "demo": (
+        "Train on drawn parts, start the daemon, drop good and bad parts, and show what was found and what it cost."
+    ),
+    "models": "List, show, promote and roll back model versions; choose thresholds.",
+    "db": "Upgrade, check, back up and restore the database.",
+}
+# Modules of service/commands that are not called as the command is.
+MODULES = {"import": "import_images", "models": "versions", "db": "database"}
+
+
+class _LazyGroup(TyperGroup):
+    """Lists the commands without their modules, and imports the one that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else load(name), rest
+
 
 app = typer.Typer(
     name="tamis",
-    cls=TyperGroup,
+    cls=_LazyGroup,
     help="Visual inspection of a watched folder: learns from good parts, sorts images, counts its energy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(init.init)
-app.command()(train.train)
-app.command()(retrain.retrain)
-app.command()(run.run)
-app.command()(web.web)
-app.command()(score.score)
-app.command()(evaluate.evaluate)
-app.command()(results.results)
-app.command()(review.review)
-app.command("import")(import_images.import_)
-app.add_typer(versions.app, name="models")
-app.command()(retention.retention)
-app.command()(energy.energy)
-app.command()(status.status)
-app.command()(doctor.doctor)
-app.add_typer(database.app, name="db")
-app.command()(demo.demo)
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
+
+
+def load(name: str) -> Any:
+    """Return the command `name`, imported with its options and sub-commands."""
+    module_name = MODULES.get(name, name)
+    module = import_module(f"service.commands.{module_name}")
+    if hasattr(module, "app"):
+        return typer.main.get_group(module.app)
+    one = typer.Typer(add_completion=False)
+    one.command(name)(getattr(module, module_name))
+    return typer.main.get_command(one)
 
 
 def _print_version(asked: bool) -> None:
@@ -76,12 +93,6 @@ def main() -> None:
     """Run `tamis`; the console script's entry point."""
     try:
         app()
-    except TamisError as error:
-        _fail(str(error), error.exit_code)
-    except ModelError as error:
-        _fail(str(error), EXIT_FAILED)
-
-
-def _fail(message: str, exit_code: int) -> None:
-    typer.echo(f"tamis: {message}", err=True)
-    sys.exit(exit_code)
+    except (TamisError, ModelError) as error:
+        typer.echo(f"tamis: {error}", err=True)
+        sys.exit(getattr(error, "exit_code", TamisError.exit_code))

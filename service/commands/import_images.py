@@ -25,7 +25,7 @@ OUTCOMES = ("added", "relabelled", "labelled", "unchanged", "skipped")
 LINE_EVERY = 100
 
 
-def import_(
+def import_images(
     root: Root,
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Images, at any depth.")],
     label: Annotated[LabelName, typer.Option(help="What they all show.")],

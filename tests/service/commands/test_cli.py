@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from service.cli import COMMANDS, load
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -41,3 +43,24 @@ def test_unknown_product_is_a_failure_that_names_it(root: Path, tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(b"x")
     ended = tamis("score", tmp_path / "a.png", "--root", root, "--product", "gears")
     assert ended.returncode == 1 and "gears" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_the_help_that_is_listed_is_that_of_each_command() -> None:
+    summaries = {name: " ".join(load(name).help.split("\n\n")[0].split()) for name in COMMANDS}
+    assert summaries == COMMANDS
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    for option in ("--help", "--version"):
+        assert not imported_by(option) & {"sqlalchemy", "alembic", "numpy", "pydantic"}
+    assert not imported_by("--version") & {"rich", "models.registry"}
+
+
+def imported_by(*arguments: str | Path) -> set[str]:
+    """Return the modules in memory when `tamis` with these arguments is done."""
+    script = "import sys, atexit; atexit.register(lambda: print(*sys.modules)); from service.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(ended.stdout.splitlines()[-1].split())
