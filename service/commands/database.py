@@ -19,7 +19,7 @@ from service.operations.restore import restore as restore_database
 from service.settings import database_url
 from service.storage.database import schema
 from service.storage.database.open import DatabaseCorrupt, name_of_database, open_database
-from service.storage.tables import Image
+from service.storage.tables import images_table as _images
 
 app = typer.Typer(help="Upgrade, check, back up and restore the database.", no_args_is_help=True)
 
@@ -178,9 +178,9 @@ def _page(engine: Engine, after: str) -> list[tuple[str, str]]:
 
 def _read_page(connection: Connection, after: str) -> list[tuple[str, str]]:
     statement = (
-        select(Image.id, Image.path)
-        .where(Image.id > after, Image.state.in_(STATES_WITH_FILE))
-        .order_by(Image.id)
+        select(_images.c.id, _images.c.path)
+        .where(_images.c.id > after, _images.c.state.in_(STATES_WITH_FILE))
+        .order_by(_images.c.id)
         .limit(PAGE)
     )
     return [(id, path) for id, path in connection.execute(statement)]

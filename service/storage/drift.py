@@ -9,20 +9,17 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select
 
 from service.root import DEFAULT_PRODUCT
 from service.storage import versions
-from service.storage.tables import DriftEvent, Image, Promotion, Review
+from service.storage.tables import drift_table as _events
+from service.storage.tables import images_table as _images
+from service.storage.tables import promotions_table as _promotions
+from service.storage.tables import reviews_table as _reviews
 from service.storage.versions import VersionRow
-
-_events = cast(Table, DriftEvent.__table__)
-_images = cast(Table, Image.__table__)
-_reviews = cast(Table, Review.__table__)
-_promotions = cast(Table, Promotion.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +93,18 @@ _newest = _seen.order_by(_images.c.received_at.desc(), _images.c.id.desc()).limi
 _oldest = _seen.order_by(_images.c.received_at, _images.c.id).limit(bindparam("rows"))
 
 
-def add(connection: Connection | Session, row: DriftRow) -> None:
+def add(connection: Connection, row: DriftRow) -> None:
     """Insert a change of state."""
     values = {name: getattr(row, name) for name in DriftRow.__dataclass_fields__}
     connection.execute(_insert, values | {"figures": json.dumps(row.figures, allow_nan=False)})
 
 
-def last(connection: Connection | Session) -> dict[str, DriftRow]:
+def last(connection: Connection) -> dict[str, DriftRow]:
     """Return the last change of each product for which there is one, whichever version it was judged by."""
     return {row.product: _row(row) for row in connection.execute(_last)}
 
 
-def latest(connection: Connection | Session) -> dict[str, DriftRow]:
+def latest(connection: Connection) -> dict[str, DriftRow]:
     """Return the drift state of each product whose present champion, or that of `default`, has shown one.
 
     A state is of one version's scores: a product that got a new champion has none until enough images came.
@@ -121,7 +118,7 @@ def latest(connection: Connection | Session) -> dict[str, DriftRow]:
     return found
 
 
-def reigns(connection: Connection | Session) -> dict[str, ChampionPeriod]:
+def reigns(connection: Connection) -> dict[str, ChampionPeriod]:
     """Return the champion of each product that has one, and since when."""
     crowned = {row.product: row.at for row in connection.execute(_crowned)}
     return {
@@ -130,23 +127,23 @@ def reigns(connection: Connection | Session) -> dict[str, ChampionPeriod]:
     }
 
 
-def newest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[ScoredImage]:
+def newest(connection: Connection, product: str, since: datetime, limit: int) -> list[ScoredImage]:
     """Return the `limit` latest images of `product` received from `since` on, oldest first."""
     return _rows_of(connection, _newest, product, since, limit)[::-1]
 
 
-def oldest(connection: Connection | Session, product: str, since: datetime, limit: int) -> list[ScoredImage]:
+def oldest(connection: Connection, product: str, since: datetime, limit: int) -> list[ScoredImage]:
     """Return the first `limit` images of `product` received from `since` on, oldest first."""
     return _rows_of(connection, _oldest, product, since, limit)
 
 
-def received_at(connection: Connection | Session, ids: Collection[str]) -> dict[str, datetime]:
+def received_at(connection: Connection, ids: Collection[str]) -> dict[str, datetime]:
     """Return when each of the images `ids` was received; an unknown one is left out."""
     return {row.id: row.received_at for row in connection.execute(_times, {"ids": list(ids)})}
 
 
 def _rows_of(
-    connection: Connection | Session, statement: Select[Any], product: str, since: datetime, limit: int
+    connection: Connection, statement: Select[Any], product: str, since: datetime, limit: int
 ) -> list[ScoredImage]:
     found: Sequence[Row[Any]] = connection.execute(
         statement, {"of_product": product, "since": since, "rows": limit}

@@ -10,12 +10,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, case, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Connection, Select, case, func, insert, select
 
-from service.storage.tables import Energy
+from service.storage.tables import energy_table as _rows
 
-_rows = cast(Table, Energy.__table__)
 _insert = insert(_rows)
 
 
@@ -36,21 +34,21 @@ class EnergySample:
     country: str | None
 
 
-def add(connection: Connection | Session, sample: EnergySample) -> int:
+def add(connection: Connection, sample: EnergySample) -> int:
     """Insert `sample`; return the id of its row."""
     # As parameters: values within the statement would have SQLAlchemy make its key anew each time, at 30 ms a batch.
     result = cast(Any, connection.execute(_insert, asdict(sample)))
     return int(result.inserted_primary_key[0])
 
 
-def find(connection: Connection | Session, sample: EnergySample) -> int | None:
+def find(connection: Connection, sample: EnergySample) -> int | None:
     """Return the id of the row that was inserted of `sample`; None where there is none."""
     statement = select(_rows.c.id).where(_rows.c.kind == sample.kind, _rows.c.started_at == sample.started_at)
     return connection.execute(statement).scalar_one_or_none()
 
 
 def per_kind(
-    connection: Connection | Session, since: datetime | None = None, until: datetime | None = None
+    connection: Connection, since: datetime | None = None, until: datetime | None = None
 ) -> list[dict[str, Any]]:
     """Return one dict per kind of energy, started from `since` on and before `until`.
 
@@ -63,13 +61,13 @@ def per_kind(
     return _with_shares(_dicts(connection, statement))
 
 
-def first_at(connection: Connection | Session) -> datetime | None:
+def first_at(connection: Connection) -> datetime | None:
     """Return when the first row began; None where there is none."""
     found: datetime | None = connection.execute(select(func.min(_rows.c.started_at))).scalar_one()
     return found
 
 
-def per_day(connection: Connection | Session, since: datetime | None = None) -> list[dict[str, Any]]:
+def per_day(connection: Connection, since: datetime | None = None) -> list[dict[str, Any]]:
     """Return one dict per UTC day, oldest first, with the keys of `per_kind` for `day` instead of `kind`.
 
     `images`, `wh_per_1000_images` and `g_per_1000_images` are of scoring alone; total_wh and emissions_g are
@@ -112,7 +110,7 @@ def _since(statement: Select[Any], since: datetime | None) -> Select[Any]:
     return statement if since is None else statement.where(_rows.c.started_at >= since)
 
 
-def _dicts(connection: Connection | Session, statement: Select[Any]) -> list[dict[str, Any]]:
+def _dicts(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:
     rows = [dict(row) for row in connection.execute(statement).mappings()]
     for row in rows:
         first, last = row.pop("first_source"), row.pop("last_source")

@@ -15,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     FromClause,
-    Table,
     Text,
     bindparam,
     func,
@@ -25,16 +24,15 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.orm import Session
 
 from service.errors import TamisError
 from service.storage.database.insert_new import insert_new
-from service.storage.tables import Image, results_view, time_text
+from service.storage.tables import images_table as _images
+from service.storage.tables import results_view, time_text
 
 # SQLite takes at most 32,766 parameters in a statement.
 CHUNK = 10_000
 
-_images = cast(Table, Image.__table__)
 _marked = _images.alias("marked")
 
 
@@ -165,7 +163,7 @@ _first_of = select(_images.c.sha256, _images.c.id).where(
 _stored = select(*(_images.c[name] for name in StoredImage.__dataclass_fields__))
 
 
-def record(connection: Connection | Session, records: Sequence[ImageRecord], energy_id: int | None) -> None:
+def record(connection: Connection, records: Sequence[ImageRecord], energy_id: int | None) -> None:
     """Insert `records`, sharing the energy of row `energy_id`; ids that are there already stay as they are.
 
     Sets `duplicate_of` to the earliest image with the same bytes, in the database or earlier in `records`.
@@ -188,7 +186,7 @@ def record(connection: Connection | Session, records: Sequence[ImageRecord], ene
     connection.execute(_insert, rows)
 
 
-def finish(connection: Connection | Session, finished: Sequence[Finished]) -> None:
+def finish(connection: Connection, finished: Sequence[Finished]) -> None:
     """Set state, path, time of placing and latency of each, and its error where one is given.
 
     Raises TamisError where an id has no row: a delivery is only ever of a recorded image.
@@ -203,20 +201,20 @@ def finish(connection: Connection | Session, finished: Sequence[Finished]) -> No
         raise TamisError(f"finish: expected a row for each of {len(rows)} images; found none for {some}")
 
 
-def finish_where_sent(connection: Connection | Session, finished: Sequence[Finished]) -> bool:
+def finish_where_sent(connection: Connection, finished: Sequence[Finished]) -> bool:
     """As `finish`, for those whose destination still is `path`; return whether that were all of them."""
     if not finished:
         return True
     return bool(cast(Any, connection.execute(_finish_where_sent, _finish_rows(finished))).rowcount == len(finished))
 
 
-def set_latencies(connection: Connection | Session, finished: Sequence[Finished]) -> None:
+def set_latencies(connection: Connection, finished: Sequence[Finished]) -> None:
     """Set the latency of each that has none yet."""
     if finished:
         connection.execute(_set_latency, [{"of_id": one.id, "latency": one.latency_ms} for one in finished])
 
 
-def send(connection: Connection | Session, sent: Sequence[Sent]) -> None:
+def send(connection: Connection, sent: Sequence[Sent]) -> None:
     """Say where each image is, and where it belongs from now on."""
     if sent:
         rows = [
@@ -225,7 +223,7 @@ def send(connection: Connection | Session, sent: Sequence[Sent]) -> None:
         connection.execute(_send, rows)
 
 
-def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, StoredImage]:
+def find(connection: Connection, ids: Collection[str]) -> dict[str, StoredImage]:
     """Return the stored images of `ids` by id; an unknown id is left out."""
     found = {}
     for chunk in _chunks(ids):
@@ -234,7 +232,7 @@ def find(connection: Connection | Session, ids: Collection[str]) -> dict[str, St
     return found
 
 
-def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str, ImageToLabel]:
+def subjects(connection: Connection, ids: Collection[str]) -> dict[str, ImageToLabel]:
     """Return the images of `ids`, by id, as a label needs them; an unknown id is left out."""
     found = {}
     for chunk in _chunks(ids):
@@ -243,7 +241,7 @@ def subjects(connection: Connection | Session, ids: Collection[str]) -> dict[str
     return found
 
 
-def lying(connection: Connection | Session, ids: Collection[str]) -> dict[str, str]:
+def lying(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     """Return the paths of the images of `ids` whose files have arrived there, by id, and "" for all others there are.
 
     Asked for each of a million files at a start: no more than that is read.
@@ -255,7 +253,7 @@ def lying(connection: Connection | Session, ids: Collection[str]) -> dict[str, s
     return found
 
 
-def with_bytes(connection: Connection | Session, sha256: str) -> list[ImageToLabel]:
+def with_bytes(connection: Connection, sha256: str) -> list[ImageToLabel]:
     """Return the images with these bytes, of whatever product, the earliest first."""
     first = connection.execute(_first_of, {"hashes": [sha256]}).first()
     if first is None:
@@ -266,14 +264,14 @@ def with_bytes(connection: Connection | Session, sha256: str) -> list[ImageToLab
     )
 
 
-def unfinished(connection: Connection | Session) -> list[StoredImage]:
+def unfinished(connection: Connection) -> list[StoredImage]:
     """Return the images that are recorded and not yet delivered, oldest first."""
     statement = _stored.where(_images.c.state == "scored").order_by(_images.c.received_at, _images.c.id)
     return [StoredImage(*row) for row in connection.execute(statement)]
 
 
 def search(
-    connection: Connection | Session,
+    connection: Connection,
     *,
     since: datetime | None = None,
     until: datetime | None = None,
@@ -307,7 +305,7 @@ def search(
 
 
 def count(
-    connection: Connection | Session,
+    connection: Connection,
     *,
     since: datetime | None = None,
     until: datetime | None = None,
@@ -323,7 +321,7 @@ def count(
     return connection.execute(statement.where(*conditions)).scalar_one()
 
 
-def states(connection: Connection | Session, since: datetime | None = None) -> dict[str, int]:
+def states(connection: Connection, since: datetime | None = None) -> dict[str, int]:
     """Return the number of images per state, received from `since` on; a state without any is left out."""
     statement = select(_images.c.state, func.count()).group_by(_images.c.state)
     if since is not None:
@@ -346,7 +344,7 @@ def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     ]
 
 
-def _earliest(connection: Connection | Session, hashes: Collection[str]) -> dict[str, str]:
+def _earliest(connection: Connection, hashes: Collection[str]) -> dict[str, str]:
     """Return the id of the earliest image for each of `hashes` that is known."""
     found: dict[str, str] = {}
     for chunk in _chunks(hashes):

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, bindparam, select
 
 from models.regions import Region
 from service.storage.database.insert_new import insert_new
-from service.storage.tables import Image, RegionRow, regions_view
+from service.storage.tables import images_table as _images
+from service.storage.tables import regions_table, regions_view
 
 # SQLite takes at most 32,766 parameters in a statement.
 CHUNK = 10_000
 
-_images = cast(Table, Image.__table__)
-_insert = insert_new(cast(Table, RegionRow.__table__))
+_insert = insert_new(regions_table)
 _known = select(_images.c.id).where(_images.c.id.in_(bindparam("ids", expanding=True)))
 _of = (
     select(regions_view)
@@ -29,7 +28,7 @@ _of = (
 )
 
 
-def without_row(connection: Connection | Session, found: Mapping[str, Sequence[Region]]) -> dict[str, Sequence[Region]]:
+def without_row(connection: Connection, found: Mapping[str, Sequence[Region]]) -> dict[str, Sequence[Region]]:
     """Return those of `found`, regions by image, that are of images without a row yet, and are not empty.
 
     To be asked before the images are recorded: an image that is on record keeps the regions that it has, as
@@ -42,7 +41,7 @@ def without_row(connection: Connection | Session, found: Mapping[str, Sequence[R
     return {id: regions for id, regions in some.items() if id not in known}
 
 
-def record(connection: Connection | Session, found: Mapping[str, Sequence[Region]]) -> None:
+def record(connection: Connection, found: Mapping[str, Sequence[Region]]) -> None:
     """Insert `found`, the regions of recorded images by id, numbered from 1 in their order."""
     rows = [
         {"image_id": id, "number": number, **asdict(region)}
@@ -53,7 +52,7 @@ def record(connection: Connection | Session, found: Mapping[str, Sequence[Region
         connection.execute(_insert, rows)
 
 
-def of_images(connection: Connection | Session, ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+def of_images(connection: Connection, ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of the view `regions` of each of `ids`, highest peak first; an image without any has [].
 
     The rows are without `image_id`, which is the key.

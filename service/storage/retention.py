@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, exists, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, literal, or_, select, update
 from sqlalchemy.sql.expression import tuple_
 from sqlalchemy.types import Text
 
-from service.storage.tables import Image, Review, TrainingSetImage, time_text
+from service.storage.tables import images_table as _images
+from service.storage.tables import reviews_table as _reviews
+from service.storage.tables import time_text
+from service.storage.tables import training_images_table as _training
 
 REMOVING = "removing_by_retention"
 REMOVED = "removed_by_retention"
-
-_images = cast(Table, Image.__table__)
-_reviews = cast(Table, Review.__table__)
-_training = cast(Table, TrainingSetImage.__table__)
 
 
 @dataclass(frozen=True, slots=True)

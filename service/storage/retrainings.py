@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from service.storage import drift
-from service.storage.tables import DriftEvent, Image, RetrainingRun, Review, TrainingSetImage
-
-_runs = cast(Table, RetrainingRun.__table__)
-_reviews = cast(Table, Review.__table__)
-_images = cast(Table, Image.__table__)
-_training_images = cast(Table, TrainingSetImage.__table__)
-_drift = cast(Table, DriftEvent.__table__)
+from service.storage.tables import drift_table as _drift
+from service.storage.tables import images_table as _images
+from service.storage.tables import retrainings_table as _runs
+from service.storage.tables import reviews_table as _reviews
+from service.storage.tables import training_images_table as _training_images
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, func, insert, select
 
 from service.storage.images import CHUNK
-from service.storage.tables import Review, review_queue_view
+from service.storage.tables import review_queue_view
+from service.storage.tables import reviews_table as _reviews
 
-_reviews = cast(Table, Review.__table__)
 _insert = insert(_reviews)
 
 
@@ -48,19 +47,19 @@ class ReviewRow:
 _rows = select(*(_reviews.c[name] for name in ReviewRow.__dataclass_fields__))
 
 
-def add(connection: Connection | Session, new: Sequence[NewReview]) -> None:
+def add(connection: Connection, new: Sequence[NewReview]) -> None:
     """Append `new`, in their order."""
     if new:
         connection.execute(_insert, [asdict(one) for one in new])
 
 
-def history(connection: Connection | Session, image_id: str) -> list[ReviewRow]:
+def history(connection: Connection, image_id: str) -> list[ReviewRow]:
     """Return all that was said of an image, the latest, which holds, first."""
     statement = _rows.where(_reviews.c.image_id == image_id).order_by(_reviews.c.id.desc())
     return [ReviewRow(*row) for row in connection.execute(statement)]
 
 
-def latest(connection: Connection | Session, image_ids: Iterable[str]) -> dict[str, ReviewRow]:
+def latest(connection: Connection, image_ids: Iterable[str]) -> dict[str, ReviewRow]:
     """Return the review that holds of each of `image_ids` that has one; its label may be None."""
     found: dict[str, ReviewRow] = {}
     ids = list(image_ids)
@@ -76,9 +75,7 @@ def latest(connection: Connection | Session, image_ids: Iterable[str]) -> dict[s
     return found
 
 
-def next_in_queue(
-    connection: Connection | Session, product: str | None, passed_over: Collection[str]
-) -> dict[str, Any] | None:
+def next_in_queue(connection: Connection, product: str | None, passed_over: Collection[str]) -> dict[str, Any] | None:
     """Return the row of the view `review_queue` that a person should look at next, but for ids in `passed_over`."""
     statement = select(review_queue_view).limit(len(passed_over) + 1)
     if product is not None:
@@ -89,13 +86,13 @@ def next_in_queue(
     return None
 
 
-def newest_id(connection: Connection | Session) -> int | None:
+def newest_id(connection: Connection) -> int | None:
     """Return the id of the latest review of any image."""
     statement = select(_reviews.c.id).order_by(_reviews.c.id.desc()).limit(1)
     return connection.execute(statement).scalar_one_or_none()
 
 
-def images_after(connection: Connection | Session, review_id: int, limit: int = 1000) -> list[tuple[int, str]]:
+def images_after(connection: Connection, review_id: int, limit: int = 1000) -> list[tuple[int, str]]:
     """Return the reviews after `review_id`, the oldest first, each with the id of its image; at most `limit`."""
     statement = (
         select(_reviews.c.id, _reviews.c.image_id).where(_reviews.c.id > review_id).order_by(_reviews.c.id).limit(limit)

@@ -5,17 +5,13 @@ They read one bounded stretch of an index from its end, so that the answer comes
 
 from __future__ import annotations
 
-from typing import cast
+from sqlalchemy import Connection, bindparam, select
 
-from sqlalchemy import Connection, Table, bindparam, select
-from sqlalchemy.orm import Session
-
-from service.storage.tables import Image
+from service.storage.tables import images_table as _images
 
 # Times the images asked for that are looked at for those of one version, before fewer are taken.
 LOOK_BACK = 10
 
-_images = cast(Table, Image.__table__)
 _one_of = select(_images.c.id).where(_images.c.product == bindparam("of_product")).limit(1)
 _newest = (
     select(_images.c.score, _images.c.threshold, _images.c.model_version, _images.c.received_at, _images.c.id)
@@ -32,12 +28,12 @@ _latest = (
 )
 
 
-def any_of(connection: Connection | Session, product: str) -> bool:
+def any_of(connection: Connection, product: str) -> bool:
     """Return whether there is an image of `product`."""
     return connection.execute(_one_of, {"of_product": product}).first() is not None
 
 
-def latest(connection: Connection | Session, product: str, version: str, limit: int) -> tuple[list[float], list[float]]:
+def latest(connection: Connection, product: str, version: str, limit: int) -> tuple[list[float], list[float]]:
     """Return what `version` scored for the latest images of `product`, and the thresholds they were judged by.
 
     Newest first, `limit` at most; images of other versions among them are passed over, up to a bound.

@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Table, and_, bindparam, func, literal, select, true
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, and_, bindparam, func, literal, select, true
 
 from service.storage.database.insert_new import insert_new
-from service.storage.tables import RetrainingRun, Review, ShadowScore, results_view
-
-_scores = cast(Table, ShadowScore.__table__)
-_reviews = cast(Table, Review.__table__)
-_runs = cast(Table, RetrainingRun.__table__)
+from service.storage.tables import results_view
+from service.storage.tables import retrainings_table as _runs
+from service.storage.tables import reviews_table as _reviews
+from service.storage.tables import shadow_scores_table as _scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +71,13 @@ _label = (
 _differ = _scores.c.verdict != _scores.c.champion_verdict
 
 
-def record(connection: Connection | Session, records: Sequence[ShadowRecord]) -> None:
+def record(connection: Connection, records: Sequence[ShadowRecord]) -> None:
     """Insert `records`, of images that have their row; what is there already stays as it is."""
     if records:
         connection.execute(_insert, [asdict(one) for one in records])
 
 
-def summary(connection: Connection | Session, product: str, version: str) -> ShadowSummary:
+def summary(connection: Connection, product: str, version: str) -> ShadowSummary:
     """Return how the version did beside the champions of its time."""
     images = disagreements = by_champion = by_challenger = 0
     for verdict, champion_verdict, count in connection.execute(_counts, {"product": product, "version": version}):
@@ -92,14 +90,14 @@ def summary(connection: Connection | Session, product: str, version: str) -> Sha
     return ShadowSummary(images, disagreements, by_champion / images, by_challenger / images)
 
 
-def has_scored(connection: Connection | Session, product: str, version: str, images: int) -> bool:
+def has_scored(connection: Connection, product: str, version: str, images: int) -> bool:
     """Return whether the version scored at least so many `images`; counts no further."""
     of = {"product": product, "version": version, "enough": images}
     return len(connection.execute(_some, of).all()) >= images
 
 
 def disagreements(
-    connection: Connection | Session,
+    connection: Connection,
     product: str,
     version: str,
     limit: int,
@@ -121,7 +119,7 @@ def disagreements(
     return rows
 
 
-def gated_run(connection: Connection | Session, product: str, version: str) -> GatedRun | None:
+def gated_run(connection: Connection, product: str, version: str) -> GatedRun | None:
     """Return the latest retraining that made the version; None where no retraining did."""
     statement = (
         select(_runs.c.id, _runs.c.outcome, _runs.c.champion, _runs.c.gate)
@@ -134,7 +132,7 @@ def gated_run(connection: Connection | Session, product: str, version: str) -> G
 
 
 def _differing(
-    connection: Connection | Session,
+    connection: Connection,
     product: str,
     version: str,
     limit: int,

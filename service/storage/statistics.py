@@ -9,13 +9,12 @@ from datetime import datetime
 from typing import Any, get_args
 
 from sqlalchemy import Connection, text
-from sqlalchemy.orm import Session
 
 from service.storage.tables import ImageState, time_text
 
 
 def per_hour(
-    connection: Connection | Session, since: datetime, until: datetime, product: str | None = None
+    connection: Connection, since: datetime, until: datetime, product: str | None = None
 ) -> dict[str, dict[str, int]]:
     """Return for each UTC hour `YYYY-MM-DDTHH` with images their numbers: `normal` and `anomaly`.
 
@@ -34,7 +33,7 @@ def per_hour(
     return found
 
 
-def per_state(connection: Connection | Session, since: datetime) -> dict[str, int]:
+def per_state(connection: Connection, since: datetime) -> dict[str, int]:
     """Return the number of images per state, received from `since` on; a state without any is left out.
 
     A count for each, since one grouped by state would read the whole index.
@@ -47,7 +46,7 @@ def per_state(connection: Connection | Session, since: datetime) -> dict[str, in
     return {state: count for state, count in counts.items() if count}
 
 
-def products(connection: Connection | Session) -> list[str]:
+def products(connection: Connection) -> list[str]:
     """Return the products that have images, in order, with a look into the index for each and no more."""
     statement = text(
         "WITH RECURSIVE known(product) AS (SELECT min(product) FROM images UNION ALL"
@@ -57,7 +56,7 @@ def products(connection: Connection | Session) -> list[str]:
     return list(connection.execute(statement).scalars())
 
 
-def newest(connection: Connection | Session) -> str | None:
+def newest(connection: Connection) -> str | None:
     """Return when the latest image was received, as text; None where there is none."""
     found: str | None = connection.execute(text("SELECT max(received_at) FROM images")).scalar_one()
     return found
@@ -67,7 +66,7 @@ def newest(connection: Connection | Session) -> str | None:
 FACTS = ("mode", "placed_at", "attempts", "uncertain", "uncertainty", "brightness", "contrast", "sharpness")
 
 
-def facts(connection: Connection | Session, id: str) -> dict[str, Any] | None:
+def facts(connection: Connection, id: str) -> dict[str, Any] | None:
     """Return the row of `results` of one image with what the table knows beside it; None for an unknown id."""
     of_view = connection.execute(text("SELECT * FROM results WHERE id = :id"), {"id": id}).mappings().one_or_none()
     if of_view is None:
@@ -77,7 +76,7 @@ def facts(connection: Connection | Session, id: str) -> dict[str, Any] | None:
 
 
 def neighbours(
-    connection: Connection | Session, product: str, received_at: str, id: str, each_way: int
+    connection: Connection, product: str, received_at: str, id: str, each_way: int
 ) -> tuple[list[str], list[str]]:
     """Return the ids of the images of `product` just before and just after that one in time, both oldest first."""
     asked = {"product": product, "received_at": received_at, "id": id, "limit": each_way}

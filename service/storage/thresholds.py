@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
 
-from sqlalchemy import Connection, Table, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, func, insert, select
 
-from service.storage.tables import ThresholdChoice
-
-_choices = cast(Table, ThresholdChoice.__table__)
+from service.storage.tables import thresholds_table as _choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +30,17 @@ _latest_ids = select(func.max(_choices.c.id)).group_by(_choices.c.product)
 _latest = select(*(_choices.c[name] for name in Choice.__dataclass_fields__)).where(_choices.c.id.in_(_latest_ids))
 
 
-def choose(connection: Connection | Session, product: str, rate: float | None, by: str | None, at: datetime) -> None:
+def choose(connection: Connection, product: str, rate: float | None, by: str | None, at: datetime) -> None:
     """Put on record that `by` chose the false-alarm rate `rate` for `product`; None goes back to the settings."""
     connection.execute(_insert, {"product": product, "false_alarm_rate": rate, "chosen_by": by, "chosen_at": at})
 
 
-def latest(connection: Connection | Session) -> dict[str, Choice]:
+def latest(connection: Connection) -> dict[str, Choice]:
     """Return the latest choice of each product for which there ever was one."""
     return {row.product: Choice(*row) for row in connection.execute(_latest)}
 
 
-def chosen(connection: Connection | Session) -> dict[str, float]:
+def chosen(connection: Connection) -> dict[str, float]:
     """Return the rate of each product for which one is chosen now."""
     return {
         product: choice.false_alarm_rate

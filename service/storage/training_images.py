@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import cast
 
-from sqlalchemy import Connection, Table, bindparam, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, bindparam, select, update
 
 from service.storage.database.insert_new import insert_new
 from service.storage.images import CHUNK
-from service.storage.tables import Image, Review, TrainingSetImage
-
-_training_images = cast(Table, TrainingSetImage.__table__)
-_images = cast(Table, Image.__table__)
-_reviews = cast(Table, Review.__table__)
+from service.storage.tables import images_table as _images
+from service.storage.tables import reviews_table as _reviews
+from service.storage.tables import training_images_table as _training_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,7 @@ _near = select(_training_images.c.role).where(
 )
 
 
-def vouched(connection: Connection | Session, product: str) -> list[TrainingImageRow]:
+def vouched(connection: Connection, product: str) -> list[TrainingImageRow]:
     """Return the images of `product` that a person vouches for, in the order in which they were added."""
     statement = _rows.where(_training_images.c.product == product, _training_images.c.label.is_not(None)).order_by(
         _training_images.c.id
@@ -85,13 +81,13 @@ def vouched(connection: Connection | Session, product: str) -> list[TrainingImag
     return [TrainingImageRow(*row) for row in connection.execute(statement)]
 
 
-def of_hash(connection: Connection | Session, product: str, sha256: str) -> TrainingImageRow | None:
+def of_hash(connection: Connection, product: str, sha256: str) -> TrainingImageRow | None:
     """Return the image of `product` with these bytes, if it is or was vouched for."""
     row = connection.execute(_of_hash, {"of_product": product, "of_sha256": sha256}).one_or_none()
     return None if row is None else TrainingImageRow(*row)
 
 
-def find(connection: Connection | Session, ids: Collection[int]) -> list[TrainingImageRow]:
+def find(connection: Connection, ids: Collection[int]) -> list[TrainingImageRow]:
     """Return the images of `ids`; an unknown id is left out."""
     found: list[TrainingImageRow] = []
     ordered = list(ids)
@@ -101,32 +97,32 @@ def find(connection: Connection | Session, ids: Collection[int]) -> list[Trainin
     return found
 
 
-def page(connection: Connection | Session, after: int, limit: int) -> list[TrainingImageRow]:
+def page(connection: Connection, after: int, limit: int) -> list[TrainingImageRow]:
     """Return up to `limit` images whose id is greater than `after`, in order of their ids, taken back or not."""
     statement = _rows.where(_training_images.c.id > after).order_by(_training_images.c.id).limit(limit)
     return [TrainingImageRow(*row) for row in connection.execute(statement)]
 
 
-def roles_near(connection: Connection | Session, product: str, taken_at: datetime, gap_s: float) -> set[str | None]:
+def roles_near(connection: Connection, product: str, taken_at: datetime, gap_s: float) -> set[str | None]:
     """Return the roles of the images of `product` taken within `gap_s` of `taken_at`, taken back or not."""
     gap = timedelta(seconds=gap_s)
     around = {"of_product": product, "since": taken_at - gap, "until": taken_at + gap}
     return set(connection.execute(_near, around).scalars())
 
 
-def add(connection: Connection | Session, new: NewTrainingImage) -> None:
+def add(connection: Connection, new: NewTrainingImage) -> None:
     """Add `new`; where its bytes are there already, nothing changes."""
     connection.execute(_insert, [asdict(new)])
 
 
-def set_labels(connection: Connection | Session, changed: Sequence[tuple[int, str | None, str]]) -> None:
+def set_labels(connection: Connection, changed: Sequence[tuple[int, str | None, str]]) -> None:
     """Set label and path of each (id, label, path)."""
     if changed:
         rows = [{"of_id": id, "to_label": label, "to_path": path} for id, label, path in changed]
         connection.execute(_set_label, rows)
 
 
-def label_of_bytes(connection: Connection | Session, product: str, ids: Collection[str]) -> str | None:
+def label_of_bytes(connection: Connection, product: str, ids: Collection[str]) -> str | None:
     """Return the label that was said last of the images `ids`, of those whose label was not taken back since."""
     latest = (
         select(_reviews.c.id)

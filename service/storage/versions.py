@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Connection, Table, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, insert, select, update
 
 from service.errors import TamisError
-from service.storage.tables import Promotion, Version
-
-_versions = cast(Table, Version.__table__)
-_promotions = cast(Table, Promotion.__table__)
+from service.storage.tables import promotions_table as _promotions
+from service.storage.tables import versions_table as _versions
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ _rows = select(*(_versions.c[name] for name in VersionRow.__dataclass_fields__))
 
 
 def register(
-    connection: Connection | Session,
+    connection: Connection,
     *,
     product: str,
     version: str,
@@ -87,12 +84,12 @@ def register(
         promote(connection, product, version, reason)
 
 
-def champion(connection: Connection | Session, product: str) -> VersionRow | None:
+def champion(connection: Connection, product: str) -> VersionRow | None:
     """Return the champion of `product`, or None; the product `default` is not looked at in its place."""
     return champions(connection, product).get(product)
 
 
-def champions(connection: Connection | Session, product: str | None = None) -> dict[str, VersionRow]:
+def champions(connection: Connection, product: str | None = None) -> dict[str, VersionRow]:
     """Return the champion of each product that has one."""
     statement = _rows.where(_versions.c.state == "champion")
     if product is not None:
@@ -100,7 +97,7 @@ def champions(connection: Connection | Session, product: str | None = None) -> d
     return {row.product: VersionRow(*row) for row in connection.execute(statement)}
 
 
-def versions(connection: Connection | Session, product: str | None = None) -> list[VersionRow]:
+def versions(connection: Connection, product: str | None = None) -> list[VersionRow]:
     """Return all versions, of `product` if given, by product and newest first."""
     statement = _rows.order_by(_versions.c.product, _versions.c.created_at.desc(), _versions.c.version.desc())
     if product is not None:
@@ -108,7 +105,7 @@ def versions(connection: Connection | Session, product: str | None = None) -> li
     return [VersionRow(*row) for row in connection.execute(statement)]
 
 
-def get(connection: Connection | Session, product: str, version: str) -> VersionRow | None:
+def get(connection: Connection, product: str, version: str) -> VersionRow | None:
     """Return that version, or None."""
     statement = _rows.where(_versions.c.product == product, _versions.c.version == version)
     row = connection.execute(statement).one_or_none()
@@ -116,7 +113,7 @@ def get(connection: Connection | Session, product: str, version: str) -> Version
 
 
 def promote(
-    connection: Connection | Session,
+    connection: Connection,
     product: str,
     version: str,
     reason: str | None,
@@ -134,7 +131,7 @@ def promote(
         _crown(connection, product, version, "promote", reason, at)
 
 
-def reject(connection: Connection | Session, product: str, version: str, reason: str) -> None:
+def reject(connection: Connection, product: str, version: str, reason: str) -> None:
     """Say of a challenger that it was not good enough; a version in any other state stays as it is."""
     connection.execute(
         update(_versions)
@@ -143,7 +140,7 @@ def reject(connection: Connection | Session, product: str, version: str, reason:
     )
 
 
-def explain(connection: Connection | Session, product: str, version: str, reason: str) -> None:
+def explain(connection: Connection, product: str, version: str, reason: str) -> None:
     """Say why a challenger is one still."""
     connection.execute(
         update(_versions)
@@ -152,9 +149,7 @@ def explain(connection: Connection | Session, product: str, version: str, reason
     )
 
 
-def rollback(
-    connection: Connection | Session, product: str, reason: str | None, at: datetime | None = None
-) -> VersionRow:
+def rollback(connection: Connection, product: str, reason: str | None, at: datetime | None = None) -> VersionRow:
     """Make the champion before this one champion again, and return it; again goes one further back.
 
     Raises TamisError where `product` has no champion, or never had another.
@@ -169,13 +164,13 @@ def rollback(
     return row
 
 
-def previous(connection: Connection | Session, product: str) -> str | None:
+def previous(connection: Connection, product: str) -> str | None:
     """Return the version that a rollback would make champion of `product`; None where there is none."""
     line = _line_of(connection, product)
     return line[-2] if len(line) > 1 else None
 
 
-def _line_of(connection: Connection | Session, product: str) -> list[str]:
+def _line_of(connection: Connection, product: str) -> list[str]:
     history = (
         select(_promotions.c.action, _promotions.c.version)
         .where(_promotions.c.product == product)
@@ -196,7 +191,7 @@ def _line(history: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _crown(
-    connection: Connection | Session,
+    connection: Connection,
     product: str,
     version: str,
     action: str,
@@ -220,7 +215,7 @@ def _crown(
     )
 
 
-def _unknown(connection: Connection | Session, product: str, version: str) -> str:
+def _unknown(connection: Connection, product: str, version: str) -> str:
     known = [row.version for row in versions(connection, product)]
     if known:
         return f"model {product}/{version}: no such version; there are {', '.join(known)}"

@@ -22,7 +22,7 @@ from sqlalchemy import insert
 
 from models.registry import file_sha256
 from service.storage.database.open import open_database
-from service.storage.tables import TrainingSetImage
+from service.storage.tables import training_images_table
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 
@@ -72,7 +72,7 @@ def vouch(root: Path) -> None:
             path = folder / f"{number:03}.jpg"
             path.write_bytes(content)
             connection.execute(
-                insert(TrainingSetImage).values(
+                insert(training_images_table).values(
                     product="default", sha256=file_sha256(path), label="normal", role="train",
                     path=str(path.relative_to(root)), file_name=path.name, taken_at=now, added_at=now,
                 )

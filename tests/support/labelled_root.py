@@ -19,8 +19,7 @@ from sqlalchemy import Engine, insert
 
 from models.registry import ModelVersion, file_sha256, verify
 from service.root import MODELS
-from service.storage.tables import Image as ImageRow
-from service.storage.tables import Review, TrainingSetImage
+from service.storage.tables import images_table, reviews_table, training_images_table
 from service.training.job import TrainingJob
 from service.training.run import Trained, register_trained, train_in_child
 
@@ -111,7 +110,7 @@ def label(
             sha256 = file_sha256(path)
             taken = at + timedelta(minutes=number)
             connection.execute(
-                insert(ImageRow).values(
+                insert(images_table).values(
                     id=id,
                     product=product,
                     file_name=f"{number}.png",
@@ -124,9 +123,11 @@ def label(
                     attempts=1,
                 )
             )
-            connection.execute(insert(Review).values(image_id=id, label=said, labelled_at=taken, source="command"))
             connection.execute(
-                insert(TrainingSetImage).values(
+                insert(reviews_table).values(image_id=id, label=said, labelled_at=taken, source="command")
+            )
+            connection.execute(
+                insert(training_images_table).values(
                     product=product,
                     sha256=sha256,
                     label=said,

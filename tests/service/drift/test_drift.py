@@ -24,7 +24,7 @@ from service.storage import drift, versions
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow, ScoredImage
 from service.storage.images import ImageRecord, record
-from service.storage.tables import Review
+from service.storage.tables import reviews_table
 from tests.service.daemon.test_daemon import SETTINGS
 from tests.support.brightness_version import image as save_image
 from tests.support.brightness_version import install
@@ -245,7 +245,7 @@ def test_labels_count_from_the_next_look_on(root: Path, engine: Engine) -> None:
     with engine.begin() as connection:
         for number in range(200, 230):
             connection.execute(
-                insert(Review).values(
+                insert(reviews_table).values(
                     image_id=f"default{number:020d}", label="anomaly", labelled_at=NOON, source="command"
                 )
             )

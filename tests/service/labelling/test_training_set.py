@@ -19,11 +19,11 @@ from service.labelling.roles import role_among, role_by_hash
 from service.labelling.training_set import reconcile, reconcile_all
 from service.storage import training_images as training_images
 from service.storage.database.open import open_database
-from service.storage.tables import Base
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
 from tests.service.labelling.test_label import RECEIVED, House
 
 GAP_S = 1.0
+SCHEMA = (Path(__file__).parents[2] / "migrations" / "sqlite.sql").read_text()
 
 
 def rows_of(house: House, product: str = "lid") -> list[TrainingImageRow]:
@@ -62,9 +62,9 @@ def test_roles_of_the_same_bytes_are_independent_between_products() -> None:
 def test_near_copies_never_have_two_roles_in_whatever_order_they_come(images: list[tuple[int, int]]) -> None:
     """Through the real statements: times in ms over 6 s, and bytes of which some come twice."""
     engine = create_engine("sqlite://")
-    Base.metadata.create_all(engine)
     first: dict[str, str | None] = {}
     with engine.begin() as connection:
+        connection.connection.driver_connection.executescript(SCHEMA)
         for ms, content in images:
             sha256 = f"{content:064x}"
             taken_at = RECEIVED + timedelta(milliseconds=ms)

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from service.storage import drift, versions
 from service.storage.drift import DriftRow
 from service.storage.images import record
-from service.storage.tables import Review
+from service.storage.tables import reviews_table
 from tests.service.storage.conftest import on_sqlite
 from tests.service.storage.test_plans import plan
 
@@ -87,7 +87,9 @@ def test_images_come_oldest_first_from_either_end_with_the_last_label(engine, re
         for label in ("anomaly", "normal", None):
             for image in (3, 4, 5)[: 3 if label == "anomaly" else 2 if label == "normal" else 1]:
                 connection.execute(
-                    insert(Review).values(image_id=f"{image:026d}", label=label, labelled_at=NOON, source="command")
+                    insert(reviews_table).values(
+                        image_id=f"{image:026d}", label=label, labelled_at=NOON, source="command"
+                    )
                 )
         since = NOON + timedelta(minutes=1)
         newest, oldest = drift.newest(connection, "lid", since, 3), drift.oldest(connection, "lid", since, 3)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from service.storage import energy
 from service.storage.energy import EnergySample
-from service.storage.tables import energy_view
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -29,7 +27,7 @@ def add(engine, *samples):
 def test_a_row_comes_back_through_the_view_as_it_was_given(engine):
     (id,) = add(engine, sample(grams=3.0))
     with engine.connect() as connection:
-        (row,) = connection.execute(select(energy_view)).mappings()
+        (row,) = connection.exec_driver_sql("SELECT * FROM energy").mappings()
     assert tuple(row.values()) == (
         *(id, "scoring", "2026-01-31T12:00:00.000000Z", 2.0, 10, 1.0, None, None, 1.0, 3.0, "estimated", "FRA"),
     )
