@@ -9,22 +9,16 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError, RootMissing
 from service.root import SETTINGS_FILE
+from service.settings_file import ENVIRONMENT_PREFIX, read_toml
 
-ENVIRONMENT_PREFIX = "TAMIS_"
 TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
 
@@ -307,12 +301,14 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
+        init_settings: Any,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+        # `load` hands over the file's table among the options: a class of its own for each root takes 30 ms to make.
+        table = init_settings.init_kwargs.pop(SETTINGS_FILE, {})
+        return init_settings, env_settings, InitSettingsSource(settings_cls, table)
 
     @property
     def decoders(self) -> int:
@@ -342,38 +338,21 @@ def load(root: Path, **options: Any) -> Settings:
         raise RootMissing(f"root {root}: no such folder; make one with `tamis init {root}`")
     if not path.is_file():
         raise RootMissing(f"root {root}: no {SETTINGS_FILE} in it; make one with `tamis init {root}`")
-    table = _read_toml(path)
+    table = read_toml(path)
     _refuse_unknown(table, path)
 
-    class OfThisRoot(Settings):
-        model_config = SettingsConfigDict(toml_file=path)
-
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        loaded = OfThisRoot(**{name: value for name, value in options.items() if value is not None})
+        loaded = Settings(**{SETTINGS_FILE: table}, **given)
     except ValidationError as error:
         raise ConfigurationError(_describe(error, path)) from None
     _refuse_unmet_policies(loaded, path)
     return loaded
 
 
-def database_url(root: Path) -> str | None:
-    """Return the setting `database_url` of `root`, None where there is none.
-
-    By itself, since commands open the database of a root that need no other setting. Raises ConfigurationError.
-    """
-    name = ENVIRONMENT_PREFIX + "DATABASE_URL"
-    value: Any = next((value for variable, value in os.environ.items() if variable.upper() == name), None)
-    path = root / SETTINGS_FILE
-    if value is None and path.is_file():
-        value = _read_toml(path).get("database_url")
-        if not isinstance(value, str | None):
-            raise ConfigurationError(f"{path}: setting database_url: expected text; found {value!r}")
-    return value or None
-
-
 def origins(root: Path, settings: Settings, **options: Any) -> dict[str, str]:
     """Return for each setting where its value came from: `default`, `tamis.toml`, `TAMIS_…` or `option`."""
-    table = _read_toml(root / SETTINGS_FILE)
+    table = read_toml(root / SETTINGS_FILE)
     found = {}
     for name in type(settings).model_fields:
         variable = ENVIRONMENT_PREFIX + name.upper()
@@ -384,18 +363,6 @@ def origins(root: Path, settings: Settings, **options: Any) -> dict[str, str]:
         else:
             found[name] = SETTINGS_FILE if name in table else "default"
     return found
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    # Not only what is no TOML or no UTF-8: a whole number of 5,000 digits is a ValueError too.
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: expected TOML; found {error}") from None
-    except RecursionError:
-        raise ConfigurationError(f"{path}: expected TOML; found lists or tables in each other beyond measure") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: expected a file that can be read; found {error.strerror}") from None
 
 
 def _refuse_unknown(table: dict[str, Any], path: Path) -> None:

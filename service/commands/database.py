@@ -16,7 +16,7 @@ from service.errors import TamisError, UsageError
 from service.operations.backup import backup as copy_database
 from service.operations.restore import mark_restored
 from service.operations.restore import restore as restore_database
-from service.settings import database_url
+from service.settings_file import database_url
 from service.storage.database import schema
 from service.storage.database.open import DatabaseCorrupt, name_of_database, open_database
 from service.storage.tables import images_table as _images

@@ -36,7 +36,7 @@ from service.commands.options import AsJson, print_json
 from service.errors import TamisError
 from service.imaging.synthetic_parts import DEFECTS, draw
 from service.root import SETTINGS_FILE
-from service.settings import ENVIRONMENT_PREFIX
+from service.settings_file import ENVIRONMENT_PREFIX
 from service.storage import energy as energy_rows
 from service.storage import images as image_rows
 from service.storage.database.open import open_database

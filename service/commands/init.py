@@ -17,7 +17,8 @@ from service.commands.options import AsJson, print_json
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.filesystem import mount_table as filesystem
 from service.root import FOLDERS, SETTINGS_FILE
-from service.settings import ProductSettings, Settings, database_url
+from service.settings import ProductSettings, Settings
+from service.settings_file import database_url
 
 # The first setting of each group, in the order of the class, and what the group is called.
 GROUPS = {

@@ -16,7 +16,7 @@ from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
 from service.filesystem.file_state import NameFilter
-from service.inspection.watch import scan
+from service.filesystem.scan import scan
 from service.instances import instances, read_status
 from service.names import product_of
 from service.operations.retention import last_run

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from service.errors import ConfigurationError
 from service.filesystem.file_state import NameFilter, file_state
+from service.filesystem.scan import scan
 from service.inspection.claim import Claim
 from service.inspection.settle import Settling
-from service.inspection.watch import Hint, being_written, scan
+from service.inspection.watch import Hint, being_written
 from service.logs import fields
 from service.names import product_of
 from service.root import INCOMING

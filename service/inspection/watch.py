@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
-from service.filesystem.file_state import FileState, NameFilter, file_state
 from service.filesystem.open_below import open_file
 
 HINTS_MAX = 4096
@@ -126,33 +125,6 @@ class _ArrivalObserver(InotifyObserver):
     def __init__(self) -> None:
         super().__init__(generate_full_events=True)
         self._emitter_class = _ArrivalEmitter
-
-
-def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
-    """Yield the path, relative to `folder`, and the state of each regular file below it.
-
-    Links are not followed; what vanishes meanwhile is left out. Raises OSError when `folder` itself cannot be read.
-    """
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        try:
-            with os.scandir(folder / relative if relative else folder) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
-        except FileNotFoundError:
-            if not relative:
-                raise
-            continue
-        for entry in listed:
-            if names.ignores(entry.name):
-                continue
-            path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-            elif entry.is_file(follow_symlinks=False):
-                state = file_state(folder / path)
-                if state is not None:
-                    yield path, state
 
 
 def being_written(path: Path) -> bool:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from models.regions import Region
 from service.storage.database.insert_new import insert_new
 from service.storage.tables import images_table as _images
 from service.storage.tables import regions_table, regions_view
+
+if TYPE_CHECKING:
+    from models.regions import Region
 
 # SQLite takes at most 32,766 parameters in a statement.
 CHUNK = 10_000

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError, TamisError, UsageError
-from service.settings import ENVIRONMENT_PREFIX, Settings
+from service.settings import Settings
+from service.settings_file import ENVIRONMENT_PREFIX
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNIT = DEPLOY / "tamis.service"

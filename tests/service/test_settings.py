@@ -11,7 +11,8 @@ import pytest
 
 from service.commands.init import GROUPS, toml_value
 from service.errors import ConfigurationError
-from service.settings import ENVIRONMENT_PREFIX, ProductSettings, Settings, load, origins
+from service.settings import ProductSettings, Settings, load, origins
+from service.settings_file import ENVIRONMENT_PREFIX
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 # The end or beginning of a name says the unit.

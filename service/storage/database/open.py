@@ -14,7 +14,7 @@ import migrations
 from service.errors import ConfigurationError
 from service.filesystem import mount_table as filesystem
 from service.root import DATABASE_FILE
-from service.settings import database_url
+from service.settings_file import database_url
 from service.storage.database import schema, sqlite
 from service.storage.database.base import Database, DatabaseCorrupt, trouble
 from service.storage.database.journal import JournalChoice

@@ -56,6 +56,12 @@ def test_help_and_version_import_nothing_heavy() -> None:
     assert not imported_by("--version") & {"rich", "models.registry"}
 
 
+def test_status_and_results_import_no_more_than_they_need(root: Path) -> None:
+    for command in ("status", "results"):
+        heavy = {"alembic", "sqlalchemy.orm", "numpy", "openvino", "torch", "scipy", "PIL"}
+        assert not imported_by(command, "--root", root) & heavy
+
+
 def imported_by(*arguments: str | Path) -> set[str]:
     """Return the modules in memory when `tamis` with these arguments is done."""
     script = "import sys, atexit; atexit.register(lambda: print(*sys.modules)); from service.cli import main; main()"

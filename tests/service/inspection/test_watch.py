@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from service.filesystem.file_state import NameFilter, file_state
-from service.inspection.watch import HINTS_MAX, Hint, Watcher, being_written, scan
+from service.filesystem.scan import scan
+from service.inspection.watch import HINTS_MAX, Hint, Watcher, being_written
 from service.settings import IGNORED_NAMES
 
 NAMES = NameFilter(IGNORED_NAMES)
