@@ -69,8 +69,10 @@ for _name, _help in COMMANDS.items():
 def load(name: str) -> Any:
     """Return the command `name`, imported with its options and sub-commands."""
     module_name = MODULES.get(name, name)
-    gc.disable()  # imports leave nearly no garbage, and the search for it takes a tenth of their time
+    # What is imported stays: looking through it for garbage, now and ever after, would take a tenth of the start.
+    gc.disable()
     module = import_module(f"service.commands.{module_name}")
+    gc.freeze()
     gc.enable()
     if hasattr(module, "app"):
         return typer.main.get_group(module.app)
