@@ -1,15 +1,17 @@
-"""Fits the detector `feature`; reads from top to bottom.
+"""Fits the detector `feature`.
 
-Whitening and autoencoder to features of normal images, the head to defects drawn on them, and the scale of each
+Fits whitening and autoencoder to features of normal images, the head to defects drawn on them, and the scale of each
 kind of evidence to normal images that neither was fitted to.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -29,7 +31,15 @@ from models.fitting.optimise import optimise
 from models.fitting.segmentation_head import fit_head
 from models.fitting.trim import mean_of_highest, worst
 from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features
-from models.networks.backbone import BACKBONE, DETAIL, FEATURES, STRIDE, WEIGHTS_SHA256, load_extractor
+from models.networks.backbone import (
+    BACKBONE,
+    DETAIL,
+    FEATURES,
+    STRIDE,
+    WEIGHTS_SHA256,
+    FeatureExtractor,
+    load_extractor,
+)
 from models.networks.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
 from models.networks.feature_detector import (
     ERROR_SHARE,
@@ -40,6 +50,7 @@ from models.networks.feature_detector import (
     FeatureScoringGraph,
 )
 from models.networks.segmentation_head import WIDTH as HEAD_WIDTH
+from models.networks.segmentation_head import SegmentationHead
 from models.progress import Progress
 from models.synthetic_defects.draw import draw_defects, share_by_position
 
@@ -48,7 +59,7 @@ HEAD_STEPS_SHARE = 0.75  # of each of its two rounds
 POSITIONS = 4096  # in a step of the autoencoder
 LEARNING_RATE = 1e-2
 
-# Images kept from both networks, by which their evidence is measured.
+# Images that neither network is fitted to, by which their evidence is scaled.
 TUNE_SHARE = 0.12
 TUNE_MIN, TUNE_MAX = 4, 100
 # With fewer, each is used several times, in slightly other light.
@@ -56,8 +67,52 @@ IMAGES_FEW = 160
 DRAWN, PLAIN = 900, 300
 CROPS_EACH = 2
 IMAGES_HELD = 1000
-# Of the images kept from both networks, what tells that the autoencoder begins to learn its images by heart.
-APART_POSITIONS = 16_384
+# Positions of those images that show when the autoencoder begins to overfit.
+VALIDATION_POSITIONS = 16_384
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every step of one fit is given."""
+
+    size: tuple[int, int]
+    seed: int
+    limits: TrainingLimits
+    read: Read
+    report: Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Features of the images fitted to; an image that comes several times, in other light, has a row for each.
+
+    `paths` and `products` (the product's number, int64 `(n,)`) are those of the rows, `positions` float16
+    `(n * each, 312)`, `overviews` float32 `(n, 472)`.
+    """
+
+    paths: Sequence[Path]
+    products: Tensor
+    positions: Tensor
+    overviews: Tensor
+
+    def without(self, left_out: frozenset[Path]) -> _Pool:
+        kept = torch.tensor([path not in left_out for path in self.paths])
+        positions = self.positions[kept.repeat_interleave(len(self.positions) // len(self.paths))]
+        paths = [path for path in self.paths if path not in left_out]
+        return _Pool(paths, self.products[kept], positions, self.overviews[kept])
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What the head is fitted on, and its warm weights if there are any; `steps` are those that its fit may take."""
+
+    network: FeaturesAndResiduals
+    overviews: Sequence[Whitening]
+    trimmed: frozenset[Path]
+    warm_head: SegmentationHead | None
+    steps: int
+    steps_done: int
+    loss: float
 
 
 def fit_feature(
@@ -73,136 +128,97 @@ def fit_feature(
 ) -> FitResult:
     """Return the detectors fitted to the normal images of `products`, each in the order of its seeded hashes.
 
-    Autoencoder and head are one for all, and begin with the weights of `warm` if they fit, in half the steps. What an
-    ordinary image is, and by how much one differs, is each product's own: the overview and the scale of all evidence.
-    The `trim_fraction` of the images that is rebuilt worst is left out.
+    All products share autoencoder and head, which start from the weights of `warm` if they fit, in half the steps.
+    Each has its own overview and its own scale of the evidence. The `trim_fraction` of the images that is rebuilt
+    worst is left out.
     """
-    kept_out = [_tuning(paths) for paths in products]
-    held_out = frozenset(path for paths in kept_out for path in paths)
-    tunes = [[read(path, size) for path in paths] for paths in kept_out]
-    fitting = balanced([[path for path in paths if path not in held_out] for paths in products])
+    run = _Run(size, seed, limits, read, report)
+    held_out = [paths[: min(max(round(TUNE_SHARE * len(paths)), TUNE_MIN), TUNE_MAX)] for paths in products]
+    all_held_out = frozenset(chain(*held_out))
+    tunes = [[read(path, size) for path in paths] for paths in held_out]
+    fitting = balanced([[path for path in paths if path not in all_held_out] for paths in products])
 
-    # Whitening, autoencoder, overviews
-    extractor = load_extractor()
-    features = FrozenNetwork(extractor, size)
-    copies = math.ceil(IMAGES_FEW / len(fitting))
-    pool, overviews = position_pool(
-        features,
-        _lit(fitting, size, copies, seed, read),
-        copies * len(fitting),
-        size,
-        seed,
-        report,
-        min(POOL_BYTES, limits.pool_bytes // 2),
-    )
-    validation = _positions_apart(features, list(chain(*tunes)), size, seed, report)
-    del features
-    whitening = Whitening()
-    standardisation = Standardisation(DETAIL)
-    whitening.fit(pool[:, :FEATURES])
-    standardisation.fit(pool[:, FEATURES:])
-    # As `_lit` has them: each image with its copies in other light behind it, the products in turn.
-    shown = [path for path in fitting for _ in range(copies)]
-    owner = torch.arange(len(fitting)).remainder(len(products)).repeat_interleave(copies)
-    left_out: frozenset[Path] = frozenset()
-    if trim_fraction > 0:
-        judges = start_features(warm, whitening, standardisation)
-        if judges is None:
-            first = max(2, round(TRIM_STEPS_SHARE * steps))
-            until = _half_way_to(limits.deadline)
-            judge, _, _ = _fit_autoencoder(pool, validation, whitening, seed, first, until, report)
-        else:
-            judge = judges[0]
-        left_out = worst(shown, _pool_errors(pool, len(shown), whitening, judge), trim_fraction)
-        kept = torch.tensor([path not in left_out for path in shown])
-        pool, overviews, owner = pool[kept.repeat_interleave(len(pool) // len(shown))], overviews[kept], owner[kept]
-        fitting = [path for path in fitting if path not in left_out]
-        whitening.fit(pool[:, :FEATURES])
-        standardisation.fit(pool[:, FEATURES:])
-    ordinary = [_overview(overviews[owner == number]) for number in range(len(products))]
-    warm_weights = start_features(warm, whitening, standardisation)
-    steps = max(2, round(WARM_STEPS_SHARE * steps)) if warm_weights else steps
-    autoencoder, done, loss = _fit_autoencoder(
-        pool,
-        validation,
-        whitening,
-        seed,
-        steps,
-        _half_way_to(limits.deadline),
-        report,
-        warm_weights[0] if warm_weights else None,
-    )
-    del pool
-
-    # Head, on what the autoencoder leaves
-    seen = FeaturesAndResiduals(extractor, whitening, autoencoder, standardisation).eval()
-    network = FrozenNetwork(seen, size)
+    base = _fit_base(run, fitting, len(products), list(chain(*tunes)), steps, warm, trim_fraction)
+    fitting = [path for path in fitting if path not in base.trimmed]
+    network = FrozenNetwork(base.network, size)
     changes = harmless(list(chain(*tunes)), lambda images: _errors(network, images), seed)
-    held = _held(fitting, limits.pool_bytes // (4 * size[0] * size[1] * 3), size, read)
-    # Of each product as many, so that a head for several does not know best the one with the most images.
-    normal = [held[path] for path in fitting if path in held]
-    share = limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
-    # A training cut short on purpose sees fewer images, too.
-    share = min(1.0, share, steps / STEPS)
-    drawn_count, plain_count = (max(16, round(share * count)) for count in (DRAWN, PLAIN))
-    drawn = crop_pool(network, _drawn(normal, drawn_count, changes, seed), drawn_count, CROPS_EACH, size, seed, report)
-    plain = crop_pool(network, _plain(normal, plain_count, changes, seed), plain_count, CROPS_EACH, size, seed, report)
-    head_steps = max(2, round(HEAD_STEPS_SHARE * steps))
-    head, head_steps = fit_head(
-        network,
-        list(held.values()),
-        drawn,
-        plain,
-        seed,
-        head_steps,
-        limits.deadline,
-        report,
-        warm_weights[1] if warm_weights else None,
-    )
-    del drawn, plain
+    head, head_steps = _fit_head(run, base, network, fitting, changes)
 
-    # Scale of the evidence
     graphs = []
-    for overview, tune in zip(ordinary, tunes, strict=True):
-        graph = FeatureScoringGraph(FeatureEvidence(seen, overview, head)).eval()
+    for overview, tune in zip(base.overviews, tunes, strict=True):
+        graph = FeatureScoringGraph(FeatureEvidence(base.network, overview, head)).eval()
         graph.fit_tails(_evidence(FrozenNetwork(graph.evidence, size), _several(tune, seed)))
         graphs.append(graph)
     return FitResult(
         graphs=graphs,
         stride=STRIDE,
-        steps=done,
-        loss=loss,
+        steps=base.steps_done,
+        loss=base.loss,
         architecture={
             "features": FEATURES,
             "autoencoder_widths": list(WIDTHS),
             "head_width": HEAD_WIDTH,
             "head_steps": head_steps,
-            "tuning_images": len(held_out),
+            "tuning_images": len(all_held_out),
             "harmless_changes": changes,
         },
         backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
         map_meaning="softplus of the log of the mean of one over tail probability, of head and autoencoder",
         score_meaning="log of the mean of one over tail probability, of head and novelty (autoencoder and overview)",
-        warm_start=warm.version if warm is not None and warm_weights else None,
-        trimmed=tuple(sorted(left_out)),
+        warm_start=warm.version if warm is not None and base.warm_head is not None else None,
+        trimmed=tuple(sorted(base.trimmed)),
     )
 
 
-def _tuning(paths: Sequence[Path]) -> list[Path]:
-    """Return the images, of those of one product, that are kept from both networks."""
-    return list(paths[: min(max(round(TUNE_SHARE * len(paths)), TUNE_MIN), TUNE_MAX)])
+def _fit_base(
+    run: _Run,
+    paths: Sequence[Path],
+    products: int,
+    tune: Sequence[UInt8Array],
+    steps: int,
+    warm: WarmStart | None,
+    trim_fraction: float,
+) -> _Base:
+    """Fit whitening, overviews and autoencoder to the images `paths`, those of the `products` in turn."""
+    extractor = load_extractor()
+    pool, validation = _pools(run, extractor, paths, products, tune)
+    whitening, standardisation = Whitening(), Standardisation(DETAIL)
+    _fit_scales(whitening, standardisation, pool)
+    trimmed: frozenset[Path] = frozenset()
+    if trim_fraction > 0:
+        weights = start_features(warm, whitening, standardisation)
+        first = max(2, round(TRIM_STEPS_SHARE * steps))
+        judge = weights[0] if weights else _fit_autoencoder(run, pool, validation, whitening, first)[0]
+        trimmed = worst(pool.paths, _pool_errors(pool, whitening, judge), trim_fraction)
+        pool = pool.without(trimmed)
+        _fit_scales(whitening, standardisation, pool)
+    overviews = [_overview(pool.overviews[pool.products == number]) for number in range(products)]
+    warm_autoencoder, warm_head = start_features(warm, whitening, standardisation) or (None, None)
+    if warm_autoencoder:
+        steps = max(2, round(WARM_STEPS_SHARE * steps))
+    autoencoder, done, loss = _fit_autoencoder(run, pool, validation, whitening, steps, warm_autoencoder)
+    network = FeaturesAndResiduals(extractor, whitening, autoencoder, standardisation).eval()
+    return _Base(network, overviews, trimmed, warm_head, steps, done, loss)
 
 
-def _positions_apart(
-    features: FrozenNetwork,
-    images: Sequence[UInt8Array],
-    size: tuple[int, int],
-    seed: int,
-    report: Callable[[Progress], None],
-) -> Tensor:
-    """Return features of positions of `images`, those kept from both networks, float16 `(n, 312)`."""
-    room = 2 * KEPT * max(APART_POSITIONS, len(images))
-    return position_pool(features, images, len(images), size, seed, report, room)[0]
+def _pools(
+    run: _Run, extractor: FeatureExtractor, paths: Sequence[Path], products: int, tune: Sequence[UInt8Array]
+) -> tuple[_Pool, Tensor]:
+    """Return the features to fit to, and of positions of the images `tune`, by which the fit is validated."""
+    network = FrozenNetwork(extractor, run.size)
+    copies = math.ceil(IMAGES_FEW / len(paths))
+    rows = [path for path in paths for _ in range(copies)]
+    room = min(POOL_BYTES, run.limits.pool_bytes // 2)
+    positions, overviews = position_pool(network, _lit(run, paths, copies), len(rows), run.seed, run.report, room)
+    product = torch.arange(len(paths)).remainder(products).repeat_interleave(copies)
+    room = 2 * KEPT * max(VALIDATION_POSITIONS, len(tune))
+    validation, _ = position_pool(network, tune, len(tune), run.seed, run.report, room)
+    return _Pool(rows, product, positions, overviews), validation
+
+
+def _fit_scales(whitening: Whitening, standardisation: Standardisation, pool: _Pool) -> None:
+    whitening.fit(pool.positions[:, :FEATURES])
+    standardisation.fit(pool.positions[:, FEATURES:])
 
 
 def _overview(overviews: Tensor) -> Whitening:
@@ -212,61 +228,80 @@ def _overview(overviews: Tensor) -> Whitening:
 
 
 def _fit_autoencoder(
-    pool: Tensor,
+    run: _Run,
+    pool: _Pool,
     validation: Tensor,
     whitening: Whitening,
-    seed: int,
     steps: int,
-    deadline: float,
-    report: Callable[[Progress], None],
     warm_weights: FeatureAutoencoder | None = None,
 ) -> tuple[FeatureAutoencoder, int, float]:
+    """Return the autoencoder, the steps done and the last loss; takes half of the time left at most."""
     autoencoder = warm_weights or FeatureAutoencoder()
     rate = LEARNING_RATE * (WARM_RATE_SHARE if warm_weights else 1)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(run.seed)
+    now = time.monotonic()
+    deadline = now + (run.limits.deadline - now) / 2
 
     def loss_of(positions: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted: Tensor = whitening(positions[:, :FEATURES].float().T.reshape(1, FEATURES, 1, len(positions)))
+            wanted = _whitened(whitening, positions)
         return functional.mse_loss(autoencoder(wanted), wanted)
 
     def loss() -> Tensor:
         # Positions from everywhere, not crops: those of one crop are alike, and a step learns less from them.
-        return loss_of(pool[torch.randint(len(pool), (POSITIONS,), generator=rng)])
+        return loss_of(pool.positions[torch.randint(len(pool.positions), (POSITIONS,), generator=rng)])
 
-    done, last = optimise(autoencoder, loss, rate, steps, deadline, report, validation_loss=lambda: loss_of(validation))
+    validation_loss = functools.partial(loss_of, validation)
+    done, last = optimise(autoencoder, loss, rate, steps, deadline, run.report, validation_loss=validation_loss)
     return autoencoder, done, last
 
 
-def _pool_errors(pool: Tensor, images: int, whitening: Whitening, autoencoder: FeatureAutoencoder) -> Float32Array:
-    """Return for each image of the pool what the autoencoder leaves of its worst positions, float32 `(images,)`."""
+def _pool_errors(pool: _Pool, whitening: Whitening, autoencoder: FeatureAutoencoder) -> Float32Array:
+    """Return for each row of `pool` what the autoencoder leaves of its worst positions, float32 `(n,)`."""
     found = []
     with torch.inference_mode():
-        for block in torch.split(pool[:, :FEATURES], 65_536):
-            wanted = whitening(block.float().T.reshape(1, FEATURES, 1, len(block)))
+        for block in torch.split(pool.positions, 65_536):
+            wanted = _whitened(whitening, block)
             found.append((autoencoder(wanted) - wanted).square().mean(dim=1).flatten())
-    return mean_of_highest(torch.cat(found).reshape(images, -1).numpy(), ERROR_SHARE)
+    return mean_of_highest(torch.cat(found).reshape(len(pool.paths), -1).numpy(), ERROR_SHARE)
 
 
-def _half_way_to(deadline: float) -> float:
-    now = time.monotonic()
-    return now + (deadline - now) / 2
+def _whitened(whitening: Whitening, positions: Tensor) -> Tensor:
+    """Return `positions` `(n, 312)` of a pool as whitened features `(1, 176, 1, n)`."""
+    whitened: Tensor = whitening(positions[:, :FEATURES].float().T.reshape(1, FEATURES, 1, len(positions)))
+    return whitened
 
 
-def _lit(paths: Sequence[Path], size: tuple[int, int], copies: int, seed: int, read: Read) -> Iterator[UInt8Array]:
-    """Yield each image as it is, `copies` - 1 times in slightly other light, and where it comes again only so."""
-    rng = np.random.default_rng([seed, 0])
+def _fit_head(
+    run: _Run, base: _Base, network: FrozenNetwork, paths: Sequence[Path], changes: Sequence[str]
+) -> tuple[SegmentationHead, int]:
+    """Return the head fitted to what `network` makes of drawn defects and of normal images, and the steps done."""
+    most = max(1, min(run.limits.pool_bytes // (4 * run.size[0] * run.size[1] * 3), IMAGES_HELD))
+    held = {path: run.read(path, run.size) for path in list(dict.fromkeys(paths))[:most]}
+    # As many of each product, so that a shared head does not know best the one with the most images.
+    normal = [held[path] for path in paths if path in held]
+    share = run.limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
+    # A training cut short on purpose sees fewer images, too.
+    share = min(1.0, share, base.steps / STEPS)
+
+    count = max(16, round(share * DRAWN))
+    drawn = crop_pool(network, _drawn(normal, count, changes, run.seed), count, CROPS_EACH, run.seed, run.report)
+    count = max(16, round(share * PLAIN))
+    plain = crop_pool(network, _plain(normal, count, changes, run.seed), count, CROPS_EACH, run.seed, run.report)
+    steps = max(2, round(HEAD_STEPS_SHARE * base.steps))
+    normals = list(held.values())
+    return fit_head(network, normals, drawn, plain, run.seed, steps, run.limits.deadline, run.report, base.warm_head)
+
+
+def _lit(run: _Run, paths: Sequence[Path], copies: int) -> Iterator[UInt8Array]:
+    """Yield each image as it is and `copies` - 1 times in slightly other light; if it comes again, only the latter."""
+    rng = np.random.default_rng([run.seed, 0])
     seen: set[Path] = set()
     for path in paths:
-        image = read(path, size)
+        image = run.read(path, run.size)
         for copy in range(copies):
             yield image if copy == 0 and path not in seen else vary(image, (), rng)
         seen.add(path)
-
-
-def _held(paths: Sequence[Path], most: int, size: tuple[int, int], read: Read) -> dict[Path, UInt8Array]:
-    """Return at most `most` of the images, and at most 1,000, to be held in memory."""
-    return {path: read(path, size) for path in list(dict.fromkeys(paths))[: max(1, min(most, IMAGES_HELD))]}
 
 
 def _drawn(

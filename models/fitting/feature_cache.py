@@ -36,6 +36,7 @@ class FrozenNetwork:
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         """Compile `network`, in eval mode, for images of `size`, height and width in pixels."""
+        self.size = size
         self._queue = compile_queue(converted(network, size))
 
     def run(self, images: Iterable[UInt8Array], take: Take) -> None:
@@ -54,7 +55,6 @@ def position_pool(
     network: FrozenNetwork,
     images: Iterable[UInt8Array],
     count: int,
-    size: tuple[int, int],
     seed: int,
     report: Callable[[Progress], None],
     pool_bytes: int = POOL_BYTES,
@@ -63,7 +63,7 @@ def position_pool(
 
     Float16 `(n, 312)` of at most `pool_bytes`, and float32 `(count, 472)`.
     """
-    positions = size[0] * size[1] // STRIDE**2
+    positions = network.size[0] * network.size[1] // STRIDE**2
     each = max(1, min(positions, pool_bytes // (count * KEPT * 2)))
     pool = np.empty((count, each, KEPT), dtype=np.float16)
     overviews = np.empty((count, OVERVIEW), dtype=np.float32)
@@ -90,7 +90,6 @@ def crop_pool(
     images: Iterable[tuple[UInt8Array, Float32Array]],
     count: int,
     crops_each: int,
-    size: tuple[int, int],
     seed: int,
     report: Callable[[Progress], None],
 ) -> Crops:
@@ -99,7 +98,7 @@ def crop_pool(
     `images` come with the share of each position that is defect; three in four crops hold a defect where there is
     one, at any place in the crop.
     """
-    rows, columns = size[0] // STRIDE, size[1] // STRIDE
+    rows, columns = (side // STRIDE for side in network.size)
     height, width = min(CROP_SIDE, rows), min(CROP_SIDE, columns)
     seen = np.empty((count * crops_each, SEEN, height, width), dtype=np.float16)
     shares = np.empty((count * crops_each, height, width), dtype=np.float32)
@@ -133,7 +132,7 @@ def hardest_crops(
 
     `head` takes float32 `(1, 488, h, w)` and returns `(1, 1, h, w)`.
     """
-    height, width = (min(CROP_SIDE, side // STRIDE) for side in images[0].shape[:2])
+    height, width = (min(CROP_SIDE, side // STRIDE) for side in network.size)
     kept: list[tuple[float, int, Tensor]] = []
 
     def take(index: int, places: Float32Array, overview: Float32Array) -> None:

@@ -256,7 +256,7 @@ def test_pool_holds_positions_of_every_image_within_its_bound(tmp_path: Path) ->
     images = [read(path, (64, 96)) for path in make_normals(tmp_path, 5)]
     network = FrozenNetwork(load_extractor(), (64, 96))
     bound = 5 * 7 * (FEATURES + DETAIL) * 2
-    pool, overviews = position_pool(network, images, 5, (64, 96), 0, lambda progress: None, bound)
+    pool, overviews = position_pool(network, images, 5, 0, lambda progress: None, bound)
     assert pool.dtype == torch.float16 and pool.shape == (5 * 7, FEATURES + DETAIL)
     assert overviews.shape == (5, OVERVIEW)
     with torch.inference_mode():
@@ -277,7 +277,7 @@ def test_crops_of_drawn_defects_hold_their_defects(tmp_path: Path) -> None:
     share = np.zeros((28, 32), dtype=np.float32)
     share[27, 31] = 0.5
     seen = FeaturesAndResiduals(load_extractor(), Whitening(), FeatureAutoencoder(), Standardisation(DETAIL)).eval()
-    crops = crop_pool(FrozenNetwork(seen, (224, 256)), [(image, share)] * 4, 4, 3, (224, 256), 0, lambda progress: None)
+    crops = crop_pool(FrozenNetwork(seen, (224, 256)), [(image, share)] * 4, 4, 3, 0, lambda progress: None)
     assert crops.seen.shape == (12, 2 * FEATURES + DETAIL, 24, 24) and crops.seen.dtype == torch.float16
     with_defect = crops.defect_share.flatten(1).amax(1)
     assert set(with_defect.tolist()) <= {0.0, 0.5} and (with_defect > 0).sum() >= 6
