@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 
 from models.calibration.split import balanced
 from models.data.select_images import Read
 from models.fitting.fit_result import FitResult
 from models.fitting.limits import TrainingLimits
-from models.fitting.logistic_regression import Float64Array, fit_head
-from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, Part, PooledFeatures
+from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, PooledFeatures
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.progress import Progress
 from models.runtime.export import converted
 from models.runtime.openvino_runtime import compile_queue
+
+if TYPE_CHECKING:
+    from models.fitting.logistic_regression import Float64Array, LinearHead
 
 STEPS = 500  # iterations of the solver, at most
 
@@ -41,46 +41,26 @@ def fit_classifier(
 
     Raises BackboneUnavailable if there are no weights for `source`.
     """
+    # scikit-learn takes seconds to import, and the other kinds do without it.
+    from models.fitting.logistic_regression import fit_linear_head
+
     backbone, channels, about = load_pretrained(source)
-    columns = dict(zip(PARTS, _columns(channels), strict=True))
-    pools = {name: np.concatenate([columns[part] for part in parts]) for name, parts in POOLS.items()}
-    # An image that comes again, to balance products, would be left out and learnt from at once.
+    # The same image in two folds would be learnt from and left out at once.
     normals = list(dict.fromkeys(balanced(products)))
     features = _features(PooledFeatures(backbone), [*normals, *anomalies], size, read, report)
     labels = np.arange(len(features)) >= len(normals)
     report(Progress("training", 0, 1))
-    with warnings.catch_warnings():
-        # A solver that is cut off at `steps` is judged by cross-validation like any other.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        head = fit_head(features, labels, pools, seed, steps, limits.deadline)
+    head = fit_linear_head(features, labels, _columns(channels), seed, steps, limits.deadline)
     uncertain = "cross-validation tells anomalies from normals no better than chance" if head.auroc <= 0.5 else None
     report(Progress("training", 1, 1, uncertain))
-    parts: tuple[Part, ...] = POOLS[head.pool]
-    graph = ClassifierScoringGraph(
-        backbone,
-        channels,
-        parts,
-        torch.tensor(head.weight, dtype=torch.float32),
-        torch.tensor(head.centre, dtype=torch.float32),
-        head.offset,
-    )
+    weight, centre = (torch.tensor(values, dtype=torch.float32) for values in (head.weight, head.centre))
+    graph = ClassifierScoringGraph(backbone, channels, POOLS[head.pool], weight, centre, head.offset).eval()
     return FitResult(
-        graphs=[graph.eval()] * len(products),
+        graphs=[graph] * len(products),
         stride=graph.stride,
         steps=head.iterations,
         loss=head.log_loss,
-        architecture={
-            "pool": head.pool,
-            "features": len(head.weight),
-            "inverse_penalty": head.inverse_penalty,
-            "probability": {
-                "method": "platt",
-                "slope": head.slope,
-                "intercept": head.intercept,
-                "anomaly_share": head.anomaly_share,
-            },
-            "cross_validation": {"folds": head.folds, "balanced_log_loss": head.log_loss, "auroc": head.auroc},
-        },
+        architecture=_architecture(head),
         backbone=about,
         map_meaning="class activation map: what each position adds to the log-odds of an anomaly, where above 0",
         score_meaning="calibrated probability of an anomaly, at the share of anomalies in training",
@@ -88,10 +68,11 @@ def fit_classifier(
     )
 
 
-def _columns(channels: Sequence[int]) -> list[Any]:
-    """Return for each of `PARTS` the columns of the pooled features that are its own."""
+def _columns(channels: Sequence[int]) -> dict[str, Any]:
+    """Return for each of `POOLS` its columns of the pooled features."""
     ends = np.cumsum([channels[level] for _, level in PARTS])
-    return list(np.split(np.arange(ends[-1]), ends[:-1]))
+    columns = dict(zip(PARTS, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
+    return {name: np.concatenate([columns[part] for part in parts]) for name, parts in POOLS.items()}
 
 
 def _features(
@@ -114,3 +95,19 @@ def _features(
         report(Progress("features", index + 1, len(paths)))
     queue.wait_all()
     return np.stack(found)
+
+
+def _architecture(head: LinearHead) -> dict[str, Any]:
+    """Return what model.json says of the head."""
+    return {
+        "pool": head.pool,
+        "features": len(head.weight),
+        "inverse_penalty": head.inverse_penalty,
+        "probability": {
+            "method": "platt",
+            "slope": head.slope,
+            "intercept": head.intercept,
+            "anomaly_share": head.anomaly_share,
+        },
+        "cross_validation": {"folds": head.folds, "balanced_log_loss": head.log_loss, "auroc": head.auroc},
+    }

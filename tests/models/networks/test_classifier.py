@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from models.errors import BackboneUnavailable, TooFewImages
 from models.fitting import logistic_regression as linear_head
-from models.fitting.logistic_regression import fit_head, platt
+from models.fitting.logistic_regression import fit_linear_head, platt
 from models.networks.classifier import POOLS, ClassifierScoringGraph, pooled
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.registry import ModelVersion
@@ -101,12 +101,12 @@ def test_penalty_and_pool_are_chosen_by_what_was_left_out() -> None:
     features = rng.normal(size=(60, 30))
     features[:, :3] += 2.0 * anomalies[:, None]
     pools = {"noise": np.arange(10, 30), "signal": np.arange(10)}
-    head = fit_head(features, anomalies, pools, seed=0, iterations_max=200, deadline=np.inf)
+    head = fit_linear_head(features, anomalies, pools, seed=0, iterations_max=200, deadline=np.inf)
     assert head.pool == "signal" and head.auroc > 0.9
     assert head.inverse_penalty in linear_head.INVERSE_PENALTIES
-    again = fit_head(features, anomalies, pools, seed=0, iterations_max=200, deadline=np.inf)
+    again = fit_linear_head(features, anomalies, pools, seed=0, iterations_max=200, deadline=np.inf)
     np.testing.assert_array_equal(head.weight, again.weight)
-    cut = fit_head(features, anomalies, pools, seed=0, iterations_max=200, deadline=-np.inf)
+    cut = fit_linear_head(features, anomalies, pools, seed=0, iterations_max=200, deadline=-np.inf)
     assert cut.pool == "noise", "after the deadline the first that was tried is taken"
 
 
