@@ -1,6 +1,7 @@
 """The frozen backbone: EfficientNet-Lite0 with ImageNet weights from an installed package, never from a network.
 
-Owns which weights are used, how they are checked and how images become features. Nothing here is trained.
+Owns which weights are used, how they are checked and how images become features. Nothing here is trained. timm is
+imported only where it is used: other detectors train without it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,6 +40,8 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self) -> None:
         """Make the backbone with random weights; `load_extractor` gives it the real ones."""
+        import timm
+
         super().__init__()
         backbone: Any = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=LEVELS)
         # Stages beyond the last level are of no use here.
@@ -93,6 +94,8 @@ def package_weights(weights: Path | None = None) -> dict[str, Tensor]:
     Raises ModelCorrupt if `weights` is not the file whose sha256 is known, before anything of it is read as a
     checkpoint, or if its tensors do not fit.
     """
+    from timm.models import load_state_dict
+
     path = weights or Path(str(resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_FILE)))
     if not path.is_file():
         raise ModelCorrupt(f"{path}: expected the weights of {BACKBONE}; found no file; reinstall {WEIGHTS_PACKAGE}")
@@ -104,6 +107,8 @@ def package_weights(weights: Path | None = None) -> dict[str, Tensor]:
 
 def _in_order(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the package's tensors under timm's names: they differ in name and agree in order."""
+    import timm
+
     whole = timm.create_model(BACKBONE, pretrained=False).state_dict()
     if len(tensors) != len(whole):
         raise ModelCorrupt(f"{WEIGHTS_FILE}: expected {len(whole)} tensors; found {len(tensors)}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -58,6 +57,8 @@ def load_pretrained(source: BackboneSource) -> tuple[PretrainedLevels, tuple[int
 
     Raises BackboneUnavailable naming what was tried, ModelCorrupt if the installed package is not what it was.
     """
+    import timm
+
     network = _network(source.name)
     wanted = network.state_dict()
     if source.weights is not None:
@@ -79,6 +80,8 @@ def load_pretrained(source: BackboneSource) -> tuple[PretrainedLevels, tuple[int
 
 
 def _network(name: str) -> Any:
+    import timm
+
     try:
         network: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=LEVELS)
         strides = tuple(network.feature_info.reduction())
@@ -103,6 +106,8 @@ def _from_file(name: str, path: Path) -> tuple[dict[str, Tensor], str, str]:
 
 
 def _from_hub(name: str) -> tuple[dict[str, Tensor], str, str]:
+    import timm
+
     try:
         tensors = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # noqa: BLE001  (hub, network and cache fail in ways that only they know)
