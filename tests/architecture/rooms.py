@@ -17,7 +17,7 @@ PACKAGES = ("service", "models", "migrations")
 ROOMS: Mapping[str, str] = {
     "models (ground)": "detector errors progress",
     "models (image)": "appearance regions",
-    "models (registry)": "registry",
+    "models (registry)": "manifest registry",
     "models.calibration": "split thresholds",
     "models.data": "datasets image_list select_images",
     "models.networks": (
@@ -39,7 +39,7 @@ ROOMS: Mapping[str, str] = {
     ),
     "service (ground)": "errors root",
     "service (settings)": "names cron settings logs progress_bar",
-    "service.filesystem": "file_state folders mount_table mounts process_lock",
+    "service.filesystem": "durable file_state mount_table mounts open_below process_lock scan",
     "service (instances)": "instances",
     "service.imaging": "decode overlay synthetic_parts",
     "service.storage.database": "base insert_new journal open postgresql schema sqlite",
@@ -48,11 +48,10 @@ ROOMS: Mapping[str, str] = {
         "tables thresholds training_images versions"
     ),
     "service.energy": "grid_intensity meter",
-    "service.scoring": (
-        "active_versions champions decide detector_loader scorers shadow threshold_policy threshold_preview"
-    ),
+    "service.scoring": "active_versions decide detector_loader scorers shadow threshold_policy threshold_preview",
     "service.inspection": (
-        "batch claim deliver intake pipeline record recover relocate score_batch settle watch workers"
+        "anomaly_maps batch claim deliver inspected_image intake pipeline record recover relocate score_batch "
+        "settle watch workers"
     ),
     "service.labelling": "folder_index folder_labels folder_watch import_images label roles training_set",
     "service.training": "child job low_priority reproduce run",
@@ -63,10 +62,10 @@ ROOMS: Mapping[str, str] = {
     "service.retraining": (
         "due gate gate_report gate_scoring lock promotion retrain scheduler shadow_trial training_data"
     ),
-    "service.operations": "backup checks remove_file restore retention",
-    "service.daemon": "background_jobs daemon duties systemd wake",
+    "service.operations": "backup checks doctor remove_file restore retention retention_plan",
+    "service.daemon": "background_jobs daemon metering run systemd wake",
     "service.web (parts)": "charts errors formatting hourly_counts images security sessions site",
-    "service.web.pages": "energy files image login models review thresholds today",
+    "service.web.pages": "energy files image login models promote review thresholds today",
     "service.web (app)": "api app",
     "service.commands": (
         "database demo doctor energy evaluate import_images init options results retention retrain review run "
