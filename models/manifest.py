@@ -43,7 +43,7 @@ Score = Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, defer_build=True)
 
 
 class DraftCheck(_Part):
@@ -139,13 +139,13 @@ class Manifest(_Part):
     input_size: tuple[PositiveInt, PositiveInt]
     resample: str = "bilinear"
     colour: str = "RGB"
-    decode: DraftCheck = DraftCheck()
+    decode: DraftCheck = Field(default_factory=DraftCheck)
     stride: int | None = None
     map: str | None = None
     score: str | None = None
     architecture: dict[str, Any] = {}
     backbone: Backbone | None = None
-    training: Training = Training()
+    training: Training = Field(default_factory=Training)
     calibration: Calibration
     energy: TrainingEnergy | None = None
     parity: Parity | None = None

@@ -1,4 +1,4 @@
-"""Repeats a version: which images it was made from, in which roles and in which order, as `images.csv` lists them.
+"""Reads and writes `images.csv`: which images a version was made from, and in which roles.
 
 Knows files of a version, and neither where its images are by now nor how one is trained. No torch.
 """
@@ -6,7 +6,7 @@ Knows files of a version, and neither where its images are by now nor how one is
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +24,8 @@ from models.registry import (
 )
 
 COLUMNS = ["sha256", "role", "path"]
-ROLES = frozenset(
-    {
-        ROLE_TRAIN,
-        ROLE_CALIBRATE,
-        ROLE_TRAIN_AND_CALIBRATE,
-        ROLE_TRIMMED,
-        ROLE_TRAIN_ANOMALY,
-        ROLE_CALIBRATE_ANOMALY,
-    }
-)
+FITTED_TO = frozenset({ROLE_TRAIN, ROLE_TRAIN_AND_CALIBRATE, ROLE_TRIMMED, ROLE_TRAIN_ANOMALY})
+ROLES = FITTED_TO | {ROLE_CALIBRATE, ROLE_CALIBRATE_ANOMALY}
 
 
 @dataclass(frozen=True)
@@ -42,27 +34,68 @@ class ListedImage:
 
     sha256: str
     role: str
-    path: str
+    path: Path
 
 
-def listed_images(version: ModelVersion) -> list[ListedImage]:
-    """Return the images of `version` in the order in which they are listed. Raises DatasetError for no such list."""
-    path = version.folder / IMAGES
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.reader(file)
-        head = next(reader, [])
+def write_image_list(chosen: Chosen, build: Path, root: Path | None = None) -> None:
+    """Write `images.csv`: sha256, role (see docs/models.md) and path of each image used or left out.
+
+    A path is relative to `root` where it lies under it, else as given.
+    """
+    roles: list[tuple[str, Sequence[TrainingImage]]]
+    if chosen.method == "cross":
+        roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
+    else:
+        roles = [(ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)]
+    roles += [
+        (ROLE_TRIMMED, chosen.trimmed),
+        (ROLE_TRAIN_ANOMALY, chosen.train_anomalies),
+        (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies),
+    ]
+    with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for role, images in roles:
+            for image in images:
+                inside = root is not None and image.path.is_relative_to(root)
+                writer.writerow((image.sha256, role, image.path.relative_to(root) if inside else image.path))
+
+
+def read_image_list(folder: Path) -> list[ListedImage]:
+    """Return the images of the version in `folder` in the order in which they are listed.
+
+    Raises DatasetError where the list cannot be read.
+    """
+    path = folder / IMAGES
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return parse_image_list(file, path)
+    except OSError as error:
+        raise DatasetError(f"{path}: expected the images that a version was made from; found {error}") from None
+
+
+def parse_image_list(lines: Iterable[str], path: Path) -> list[ListedImage]:
+    """Return the images listed in `lines`, those of the file `path`; none where it is empty. Raises DatasetError."""
+    reader = csv.reader(lines)
+    try:
+        head = next(reader, COLUMNS)
         if head != COLUMNS:
             raise DatasetError(f"{path}: expected the columns {', '.join(COLUMNS)}; found {', '.join(head) or 'none'}")
-        listed = [ListedImage(*line) for line in reader]
-    if not listed:
-        raise DatasetError(f"{path}: expected the images that the version was made from; found none")
-    if strange := sorted({one.role for one in listed} - ROLES):
-        raise DatasetError(f"{path}: expected roles {', '.join(sorted(ROLES))}; found {strange[0]!r}")
-    return listed
+        return [ListedImage(sha256, role, Path(name)) for sha256, role, name in reader]
+    except (csv.Error, ValueError) as error:
+        raise DatasetError(f"{path}, line {reader.line_num}: expected {', '.join(COLUMNS)}; found {error}") from None
 
 
 def chosen_again(version: ModelVersion, listed: Sequence[ListedImage], found: Mapping[str, Path]) -> Chosen:
-    """Return the images of `version` as they were chosen; `found` says by sha256 where each lies now."""
+    """Return the images of `version` as they were chosen; `found` says by sha256 where each lies now.
+
+    Raises DatasetError for an empty list, or one with a role that is not known here.
+    """
+    strange = sorted({one.role for one in listed} - ROLES)
+    if strange or not listed:
+        found_instead = repr(strange[0]) if strange else "none"
+        wanted = f"images with the roles {', '.join(sorted(ROLES))}"
+        raise DatasetError(f"{version.folder / IMAGES}: expected {wanted}; found {found_instead}")
     calibration, training = version.manifest.calibration, version.manifest.training
     cross = calibration.method == "cross"
 

@@ -1,14 +1,13 @@
-"""Writes a trained network as the files of a version: weights, OpenVINO graph, `images.csv`, `model.json`.
+"""Writes a trained network as two files of a version, weights and OpenVINO graph.
 
-Owns the check that the graph scores like the network that it was made from. Publishing is the registry's.
+Owns the check that the graph scores like the network that it was made from.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.data.select_images import Chosen, TrainingImage
 from models.detector import Detector, UInt8Array
 from models.errors import ParityFailed
-from models.registry import (
-    GRAPH,
-    IMAGES,
-    ROLE_CALIBRATE,
-    ROLE_CALIBRATE_ANOMALY,
-    ROLE_TRAIN,
-    ROLE_TRAIN_AND_CALIBRATE,
-    ROLE_TRAIN_ANOMALY,
-    ROLE_TRIMMED,
-    WEIGHTS,
-    file_sha256,
-)
+from models.registry import GRAPH, WEIGHTS, file_sha256
 from models.runtime.openvino_runtime import openvino
 
 PARITY_TOLERANCE = 1e-3
@@ -81,29 +68,3 @@ def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str
     # One entry only: the order of several would not be the same each time.
     save_file(tensors, build / WEIGHTS, metadata={"tamis": json.dumps(about, sort_keys=True)})
     return file_sha256(build / WEIGHTS)
-
-
-def write_images(chosen: Chosen, build: Path, root: Path | None = None) -> None:
-    """Write `images.csv`: sha256, role (see docs/models.md) and path of each image used or left out.
-
-    A path is relative to `root` where it lies under it, else as given.
-    """
-    roles: list[tuple[str, Sequence[TrainingImage]]]
-    if chosen.method == "cross":
-        roles = [(ROLE_TRAIN_AND_CALIBRATE, chosen.train)]
-    else:
-        roles = [(ROLE_TRAIN, chosen.train), (ROLE_CALIBRATE, chosen.calibrate)]
-    roles += [
-        (ROLE_TRIMMED, chosen.trimmed),
-        (ROLE_TRAIN_ANOMALY, chosen.train_anomalies),
-        (ROLE_CALIBRATE_ANOMALY, chosen.held_out_anomalies),
-    ]
-    with (build / IMAGES).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(("sha256", "role", "path"))
-        for role, images in roles:
-            writer.writerows((image.sha256, role, _listed(image.path, root)) for image in images)
-
-
-def _listed(path: Path, root: Path | None) -> Path:
-    return path.relative_to(root) if root is not None and path.is_relative_to(root) else path

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from models.calibration.split import FOLDS, Method
+from models.data.image_list import write_image_list
 from models.data.select_images import Chosen, ImageSize, ProductImages, Read, choose_images
 from models.fitting.classifier import STEPS as CLASSIFIER_STEPS
 from models.fitting.classifier import fit_classifier
@@ -44,7 +45,7 @@ from models.registry import (
     unpublished,
     write_manifest,
 )
-from models.runtime.export import check_parity, export_graph, save_weights, write_images
+from models.runtime.export import check_parity, export_graph, save_weights
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.runtime.openvino_runtime import allowed_cores
 from models.training.calibrate import FitNetwork, Report, calibrate
@@ -197,7 +198,7 @@ def train_jointly(
         for each, calibration, draft, parity, folder in zip(
             chosen, calibrations, drafts, parities, folders, strict=True
         ):
-            write_images(each, folder, root)
+            write_image_list(each, folder, root)
             write_manifest(
                 Manifest(
                     format=1,

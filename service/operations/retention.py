@@ -7,7 +7,6 @@ labelled images, of the training set and of any version's training stay.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -21,6 +20,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from models.data.image_list import read_image_list
+from models.errors import DatasetError
 from models.registry import IMAGES
 from service.errors import TamisError
 from service.filesystem.durable import sync_folder
@@ -58,13 +59,9 @@ def trained_on(root: Path) -> frozenset[str]:
     found: set[str] = set()
     for path in sorted((root / MODELS).glob(f"*/*/{IMAGES}")):
         try:
-            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                reader = csv.DictReader(file)
-                if reader.fieldnames is not None and "sha256" not in reader.fieldnames:
-                    raise TamisError(f"{path}: expected a column sha256; found {', '.join(reader.fieldnames)}")
-                found.update(row["sha256"] for row in reader if row["sha256"])
-        except (OSError, csv.Error) as error:
-            raise TamisError(f"{path}: expected the images that a version was made from; found {error}") from None
+            found.update(image.sha256 for image in read_image_list(path.parent))
+        except DatasetError as error:
+            raise TamisError(str(error)) from None
     return frozenset(found)
 
 

@@ -115,7 +115,7 @@ def run_gate(
     versions = (champion, challenger)
     folders = [version.folder for version in versions]
     found = golden(root, folders, known)
-    chosen = _choose(found, calibration_images(folders, known))
+    chosen = _choose(found, calibration_images(root, folders, known))
     if chosen is None:
         return gate.not_judged(
             f"expected at least {gate.NORMALS_MIN} golden normals that neither version has seen, or as many that "

@@ -6,36 +6,22 @@ files, writes nothing.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.data.image_list import FITTED_TO, read_image_list
 from models.registry import (
-    IMAGES,
     ROLE_CALIBRATE,
     ROLE_CALIBRATE_ANOMALY,
-    ROLE_TRAIN,
-    ROLE_TRAIN_AND_CALIBRATE,
     ROLE_TRAIN_ANOMALY,
-    ROLE_TRIMMED,
     file_sha256,
     read_manifest,
 )
 from service.root import TRAINING
 from service.storage.retrainings import KnownImage
 
-FITTED_TO = frozenset({ROLE_TRAIN, ROLE_TRAIN_AND_CALIBRATE, ROLE_TRIMMED, ROLE_TRAIN_ANOMALY})
 _ANOMALIES = frozenset({ROLE_TRAIN_ANOMALY, ROLE_CALIBRATE_ANOMALY})
-
-
-@dataclass(frozen=True)
-class ListedImage:
-    """A row of a version's `images.csv`."""
-
-    sha256: str
-    role: str
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -64,16 +50,16 @@ def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownIm
     calibrate: list[Path] = []
     anomalies: list[Path] = []
     gone = overruled = 0
-    for listed in read_images(champion):
-        image = known.get(listed.sha256)
+    for listed in read_image_list(champion):
+        image, path = known.get(listed.sha256), root / listed.path
         if image is not None:
             overruled += listed.role not in _ANOMALIES and (image.label != "normal" or image.role == "golden")
-        elif not _is_unchanged(listed.path, listed.sha256):
+        elif not _is_unchanged(path, listed.sha256):
             gone += 1
         elif listed.role in _ANOMALIES:
-            anomalies.append(listed.path)
+            anomalies.append(path)
         else:
-            (calibrate if listed.role == ROLE_CALIBRATE else normals).append(listed.path)
+            (calibrate if listed.role == ROLE_CALIBRATE else normals).append(path)
     for image in known.values():
         if image.label is None or image.role == "golden":
             continue
@@ -92,7 +78,7 @@ def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) ->
 
     Nor may a version that these started from. They are sorted by hash, so that the order is always the same.
     """
-    seen = set().union(*(fitted_to(folder) | {each.sha256 for each in read_images(folder)} for folder in versions))
+    seen = set().union(*(fitted_to(folder) | {each.sha256 for each in read_image_list(folder)} for folder in versions))
     found: dict[str, list[Path]] = {"normal": [], "anomaly": []}
     for sha256, image in sorted(known.items()):
         if image.role == "golden" and image.label is not None and sha256 not in seen:
@@ -102,16 +88,16 @@ def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) ->
     return found
 
 
-def calibration_images(versions: list[Path], known: Mapping[str, KnownImage]) -> list[Path]:
+def calibration_images(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) -> list[Path]:
     """Return the normals that calibrated the first of `versions` and that none of them was fitted to."""
     fitted = set().union(*(fitted_to(folder) for folder in versions))
     return [
-        listed.path
-        for listed in sorted(read_images(versions[0]), key=lambda listed: listed.sha256)
+        path
+        for listed in sorted(read_image_list(versions[0]), key=lambda listed: listed.sha256)
         if listed.role == ROLE_CALIBRATE
         and listed.sha256 not in fitted
         and (known[listed.sha256].label == "normal" if listed.sha256 in known else True)
-        and _is_unchanged(listed.path, listed.sha256)
+        and _is_unchanged(path := root / listed.path, listed.sha256)
     ]
 
 
@@ -122,16 +108,10 @@ def fitted_to(version: Path) -> set[str]:
     folder: Path | None = version
     while folder is not None and folder not in seen and folder.is_dir():
         seen.add(folder)
-        found |= {listed.sha256 for listed in read_images(folder) if listed.role in FITTED_TO}
+        found |= {listed.sha256 for listed in read_image_list(folder) if listed.role in FITTED_TO}
         before = read_manifest(folder).manifest.training.warm_start
         folder = folder.with_name(before) if before else None
     return found
-
-
-def read_images(version: Path) -> list[ListedImage]:
-    """Return the rows of `images.csv` in the folder `version`."""
-    with (version / IMAGES).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [ListedImage(row["sha256"], row["role"], Path(row["path"])) for row in csv.DictReader(file)]
 
 
 def path_of(root: Path, image: KnownImage) -> Path:

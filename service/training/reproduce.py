@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from models.data.image_list import ListedImage, chosen_again, listed_images
+from models.data.image_list import ListedImage, chosen_again, read_image_list
 from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
@@ -63,7 +63,7 @@ def repeat_of(
     joint = first.manifest.joint or (product,)
     of = tuple(first if name == product else _verified(root, engine, name, version) for name in joint)
     training = first.manifest.training
-    listed = [listed_images(one) for one in of]
+    listed = [read_image_list(one.folder) for one in of]
     done, total = 0, sum(map(len, listed))
     chosen = []
     for one, its_images in zip(of, listed, strict=True):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models import registry
-from models.errors import ModelError
+from models.data.image_list import parse_image_list
+from models.errors import DatasetError, ModelError
 from models.manifest import Manifest
 from service.root import MODELS, REPORTS
 from service.storage import retrainings, shadow, versions
@@ -111,10 +112,10 @@ def described(site: Site, row: VersionRow) -> dict[str, Any]:
     found["calibration_images"] = len(manifest.calibration.scores)
     try:
         listed = read_below(site.root, f"{folder}/{registry.IMAGES}", LIST_BYTES_MAX, frozenset({MODELS}))
-    except NotShown as error:
+        images = parse_image_list(io.StringIO(listed.decode("utf-8", "replace")), Path(folder, registry.IMAGES))
+    except (NotShown, DatasetError) as error:
         return found | {"damaged": str(error)}
-    reader = csv.DictReader(io.StringIO(listed.decode("utf-8", "replace")))
-    found["roles"] = dict(sorted(Counter(str(line.get("role")) for line in reader).items()))
+    found["roles"] = dict(sorted(Counter(image.role for image in images).items()))
     return found
 
 

@@ -264,7 +264,7 @@ def test_list_of_training_images_that_cannot_be_read_stops_retention(house: Hous
     folder = house.root / "models/default/v1"
     folder.mkdir(parents=True)
     (folder / "images.csv").write_text("path,role\nnormal/x.png,train\n")
-    with pytest.raises(TamisError, match=r"images\.csv: expected a column sha256; found path, role"):
+    with pytest.raises(TamisError, match=r"images\.csv: expected the columns sha256, role, path; found path, role"):
         house.run()
     assert house.there(id) == [True]
 

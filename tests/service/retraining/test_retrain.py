@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from models.data.image_list import read_image_list
 from models.progress import Progress
-from models.registry import ModelVersion, write_manifest
+from models.registry import ModelVersion, file_sha256, write_manifest
 from service import settings as settings_module
 from service.errors import TamisError
 from service.retraining.lock import retraining_lock
 from service.retraining.retrain import clear_up, retrain
-from service.retraining.training_data import read_images, select_training_data
+from service.retraining.training_data import select_training_data
 from service.root import RETRAINING_LOCK
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
 from service.training.run import EnergyExceeded
+from tests.support import brightness_version
 from tests.support.daemon_process import wait_until
 from tests.support.labelled_root import AT, PRODUCT, label, train_champion
 
@@ -88,7 +90,7 @@ def test_a_better_challenger_becomes_champion_and_the_report_says_why(
     assert row.report == f"reports/{PRODUCT}/{row.challenger}.html"
     assert "it is the champion now" in page and page.count("<svg") == 3
     assert "http" not in re.sub("http-equiv|xmlns[^ >]*", "", page)
-    listed = {image.sha256: image.role for image in read_images(root / "models" / PRODUCT / row.challenger)}
+    listed = {image.sha256: image.role for image in read_image_list(root / "models" / PRODUCT / row.challenger)}
     with engine.connect() as connection:
         known = retrainings.known_images(connection, PRODUCT)
     assert {listed.get(sha256) for sha256, said in known.items() if said.role == "golden"} == {None}
@@ -192,7 +194,7 @@ def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engi
 def test_what_a_person_says_goes_over_what_the_champion_learned(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
-    listed = read_images(champion.folder)
+    listed = read_image_list(champion.folder)
     trained = [image for image in listed if image.role == "train"]
     calibrated = [image for image in listed if image.role == "calibrate"]
     label(root, engine, range(1, 2), "anomaly", "train", source=trained[0].path)
@@ -211,8 +213,15 @@ def test_what_a_person_says_goes_over_what_the_champion_learned(
     assert [path.parent.name for path in found.anomalies] == ["anomaly"]
 
 
+def test_images_listed_from_the_root_are_found_wherever_the_command_is_called(root: Path) -> None:
+    version = brightness_version.install(root, PRODUCT)
+    image = brightness_version.image(root / "good" / "1.png")
+    (version.folder / "images.csv").write_text(f"sha256,role,path\n{file_sha256(image)},train,good/1.png\n")
+    assert select_training_data(root, version.folder, {}).normals == (image,)
+
+
 def test_too_few_images_are_skipped_with_what_is_needed(root: Path, engine: Engine, champion: ModelVersion) -> None:
-    for image in read_images(champion.folder):
+    for image in read_image_list(champion.folder):
         image.path.unlink()
     label(root, engine, range(100, 110), "normal", "train")
     row = run(root, engine)
