@@ -16,7 +16,7 @@ from service.commands.options import AsJson, Root, print_json
 from service.commands.review import By, LabelName, who
 from service.errors import TamisError, UsageError
 from service.labelling import import_images as importing
-from service.labelling.import_images import SKIPPED, Imported, ReadLimits
+from service.labelling.import_images import SKIPPED
 from service.names import check_product, shown_name
 from service.root import DEFAULT_PRODUCT
 from service.storage.database.open import open_database
@@ -42,17 +42,10 @@ def import_images(
     if not files:
         raise TamisError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
     done: Counter[str] = Counter()
-
-    def report(one: Imported) -> None:
-        done[one.outcome] += 1
-        if one.outcome == SKIPPED:
-            typer.echo(f"skipped {one.file}: {one.why}", err=True)
-        if done.total() % LINE_EVERY == 0 or (sys.stderr.isatty() and done.total() % 10 == 0):
-            typer.echo(f"{done.total():,} of {len(files):,}", err=True)
-
+    found = []
     engine = open_database(root)
     try:
-        found = importing.import_images(
+        for one in importing.import_images(
             root,
             engine,
             files,
@@ -60,9 +53,15 @@ def import_images(
             product,
             by=who(by),
             burst_gap_s=settings.burst_gap_s,
-            limits=ReadLimits(settings.file_bytes_max, settings.pixels_max),
-            report=report,
-        )
+            file_bytes_max=settings.file_bytes_max,
+            pixels_max=settings.pixels_max,
+        ):
+            found.append(one)
+            done[one.outcome] += 1
+            if one.outcome == SKIPPED:
+                typer.echo(f"skipped {one.file}: {one.why}", err=True)
+            if done.total() % LINE_EVERY == 0 or (sys.stderr.isatty() and done.total() % 10 == 0):
+                typer.echo(f"{done.total():,} of {len(files):,}", err=True)
     finally:
         engine.dispose()
     counts = {outcome: done[outcome] for outcome in OUTCOMES}

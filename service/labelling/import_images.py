@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,14 +52,6 @@ class Imported:
     why: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadLimits:
-    """The settings of these names."""
-
-    file_bytes_max: int
-    pixels_max: int
-
-
 def import_images(
     root: Path,
     engine: Engine,
@@ -69,31 +61,27 @@ def import_images(
     *,
     by: str | None,
     burst_gap_s: float,
-    limits: ReadLimits,
-    report: Callable[[Imported], None] = lambda imported: None,
-) -> list[Imported]:
-    """Take `files` into the training set of `product`; return what became of each, in order.
+    file_bytes_max: int,
+    pixels_max: int,
+) -> Iterator[Imported]:
+    """Take `files` into the training set of `product`; yield what became of each, in order.
 
     May be repeated, and goes on where it was ended. Files that cannot be read are skipped. Raises UsageError for
     anything but a label.
     """
     check_label(label)
     importing = _Importing(root, engine, label, product, stored_text(by), burst_gap_s)
-    found = []
     for path in files:
         try:
             # Links are followed, as in training: the folder is a person's own.
-            file = read_file(path.resolve(), file_bytes_max=limits.file_bytes_max)
-            decode(file.data, CHECKED_SIZE, pixels_max=limits.pixels_max)
+            file = read_file(path.resolve(), file_bytes_max=file_bytes_max)
+            decode(file.data, CHECKED_SIZE, pixels_max=pixels_max)
         except StillChanging:
-            one = Imported(shown_name(str(path)), SKIPPED, why="expected a whole file; it changed while it was read")
+            yield Imported(shown_name(str(path)), SKIPPED, why="expected a whole file; it changed while it was read")
         except (DecodeError, OSError) as error:
-            one = Imported(shown_name(str(path)), SKIPPED, why=shown_name(str(error)))
+            yield Imported(shown_name(str(path)), SKIPPED, why=shown_name(str(error)))
         else:
-            one = importing.take(path, file)
-        report(one)
-        found.append(one)
-    return found
+            yield importing.take(path, file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from service.labelling.import_images import Imported, ReadLimits, import_images
+from service.labelling.import_images import Imported, import_images
 from service.storage import reviews
 from service.storage import training_images as training_images
 from service.storage.database.open import open_database
@@ -137,10 +137,8 @@ def training_rows(house: House) -> list[TrainingImageRow]:
 
 
 def take(house: House, files: list[Path], label: str = "normal", product: str = "lid") -> list[Imported]:
-    return import_images(
-        house.root, house.engine, files, label, product,
-        by="ada", burst_gap_s=1.0, limits=ReadLimits(10**8, 10**8),
-    )  # fmt: skip
+    limits = {"file_bytes_max": 10**8, "pixels_max": 10**8}
+    return list(import_images(house.root, house.engine, files, label, product, by="ada", burst_gap_s=1.0, **limits))
 
 
 def test_import_copies_and_leaves_the_originals_and_skips_what_cannot_be_read(house: House, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.registry import IMAGES, WEIGHTS
-from service.labelling.import_images import ReadLimits, import_images
+from service.labelling.import_images import import_images
 from service.storage.database.open import open_database
 from tests.service.commands.test_cli import tamis
 from tests.support.made_images import make_normals
@@ -45,10 +45,8 @@ def files(root: Path, version: dict[str, Any]) -> tuple[bytes, list[float]]:
 
 
 def import_normals(root: Path, engine: Engine, folder: Path) -> None:
-    import_images(
-        root, engine, make_normals(folder), "normal", "bar",
-        by=None, burst_gap_s=1.0, limits=ReadLimits(10**8, 10**8),
-    )  # fmt: skip
+    limits = {"file_bytes_max": 10**8, "pixels_max": 10**8}
+    list(import_images(root, engine, make_normals(folder), "normal", "bar", by=None, burst_gap_s=1.0, **limits))
 
 
 def test_version_is_repeated_bit_for_bit_wherever_its_images_are_now(
