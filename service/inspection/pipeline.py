@@ -162,7 +162,7 @@ class Pipeline:
         """Have the energy since the last sample recorded as idle, if nothing is at work."""
         meter = self._meter
         if meter is not None and self.idle:
-            self._record(lambda: self._recorder.add_row(meter.take("idle")), lambda _result, _now: None)
+            self.run_on_recorder(lambda: self._recorder.add_row(meter.take("idle")))
 
     def run_on_recorder(self, job: Callable[[], object]) -> None:
         """Run `job`, which takes a few milliseconds, in the thread that records, after what waits there."""

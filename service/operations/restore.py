@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.errors import TamisError
 from service.filesystem.durable import sync, sync_folder
+from service.filesystem.file_state import file_state
 from service.filesystem.open_below import make_folders
 from service.inspection.claim import Claims
 from service.instances import instance_lock, instances
@@ -141,9 +142,5 @@ def _delivered(root: Path) -> Iterator[tuple[Path, dict[str, ClaimedName]]]:
         for walked, _, file_names in os.walk(root / kind):
             folder = Path(walked)
             if len(folder.relative_to(root).parts) == 3:
-                names = {name: delivered_name(name) for name in file_names if _is_plain(folder / name)}
+                names = {name: delivered_name(name) for name in file_names if file_state(folder / name) is not None}
                 yield folder.relative_to(root), {name: known for name, known in names.items() if known is not None}
-
-
-def _is_plain(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
