@@ -1,7 +1,6 @@
-"""The folders and the fixed names of one root: what lies where, said once.
+"""The folders and the fixed names of a root.
 
-Imports nothing of the service, so that every module may ask here. What a folder or file is for is said in
-docs/architecture.md.
+Imports nothing of the service, so that every module may import it. docs/architecture.md says what each is for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Which file system a path lies on, and what can be expected of it.
+"""Which file system a path lies on, whether it sends file events, and what is free on it.
 
-The storage refuses network file systems by the kernel's mount table, the watching chooses between events and polling
-by it, and claiming stops before the disk is full.
+By the kernel's mount table the storage refuses network file systems and the daemon chooses between events and polling.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 
-# Locks or caches of these are shared with another machine, and a database needs both to be right.
+# Their locks and caches are shared with another machine, where a database cannot rely on either.
 NETWORK_TYPES = frozenset(
     {
         "9p",
@@ -62,7 +61,7 @@ NETWORK_TYPES = frozenset(
         "fuse.vmhgfs-fuse",
     }
 )
-# Local in their locks, but changed behind the kernel's back: by a host, or by a program in user space.
+# Their locks are local, but a host or a program in user space changes them behind the kernel's back.
 SILENT_TYPES = frozenset({"fuse", "fuseblk", "virtiofs", "prl_fs", "drvfs"})
 
 
@@ -98,7 +97,7 @@ def mount_of(path: Path, mountinfo: Path = MOUNTINFO) -> Mount:
 
 
 def holding(path: Path, mounts: list[Mount]) -> Mount:
-    """Return of `mounts`, in the kernel's order, the one that absolute `path` lies on: the longest prefix.
+    """Return the one of `mounts`, in the kernel's order, that absolute `path` lies on: the longest prefix.
 
     Of two mounts at one place the later hides the earlier.
     """
@@ -128,7 +127,7 @@ def read_mounts(table: bytes) -> list[Mount]:
 
 
 def mount_id(descriptor: int) -> int | None:
-    """Return the number of the mount on which what is held open as `descriptor` lies, or None where none is told."""
+    """Return the kernel's number of the mount that the open `descriptor` lies on; None where it does not say."""
     with suppress(OSError):
         for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines():
             name, _, value = line.partition(":")

@@ -1,7 +1,7 @@
-"""Mounts: notices that a disk or a share that was mounted at one of the root's folders is no longer there.
+"""Mounts: notices when a disk or share that was mounted at one of the root's folders is gone.
 
-Owns which mounts were seen. What lies in a bare mount point is hidden as soon as the mount is back, so nothing may be
-delivered into one. Asks the kernel's tables alone: to ask a share that hangs would hang.
+Owns which mounts were seen. A file in a bare mount point is hidden as soon as the mount is back, so nothing may be
+delivered into one. Asks only the kernel's tables: asking a share that hangs would hang.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def gone_message(gone: Sequence[str]) -> str:
 class Mounts:
     """The mounts at `root`, which is absolute, and at or below its `folders`; `seen` are those of an earlier run.
 
-    Paths are relative to the root. Used by several threads: each look puts what it found in the place of the last one.
+    Paths are relative to the root. Used by several threads: each look replaces what the last one found.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Mounts:
         self.seen = frozenset(seen)
 
     def find_gone(self) -> list[str]:
-        """Take note of what is mounted now, and return what is no longer; nothing where there is no table to read."""
+        """Note what is mounted now, and return what no longer is; nothing where the table cannot be read."""
         with suppress(OSError):
-            self._ids = there = self._there()
+            self._ids = there = self._mounted()
             gone = sorted(self.seen - there.keys())
             self.seen |= there.keys()
             return gone
@@ -47,22 +47,22 @@ class Mounts:
         return bool(self.seen) and bool(self.find_gone())
 
     def are_under(self, path: str, descriptor: int) -> bool:
-        """Return whether folder `path`, held open as `descriptor`, is what was seen mounted there, not what it hides.
+        """Return whether the open `descriptor` of folder `path` is on the mount seen there, not on what that hides.
 
-        True where nothing was. What is held open stays what it is, whatever is mounted or unmounted from then on.
+        True where none was seen. An open folder stays what it is, whatever is mounted or unmounted from then on.
         """
         if path not in self.seen:
             return True
         id = mount_id(descriptor)
-        if self._know(path, id):
+        if self._is_known(path, id):
             return True
         self.find_gone()  # it may be newer than the last one
-        return self._ids is None or self._know(path, id)  # None: there is no table to read
+        return self._ids is None or self._is_known(path, id)  # None: there is no table to read
 
-    def _know(self, path: str, id: int | None) -> bool:
+    def _is_known(self, path: str, id: int | None) -> bool:
         return self._ids is not None and (id is None or id in self._ids.get(path, ()))
 
-    def _there(self) -> dict[str, set[int | None]]:
+    def _mounted(self) -> dict[str, set[int | None]]:
         there: dict[str, set[int | None]] = {}
         for mount in read_mounts(self._mountinfo.read_bytes()):
             if mount.mount_point.is_relative_to(self._root):

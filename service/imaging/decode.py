@@ -96,9 +96,9 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool = False) -> FileBytes:
     """Read the regular file at `path` once, without following a link or blocking on a FIFO.
 
-    With `durable` the file's content is on the disk when this returns, so that a row that speaks of it
-    cannot outlive it. Raises DecodeError for what is no regular file, is empty or is larger than
-    `file_bytes_max` (unread), StillChanging when it changed meanwhile, FileNotFoundError when it is gone.
+    With `durable` the file's content is on the disk when this returns, so that its row cannot outlive it. Raises
+    DecodeError for what is not a regular file, is empty or is larger than `file_bytes_max` (unread), StillChanging when
+    it changed meanwhile, FileNotFoundError when it is gone.
     """
     try:
         descriptor = open_file(path)

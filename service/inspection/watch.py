@@ -15,15 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
+from watchdog import events
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
@@ -41,7 +33,7 @@ class Hint:
     closed: bool
 
 
-class Watcher(FileSystemEventHandler):
+class Watcher(events.FileSystemEventHandler):
     """Collects hints about the files below `folder`, bounded in number; `wake` is called for each."""
 
     def __init__(self, folder: Path, wake: Callable[[], None]) -> None:
@@ -91,18 +83,18 @@ class Watcher(FileSystemEventHandler):
                 self._hints.append(Hint(os.path.relpath(path, self._folder), closed))
         self._wake()
 
-    def dispatch(self, event: FileSystemEvent) -> None:
+    def dispatch(self, event: events.FileSystemEvent) -> None:
         """Take `event` from the observer, in its thread."""
-        if isinstance(event, (DirCreatedEvent, DirMovedEvent)):
+        if isinstance(event, (events.DirCreatedEvent, events.DirMovedEvent)):
             # Events do not tell what lies in a folder that appeared.
             with self._lock:
                 self._scan_needed = True
             self._wake()
-        elif isinstance(event, FileMovedEvent):
+        elif isinstance(event, events.FileMovedEvent):
             if event.dest_path:
                 self.hint(os.fsdecode(event.dest_path), closed=True)
-        elif isinstance(event, (FileClosedEvent, FileCreatedEvent)):
-            self.hint(os.fsdecode(event.src_path), closed=isinstance(event, FileClosedEvent))
+        elif isinstance(event, (events.FileClosedEvent, events.FileCreatedEvent)):
+            self.hint(os.fsdecode(event.src_path), closed=isinstance(event, events.FileClosedEvent))
 
 
 class _ArrivalEmitter(InotifyFullEmitter):

@@ -44,7 +44,7 @@ _ULID = re.compile(r"(?<![0-9A-Za-z])[0-9A-HJKMNP-TV-Z]{26}(?![0-9A-Za-z])", re.
 
 @dataclass(frozen=True, slots=True)
 class _Undecided:
-    """A file that cannot be told yet: `state` as it was read, `sha256` where images have the same bytes."""
+    """A file that cannot be decided on yet: `state` as it was read, `sha256` where images have the same bytes."""
 
     state: FileState | None
     sha256: str | None
@@ -58,7 +58,7 @@ class FolderLabels:
         self._engine = engine
         self._names = names
         self._burst_gap_s = burst_gap_s
-        self._memory = FolderIndex(root, KINDS, names)
+        self._index = FolderIndex(root, KINDS, names)
         # Copies, files on their way and files that are not our images: checked again with every scan.
         self._waiting: OrderedDict[str, _Undecided] = OrderedDict()
         self._reviewed: int | None = None
@@ -69,10 +69,10 @@ class FolderLabels:
 
         With `whole`, files that were not a label are checked again: a copy becomes one when the original goes.
         """
-        self._forget_what_was_sent_away()
+        self._forget_labelled_names()
         if whole:
             yield from self._look_at(list(self._waiting))
-        for listed in self._memory.scan():
+        for listed in self._index.scan():
             if listed is None:
                 yield
                 continue
@@ -80,11 +80,11 @@ class FolderLabels:
                 yield from self._look_at([f"{listed.folder}/{name}" for name in listed.new])
             # Nothing counts as seen that was not looked at to the end.
             except BaseException:
-                self._memory.forget(listed.folder)
+                self._index.forget(listed.folder)
                 raise
             yield
 
-    def _forget_what_was_sent_away(self) -> None:
+    def _forget_labelled_names(self) -> None:
         """Forget the names of images labelled since the last look: a person may drag such a file back."""
         with self._engine.connect() as connection:
             if self._reviewed is None:
@@ -94,16 +94,16 @@ class FolderLabels:
                 for row in images.subjects(connection, {id for _, id in found}).values():
                     for kind in KINDS:
                         if (path := path_in_folder(kind, row.destination, row.path, row.id)) != row.path:
-                            self._memory.forget_name(path)
+                            self._index.forget_name(path)
 
     def _look_at(self, paths: Iterable[str]) -> Iterator[None]:
         """Find which of `paths`, relative to the root, were moved there by a person, and label those."""
         for part in batches([path for path in paths if self._is_ours(path)]):
             with self._engine.connect() as connection:
-                moved, foreign = self._tell(connection, part)
+                moved, foreign = self._recognise(connection, part)
             yield
             for path in foreign:
-                found = yield from self._by_bytes(path)
+                found = yield from self._find_by_bytes(path)
                 if found is not None:
                     moved[path] = found
             if moved:
@@ -114,7 +114,7 @@ class FolderLabels:
         parts = path.split("/")
         return parts[0] in KINDS and not any(self._names.ignores(part) for part in parts) and shown_name(path) == path
 
-    def _tell(self, connection: Connection, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    def _recognise(self, connection: Connection, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         """Return the id of each of `paths` that seems to be moved there, and the paths without a known id."""
         ids = {path: [found.upper() for found in _ULID.findall(path.rpartition("/")[2])] for path in paths}
         lying = images.lying(connection, [id for each in ids.values() for id in each])
@@ -136,7 +136,7 @@ class FolderLabels:
                 self._wait(path, _Undecided(None, None))
         return moved, foreign
 
-    def _by_bytes(self, path: str) -> Generator[None, None, str | None]:
+    def _find_by_bytes(self, path: str) -> Generator[None, None, str | None]:
         """Return (as the value of the generator) the id of an image that is gone and has the bytes of `path`."""
         state = file_state(self._root / path)
         known = self._waiting.get(path)
@@ -178,7 +178,7 @@ class FolderLabels:
         self._waiting[path] = why
         if len(self._waiting) > WAITING_MAX:
             dropped, _ = self._waiting.popitem(last=False)
-            self._memory.forget(dropped.rpartition("/")[0])
+            self._index.forget(dropped.rpartition("/")[0])
 
     def _label(self, moved: dict[str, str]) -> None:
         """Record where the files of `moved`, ids by path, lie now, and label those that changed sides."""
@@ -205,7 +205,7 @@ class FolderLabels:
         # A move into quarantine/ is not a label, and the image stays what it was.
         state = row.state if kind == QUARANTINE and row.state != MISSING else state_at(path)
         stored = shown_name(path)
-        self._memory.forget_name(row.path)
+        self._index.forget_name(row.path)
         images.send(connection, [Sent(row.id, state, stored, stored)])
         now_there = replace(row, path=stored, destination=stored, state=state)
         if kind == QUARANTINE or kind == kind_of(row.path):

@@ -35,7 +35,7 @@ _EXIF, _TAKEN_AT, _TAKEN_AT_PART = 0x8769, 0x9003, 0x9291
 
 ADDED = "added"
 RELABELLED = "relabelled"
-WENT_THROUGH = "labelled"
+LABELLED = "labelled"
 UNCHANGED = "unchanged"
 SKIPPED = "skipped"
 
@@ -95,7 +95,7 @@ class _Importing:
 
     def take(self, path: Path, file: FileBytes) -> Imported:
         name = shown_name(str(path))
-        labelled = self._label_those_that_went_through(file.sha256)
+        labelled = self._label_known_images(file.sha256)
         with self.engine.connect() as connection:
             row = training_images.of_hash(connection, self.product, file.sha256)
         if row is not None and row.label != self.label:
@@ -106,11 +106,11 @@ class _Importing:
             if _is_kept(self.root, path_now):
                 return Imported(name, RELABELLED, path_now)
         elif row is not None and _is_kept(self.root, row.path):
-            return Imported(name, WENT_THROUGH if labelled else UNCHANGED, row.path)
+            return Imported(name, LABELLED if labelled else UNCHANGED, row.path)
         return Imported(name, ADDED, self._keep(path, file))
 
-    def _label_those_that_went_through(self, sha256: str) -> bool:
-        """Label the images with these bytes that the service has; return whether there were any to be labelled."""
+    def _label_known_images(self, sha256: str) -> bool:
+        """Label the images with these bytes that were dropped before; return whether any had another label or none."""
         with self.engine.connect() as connection:
             same = [one for one in images.with_bytes(connection, sha256) if one.product == self.product]
             there = [one.id for one in same if one.state not in (MISSING, CONFLICT)]

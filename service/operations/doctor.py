@@ -219,13 +219,13 @@ def _models(
     root: Path, settings: Settings, products: set[str], champions: dict[str, Any], choices: dict[str, Choice]
 ) -> list[Finding]:
     findings = []
-    judged = {product: (product, row) for product, row in champions.items()}
+    models = {product: (product, row) for product, row in champions.items()}
     if DEFAULT_PRODUCT in champions:
         # A product without a model of its own may have a rate of its own.
         chosen = {product for product, choice in choices.items() if choice.false_alarm_rate is not None}
         for product in chosen - champions.keys():
-            judged[product] = (DEFAULT_PRODUCT, champions[DEFAULT_PRODUCT])
-    for product, (owner, row) in sorted(judged.items()):
+            models[product] = (DEFAULT_PRODUCT, champions[DEFAULT_PRODUCT])
+    for product, (owner, row) in sorted(models.items()):
         failure = refused = None
         choice = choices.get(product)
         chosen_rate = choice.false_alarm_rate if choice else None

@@ -103,7 +103,7 @@ def test_dragged_back_before_its_folder_was_read_again_is_a_label_too(house: Wat
     looking = house.labels.scan()
     moved = False
     for _ in looking:
-        if not moved and "normal/lid/2026-01-31" in house.labels._memory._folders:
+        if not moved and "normal/lid/2026-01-31" in house.labels._index._folders:
             moved = True
             if first == "dragged":
                 there = house.drag(here, here.replace("normal", "anomaly", 1))
