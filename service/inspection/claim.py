@@ -127,8 +127,7 @@ class Claims:
         self._adopted.add(instance)
         adopted = 0
         for claim in Claims(self._root, instance).found():
-            folder = str(Path(claim.path).parent.relative_to(f"{PROCESSING}/{instance}"))
-            target = self._root / self.folder / folder / Path(claim.path).name
+            target = self._root / self.folder / Path(claim.path).relative_to(f"{PROCESSING}/{instance}")
             make_folders(target.parent, self._root)
             (self._root / claim.path).rename(target)
             sync_folder(target.parent)

@@ -105,6 +105,7 @@ class Retention:
         and where a mount is gone: what lies on it is only out of sight, not removed.
         """
         path = self._root / PROCESSING / RETENTION_LOCK
+        path.parent.stat()  # where the root's disk is gone, the lock must not make the folder in its place
         lock = ProcessLock(path)
         if lock.acquire() is not None:
             raise TamisError(f"{path}: expected no other run of retention; found one at work")

@@ -441,6 +441,13 @@ def test_second_run_at_the_same_time_is_refused(house: House) -> None:
             house.run()
 
 
+def test_folder_of_a_root_that_is_gone_is_not_made(house: House) -> None:
+    (house.root / "processing").rename(house.root / "away")
+    with pytest.raises(FileNotFoundError):
+        house.run()
+    assert not (house.root / "processing").exists()
+
+
 # The command
 
 
