@@ -14,53 +14,14 @@ from pathlib import Path
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 # Their locks and caches are shared with another machine, where a database cannot rely on either.
-NETWORK_TYPES = frozenset(
-    {
-        "9p",
-        "acfs",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "gfs",
-        "gfs2",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "ocfs2",
-        "orangefs",
-        "panfs",
-        "pvfs2",
-        "smb2",
-        "smb3",
-        "smbfs",
-        "vboxsf",
-        "vmhgfs",
-        "fuse.afp",
-        "fuse.beegfs",
-        "fuse.ceph",
-        "fuse.ceph-fuse",
-        "fuse.curlftpfs",
-        "fuse.davfs",
-        "fuse.davfs2",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.goofys",
-        "fuse.juicefs",
-        "fuse.mfs",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.seaweedfs",
-        "fuse.smbnetfs",
-        "fuse.sshfs",
-        "fuse.vmhgfs-fuse",
-    }
-)
+_SHARE = ("afs", "cifs", "coda", "davfs", "ncpfs", "nfs", "nfs4", "smb2", "smb3", "smbfs")
+_CLUSTER = ("acfs", "ceph", "gfs", "gfs2", "glusterfs", "ocfs2")
+_PARALLEL = ("beegfs", "gpfs", "lustre", "orangefs", "panfs", "pvfs2")
+_HOST = ("9p", "vboxsf", "vmhgfs", "fuse.vmhgfs-fuse")
+_FUSE_SHARE = ("fuse.afp", "fuse.curlftpfs", "fuse.davfs", "fuse.davfs2", "fuse.smbnetfs", "fuse.sshfs")
+_FUSE_CLUSTER = ("fuse.beegfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.glusterfs", "fuse.mfs")
+_FUSE_BUCKET = ("fuse.gcsfuse", "fuse.goofys", "fuse.juicefs", "fuse.rclone", "fuse.s3fs", "fuse.seaweedfs")
+NETWORK_TYPES = frozenset((*_SHARE, *_CLUSTER, *_PARALLEL, *_HOST, *_FUSE_SHARE, *_FUSE_CLUSTER, *_FUSE_BUCKET))
 # Their locks are local, but a host or a program in user space changes them behind the kernel's back.
 SILENT_TYPES = frozenset({"fuse", "fuseblk", "virtiofs", "prl_fs", "drvfs"})
 

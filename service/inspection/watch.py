@@ -105,12 +105,8 @@ class _ArrivalEmitter(InotifyFullEmitter):
     """
 
     def get_event_mask_from_filter(self) -> Mask:
-        return Mask(
-            InotifyConstants.IN_CLOSE_WRITE
-            | InotifyConstants.IN_MOVED_TO
-            | InotifyConstants.IN_CREATE
-            | InotifyConstants.IN_DELETE_SELF
-        )
+        kinds = InotifyConstants
+        return Mask(kinds.IN_CLOSE_WRITE | kinds.IN_MOVED_TO | kinds.IN_CREATE | kinds.IN_DELETE_SELF)
 
 
 class _ArrivalObserver(InotifyObserver):
