@@ -62,7 +62,6 @@ class FolderLabels:
         # Copies, files on their way and files that are not our images: checked again with every scan.
         self._waiting: OrderedDict[str, _Undecided] = OrderedDict()
         self._reviewed: int | None = None
-        self.labelled = 0
 
     def scan(self, whole: bool = True) -> Iterator[None]:
         """Find all that was moved; yields after each small piece of work, so that the caller can pause.
@@ -216,7 +215,6 @@ class FolderLabels:
         else:
             by, label = _owner(status), kind
             reviews.add(connection, [NewReview(row.id, label, by, now, SOURCE, None)])
-            self.labelled += 1
             log.info("labelled by folder", extra=fields(id=row.id, label=kind, path=stored))
         if label is None:
             return []

@@ -119,10 +119,10 @@ def _look(root: Path) -> None:
     """Look for labels by folder all the time: what the others move must never be taken for one."""
     engine = open_database(root)
     for _ in count():
-        labels = FolderLabels(root, engine, NameFilter(IGNORED_NAMES), 1.0)
-        for _ in labels.scan():
+        for _ in FolderLabels(root, engine, NameFilter(IGNORED_NAMES), 1.0).scan():
             pass
-        assert labels.labelled == 0
+        with engine.connect() as connection:
+            assert not connection.exec_driver_sql("SELECT 1 FROM reviews WHERE source = 'folder'").all()
         time.sleep(PAUSE_S)
 
 

@@ -36,10 +36,15 @@ class Watched(House):
 
     def scan(self) -> int:
         """Look once; return how many were labelled."""
-        before = self.labels.labelled
+        before = self.labels_by_folder()
         for _ in self.labels.scan():
             pass
-        return self.labels.labelled - before
+        return self.labels_by_folder() - before
+
+    def labels_by_folder(self) -> int:
+        with self.engine.connect() as connection:
+            statement = "SELECT count(*) FROM reviews WHERE source = 'folder'"
+            return int(connection.exec_driver_sql(statement).scalar_one())
 
     def drag(self, source: str, target: str) -> str:
         (self.root / target).parent.mkdir(parents=True, exist_ok=True)
