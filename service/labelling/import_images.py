@@ -24,8 +24,7 @@ from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
 from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
 from service.names import shown_name
-from service.storage import images, reviews
-from service.storage import training_images as training_images
+from service.storage import images, reviews, training_images
 from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage
 
@@ -42,8 +41,8 @@ SKIPPED = "skipped"
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of one file: `added`, `relabelled` or `unchanged` in the training set, `labelled` as the image that
-    it was when it went through, `skipped` for the reason `why`. `path` is where it is kept, relative to the root.
+    """What became of one file: `added`, `relabelled` or `unchanged` in the training set, `labelled` as an image dropped
+    before, `skipped` for the reason `why`. `path` is where it is kept, relative to the root.
     """
 
     file: str
@@ -123,10 +122,10 @@ class _Importing:
         return bool(unsaid)
 
     def _keep(self, path: Path, file: FileBytes) -> str:
-        """Have the bytes of `file` in the training set, with a row; return where."""
+        """Put the bytes of `file` into the training set, with a row; return where."""
         now = datetime.now(UTC)
         taken_at, known = _taken_at(file)
-        # From the bytes, so that a second try finds what the first has left.
+        # From the bytes, so that a second try finds what the first one left.
         id = str(ULID.from_bytes(bytes.fromhex(file.sha256)[:16]))
         target = path_in_training(self.product, self.label, path.name, id)
         staged = (self.root / target).with_name(partial_name())
@@ -134,7 +133,7 @@ class _Importing:
         try:
             write_durably(staged, file.data)
             with self.engine.begin() as connection:
-                # A time that only says when the file was written, as all of a copied folder, says nothing of bursts.
+                # When the file was written, the same for a whole copied folder, tells nothing about bursts.
                 gap_s = self.burst_gap_s
                 near = training_images.roles_near(connection, self.product, taken_at, gap_s) if known else set()
                 training_images.add(
@@ -175,7 +174,7 @@ def _taken_at(file: FileBytes) -> tuple[datetime, bool]:
         taken = datetime.strptime(str(exif[_TAKEN_AT]).strip("\0 "), "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC)
         part = str(exif.get(_TAKEN_AT_PART, "0")).strip("\0 ") or "0"
         return taken + timedelta(seconds=float(f"0.{part}")), True
-    # Cameras write all sorts of things there, and Pillow raises all sorts of errors; none of it spoils an image.
+    # Cameras write all sorts of things there, and Pillow raises all sorts of errors; the image is good all the same.
     except Exception:  # noqa: BLE001
         seconds = min(max(file.state.mtime_ns / 1e9, 0.0), 4e9)
         return datetime.fromtimestamp(seconds, UTC), False

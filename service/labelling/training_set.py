@@ -22,8 +22,7 @@ from service.inspection.relocate import BATCH_IMAGES, batches
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.root import TRAINING
-from service.storage import images
-from service.storage import training_images as training_images
+from service.storage import images, training_images
 from service.storage.images import ImageToLabel
 from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage, TrainingImageRow

@@ -1,4 +1,4 @@
-"""Copies the database while it is in use, into a file that is whole or not there."""
+"""Copies the database while it is in use, into a file that is complete or absent."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RESTARTS_MAX = 3
 
 
 class _Restarted(Exception):
-    """Others wrote between the steps so often that the copy would not come to an end."""
+    """Others wrote between the steps so often that the copy would never end."""
 
 
 def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
     """Copy the database of `engine` to the file `destination`; return its size in bytes.
 
-    The copy is made beside it, synced, checked in full and renamed. Raises TamisError where the file exists
-    and `force` is not set, where its folder is missing, or where the copy is not sound.
+    The copy is made beside it, synced, checked in full and renamed. Raises TamisError where the file exists and `force`
+    is not set, where its folder is missing, or where the copy is not sound.
     """
     if destination.is_dir():
         raise TamisError(f"backup {destination}: expected the name of a file; found a folder")
@@ -62,10 +62,10 @@ def _copy(engine: Engine, part: Path) -> None:
 
 
 def _in_steps(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Copy in small steps, so that writers get between them; at one go if they keep it from ending.
+    """Copy in small steps, so that writers get between them; in one go if they keep it from ending.
 
-    A write by another process makes SQLite begin the copy anew. With a write-ahead log the one go holds up
-    nobody; with a rollback journal writers wait for it, well within their timeout.
+    A write by another process makes SQLite start the copy over. With a write-ahead log the one go holds up nobody; with
+    a rollback journal writers wait for it, well within their timeout.
     """
     left = math.inf
     restarts = 0

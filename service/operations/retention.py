@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 # The write lock is held for a slice's unlinks; a micro-batch that wants to commit waits for it.
 SLICE = 25
 PAGE = 500
-# Rest after a slice, in times of what it took: a disk that is busy with removing is as slow for everybody. Beside the
-# scoring a tenth of the time removes some 2 million files a day.
+# The rest after a slice, as a multiple of the time it took: while a disk removes files it is slow for everybody. Beside
+# scoring, a tenth of the time removes some 2 million files a day.
 RESTS_ALONE = 1.0
 RESTS_BESIDE_SCORING = 10.0
 REST_MAX_S = 10.0
@@ -77,7 +77,7 @@ def last_run(root: Path) -> dict[str, Any] | None:
 class Retention:
     """Retention on one root. `stopping` is asked between slices; `rest` waits for so many seconds, or until then.
 
-    `rests` is how long it rests after a slice, in times of what that took.
+    `rests` is the rest after a slice, as a multiple of the time it took.
     """
 
     def __init__(
