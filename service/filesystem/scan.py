@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.filesystem.file_state import FileState, NameFilter, file_state
+from service.filesystem.file_state import FileState, NameFilter, file_state, list_folder
 
 
 def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
@@ -17,20 +16,16 @@ def scan(folder: Path, names: NameFilter) -> Iterator[tuple[str, FileState]]:
     pending = [""]
     while pending:
         relative = pending.pop()
+        here = folder / relative
         try:
-            with os.scandir(folder / relative if relative else folder) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
+            files, folders = list_folder(here, names)
         except FileNotFoundError:
             if not relative:
                 raise
             continue
-        for entry in listed:
-            if names.ignores(entry.name):
-                continue
-            path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-            elif entry.is_file(follow_symlinks=False):
-                state = file_state(folder / path)
-                if state is not None:
-                    yield path, state
+        prefix = f"{relative}/" if relative else ""
+        pending += [f"{prefix}{name}" for name in folders]
+        for name in files:
+            state = file_state(here / name)
+            if state is not None:
+                yield f"{prefix}{name}", state

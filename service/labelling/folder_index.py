@@ -6,7 +6,6 @@ names are handed on. Reads names alone; the caller knows what they mean.
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections import OrderedDict
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.filesystem.file_state import NameFilter
+from service.filesystem.file_state import NameFilter, list_folder
 
 # File systems keep times in steps of up to 2 s: a folder read within one step may have changed after that.
 DOUBTFUL_NS = 2_000_000_000
@@ -86,7 +85,7 @@ class FolderIndex:
                 continue
             doubtful = self._clock_ns() - status.st_mtime_ns < DOUBTFUL_NS
             try:
-                files, below = self._read(folder)
+                files, below = list_folder(self._root / folder, self._ignored)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             new = self._new_names(folder, files)
@@ -112,18 +111,6 @@ class FolderIndex:
         if hash(name) in self._names.get(folder, ()):
             self._names[folder] -= {hash(name)}
             self._names_held -= 1
-
-    def _read(self, folder: str) -> tuple[list[str], list[str]]:
-        files, below = [], []
-        with os.scandir(self._root / folder) as entries:
-            for entry in entries:
-                if self._ignored.ignores(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    below.append(entry.name)
-                elif entry.is_file(follow_symlinks=False):
-                    files.append(entry.name)
-        return sorted(files), sorted(below)
 
     def _new_names(self, folder: str, files: Sequence[str]) -> list[str]:
         before = self._names.pop(folder, frozenset())
