@@ -123,7 +123,7 @@ def read_left_overs(root: Path) -> list[LeftOver]:
     for name in instances(root) if (root / PROCESSING).is_dir() else ():
         images = sum(parse_claimed_name(path.name) is not None for path in (root / PROCESSING / name).rglob("*"))
         alive = False
-        with contextlib.suppress(PermissionError):  # another user's, of which the check of permissions warns
+        with contextlib.suppress(OSError):  # not readable for this user, of which the check of permissions warns
             alive = instance_lock(root, name).held()
         found.append(LeftOver(name, images, alive))
     return found
