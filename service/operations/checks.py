@@ -205,19 +205,17 @@ def check_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, ret
 
 def check_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
     """Check for each product with a folder under incoming/ whether there is a model that scores its images."""
+    train = "train one: tamis train --product {} --from FOLDER_OF_GOOD_IMAGES"
     found = []
-    for product in sorted(products):
+    for product in sorted(set(products) - set(champions)):  # the champion's own health is a finding of its own
         check = f"model of {product}"
-        train = f"train one: tamis train --product {product} --from FOLDER_OF_GOOD_IMAGES"
-        if product in champions:
-            continue  # the champion's own health is a finding of its own
         if DEFAULT_PRODUCT in champions:
             found.append(Finding(check, "ok", f"none of its own; {DEFAULT_PRODUCT}'s scores its images"))
         else:
-            found.append(Finding(check, "warning", "none: its images wait in incoming/", train))
+            found.append(Finding(check, "warning", "none: its images wait in incoming/", train.format(product)))
     if not champions and not found:
-        train = f"train one: tamis train --product {DEFAULT_PRODUCT} --from FOLDER_OF_GOOD_IMAGES"
-        found.append(Finding(f"model of {DEFAULT_PRODUCT}", "warning", "none: images will wait in incoming/", train))
+        check, advice = f"model of {DEFAULT_PRODUCT}", train.format(DEFAULT_PRODUCT)
+        found.append(Finding(check, "warning", "none: images will wait in incoming/", advice))
     return found
 
 
