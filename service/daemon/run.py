@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from models.registry import ModelVersion
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
@@ -114,22 +114,12 @@ def open_daemon(root: Path, settings: Settings, stop: StopRequest, stack: ExitSt
     metering = Metering(settings, pipeline, recorder)
     stack.callback(metering.close)
     stack.callback(pipeline.close)
-    folders = FolderWatch(
-        root,
-        names,
-        burst_gap_s=settings.burst_gap_s,
-        rescan_interval_s=settings.rescan_interval_s,
-        failed=stop.wake.set,
-    )
+    gap_s, interval_s = settings.burst_gap_s, settings.rescan_interval_s
+    folders = FolderWatch(root, names, burst_gap_s=gap_s, rescan_interval_s=interval_s, failed=stop.wake.set)
     stack.callback(folders.stop)
     folders.start()
     _load_models(scorers, settings.models_loaded_max)
-    retrainings = Schedule(root, engine, settings)
-    stopping = threading.Event()
-    jobs = BackgroundJobs(jobs_for(root, engine, settings, retrainings, stopping), stopping)
-    stack.callback(jobs.close)
-    stack.callback(retrainings.close)
-    jobs.start()
+    retrainings, jobs = _open_jobs(root, engine, settings, stack)
     # Last, since it takes seconds of a core; what has settled by then waits for nobody.
     metering.start()
     return Daemon(
@@ -192,6 +182,16 @@ def _load_models(scorers: ScorerCache, loaded_max: int) -> None:
             refusals.append(str(error))
     if refusals and len(refusals) == len(products):
         raise ConfigurationError("; ".join(refusals))
+
+
+def _open_jobs(root: Path, engine: Engine, settings: Settings, stack: ExitStack) -> tuple[Schedule, BackgroundJobs]:
+    retrainings = Schedule(root, engine, settings)
+    stopping = threading.Event()
+    jobs = BackgroundJobs(jobs_for(root, engine, settings, retrainings, stopping), stopping)
+    stack.callback(jobs.close)
+    stack.callback(retrainings.close)
+    jobs.start()
+    return retrainings, jobs
 
 
 def _limits(settings: Settings) -> PipelineLimits:

@@ -1,6 +1,6 @@
 """Decide: from an anomaly score to a verdict, against scores of normal images. Pure.
 
-Owns what is uncertain: an image whose score lies in the band around the threshold keeps its verdict and its
+Owns which verdicts are uncertain: an image whose score lies in the band around the threshold keeps its verdict and its
 folder, and goes to review first.
 """
 

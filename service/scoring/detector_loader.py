@@ -1,7 +1,7 @@
-"""Loading: how the daemon gets a version's detector into memory, on as many streams as do best on this machine.
+"""Detector loader: gets a version's detector into memory, on as many streams as are fastest on this machine.
 
-The first detector is measured, for less than half a second; the others then take what was chosen. What the settings
-say is not measured.
+The first detector is measured, for less than half a second; the others take what was chosen then. Where the settings
+give a number of threads, nothing is measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class DetectorLoader:
-    """Makes detectors. `threads` is the setting, 0 to measure; `on_measured` is told once what was found."""
+    """Makes detectors. `threads` is the setting, 0 to measure; `on_measured` is called once with what was found."""
 
     def __init__(self, threads: int, on_measured: Callable[[Measured], None]) -> None:
         self._threads = threads

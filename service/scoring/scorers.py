@@ -1,7 +1,7 @@
-"""Score: which detector scores a product's images, and what it says of a batch.
+"""Scorers: which detector scores a product's images, and at which threshold.
 
-Owns the detectors in memory, and what was last known of the active versions. These are facts in the database, looked up
-again from time to time, so that a promotion takes effect without a restart.
+Owns the detectors in memory, and what was last known of the active versions. The database says which these are; it is
+asked again from time to time, so that a promotion takes effect without a restart.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Scorer:
 class ScorerCache:
     """Gives each product its scorer.
 
-    `look_up` asks which versions are active, and gives None where that cannot be told now: what was known holds.
+    `look_up` returns the active versions, or None where that cannot be told now: what was known holds.
     `decider_of` makes the decider of a product by a version and the rate that a person chose, if any, see
     `service.scoring.threshold_policy`; `load` makes a detector.
     """
@@ -70,11 +70,11 @@ class ScorerCache:
         self._detectors: OrderedDict[GraphKey, Detector] = OrderedDict()
         self._scorers: dict[str, Scorer] = {}
         self._unusable: dict[str, str] = {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._make_room: Callable[[int], None] = lambda _champions: None
 
     def before_loading(self, make_room: Callable[[int], None]) -> None:
-        """Have `make_room` called before so many detectors are in memory, so that others can be let go."""
+        """Have `make_room` called with the number of detectors that will be in memory, before one more is loaded."""
         self._make_room = make_room
 
     def refresh(self) -> bool:
@@ -116,8 +116,8 @@ class ScorerCache:
         """Return the scorer for `product`, loading it where needed.
 
         A champion whose folder is damaged is passed over, with an alert, for the one before it. Raises
-        ConfigurationError when no version can be used; from then on the product counts as one without a model,
-        until its versions change, so that one product's model does not stop the others.
+        ConfigurationError when no version can be used; from then on, until its versions change, the product counts as
+        one without a model, so that it does not stop the others.
         """
         scorer = self._scorers.get(product)
         if scorer is None:
@@ -125,7 +125,7 @@ class ScorerCache:
                 scorer = self._scorers[product] = self._make(product)
             except ConfigurationError as error:
                 self._unusable[product] = str(error)
-                self._say(product, "no usable model; files wait", product=product, reason=error)
+                self._log_once(product, "no usable model; files wait", product=product, reason=error)
                 raise
         return scorer
 
@@ -141,15 +141,15 @@ class ScorerCache:
                 raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
             except ModelCorrupt as error:
                 failures.append(str(error))
-                self._say(row.version, "model passed over", product=owner, version=row.version, reason=error)
+                self._log_once(row.version, "model passed over", product=owner, version=row.version, reason=error)
                 continue
             pixel_threshold = version.manifest.calibration.pixel_threshold
             return Scorer(detector, decider, row.version, pixel_threshold, version.draft)
         raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
 
-    def _say(self, once: str, event: str, **values: object) -> None:
-        if once not in self._said:
-            self._said.add(once)
+    def _log_once(self, once: str, event: str, **values: object) -> None:
+        if once not in self._logged:
+            self._logged.add(once)
             log.error(event, extra=fields(**values))
 
     def _detector(self, product: str, row: VersionRow) -> tuple[Detector, ModelVersion]:
@@ -170,7 +170,7 @@ class ScorerCache:
 
 
 def _graph_key(version: ModelVersion) -> GraphKey:
-    """Return what two versions have in common that need only one detector, as products trained jointly do."""
+    """Return what two versions share that need only one detector, as those of jointly trained products do."""
     files = version.manifest.files
     return (files[GRAPH], files[GRAPH_WEIGHTS], version.input_size)
 

@@ -1,6 +1,6 @@
 """Shadow: a challenger scores beside the champion, on a share of the images, and decides nothing.
 
-Owns the challengers' detectors in memory, and which images they see. Whatever goes wrong with a challenger is said
+Owns the challengers' detectors in memory, and which images they see. Whatever goes wrong with a challenger is logged
 once and ends its time in the shadow; the champion's results never depend on it.
 """
 
@@ -62,8 +62,8 @@ class _Loaded:
 class Shadows:
     """The challengers that score beside the champions of `scorers`, each for its product.
 
-    `look_up` asks, per product, for the one whose time it is, and gives None where that cannot be told now. All methods
-    are for the loop's thread; a model is loaded in a thread of its own, since that takes seconds.
+    `look_up` returns, per product, the one in its trial, or None where that cannot be told now. All methods are for the
+    loop's thread; a model is loaded in a thread of its own, since that takes seconds.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Shadows:
         self._loaded: dict[Key, _Loaded] = {}
         self._shadows: dict[str, Shadow] = {}
         self._dropped: set[Key] = set()
-        self._said_no_room: set[Key] = set()
+        self._logged_no_room: set[Key] = set()
         self._pool: ThreadPoolExecutor | None = None
         scorers.before_loading(self._make_room)
 
     def refresh(self, *, champions_changed: bool) -> None:
-        """Ask again whose time it is, let go of the others, and begin to load what is missing."""
+        """Look up again which challengers are in their trial, let the others go, and begin to load missing ones."""
         known = self._look_up()
         if known is not None:
             self._known = known
@@ -113,7 +113,7 @@ class Shadows:
             if key in self._dropped:
                 continue
             if key in self._loaded:
-                self._stand(key)
+                self._activate(key)
             elif key not in self._loading:
                 self._begin_to_load(key, row)
 
@@ -131,12 +131,12 @@ class Shadows:
 
     def _begin_to_load(self, key: Key, row: VersionRow) -> None:
         held = self._scorers.loaded
-        # Where no champion is in memory yet there is nothing to be beside of.
+        # Until a champion is in memory there is nothing to score beside.
         if not held:
             return
         if held + len(self._loaded) + len(self._loading) >= self._loaded_max:
-            if key not in self._said_no_room:
-                self._said_no_room.add(key)
+            if key not in self._logged_no_room:
+                self._logged_no_room.add(key)
                 log.warning(
                     "no room for a challenger in the shadow",
                     extra=fields(product=key[0], version=key[1], models_loaded_max=self._loaded_max),
@@ -162,15 +162,15 @@ class Shadows:
         if key in self._loaded:
             log.info("in the shadow", extra=fields(product=key[0], version=key[1], share=self._share))
 
-    def _stand(self, key: Key) -> None:
+    def _activate(self, key: Key) -> None:
         product, name = key
         if product in self._shadows and self._shadows[product].scorer.version == name:
             return
         loaded = self._loaded[key]
         try:
             decider = self._scorers.decider_of(product, loaded.version)
-        # Too few calibration scores, a policy without its anomalies, or a manifest that lacks what it needs: each
-        # is a reason not to ask this challenger, and none to stop.
+        # Too few calibration scores, a policy without its anomalies, or a manifest that lacks what it needs: each is a
+        # reason to drop this challenger, and none to stop.
         except Exception as error:  # noqa: BLE001
             self._drop(key, f"has no threshold: {error}")
             return
@@ -178,7 +178,7 @@ class Shadows:
         self._shadows[product] = Shadow(product, scorer, lambda reason: self._drop(key, reason))
 
     def _drop(self, key: Key, reason: str) -> None:
-        # What is kept of it goes with the next refresh; until then nothing more of it is asked.
+        # Its model leaves the memory at the next refresh; until then it gets no more images.
         if key not in self._dropped:
             self._dropped.add(key)
             self._shadows.pop(key[0], None)
@@ -188,7 +188,7 @@ class Shadows:
             )
 
     def _make_room(self, champions: int) -> None:
-        """Let challengers go where, with so many champions in memory, there would be more models than allowed."""
+        """Let challengers go until, with so many champions in memory, there are no more models than allowed."""
         while self._loaded and champions + len(self._loaded) > self._loaded_max:
             key = next(iter(self._loaded))
             del self._loaded[key]
@@ -204,23 +204,21 @@ def in_share(id: str, share: float) -> bool:
 def decide_in_shadow(batch: Sequence[tuple[str, InShadow]]) -> dict[str, ShadowDecision]:
     """Return what the challengers would have decided of the images of `batch`, by id.
 
-    A challenger that raises, or whose score is not finite, is dropped and has decided nothing.
+    A challenger that raises, or whose score is not finite, is dropped and decides nothing.
     """
-    of_shadow: dict[tuple[str, str], list[tuple[str, InShadow]]] = {}
-    for id, one in batch:
-        of_shadow.setdefault((one.shadow.product, one.shadow.scorer.version), []).append((id, one))
+    of_challenger: dict[Key, list[tuple[str, InShadow]]] = {}
+    for id, image in batch:
+        of_challenger.setdefault((image.shadow.product, image.shadow.scorer.version), []).append((id, image))
     decided: dict[str, ShadowDecision] = {}
-    for images in of_shadow.values():
+    for (product, version), images in of_challenger.items():
         shadow = images[0][1].shadow
         try:
-            scores, _maps = score_images(shadow.scorer, [one.pixels for _, one in images])
-            found = {
-                id: ShadowDecision(shadow.product, shadow.scorer.version, shadow.scorer.decider.decide(float(score)))
+            scores, _maps = score_images(shadow.scorer, [image.pixels for _, image in images])
+            decided |= {
+                id: ShadowDecision(product, version, shadow.scorer.decider.decide(float(score)))
                 for (id, _), score in zip(images, scores, strict=True)
             }
         # Whatever a challenger's graph or memory trips over, the champion's verdicts are made and go on.
         except Exception as error:  # noqa: BLE001
             shadow.drop(f"{type(error).__name__}: {error}")
-            continue
-        decided |= found
     return decided

@@ -1,8 +1,7 @@
-"""Thresholds: which policy holds for a product, and the judge that it makes of a model's calibration.
+"""Threshold policy: which policy holds for a product, and the decider that it makes of a model's calibration.
 
-Brings the settings, what a person chose since, and a model together; the formulas are in
-`models.calibration.thresholds`. The daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has
-one threshold.
+Combines the settings, what a person chose since, and a model; the formulas are in `models.calibration.thresholds`. The
+daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has one threshold.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ def policy_of(
 ) -> Policy:
     """Return the policy for `product`: its own settings, else those of all.
 
-    `trained_rate` is the false-alarm rate that its model was trained for, which holds where no setting says
-    another. `chosen_rate`, see `service.storage.thresholds`, goes over the settings' rate, where their policy is one
-    of a rate. `asked_rate`, of a command's option, goes over all of these, the policy too.
+    `trained_rate` is the false-alarm rate that its model was trained for, which holds where the settings give none.
+    `chosen_rate`, see `service.storage.thresholds`, overrides the settings' rate where their policy is by rate.
+    `asked_rate`, of a command's option, overrides all of these, the policy too.
     """
     if asked_rate is not None:
         return AtFalseAlarmRate(asked_rate)
@@ -56,11 +55,10 @@ def decider_of(
     asked_rate: float | None = None,
     chosen_rate: float | None = None,
 ) -> ThresholdDecider:
-    """Return the judge of `product`'s images by `version`, by the policy of `policy_of`.
+    """Return the decider of `product`'s images by `version`, by the policy of `policy_of`.
 
-    Raises TooFewImages where the version's normal images do not do for the false-alarm rate, and
-    ConfigurationError where the policy needs known anomalies and the version has none; no other policy is put in
-    its place.
+    Raises TooFewImages where the version's normal images are too few for the false-alarm rate, and ConfigurationError
+    where the policy needs known anomalies and the version has none; no other policy takes its place.
     """
     policy = policy_of(settings, product, version.trained_false_alarm_rate, asked_rate, chosen_rate)
     known = version.manifest.calibration.anomaly_scores
@@ -88,21 +86,21 @@ def threshold_of(
 
 
 def reason_not_to_promote(connection: Connection, settings: Settings, version: ModelVersion) -> str | None:
-    """Return why `version` could not judge its product as it is judged now, or None where it can.
+    """Return why `version` cannot be the champion of its product, or None where it can.
 
-    It could not where its calibration does not do for the false-alarm rate that a person chose or the settings ask
-    for: the daemon would have to leave it aside, and the product would be judged by another than the champion. A
-    version of `default` also judges the products without a champion of their own, each at its own rate.
+    It cannot where its calibration does not suffice for the false-alarm rate that a person chose or the settings ask
+    for: the daemon could not use it, and another version than the champion would score the product. A version of
+    `default` also scores the products without a champion of their own, each at its own rate.
     """
     choices = latest(connection)
     products = [version.product]
     if version.product == DEFAULT_PRODUCT:
         products += sorted({*choices, *settings.products} - {DEFAULT_PRODUCT, *versions.champions(connection)})
-    reasons = (_reason_not_to_judge(settings, product, version, choices.get(product)) for product in products)
+    reasons = (_reason_not_to_score(settings, product, version, choices.get(product)) for product in products)
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _reason_not_to_judge(settings: Settings, product: str, version: ModelVersion, choice: Choice | None) -> str | None:
+def _reason_not_to_score(settings: Settings, product: str, version: ModelVersion, choice: Choice | None) -> str | None:
     rate = choice.false_alarm_rate if choice is not None else None
     try:
         threshold_of(settings, product, version, chosen_rate=rate)

@@ -1,7 +1,7 @@
-"""Explore: what another false-alarm rate would do to a product's latest images, and the choice of one.
+"""Threshold preview: what another false-alarm rate would do to a product's latest images, and the choice of one.
 
-Nothing is trained or scored again for it: the champion's calibration says what the threshold would be, and the
-scores on record say which images lie between the two. The daemon takes a choice over within a second.
+Nothing is trained or scored again for it: the champion's calibration says what the threshold would be, and the recorded
+scores say which images lie between the two. A choice takes effect in the daemon within a second.
 """
 
 from __future__ import annotations
@@ -30,21 +30,13 @@ LAST = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """How many images would come to the other side of the threshold."""
-
-    to_normal: int
-    to_anomaly: int
-
-
-@dataclass(frozen=True, slots=True)
 class ThresholdPreview:
     """What the false-alarm rate `rate` would do for a product: how many of its last `images` images change sides.
 
-    `threshold` is None where the champion's calibration images are too few for the rate; `lowest_rate` is the one
-    that they do for. `present_threshold` is the one in force, None where there is none; `policy` is that of the
-    product's settings, and a rate can be chosen where it is `false_alarm_rate`. The images are those that the
-    `version`, the present champion, has scored, as scores of another one mean something else.
+    `threshold` is None where the champion's calibration images are too few for the rate; `lowest_rate` is the lowest
+    that they allow. `present_threshold` is the one in force, None where there is none; `policy` is the settings' one,
+    and a rate can be chosen where it is `false_alarm_rate`. The images are those that `version`, the present champion,
+    has scored, as another version's scores mean something else.
     """
 
     product: str
@@ -61,14 +53,14 @@ class ThresholdPreview:
     lowest_rate: float
 
 
-def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> Changes:
-    """Return how many of `scores` `(n,)` lie on the other side of the threshold `new` than of `old`. Pure.
+def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> tuple[int, int]:
+    """Return how many of `scores` `(n,)` become normal, and how many anomalies, by the threshold `new`. Pure.
 
     `old` is one threshold or one for each score; an image is an anomaly if its score is above its threshold.
     """
     values = np.asarray(scores, dtype=np.float64)
     was, will = values > np.asarray(old, dtype=np.float64), values > new
-    return Changes(int(np.count_nonzero(was & ~will)), int(np.count_nonzero(~was & will)))
+    return int(np.count_nonzero(was & ~will)), int(np.count_nonzero(~was & will))
 
 
 def preview(
@@ -76,7 +68,7 @@ def preview(
 ) -> ThresholdPreview:
     """Return what `rate` would do for the latest images of `product`, `last` at most.
 
-    Reads one file of the champion's and one bounded range of an index. Raises UsageError for what is no rate,
+    Reads one of the champion's files and a bounded range of an index. Raises UsageError for a rate outside (0, 1),
     TamisError where the product is not known or has no champion, ConfigurationError where its file is damaged.
     """
     check_rate(rate)
@@ -92,9 +84,9 @@ def preview(
         threshold = threshold_at(version.calibration_scores, rate)
     except TooFewImages:
         threshold = None
-    # Images that wait for a threshold compare with the one by which the last were judged.
+    # Without a threshold in force, compare with those by which the images were decided.
     old = were if present is None else present
-    changes = None if threshold is None else would_change(scores, old, threshold)
+    to_normal, to_anomaly = (None, None) if threshold is None else would_change(scores, old, threshold)
     by_rate = isinstance(policy, AtFalseAlarmRate)
     return ThresholdPreview(
         product=product,
@@ -106,8 +98,8 @@ def preview(
         present_threshold=present,
         chosen=by_rate and chosen is not None,
         images=len(scores),
-        to_normal=None if changes is None else changes.to_normal,
-        to_anomaly=None if changes is None else changes.to_anomaly,
+        to_normal=to_normal,
+        to_anomaly=to_anomaly,
         lowest_rate=lowest_rate(len(version.calibration_scores)),
     )
 
@@ -124,25 +116,26 @@ def choose_rate(
 ) -> None:
     """Choose `rate` for `product` from now on, or with None what the settings say. The caller owns the transaction.
 
-    Raises UsageError for what is no rate; TamisError where the product is not known or has no champion, where its
+    Raises UsageError for a rate outside (0, 1); TamisError where the product is not known or has no champion, where its
     threshold is not set by a rate, or where its champion's calibration images are too few for the rate;
     ConfigurationError where the champion's file is damaged. A choice is taken back whatever the champion is.
     """
-    if rate is not None:
-        check_rate(rate)
-        version = champion_of(root, connection, product)
-        policy = settings.of(product, "threshold_policy")
-        if policy != "false_alarm_rate":
-            raise TamisError(
-                f"product {product}: expected the threshold_policy 'false_alarm_rate' for a rate to be chosen; found "
-                f"{policy!r} in the settings, which sets the threshold by other means"
-            )
-        try:
-            threshold_at(version.calibration_scores, rate)
-        except TooFewImages as error:
-            raise TamisError(f"product {product}, version {version.version}: {error}") from None
-    else:
+    if rate is None:
         _require_known(root, connection, product)
+        thresholds.choose(connection, product, None, by, at)
+        return
+    check_rate(rate)
+    version = champion_of(root, connection, product)
+    policy = settings.of(product, "threshold_policy")
+    if policy != "false_alarm_rate":
+        raise TamisError(
+            f"product {product}: expected the threshold_policy 'false_alarm_rate' for a rate to be chosen; found "
+            f"{policy!r} in the settings, which sets the threshold by other means"
+        )
+    try:
+        threshold_at(version.calibration_scores, rate)
+    except TooFewImages as error:
+        raise TamisError(f"product {product}, version {version.version}: {error}") from None
     thresholds.choose(connection, product, rate, by, at)
 
 
@@ -153,7 +146,7 @@ def check_rate(rate: float) -> None:
 
 
 def champion_of(root: Path, connection: Connection, product: str) -> ModelVersion:
-    """Return the version that judges `product`, its own champion or that of `default`; only its figures are read.
+    """Return the version that scores `product`, its own champion or that of `default`; only its manifest is read.
 
     Raises TamisError where the product is not known or neither has a champion, ConfigurationError where its file is
     not what was registered.
@@ -167,15 +160,15 @@ def champion_of(root: Path, connection: Connection, product: str) -> ModelVersio
 
 
 def _require_known(root: Path, connection: Connection, product: str) -> None:
-    # A misspelt product would be judged by `default`'s champion and get a choice that nobody notices.
+    # A misspelt product would be scored by `default`'s champion and get a choice that nobody notices.
     known = versions.champions(connection)
     has_folder = product != "" and safe_name(product) == product and (root / INCOMING / product).is_dir()
     if product in known or has_folder or stored_scores.any_of(connection, product):
         return
-    if thresholds.latest(connection).get(product) is not None:
+    if product in thresholds.latest(connection):
         return
     names = ", ".join(sorted(known)) or "none"
     raise TamisError(
         f"product {product}: expected one with a champion, with images, or with a folder in incoming/; found "
-        f"neither. Products with a champion: {names}"
+        f"none of these. Products with a champion: {names}"
     )

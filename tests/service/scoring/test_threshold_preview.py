@@ -32,11 +32,11 @@ floats = st.floats(-1e6, 1e6, width=32)
 
 @given(st.lists(floats, max_size=50), floats, floats)
 def test_changes_are_those_whose_verdict_differs(scores: list[float], old: float, new: float) -> None:
-    changes = would_change(scores, old, new)
-    assert changes.to_normal == sum(score > old and not score > new for score in scores)
-    assert changes.to_anomaly == sum(score > new and not score > old for score in scores)
-    assert (changes.to_normal == 0 or new > old) and (changes.to_anomaly == 0 or new < old)
-    assert would_change(scores, [old] * len(scores), new) == changes
+    to_normal, to_anomaly = would_change(scores, old, new)
+    assert to_normal == sum(score > old and not score > new for score in scores)
+    assert to_anomaly == sum(score > new and not score > old for score in scores)
+    assert (to_normal == 0 or new > old) and (to_anomaly == 0 or new < old)
+    assert would_change(scores, [old] * len(scores), new) == (to_normal, to_anomaly)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def choose(root: Path, engine: Engine, rate: float | None, product: str = "defau
         choose_rate(root, connection, settings_of(root, text), product, rate, by="ann", at=NOON)
 
 
-def test_exploration_says_how_many_of_the_last_images_change_sides(root: Path, engine: Engine) -> None:
+def test_preview_says_how_many_of_the_last_images_change_sides(root: Path, engine: Engine) -> None:
     install(root)  # calibrated on 1 to 100
     fill(engine, [10.0, 92.0, 95.5, 96.0, 97.0, 100.0, 120.0])
     with engine.connect() as connection:
@@ -84,7 +84,7 @@ def test_exploration_says_how_many_of_the_last_images_change_sides(root: Path, e
         assert (back.present_threshold, back.to_normal, back.to_anomaly) == (91.0, 5, 0)
 
 
-def test_exploration_of_a_rate_that_the_calibration_cannot_keep_has_no_threshold(root: Path, engine: Engine) -> None:
+def test_preview_of_a_rate_that_the_calibration_cannot_keep_has_no_threshold(root: Path, engine: Engine) -> None:
     install(root)
     fill(engine, [10.0, 120.0])
     with engine.connect() as connection:
@@ -100,7 +100,7 @@ def test_images_of_another_version_are_not_counted(root: Path, engine: Engine) -
         assert preview(root, connection, settings_of(root), "default", 0.05).images == 0
 
 
-def test_product_without_a_model_of_its_own_is_explored_by_that_of_default(root: Path, engine: Engine) -> None:
+def test_product_without_a_model_of_its_own_is_previewed_by_that_of_default(root: Path, engine: Engine) -> None:
     install(root)
     fill(engine, [97.0, 50.0], product="cap")
     choose(root, engine, 0.02, "cap")
