@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from service import __version__
@@ -28,8 +28,7 @@ from service.filesystem.mounts import Mounts, gone_message
 from service.inspection.claim import Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline
-from service.inspection.record import Recorder
-from service.inspection.recover import recover
+from service.inspection.recover import Recovered
 from service.inspection.watch import Watcher
 from service.instances import instance_lock, other_instances, write_status
 from service.labelling.folder_watch import FolderWatch
@@ -93,9 +92,8 @@ class Daemon:
     watching: str
     scorers: ScorerCache
     intake: Intake
-    looking: Engine
     claims: Claims
-    recorder: Recorder
+    recover: Callable[..., Recovered]
     pipeline: Pipeline
     metering: Metering
     drift: DriftWatch | None
@@ -165,15 +163,7 @@ class Daemon:
         with ExitStack() as dead:
             self._adopt(dead)
             try:
-                recovered = recover(
-                    self.root,
-                    self.looking,
-                    self.claims,
-                    self.recorder,
-                    in_flight=self.pipeline.in_flight,
-                    attempts_max=self.settings.attempts_max,
-                    has_model=self.scorers.has,
-                )
+                recovered = self.recover(in_flight=self.pipeline.in_flight)
             except OperationalError as error:
                 if (why := trouble(error)) is None:
                     raise

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine
@@ -34,6 +35,7 @@ from service.inspection.claim import Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline, PipelineLimits, StageStuck
 from service.inspection.record import Recorder
+from service.inspection.recover import recover
 from service.inspection.settle import Settling
 from service.inspection.watch import Watcher
 from service.instances import lock_root, mounts_of
@@ -133,9 +135,10 @@ def open_daemon(root: Path, settings: Settings, stop: StopRequest, stack: ExitSt
         watching=watching,
         scorers=scorers,
         intake=intake,
-        looking=looking,
         claims=claims,
-        recorder=recorder,
+        recover=partial(
+            recover, root, looking, claims, recorder, attempts_max=settings.attempts_max, has_model=scorers.has
+        ),
         pipeline=pipeline,
         metering=metering,
         drift=DriftWatch(root, settings, looking, engine),

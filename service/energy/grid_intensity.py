@@ -1,4 +1,4 @@
-"""Carbon: when a scheduled retraining costs the fewest grams, by a table of grid intensity that the user gives. Pure.
+"""Grid intensity: when a scheduled retraining emits the fewest grams, by a table that the user gives. Pure.
 
 The table is CSV with the columns `hour` and `g_per_kwh`: hours 0 to 23 of every day in local time, or times in ISO
 8601, each of which holds until the next one.
@@ -38,7 +38,7 @@ class Intensity:
         if self.by_hour:
             return self.by_hour[moment.astimezone().hour]
         place = bisect_right(self.times, moment) - 1
-        # The last time holds for a day at most: a table that ended last week says nothing of today.
+        # The last time holds for a day at most: a table that ended last week says nothing about today.
         if place < 0 or moment - self.times[place] > _LASTS_AT_MOST:
             return None
         return self.values[place]

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 """Product and name of a version."""
 
+Loaded = tuple[ModelVersion, Detector]
+
 
 @dataclass(frozen=True)
 class Shadow:
@@ -53,12 +55,6 @@ class ShadowDecision:
     decision: Decision
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    detector: Detector
-    version: ModelVersion
-
-
 class Shadows:
     """The challengers that score beside the champions of `scorers`, each for its product.
 
@@ -83,12 +79,12 @@ class Shadows:
         self._share = share
         self._loaded_max = loaded_max
         self._known: Mapping[str, VersionRow] = {}
-        self._loading: dict[Key, Future[_Loaded]] = {}
-        self._loaded: dict[Key, _Loaded] = {}
+        self._loading: dict[Key, Future[Loaded]] = {}
+        self._loaded: dict[Key, Loaded] = {}
         self._shadows: dict[str, Shadow] = {}
         self._dropped: set[Key] = set()
         self._logged_no_room: set[Key] = set()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(1, "shadow")
         scorers.before_loading(self._make_room)
 
     def refresh(self, *, champions_changed: bool) -> None:
@@ -98,8 +94,7 @@ class Shadows:
             self._known = known
         wanted = {(product, row.version) for product, row in self._known.items()} - self._dropped
         for key in self._loaded.keys() - wanted:
-            del self._loaded[key]
-            self._shadows.pop(key[0], None)
+            self._unload(key)
         for key, loading in list(self._loading.items()):
             if loading.done():
                 del self._loading[key]
@@ -126,8 +121,7 @@ class Shadows:
 
     def close(self) -> None:
         """End the thread that loads."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin_to_load(self, key: Key, row: VersionRow) -> None:
         held = self._scorers.loaded
@@ -144,15 +138,13 @@ class Shadows:
             return
         folder = self._root / MODELS / key[0] / key[1]
 
-        def load() -> _Loaded:
+        def load() -> Loaded:
             version = verify(folder, row.sha256)
-            return _Loaded(self._load(version), version)
+            return version, self._load(version)
 
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "shadow")
         self._loading[key] = self._pool.submit(load)
 
-    def _take(self, key: Key, loading: Future[_Loaded]) -> None:
+    def _take(self, key: Key, loading: Future[Loaded]) -> None:
         error = loading.exception()
         if error is not None:
             self._drop(key, f"cannot be loaded: {error}")
@@ -166,15 +158,15 @@ class Shadows:
         product, name = key
         if product in self._shadows and self._shadows[product].scorer.version == name:
             return
-        loaded = self._loaded[key]
+        version, detector = self._loaded[key]
         try:
-            decider = self._scorers.decider_of(product, loaded.version)
+            decider = self._scorers.decider_of(product, version)
         # Too few calibration scores, a policy without its anomalies, or a manifest that lacks what it needs: each is a
         # reason to drop this challenger, and none to stop.
         except Exception as error:  # noqa: BLE001
             self._drop(key, f"has no threshold: {error}")
             return
-        scorer = Scorer(loaded.detector, decider, name, pixel_threshold=1.0, draft=loaded.version.draft)
+        scorer = Scorer(detector, decider, name, pixel_threshold=1.0, draft=version.draft)
         self._shadows[product] = Shadow(product, scorer, lambda reason: self._drop(key, reason))
 
     def _drop(self, key: Key, reason: str) -> None:
@@ -190,9 +182,11 @@ class Shadows:
     def _make_room(self, champions: int) -> None:
         """Let challengers go until, with so many champions in memory, there are no more models than allowed."""
         while self._loaded and champions + len(self._loaded) > self._loaded_max:
-            key = next(iter(self._loaded))
-            del self._loaded[key]
-            self._shadows.pop(key[0], None)
+            self._unload(next(iter(self._loaded)))
+
+    def _unload(self, key: Key) -> None:
+        del self._loaded[key]
+        self._shadows.pop(key[0], None)
 
 
 def in_share(id: str, share: float) -> bool:

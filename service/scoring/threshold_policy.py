@@ -18,13 +18,12 @@ from service.settings import Settings
 from service.storage import versions
 from service.storage.thresholds import Choice, latest
 
+Rate = float | None
+"""A false-alarm rate, if there is one."""
+
 
 def policy_of(
-    settings: Settings,
-    product: str,
-    trained_rate: float,
-    asked_rate: float | None = None,
-    chosen_rate: float | None = None,
+    settings: Settings, product: str, trained_rate: float, asked_rate: Rate = None, chosen_rate: Rate = None
 ) -> Policy:
     """Return the policy for `product`: its own settings, else those of all.
 
@@ -49,11 +48,7 @@ def policy_of(
 
 
 def decider_of(
-    settings: Settings,
-    product: str,
-    version: ModelVersion,
-    asked_rate: float | None = None,
-    chosen_rate: float | None = None,
+    settings: Settings, product: str, version: ModelVersion, asked_rate: Rate = None, chosen_rate: Rate = None
 ) -> ThresholdDecider:
     """Return the decider of `product`'s images by `version`, by the policy of `policy_of`.
 
@@ -75,11 +70,7 @@ def decider_of(
 
 
 def threshold_of(
-    settings: Settings,
-    product: str,
-    version: ModelVersion,
-    asked_rate: float | None = None,
-    chosen_rate: float | None = None,
+    settings: Settings, product: str, version: ModelVersion, asked_rate: Rate = None, chosen_rate: Rate = None
 ) -> float:
     """Return the score above which an image of `product` is an anomaly by `version`. Raises as `decider_of`."""
     return decider_of(settings, product, version, asked_rate, chosen_rate).threshold
