@@ -1,4 +1,4 @@
-"""The gate: whether a challenger is good enough to take the champion's place, from what both made of the same images.
+"""The gate: whether a challenger is good enough to replace the champion, from what both made of the same images.
 
 Pure. Owns the figures, the margins and the decision. `service.retraining.gate_scoring` scores the images,
 `service.retraining.retrain` acts on the decision.
@@ -79,7 +79,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The gate's finding, and what it rests on."""
+    """The gate's decision, and what it rests on."""
 
     decision: Decision
     reason: str
@@ -110,7 +110,7 @@ class GateResult:
 
 
 def not_judged(reason: str) -> GateResult:
-    """Return the finding where there is nothing to judge by."""
+    """Return the result where there is nothing to compare on."""
     return GateResult("not judged", reason, (), 0, 0, "golden", "golden")
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from service.storage.retrainings import KnownImage
 
 NORMALS_MAX = 1000
 DRAWN_MAX = 200
-_OTHERS = 8  # normals that drawn defects take parts from
+_DONORS = 8  # normals that drawn defects take parts from
 _TURNS = 5
 _TURN_S_MIN = 0.5
 """How long one turn of a version lasts: long against the 50 ms below which the meter counts nothing."""
@@ -54,14 +53,6 @@ class _Images:
     anomalies_from: gate.AnomaliesFrom
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """What an image takes of one version, from the file to its score: the median of its turns."""
-
-    cpu_ms_per_image: float
-    wh_per_1000_images: float | None
-
-
 class _Contestant:
     """A version, loaded: how images are read for it, and what it made of those that it could score."""
 
@@ -71,13 +62,15 @@ class _Contestant:
         self._settings = settings
         self.normals: dict[Path, float] = {}
         self.anomalies: dict[Path, float] = {}
+        self.turns: list[tuple[float, float | None]] = []
+        """Processor ms an image and Wh of 1,000 images, from the file to the score, in each turn."""
 
     def score(self, chosen: _Images, base: tuple[int, int], report: Callable[[int], None]) -> None:
         """Score the images; where defects are drawn, at the size `base`."""
         self.normals = self.scores(chosen.normals, report=report)
         drawing = None
         if chosen.anomalies_from == "drawn":
-            drawing = _drawing(self._read, base, [self._read(path, base) for path in list(self.normals)[:_OTHERS]])
+            drawing = _drawing(self._read, base, [self._read(path, base) for path in list(self.normals)[:_DONORS]])
         self.anomalies = self.scores(chosen.anomalies, drawing, report)
 
     def scores(
@@ -91,6 +84,19 @@ class _Contestant:
             found |= {scored.path: scored.score for scored in batch.scored}
             report(len(batch.scored) + len(batch.failures))
         return found
+
+    def side(self, normals: Sequence[Path], anomalies: Sequence[Path], decider: ThresholdDecider) -> gate.Side:
+        """Return what the gate compares: the scores of these images, and the medians of the turns."""
+        energies = [wh for _, wh in self.turns if wh is not None]
+        return gate.Side(
+            version=self.version.version,
+            normal_scores=np.array([self.normals[path] for path in normals], dtype=np.float64),
+            anomaly_scores=np.array([self.anomalies[path] for path in anomalies], dtype=np.float64),
+            threshold=decider.threshold,
+            promised_rate=getattr(decider.policy, "false_alarm_rate", None),
+            cpu_ms_per_image=median(cpu_ms for cpu_ms, _ in self.turns),
+            wh_per_1000_images=median(energies) if energies else None,
+        )
 
     def _read(self, path: Path, size: tuple[int, int]) -> UInt8Array:
         file = read_file(path.resolve(), file_bytes_max=self._settings.file_bytes_max)
@@ -123,35 +129,25 @@ def run_gate(
         ), []
     samples: list[EnergySample | None] = []
     with _metered(settings, samples) as take:
-        contestants = [_Contestant(version, settings) for version in versions]
-        _score(contestants, chosen, take, report)
-        normals = _of_both(contestants, "normals")
+        first, second = (_Contestant(version, settings) for version in versions)
+        _score((first, second), chosen, take, report)
+        normals = [path for path in first.normals if path in second.normals]
         if len(normals) < gate.NORMALS_MIN:
             return gate.not_judged(
                 f"expected at least {gate.NORMALS_MIN} normals that both versions can score; found {len(normals)}"
             ), samples
-        costs = _costs(contestants, normals[:_TURN_IMAGES], take)
-    anomalies = _of_both(contestants, "anomalies")
+        _take_turns((first, second), normals[:_TURN_IMAGES], take)
+    anomalies = [path for path in first.anomalies if path in second.anomalies]
     deciders = _deciders(settings, versions, chosen_rate)
-    sides = [
-        gate.Side(
-            version=one.version.version,
-            normal_scores=np.array([one.normals[path] for path in normals], dtype=np.float64),
-            anomaly_scores=np.array([one.anomalies[path] for path in anomalies], dtype=np.float64),
-            threshold=decider.threshold,
-            promised_rate=getattr(decider.policy, "false_alarm_rate", None),
-            cpu_ms_per_image=cost.cpu_ms_per_image,
-            wh_per_1000_images=cost.wh_per_1000_images,
-        )
-        for one, decider, cost in zip(contestants, deciders, costs, strict=True)
-    ]
-    return gate.compare(
-        *sides,
+    result = gate.compare(
+        first.side(normals, anomalies, deciders[0]),
+        second.side(normals, anomalies, deciders[1]),
         margin=settings.promotion_margin,
         normals_from=chosen.normals_from,
         anomalies_from=chosen.anomalies_from,
         drifting=drifting,
-    ), samples
+    )
+    return result, samples
 
 
 @contextmanager
@@ -172,7 +168,7 @@ def _metered(settings: Settings, samples: list[EnergySample | None]) -> Iterator
 
 
 def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) -> _Images | None:
-    """Return what to judge by; None where there are too few normals of any sort."""
+    """Return the images to compare on; None where there are too few normals of any sort."""
     enough = len(found["normal"]) >= gate.NORMALS_MIN
     normals = found["normal"] if enough else calibration
     if len(normals) < gate.NORMALS_MIN:
@@ -201,14 +197,8 @@ def _score(contestants: Sequence[_Contestant], chosen: _Images, take: Take, repo
         take(len(contestant.normals) + len(contestant.anomalies))
 
 
-def _of_both(contestants: Sequence[_Contestant], which: Literal["normals", "anomalies"]) -> list[Path]:
-    first, second = (getattr(contestant, which) for contestant in contestants)
-    return [path for path in first if path in second]
-
-
-def _costs(contestants: Sequence[_Contestant], paths: Sequence[Path], take: Take) -> list[_Cost]:
-    """Return what an image takes of each, measured in turns on the same images; who begins changes each time."""
-    turns: dict[_Contestant, list[tuple[float, float | None]]] = {contestant: [] for contestant in contestants}
+def _take_turns(contestants: Sequence[_Contestant], paths: Sequence[Path], take: Take) -> None:
+    """Measure what an image takes of each, in turns on the same images; who begins changes each time."""
     take(0)
     for turn in range(_TURNS):
         for contestant in contestants if turn % 2 == 0 else reversed(contestants):
@@ -219,23 +209,17 @@ def _costs(contestants: Sequence[_Contestant], paths: Sequence[Path], take: Take
             cpu_s = time.process_time() - cpu_s
             sample = take(images)
             wh = None if sample is None or sample.total_wh is None else 1000 * sample.total_wh / images
-            turns[contestant].append((1000 * cpu_s / images, wh))
-    return [_median_cost(turns[contestant]) for contestant in contestants]
+            contestant.turns.append((1000 * cpu_s / images, wh))
 
 
-def _median_cost(turns: Sequence[tuple[float, float | None]]) -> _Cost:
-    energies = [wh for _, wh in turns if wh is not None]
-    return _Cost(median(cpu_ms for cpu_ms, _ in turns), median(energies) if energies else None)
-
-
-def _drawing(read: Read, base: tuple[int, int], other_instances: Sequence[UInt8Array]) -> Read:
+def _drawing(read: Read, base: tuple[int, int], donors: Sequence[UInt8Array]) -> Read:
     """Return a reader of the same images with defects on them, the same ones at each call and for each version."""
 
     def drawn(path: Path, size: tuple[int, int]) -> UInt8Array:
         from PIL import Image
 
         seed = int(file_sha256(path)[:16], 16)
-        image, _ = draw_defects(read(path, base), other_instances, np.random.default_rng(seed))
+        image, _ = draw_defects(read(path, base), donors, np.random.default_rng(seed))
         if size == base:
             return image
         resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
