@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Path, Query
@@ -51,6 +52,12 @@ Until = Annotated[str | None, Query(max_length=40, description="before then; as 
 OfProduct = Annotated[str | None, Query(max_length=400, description="of this product alone")]
 
 
+class Error(BaseModel):
+    """Every answer that is no success."""
+
+    error: str
+
+
 class Asked(BaseModel):
     """What a request says; a field that is not known is refused, since it would be a misspelt one."""
 
@@ -88,7 +95,10 @@ class NewRate(Asked):
 
 def routes(site: Site) -> APIRouter:
     """Return the routes."""
-    router = APIRouter(prefix=PREFIX)
+    errors: dict[int | str, dict[str, Any]] = {
+        "default": {"model": Error, "description": "What was expected and what was found"}
+    }
+    router = APIRouter(prefix=PREFIX, responses=errors)
     _add_images(router, site)
     _add_review(router, site)
     _add_labels(router, site)
@@ -101,11 +111,14 @@ def routes(site: Site) -> APIRouter:
 def add_description(app: FastAPI, site: Site) -> None:
     """Give `app` its OpenAPI document, and a page that lists what is in it."""
 
+    @cache
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            app.openapi_schema = _with_our_errors(found, locked=site.settings.web_password is not None)
-        return app.openapi_schema
+        found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        if site.sessions is not None:
+            schemes = {name: {"type": "http", "scheme": name} for name in ("basic", "bearer")}
+            found["components"]["securitySchemes"] = schemes
+            found["security"] = [{"basic": []}, {"bearer": []}]
+        return found
 
     @app.get(f"{PREFIX}/openapi.json", include_in_schema=False)
     def openapi() -> Response:
@@ -114,32 +127,11 @@ def add_description(app: FastAPI, site: Site) -> None:
     @app.get("/api", include_in_schema=False)
     def listing(request: Request) -> Response:
         found = [
-            {"method": method.upper(), "path": path, "summary": one.get("summary"), "text": one.get("description", "")}
+            {"method": method.upper(), "path": path, "text": one.get("description", "")}
             for path, methods in document()["paths"].items()
             for method, one in methods.items()
         ]
         return site.page(request, "api.html", operations=found)
-
-
-def _with_our_errors(document: dict[str, Any], *, locked: bool) -> dict[str, Any]:
-    """Return an OpenAPI `document` that says how errors look, and how the password is sent where there is one."""
-    answer = {
-        "description": "What was expected and what was found",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
-    parts = document.setdefault("components", {})
-    schemas = parts.setdefault("schemas", {})
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
-    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            operation["responses"].pop("422", None)
-            operation["responses"]["default"] = answer
-    if locked:
-        parts["securitySchemes"] = {name: {"type": "http", "scheme": name} for name in ("basic", "bearer")}
-        document["security"] = [{"basic": []}, {"bearer": []}]
-    return document
 
 
 def _add_images(router: APIRouter, site: Site) -> None:

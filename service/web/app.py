@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
@@ -34,9 +34,8 @@ REQUEST_THREADS = 8
 class WebApp:
     """The page as an ASGI application."""
 
-    def __init__(self, guarded: Guard, inner: FastAPI, site: Site) -> None:
+    def __init__(self, guarded: Guard, site: Site) -> None:
         self._guarded = guarded
-        self.inner = inner
         self.site = site
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,8 +73,10 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         lifespan=_lifespan,
     )
     add_error_answers(app, site)
-    for pages in (today, review, image, files, model_pages, promote, thresholds, energy, login):
-        app.include_router(pages.routes(site), include_in_schema=False)
+    pages = APIRouter(include_in_schema=False)
+    for page in (today, review, image, files, model_pages, promote, thresholds, energy, login):
+        page.add_routes(pages, site)
+    app.include_router(pages)
     app.include_router(api.routes(site))
     api.add_description(app, site)
     guard = Guard(
@@ -84,7 +85,7 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         sessions=site.sessions,
         user_header=settings.web_user_header,
     )
-    return WebApp(guard, app, site)
+    return WebApp(guard, site)
 
 
 @asynccontextmanager

@@ -5,14 +5,18 @@ Every drawing says in words what it shows, for those who do not see it, and load
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 640, 200
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 28
+INNER_WIDTH = WIDTH - LEFT - RIGHT
 TICKS = 4
+PLACES = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,42 +42,22 @@ class Line:
 
 def bars(said: str, all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], unit: str = "") -> Markup:
     """Return stacked bars from left to right; `labels` are of the places that they are given for."""
-    top = _round_up(max((bar.total for bar in all_bars), default=0.0))
-    step = _inner_width() / max(1, len(all_bars))
-    drawn = [_frame(top, unit), _labels(labels, step)]
-    for place, bar in enumerate(all_bars):
-        below = 0.0
-        shapes = []
-        for kind, value in bar.parts:
-            if value <= 0:
-                continue
-            low, high = _y(below, top), _y(below + value, top)
-            shapes.append(
-                f'<rect class="{kind}" x="{_x(place, step) + 0.1 * step:.2f}" y="{high:.2f}"'
-                f' width="{max(0.5, 0.8 * step):.2f}" height="{max(0.5, low - high):.2f}"/>'
-            )
-            below += value
-        if shapes:
-            drawn.append(f"<g>{''.join(shapes)}<title>{escape(bar.title)}</title></g>")
-    return _svg(said, drawn)
+    step = INNER_WIDTH / max(1, len(all_bars))
+    return _svg(said, _stacks(all_bars, labels, unit, 0.1 * step, max(0.5, 0.8 * step)))
 
 
 def lines(
-    said: str,
-    all_lines: Sequence[Line],
-    labels: Sequence[tuple[int, str]],
-    unit: str = "",
-    least_top: float = 0.0,
+    said: str, all_lines: Sequence[Line], labels: Sequence[tuple[int, str]], unit: str = "", least_top: float = 0.0
 ) -> Markup:
     """Return lines over the same places; a place alone between gaps is a dot. The scale reaches `least_top`."""
     known = [value for line in all_lines for value in line.values if value is not None]
     top = _round_up(max([*known, least_top]))
     places = max((len(line.values) for line in all_lines), default=1)
-    step = _inner_width() / max(1, places)
+    step = INNER_WIDTH / max(1, places)
     drawn = [_frame(top, unit), _labels(labels, step)]
     for line in all_lines:
         for run in _runs(line.values):
-            points = [(_x(place, step) + step / 2, _y(value, top)) for place, value in run]
+            points = [(LEFT + place * step + step / 2, _y(value, top)) for place, value in run]
             if len(points) == 1:
                 drawn.append(f'<circle class="{line.kind}" cx="{points[0][0]:.2f}" cy="{points[0][1]:.2f}" r="2.5"/>')
             else:
@@ -90,46 +74,60 @@ def histogram(said: str, scores: Sequence[float], threshold: float | None, marks
     if not scores:
         return Markup("")
     ordered = sorted(scores)
-    lines_at = [at for at in (threshold, *marks) if at is not None]
-    low = min(ordered[0], *lines_at) if lines_at else ordered[0]
+    shown = [("mark", mark) for mark in marks] + ([] if threshold is None else [("threshold", threshold)])
+    low = min(ordered[0], *(at for _, at in shown)) if shown else ordered[0]
     usual = ordered[min(len(ordered) - 1, int(0.98 * len(ordered)))]
-    high = max([usual, *(low + 1.25 * (at - low) for at in lines_at)])
+    high = max([usual, *(low + 1.25 * (at - low) for _, at in shown)])
     if high <= low:
         high = low + (abs(low) or 1.0)
-    places = 48
-    width = (high - low) / places
-    counts = [[0, 0] for _ in range(places)]
+    width = (high - low) / PLACES
+    counts = [[0, 0] for _ in range(PLACES)]
     for score in ordered:
-        place = min(places - 1, max(0, int((score - low) / width)))
+        place = min(PLACES - 1, max(0, int((score - low) / width)))
         counts[place][threshold is not None and score > threshold] += 1
-    top = _round_up(max(below + above for below, above in counts))
-    step = _inner_width() / places
-    labels = [(place, f"{low + place * width:.3g}") for place in range(0, places, 12)]
-    drawn = [_frame(top, ""), _labels(labels, step)]
+    all_bars = []
     for place, (below, above) in enumerate(counts):
-        more = " and more" if place == places - 1 and ordered[-1] > high else ""
+        more = " and more" if place == PLACES - 1 and ordered[-1] > high else ""
         title = f"{low + place * width:.4g} to {low + (place + 1) * width:.4g}{more}: {below + above}"
-        shapes, under = [], 0
-        for kind, value in (("normal", below), ("anomaly", above)):
-            if value:
-                y = _y(under + value, top)
-                shapes.append(
-                    f'<rect class="{kind}" x="{_x(place, step) + 0.5:.2f}" y="{y:.2f}" width="{step - 1:.2f}"'
-                    f' height="{max(0.5, _y(under, top) - y):.2f}"/>'
-                )
-                under += value
-        if shapes:
-            drawn.append(f"<g>{''.join(shapes)}<title>{escape(title)}</title></g>")
-    for kind, at in [
-        *(("mark", mark) for mark in marks),
-        *([("threshold", threshold)] if threshold is not None else []),
-    ]:
-        x = LEFT + (at - low) / (high - low) * _inner_width()
+        all_bars.append(Bar(title, (("normal", below), ("anomaly", above))))
+    labels = [(place, f"{low + place * width:.3g}") for place in range(0, PLACES, 12)]
+    drawn = _stacks(all_bars, labels, "", 0.5, INNER_WIDTH / PLACES - 1)
+    for kind, at in shown:
+        x = LEFT + (at - low) / (high - low) * INNER_WIDTH
         drawn.append(
             f'<line class="{kind}" x1="{x:.2f}" x2="{x:.2f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
             f"<title>threshold {at:.4g}</title></line>"
         )
     return _svg(said, drawn)
+
+
+def time_labels(times: Sequence[datetime], form: str) -> list[tuple[int, str]]:
+    """Return labels for about six of the places, each of which begins at its time."""
+    every = max(1, len(times) // 6)
+    return [(place, f"{at:{form}}") for place, at in enumerate(times) if place % every == 0]
+
+
+def _stacks(
+    all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], unit: str, margin: float, width: float
+) -> list[str]:
+    """Return the frame and the bars, each `width` wide and `margin` right of where its place begins."""
+    top = _round_up(max((bar.total for bar in all_bars), default=0.0))
+    step = INNER_WIDTH / max(1, len(all_bars))
+    drawn = [_frame(top, unit), _labels(labels, step)]
+    for place, bar in enumerate(all_bars):
+        below, shapes = 0.0, []
+        for kind, value in bar.parts:
+            if value <= 0:
+                continue
+            low, high = _y(below, top), _y(below + value, top)
+            shapes.append(
+                f'<rect class="{kind}" x="{LEFT + place * step + margin:.2f}" y="{high:.2f}" width="{width:.2f}"'
+                f' height="{max(0.5, low - high):.2f}"/>'
+            )
+            below += value
+        if shapes:
+            drawn.append(f"<g>{''.join(shapes)}<title>{escape(bar.title)}</title></g>")
+    return drawn
 
 
 def _svg(said: str, drawn: Sequence[str]) -> Markup:
@@ -151,7 +149,7 @@ def _frame(top: float, unit: str) -> str:
 
 def _labels(labels: Sequence[tuple[int, str]], step: float) -> str:
     return "".join(
-        f'<text x="{_x(place, step) + step / 2:.2f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(label)}</text>'
+        f'<text x="{LEFT + place * step + step / 2:.2f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(label)}</text>'
         for place, label in labels
     )
 
@@ -166,14 +164,6 @@ def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
     return [run for run in runs if run]
 
 
-def _inner_width() -> float:
-    return float(WIDTH - LEFT - RIGHT)
-
-
-def _x(place: int, step: float) -> float:
-    return LEFT + place * step
-
-
 def _y(value: float, top: float) -> float:
     return HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM)
 
@@ -182,9 +172,5 @@ def _round_up(value: float) -> float:
     """Return the next of 1, 2, 4, 5, 8 or 10 times a power of ten."""
     if value <= 0:
         return 1.0
-    power = 1.0
-    while power * 10 <= value:
-        power *= 10
-    while power > value:
-        power /= 10
+    power = 10.0 ** math.floor(math.log10(value))
     return next((one * power for one in (1, 2, 4, 5, 8) if one * power >= value * (1 - 1e-9)), 10 * power)

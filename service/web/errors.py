@@ -38,20 +38,16 @@ def add_error_answers(app: FastAPI, site: Site) -> None:
             log.error("request failed", extra=fields(path=request.url.path, reason=error))
         return answer(request, _status(error), str(error))
 
-    async def of_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    async def of_validation(request: Request, error: Any) -> Response:
         return answer(request, 422, "; ".join(_sentence(problem) for problem in error.errors()[:5]))
 
-    async def of_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def of_http(request: Request, error: Any) -> Response:
         message = str(error.detail)
         if error.status_code == 404:
             message = "page: expected one that there is; found none by this address"
-        headers = dict(error.headers) if error.headers else None
-        return answer(request, error.status_code, message, headers)
+        return answer(request, error.status_code, message, error.headers)
 
-    async def of_database(request: Request, error: Exception) -> Response:
-        assert isinstance(error, DBAPIError)
+    async def of_database(request: Request, error: Any) -> Response:
         if (why := trouble(error)) is not None:
             said = "locked by another program for too long" if why == "locked" else "its server does not answer"
             return answer(request, 503, f"database: {said}; try again", {"retry-after": "5"})
@@ -62,12 +58,15 @@ def add_error_answers(app: FastAPI, site: Site) -> None:
         log.error("request failed", exc_info=error, extra=fields(path=request.url.path))
         return answer(request, 500, "something went wrong; the log of `tamis web` says what")
 
-    app.add_exception_handler(TamisError, of_tamis)
-    app.add_exception_handler(ModelError, of_tamis)
-    app.add_exception_handler(RequestValidationError, of_validation)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(DBAPIError, of_database)
-    app.add_exception_handler(Exception, of_anything)
+    for kind, handler in {
+        TamisError: of_tamis,
+        ModelError: of_tamis,
+        RequestValidationError: of_validation,
+        HTTPException: of_http,
+        DBAPIError: of_database,
+        Exception: of_anything,
+    }.items():
+        app.add_exception_handler(kind, handler)
 
 
 def _status(error: Exception) -> int:

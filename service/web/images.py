@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from service.filesystem.open_below import NotRegularFile, open_file, open_folder
-from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX, DecodeError, decode_within, format_of
+from service.imaging.decode import DecodeError, decode_within, format_of
 from service.root import THUMBNAILS
 
 FOLDERS = frozenset({"normal", "anomaly", "quarantine", "processing", "maps"})
@@ -67,7 +67,7 @@ def map_path(id: str) -> str:
     return f"maps/{id}.png"
 
 
-def read_below(root: Path, relative: str, bytes_max: int = FILE_BYTES_MAX, folders: frozenset[str] = FOLDERS) -> bytes:
+def read_below(root: Path, relative: str, bytes_max: int, folders: frozenset[str] = FOLDERS) -> bytes:
     """Return the content of the file `relative` below `root`. Raises NotShown, also for one above `bytes_max`."""
     with os.fdopen(open_below(root, relative, folders), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -133,18 +133,10 @@ def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> b
 class Thumbnails:
     """Small images of `root`, made when first asked for and kept in a folder of bounded size. Safe for threads."""
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        bytes_max: int = FILE_BYTES_MAX,
-        pixels_max: int = PIXELS_MAX,
-        cache_bytes_max: int = CACHE_BYTES_MAX,
-    ) -> None:
+    def __init__(self, root: Path, *, bytes_max: int, pixels_max: int) -> None:
         self._root = root
         self._bytes_max = bytes_max
         self._pixels_max = pixels_max
-        self._cache_bytes_max = cache_bytes_max
         self._lock = threading.Lock()
         self._cached_bytes: int | None = None
 
@@ -173,7 +165,7 @@ class Thumbnails:
                 self._cached_bytes = sum(size for _, size, _ in self._kept())
             else:
                 self._cached_bytes += len(content)
-            if self._cached_bytes > self._cache_bytes_max:
+            if self._cached_bytes > CACHE_BYTES_MAX:
                 self._cached_bytes = self._shrink()
 
     def _shrink(self) -> int:
@@ -181,7 +173,7 @@ class Thumbnails:
         kept = sorted(self._kept())
         left = sum(size for _, size, _ in kept)
         for _, size, path in kept:
-            if left <= self._cache_bytes_max * CACHE_KEPT_SHARE:
+            if left <= CACHE_BYTES_MAX * CACHE_KEPT_SHARE:
                 break
             with suppress(FileNotFoundError):
                 path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from typing import Any
@@ -43,8 +44,10 @@ class Days:
             first = storage.first_at(connection)
         if first is None:
             return [], True
-        today = _day(now)
-        start = max(_day(first), today - DAY * (days - 1))
+        today, first_day = (
+            one.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) for one in (now, first)
+        )
+        start = max(first_day, today - DAY * (days - 1))
         wanted = [start + DAY * number for number in range((today - start).days + 1)]
         with self._lock:
             found: list[tuple[datetime, Rows]] = []
@@ -64,9 +67,7 @@ class Days:
         return found[::-1], True
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
+def add_routes(router: APIRouter, site: Site) -> None:
     days = Days(site.reading)
 
     @router.get("/energy")
@@ -76,25 +77,23 @@ def routes(site: Site) -> APIRouter:
         found, whole = days.get(datetime.now(UTC), SPANS[span])
         return site.page(request, "energy.html", spans=list(SPANS), span=span, whole=whole, **figures(found))
 
-    return router
-
 
 def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
     """Return what the page shows of `days`: sums of each kind, a table of days, drawings. Unknown is None."""
     kinds = [_of_kind(kind, [row for _, rows in days for row in rows if row["kind"] == kind]) for kind in KINDS]
     known = [one for one in kinds if one["rows"]]
-    total_wh = _sum(one["total_wh"] for one in known)
+    total_wh = sum_known(one["total_wh"] for one in known)
     for one in known:
         one["share"] = one["total_wh"] / total_wh if one["total_wh"] is not None and total_wh else None
     of = {one["kind"]: one for one in kinds}
-    running = _sum([of["scoring"]["total_wh"], of["idle"]["total_wh"]])
-    learning = _sum([of["training"]["total_wh"], of["evaluation"]["total_wh"]])
+    running = sum_known([of["scoring"]["total_wh"], of["idle"]["total_wh"]])
+    learning = sum_known([of["training"]["total_wh"], of["evaluation"]["total_wh"]])
     scored, scoring_wh = of["scoring"]["images"], of["scoring"]["total_wh"]
     per_image = scoring_wh / scored if scoring_wh and scored else None
     return {
         "kinds": known,
         "total_wh": total_wh,
-        "emissions_g": _sum(one["emissions_g"] for one in known),
+        "emissions_g": sum_known(one["emissions_g"] for one in known),
         "wh_per_1000": of["scoring"]["wh_per_1000_images"],
         "g_per_1000": of["scoring"]["g_per_1000_images"],
         "running_wh": running,
@@ -110,19 +109,18 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
 
 
 def _of_kind(kind: str, rows: Rows) -> dict[str, Any]:
-    images = sum(row["images"] for row in rows)
+    sources = {row["source"] for row in rows}
     return {
         "kind": kind,
         "rows": sum(row["rows"] for row in rows),
-        "images": images,
-        "duration_s": sum(row["duration_s"] for row in rows),
-        "total_wh": _sum(row["total_wh"] for row in rows),
-        "emissions_g": _sum(row["emissions_g"] for row in rows),
+        "images": sum(row["images"] for row in rows),
+        "total_wh": sum_known(row["total_wh"] for row in rows),
+        "emissions_g": sum_known(row["emissions_g"] for row in rows),
         "wh_per_1000_images": _weighted(rows, "wh_per_1000_images"),
         "g_per_1000_images": _weighted(rows, "g_per_1000_images"),
         "rows_without_wh": sum(row["rows_without_wh"] for row in rows),
         "rows_without_g": sum(row["rows_without_g"] for row in rows),
-        "source": _one({row["source"] for row in rows}),
+        "source": sources.pop() if len(sources) == 1 else ("mixed" if sources else None),
         "share": None,
     }
 
@@ -133,8 +131,8 @@ def _of_day(day: datetime, rows: Rows) -> dict[str, Any]:
         "day": f"{day:%Y-%m-%d}",
         "images": scoring["images"] if scoring else 0,
         "of": {row["kind"]: row["total_wh"] for row in rows},
-        "total_wh": _sum(row["total_wh"] for row in rows),
-        "emissions_g": _sum(row["emissions_g"] for row in rows),
+        "total_wh": sum_known(row["total_wh"] for row in rows),
+        "emissions_g": sum_known(row["emissions_g"] for row in rows),
         "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
         "g_per_1000": scoring["g_per_1000_images"] if scoring else None,
     }
@@ -147,7 +145,7 @@ def _per_day(days: list[tuple[datetime, Rows]]) -> Any:
         title = ", ".join(f"{kind} {wh[kind]:.3g} Wh" for kind in KINDS if wh[kind])
         drawn.append(Bar(f"{day:%Y-%m-%d}: {title or 'none'}", tuple((kind, wh[kind]) for kind in KINDS)))
     total = sum(bar.total for bar in drawn)
-    return charts.bars(f"Energy per day and kind: {total:.3g} Wh in all", drawn, _labels(groups), unit="")
+    return charts.bars(f"Energy per day and kind: {total:.3g} Wh in all", drawn, _labels(groups))
 
 
 def _cumulative(days: list[tuple[datetime, Rows]]) -> Any:
@@ -164,16 +162,17 @@ def _grouped(days: list[tuple[datetime, Rows]]) -> list[tuple[datetime, dict[str
     """Return Wh by kind of each day, or of as many days together as make a drawing that can be read."""
     each = max(1, -(-len(days) // PLACES_MAX))
     groups = [days[start : start + each] for start in range(0, len(days), each)]
-    return [(group[0][0], {kind: _of(group, kind) for kind in KINDS}) for group in groups]
-
-
-def _of(group: list[tuple[datetime, Rows]], kind: str) -> float:
-    return sum(row["total_wh"] or 0.0 for _, rows in group for row in rows if row["kind"] == kind)
+    found = []
+    for group in groups:
+        wh = dict.fromkeys(KINDS, 0.0)
+        for row in (row for _, rows in group for row in rows):
+            wh[row["kind"]] += row["total_wh"] or 0.0
+        found.append((group[0][0], wh))
+    return found
 
 
 def _labels(groups: list[tuple[datetime, dict[str, float]]]) -> list[tuple[int, str]]:
-    every = max(1, len(groups) // 6)
-    return [(place, f"{day:%m-%d}") for place, (day, _) in enumerate(groups) if place % every == 0]
+    return charts.time_labels([day for day, _ in groups], "%m-%d")
 
 
 def _weighted(rows: Rows, name: str) -> float | None:
@@ -183,14 +182,7 @@ def _weighted(rows: Rows, name: str) -> float | None:
     return sum(value * count for value, count in known) / images if images else None
 
 
-def _day(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _one(sources: set[str]) -> str | None:
-    return sources.pop() if len(sources) == 1 else ("mixed" if sources else None)
-
-
-def _sum(values: Any) -> float | None:
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """Return the sum of what is known; None where nothing is."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None

@@ -10,6 +10,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -29,44 +30,30 @@ NO_IMAGE = "no-image.svg"
 Made = TypeVar("Made")
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
+def add_routes(router: APIRouter, site: Site) -> None:
     waiting = 0
 
-    async def in_pool(work: Callable[[], Made]) -> Made | None:
-        """Return what `work` makes, in one of the few threads for images; None where too many wait already."""
+    @router.get("/images/{id}/{view}")
+    async def file(request: Request, id: str, view: str) -> Response:
         nonlocal waiting
+        if view not in VIEWS:
+            raise HTTPException(404)
+        # What a browser has it keeps: an image of an id is always the same.
+        tag = f'"{id}-{view}"'
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers={"cache-control": IMAGE_AGE})
         if waiting >= WAITING_MAX:
-            return None
+            return Response("too many images are asked for at once; try again\n", 503, {"retry-after": "2"})
+        kind, make = VIEWS[view]
         waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(site.pool, work)
+            made = await asyncio.get_running_loop().run_in_executor(site.pool, make, site, id, kind)
+        except NotShown:
+            return _nothing()
         finally:
             waiting -= 1
-
-    @router.get("/images/{id}/picture")
-    async def image(request: Request, id: str) -> Response:
-        return await _sent(request, id, "picture", partial(_whole, site, id, "picture"))
-
-    @router.get("/images/{id}/map")
-    async def map_(request: Request, id: str) -> Response:
-        return await _sent(request, id, "map", partial(_whole, site, id, "map"))
-
-    @router.get("/images/{id}/thumb")
-    async def thumb(request: Request, id: str) -> Response:
-        return await _sent(request, id, "picture-small", partial(_small, site, id, "picture"))
-
-    @router.get("/images/{id}/map-thumb")
-    async def map_thumb(request: Request, id: str) -> Response:
-        return await _sent(request, id, "map-small", partial(_small, site, id, "map"))
-
-    async def _sent(request: Request, id: str, of: str, make: Callable[[], Response]) -> Response:
-        # What a browser has it keeps: an image of an id is always the same.
-        if request.headers.get("if-none-match") == _tag(id, of):
-            return Response(status_code=304, headers={"cache-control": IMAGE_AGE})
-        made = await in_pool(make)
-        return made or Response("too many images are asked for at once; try again\n", 503, {"retry-after": "2"})
+        made.headers.update({"cache-control": IMAGE_AGE, "etag": tag})
+        return made
 
     @router.get("/static/{name}")
     def static(name: str) -> Response:
@@ -76,8 +63,6 @@ def routes(site: Site) -> APIRouter:
         if content_type is None or path.parent != STATIC or not path.is_file():
             raise NotFound(f"file {name[:100]!r}: expected one that the page has")
         return Response(path.read_bytes(), media_type=content_type, headers={"cache-control": STATIC_AGE})
-
-    return router
 
 
 def stored(site: Site, id: str) -> StoredImage:
@@ -90,23 +75,12 @@ def stored(site: Site, id: str) -> StoredImage:
 
 
 def _whole(site: Site, id: str, kind: Kind) -> Response:
-    try:
-        relative, (content_type, length, content) = _found(
-            site,
-            id,
-            kind,
-            lambda path: as_shown(
-                site.root, path, bytes_max=site.settings.file_bytes_max, pixels_max=site.settings.pixels_max
-            ),
-        )
-    except NotShown:
-        return _nothing()
-    name = safe_name(PurePosixPath(relative).name)
+    limits = {"bytes_max": site.settings.file_bytes_max, "pixels_max": site.settings.pixels_max}
+    path, (content_type, length, content) = _found(site, id, kind, lambda path: as_shown(site.root, path, **limits))
+    name = safe_name(PurePosixPath(path).name)
     headers = {
         "content-length": str(length),
         "content-disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
-        "cache-control": IMAGE_AGE,
-        "etag": _tag(id, kind),
         # Opened by itself an image is a document of its own: it loads and runs nothing.
         "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
     }
@@ -114,12 +88,16 @@ def _whole(site: Site, id: str, kind: Kind) -> Response:
 
 
 def _small(site: Site, id: str, kind: Kind) -> Response:
-    try:
-        _, made = _found(site, id, kind, lambda path: site.thumbnails.get(id, kind, path))
-    except NotShown:
-        return _nothing()
-    headers = {"cache-control": IMAGE_AGE, "etag": _tag(id, f"{kind}-small")}
-    return Response(made, media_type="image/jpeg", headers=headers)
+    return Response(_found(site, id, kind, partial(site.thumbnails.get, id, kind))[1], media_type="image/jpeg")
+
+
+VIEWS: dict[str, tuple[Kind, Callable[[Site, str, Kind], Response]]] = {
+    "picture": ("picture", _whole),
+    "map": ("map", _whole),
+    "thumb": ("picture", _small),
+    "map-thumb": ("map", _small),
+}
+"""What can be seen of an image, by the last part of its address."""
 
 
 def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tuple[str, Made]:
@@ -136,10 +114,6 @@ def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tup
             if moved != path:
                 return moved, open_(moved)
         raise
-
-
-def _tag(id: str, of: str) -> str:
-    return f'"{id}-{of}"'
 
 
 def _nothing() -> Response:

@@ -17,10 +17,7 @@ from service.web.site import NotFound, Site
 NEIGHBOURS = 4
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
-
+def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/images/{id}")
     def image(request: Request, id: str) -> Response:
         with site.reading.connect() as connection:
@@ -39,8 +36,6 @@ def routes(site: Site) -> APIRouter:
             after=[rows[one] for one in after if one in rows],
             back=f"/images/{id}",
         )
-
-    return router
 
 
 def everything(connection: Connection, id: str) -> dict[str, Any]:

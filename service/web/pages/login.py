@@ -17,10 +17,7 @@ from service.web.site import FormText, NotFound, Site, back_to
 YEAR_S = 365 * 86_400
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
-
+def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/login")
     def login(request: Request, back: str = "/") -> Response:
         if site.sessions is None:
@@ -54,5 +51,3 @@ def routes(site: Site) -> APIRouter:
         name = quote((who or "").strip()[:WHO_CHARACTERS_MAX], safe="")
         set_cookie(request, response, WHO_COOKIE, name, YEAR_S if name else 0)
         return response
-
-    return router

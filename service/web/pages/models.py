@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -36,10 +35,7 @@ REPORT_POLICY = (
 )
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
-
+def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/models")
     def overview(request: Request) -> Response:
         with site.reading.connect() as connection:
@@ -74,13 +70,13 @@ def routes(site: Site) -> APIRouter:
             row = version_of(connection, product, version)
         try:
             # By what is on record, never by what the address says.
-            content = read_below(site.root, _report_path(row), REPORT_BYTES_MAX, frozenset({REPORTS}))
+            content = read_below(
+                site.root, _report_path(row.product, row.version), REPORT_BYTES_MAX, frozenset({REPORTS})
+            )
         except NotShown:
             raise NotFound(f"report of {product}/{version}: expected one of a retraining; found none") from None
         headers = {"content-security-policy": REPORT_POLICY, "cache-control": "private, max-age=3600"}
         return Response(content, media_type="text/html; charset=utf-8", headers=headers)
-
-    return router
 
 
 def versions_of(connection: Connection, product: str) -> list[VersionRow]:
@@ -102,7 +98,8 @@ def version_of(connection: Connection, product: str, version: str) -> VersionRow
 
 def described(site: Site, row: VersionRow) -> dict[str, Any]:
     """Return a version with what its folder says of it; a folder that cannot be read is said, not fatal."""
-    found: dict[str, Any] = {**asdict(row), "facts": {}, "roles": {}, "report": _has_report(site, row), "damaged": None}
+    report = (site.root / _report_path(row.product, row.version)).is_file()
+    found: dict[str, Any] = {**asdict(row), "facts": {}, "roles": {}, "report": report, "damaged": None}
     folder = f"{MODELS}/{row.product}/{row.version}"
     try:
         manifest = registry.read_manifest(site.root / folder, row.sha256).manifest
@@ -142,18 +139,10 @@ def _first(rows: list[VersionRow]) -> list[str]:
     return [*champion, *(row.version for row in rows if row.version not in champion)][:COMPARED_FIRST]
 
 
-def _report_path(row: VersionRow) -> str:
-    return f"{REPORTS}/{row.product}/{row.version}.html"
-
-
-def _has_report(site: Site, row: VersionRow) -> bool:
-    return (site.root / _report_path(row)).is_file()
+def _report_path(product: str, version: str) -> str:
+    return f"{REPORTS}/{product}/{version}.html"
 
 
 def _run(site: Site, run: retrainings.RetrainingRow) -> dict[str, Any]:
-    try:
-        gate = json.loads(run.gate) if run.gate else None
-    except ValueError:
-        gate = None
-    made = run.challenger is not None and (site.root / f"{REPORTS}/{run.product}/{run.challenger}.html").is_file()
-    return asdict(run) | {"gate": gate, "has_report": made}
+    made = run.challenger is not None and (site.root / _report_path(run.product, run.challenger)).is_file()
+    return asdict(run) | {"has_report": made}

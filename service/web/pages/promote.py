@@ -19,10 +19,7 @@ from service.web.site import FormText, Site, segment
 REASON_CHARACTERS_MAX = 500
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
-
+def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/models/{product}/rollback")
     def confirm_rollback(request: Request, product: str) -> Response:
         with site.reading.connect() as connection:
@@ -47,8 +44,6 @@ def routes(site: Site) -> APIRouter:
     ) -> Response:
         promote(site, product, version, reason, caller(request).who, _confirmed(now))
         return RedirectResponse(f"/models/{segment(product)}", 303)
-
-    return router
 
 
 def promote(

@@ -56,10 +56,7 @@ class FilterFields(BaseModel):
         )
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
-
+def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/review")
     def review(request: Request, fields: Annotated[FilterFields, Query()]) -> Response:
         filters, part = fields.filters(), is_part(request)
@@ -103,8 +100,6 @@ def routes(site: Site) -> APIRouter:
         with site.reading.connect() as connection:
             rows = with_maps(site.root, review_pages.by_ids(connection, ids))
         return site.page(request, "parts/labelled.html", rows=rows, back=back or "/review")
-
-    return router
 
 
 def moment(name: str, given: str | None, *, of_day_end: bool = False) -> datetime | None:

@@ -22,10 +22,7 @@ RATE_MAX = 0.5
 STOPS = 60
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
-
+def add_routes(router: APIRouter, site: Site) -> None:
     @router.get("/thresholds")
     def overview(request: Request) -> Response:
         with site.reading.connect() as connection:
@@ -44,8 +41,6 @@ def routes(site: Site) -> APIRouter:
         chosen = None if action == "reset" else _rate(rate or "")
         choose_for(site, product, chosen, caller(request).who)
         return RedirectResponse(f"/thresholds/{segment(product)}", 303)
-
-    return router
 
 
 def choose_for(site: Site, product: str, rate: float | None, by: str | None) -> None:

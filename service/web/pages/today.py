@@ -21,6 +21,7 @@ from service.storage import statistics as tallies
 from service.web import charts
 from service.web.charts import Bar, Line
 from service.web.hourly_counts import Hour, Hours
+from service.web.pages.energy import sum_known
 from service.web.site import NotFound, Site, is_part, query
 
 DAY = timedelta(days=1)
@@ -35,8 +36,7 @@ KEPT_S = 4.0
 class FigureCache:
     """Keeps what was asked for a few seconds, so that many pages refreshing cost as much as one. Safe for threads."""
 
-    def __init__(self, kept_s: float = KEPT_S) -> None:
-        self._kept_s = kept_s
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: dict[Any, tuple[float, Any]] = {}
 
@@ -44,15 +44,13 @@ class FigureCache:
         """Return the value of `key`, made anew where it is too old."""
         with self._lock:
             now = time.monotonic()
-            self._values = {k: v for k, v in self._values.items() if now - v[0] < self._kept_s}
+            self._values = {k: v for k, v in self._values.items() if now - v[0] < KEPT_S}
             if key not in self._values:
                 self._values[key] = (now, make())
             return self._values[key][1]
 
 
-def routes(site: Site) -> APIRouter:
-    """Return the routes."""
-    router = APIRouter()
+def add_routes(router: APIRouter, site: Site) -> None:
     hours, kept = Hours(site.reading), FigureCache()
 
     @router.get("/")
@@ -64,8 +62,6 @@ def routes(site: Site) -> APIRouter:
         template = "parts/today.html" if is_part(request) else "today.html"
         here = query(product=product, span=None if span == "24h" else span)
         return site.page(request, template, spans=list(SPANS), span=span, product=product, here=here, **figures)
-
-    return router
 
 
 def health(site: Site) -> dict[str, Any]:
@@ -126,8 +122,8 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         "newest": newest,
         "waiting": waiting,
         "backlog": sum(daemon.get("backlog", 0) + daemon.get("in_flight", 0) for daemon in found["daemons"]),
-        "energy_wh": _sum(row["total_wh"] for row in costs),
-        "emissions_g": _sum(row["emissions_g"] for row in costs),
+        "energy_wh": sum_known(row["total_wh"] for row in costs),
+        "emissions_g": sum_known(row["emissions_g"] for row in costs),
         "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
         "rate_chart": rate_chart(counted, each),
         "count_chart": count_chart(counted, each),
@@ -185,11 +181,4 @@ def _grouped(counted: list[Hour], each: int) -> list[tuple[datetime, int, int]]:
 
 
 def _labels(groups: list[tuple[datetime, int, int]], each: int) -> list[tuple[int, str]]:
-    every = max(1, len(groups) // 6)
-    form = "%H:%M" if each == 1 else "%m-%d"
-    return [(place, f"{at:{form}}") for place, (at, _, _) in enumerate(groups) if place % every == 0]
-
-
-def _sum(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    return charts.time_labels([at for at, _, _ in groups], "%H:%M" if each == 1 else "%m-%d")
