@@ -100,7 +100,6 @@ def _serve(root: Path, settings: Settings) -> None:
 
     notifier = Notifier()
     listening = _listening(settings)
-    app = create_app(root, settings)
     config: dict[str, Any] = {
         "log_config": None,
         "log_level": "warning",
@@ -114,9 +113,8 @@ def _serve(root: Path, settings: Settings) -> None:
         "timeout_graceful_shutdown": STOP_S,
     }
     try:
-        Server(uvicorn.Config(app, **config)).run(sockets=[listening])
+        Server(uvicorn.Config(create_app(root, settings), **config)).run(sockets=[listening])
     finally:
-        app.close()
         listening.close()
     log.info("stopped")
 

@@ -95,16 +95,10 @@ class NewRate(Asked):
 
 def routes(site: Site) -> APIRouter:
     """Return the routes."""
-    errors: dict[int | str, dict[str, Any]] = {
-        "default": {"model": Error, "description": "What was expected and what was found"}
-    }
-    router = APIRouter(prefix=PREFIX, responses=errors)
-    _add_images(router, site)
-    _add_review(router, site)
-    _add_labels(router, site)
-    _add_models(router, site)
-    _add_thresholds(router, site)
-    _add_figures(router, site)
+    error = {"model": Error, "description": "What was expected and what was found"}
+    router = APIRouter(prefix=PREFIX, responses={"default": error})
+    for add in (_add_images, _add_review, _add_labels, _add_models, _add_thresholds, _add_figures):
+        add(router, site)
     return router
 
 

@@ -1,6 +1,6 @@
 """Puts the page together: one root, its pages, its API, and the guard around them.
 
-Nothing happens at import; `create_app` opens the database and `close` of what it returns lets go of it.
+Nothing happens at import; `create_app` opens the database, and the end of the application's lifespan closes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
-from starlette.types import Receive, Scope, Send
 
 from service import __version__
 from service.settings import Settings
@@ -31,25 +30,7 @@ BUSY_TIMEOUT_S = 10.0
 REQUEST_THREADS = 8
 
 
-class WebApp:
-    """The page as an ASGI application."""
-
-    def __init__(self, guarded: Guard, site: Site) -> None:
-        self._guarded = guarded
-        self.site = site
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        await self._guarded(scope, receive, send)
-
-    def close(self) -> None:
-        """Let go of the database and of the threads."""
-        self.site.pool.shutdown(cancel_futures=True)
-        self.site.reading.dispose()
-        self.site.writing.dispose()
-
-
-def create_app(root: Path, settings: Settings) -> WebApp:
+def create_app(root: Path, settings: Settings) -> Guard:
     """Return the page of `root`. Raises as `open_database` where that cannot be opened, or is of another schema."""
     password = settings.web_password
     site = Site(
@@ -63,6 +44,15 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         # Cookies know no ports: two Tamis on one machine would sign each other's people out.
         sessions=None if password is None else Sessions(password.get_secret_value(), f"tamis_{settings.web_port}"),
     )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
+        yield
+        site.pool.shutdown(cancel_futures=True)
+        site.reading.dispose()
+        site.writing.dispose()
+
     app = FastAPI(
         title="Tamis",
         version=__version__,
@@ -70,7 +60,7 @@ def create_app(root: Path, settings: Settings) -> WebApp:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=_lifespan,
+        lifespan=lifespan,
     )
     add_error_answers(app, site)
     pages = APIRouter(include_in_schema=False)
@@ -79,16 +69,5 @@ def create_app(root: Path, settings: Settings) -> WebApp:
     app.include_router(pages)
     app.include_router(api.routes(site))
     api.add_description(app, site)
-    guard = Guard(
-        app,
-        hosts=names_of(settings.web_host, settings.web_hosts),
-        sessions=site.sessions,
-        user_header=settings.web_user_header,
-    )
-    return WebApp(guard, site)
-
-
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
-    yield
+    hosts = names_of(settings.web_host, settings.web_hosts)
+    return Guard(app, hosts=hosts, sessions=site.sessions, user_header=settings.web_user_header)

@@ -6,7 +6,6 @@ Made once by `service.web.app.create_app`; owns nothing that a page changes but 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,18 +73,15 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": shown.number,
-        "count": shown.count,
-        "share": shown.share,
-        "moment": shown.moment,
-        "size": shown.size,
-        "segment": segment,
-    }
+    filters = (shown.number, shown.count, shown.share, shown.moment, shown.size, segment)
+    environment.filters |= {one.__name__: one for one in filters}
     hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir() if path.is_file()
     }
-    static: Callable[[str], str] = lambda name: f"/static/{name}?v={hashes[name]}"  # noqa: E731
+
+    def static(name: str) -> str:
+        return f"/static/{name}?v={hashes[name]}"
+
     environment.globals |= {"static": static, "version": __version__}
     return environment
 

@@ -14,11 +14,7 @@ from service import settings as settings_module
 from service.web.app import create_app
 
 ORIGIN = "http://localhost:8080"
-FROM_OUR_PAGE = {
-    "origin": ORIGIN,
-    "sec-fetch-site": "same-origin",
-    "content-type": "application/x-www-form-urlencoded",
-}
+FROM_OUR_PAGE = {"origin": ORIGIN, "sec-fetch-site": "same-origin", "content-type": "application/x-www-form-urlencoded"}
 
 
 class Element:
@@ -92,7 +88,6 @@ class Visitor:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.__exit__(kind, value, trace)
-        self.app.close()
 
     def get(self, address: str, **headers: str) -> Response:
         return self.client.get(address, headers=headers)
