@@ -53,19 +53,19 @@ OfProduct = Annotated[str | None, Query(max_length=400, description="of this pro
 
 
 class Error(BaseModel):
-    """Every answer that is no success."""
+    """The answer to a request that failed."""
 
     error: str
 
 
 class Asked(BaseModel):
-    """What a request says; a field that is not known is refused, since it would be a misspelt one."""
+    """The body of a request; an unknown field is refused, since it is probably misspelt."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class NewLabel(Asked):
-    """What a person says of an image. `label` null takes back what was said."""
+    """A person's label of an image. `label` null takes the label back."""
 
     label: Verdict | None
     by: str | None = Field(
@@ -75,7 +75,7 @@ class NewLabel(Asked):
 
 
 class LabelRequest(NewLabel):
-    """The same of many images: all of them or, if one is unknown, none."""
+    """The same label for many images: all of them or, if one is unknown, none."""
 
     ids: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(min_length=1, max_length=LABELS_MAX)
 
@@ -217,7 +217,7 @@ def _add_labels(router: APIRouter, site: Site) -> None:
 
     def _label(request: Request, ids: list[str], asked: NewLabel) -> dict[str, Any]:
         who = caller(request)
-        # Who a proxy or a password vouches for cannot give another's name.
+        # Somebody whom a proxy or a password vouches for cannot label in another's name.
         by = who.who if who.vouched else plain(asked.by or "") or who.who
         note = plain(asked.note or "", NOTE_CHARACTERS_MAX)
         done = label_images(site.root, site.writing, ids, asked.label, by=by, source="api", note=note)
@@ -259,7 +259,7 @@ def _add_models(router: APIRouter, site: Site) -> None:
 def _add_thresholds(router: APIRouter, site: Site) -> None:
     @router.get("/thresholds")
     def all_thresholds() -> dict[str, Any]:
-        """What holds for each product that has a champion, and who chose it."""
+        """The rate and threshold in force for each product that has a champion, and who chose them."""
         with site.reading.connect() as connection:
             products = sorted(versions.champions(connection))
             choices = thresholds.latest(connection)

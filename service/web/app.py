@@ -1,4 +1,4 @@
-"""Puts the page together: one root, its pages, its API, and the guard around them.
+"""Builds the web application of one root: its pages, its API, and the guard around them.
 
 Nothing happens at import; `create_app` opens the database, and the end of the application's lifespan closes it.
 """
@@ -25,13 +25,13 @@ from service.web.security import Guard, names_of
 from service.web.sessions import Sessions
 from service.web.site import IMAGE_THREADS, Site, templates
 
-# A person is waiting: better an answer that says so than a page that hangs for as long as the daemon would wait.
+# A person is waiting: better an early error than a page that hangs as long as the daemon would wait.
 BUSY_TIMEOUT_S = 10.0
 REQUEST_THREADS = 8
 
 
 def create_app(root: Path, settings: Settings) -> Guard:
-    """Return the page of `root`. Raises as `open_database` where that cannot be opened, or is of another schema."""
+    """Return the web application of `root`. Raises what `open_database` raises for a missing or outdated database."""
     password = settings.web_password
     site = Site(
         root=root,

@@ -1,6 +1,6 @@
 """Drawings for the pages, as SVG: numbers in, markup out. Pure; colours are classes that the style sheet owns.
 
-Every drawing says in words what it shows, for those who do not see it, and loads nothing.
+Every drawing has a text for those who cannot see it, and loads nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 
 from markupsafe import Markup, escape
 
@@ -21,7 +22,7 @@ PLACES = 48
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of stacked parts: (class, value) from the bottom up; `title` is shown when pointed at."""
+    """One bar of stacked parts: (class, value) from the bottom up; `title` is shown on hover."""
 
     title: str
     parts: tuple[tuple[str, float], ...]
@@ -41,7 +42,7 @@ class Line:
 
 
 def bars(said: str, all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], unit: str = "") -> Markup:
-    """Return stacked bars from left to right; `labels` are of the places that they are given for."""
+    """Return stacked bars from left to right; `labels` are (place, text)."""
     step = INNER_WIDTH / max(1, len(all_bars))
     return _svg(said, _stacks(all_bars, labels, unit, 0.1 * step, max(0.5, 0.8 * step)))
 
@@ -49,7 +50,7 @@ def bars(said: str, all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], 
 def lines(
     said: str, all_lines: Sequence[Line], labels: Sequence[tuple[int, str]], unit: str = "", least_top: float = 0.0
 ) -> Markup:
-    """Return lines over the same places; a place alone between gaps is a dot. The scale reaches `least_top`."""
+    """Return lines over the same places; a single value between gaps is a dot. The scale reaches `least_top`."""
     known = [value for line in all_lines for value in line.values if value is not None]
     top = _round_up(max([*known, least_top]))
     places = max((len(line.values) for line in all_lines), default=1)
@@ -69,7 +70,7 @@ def lines(
 def histogram(said: str, scores: Sequence[float], threshold: float | None, marks: Sequence[float] = ()) -> Markup:
     """Return a histogram of anomaly scores with the threshold in it; `marks` are other thresholds, dashed.
 
-    What lies far above all thresholds is counted in the last bar, so that a few extreme scores hide nothing.
+    Scores far above all thresholds are counted in the last bar, so that a few extreme ones hide nothing.
     """
     if not scores:
         return Markup("")
@@ -155,13 +156,9 @@ def _labels(labels: Sequence[tuple[int, str]], step: float) -> str:
 
 
 def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
-    runs: list[list[tuple[int, float]]] = [[]]
-    for place, value in enumerate(values):
-        if value is None:
-            runs.append([])
-        else:
-            runs[-1].append((place, value))
-    return [run for run in runs if run]
+    """Return the values that follow each other without a gap, each with its place."""
+    runs = groupby(enumerate(values), key=lambda one: one[1] is not None)
+    return [[(place, value) for place, value in run if value is not None] for known, run in runs if known]
 
 
 def _y(value: float, top: float) -> float:

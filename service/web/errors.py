@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def add_error_answers(app: FastAPI, site: Site) -> None:
-    """Have `app` answer every error in the one form."""
+    """Make `app` answer every error in the same form."""
 
     def answer(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
         if request.url.path.startswith(API):
@@ -44,7 +44,7 @@ def add_error_answers(app: FastAPI, site: Site) -> None:
     async def of_http(request: Request, error: Any) -> Response:
         message = str(error.detail)
         if error.status_code == 404:
-            message = "page: expected one that there is; found none by this address"
+            message = f"page: expected a known address; found {request.url.path[:100]!r}"
         return answer(request, error.status_code, message, error.headers)
 
     async def of_database(request: Request, error: Any) -> Response:

@@ -1,4 +1,4 @@
-"""How figures, shares and times are written on the pages; what is unknown is a dash."""
+"""How figures, shares and times are written on the pages; an unknown one is a dash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def count(value: int | None) -> str:
-    """Return a whole number with its thousands set apart."""
+    """Return a whole number with thousands separators."""
     return UNKNOWN if value is None else f"{value:,}"
 
 
@@ -28,7 +28,7 @@ def share(value: float | None) -> str:
 
 
 def size(value: int | None) -> str:
-    """Return a number of bytes in a unit that suits it."""
+    """Return a number of bytes in a suitable unit."""
     if value is None:
         return UNKNOWN
     for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -38,7 +38,7 @@ def size(value: int | None) -> str:
 
 
 def moment(value: str | datetime | None) -> Markup:
-    """Return a UTC time to the second, as an element that says it to programs too."""
+    """Return a UTC time to the second, as a `<time>` element."""
     if value is None:
         return Markup(UNKNOWN)
     at = datetime.fromisoformat(value) if isinstance(value, str) else value

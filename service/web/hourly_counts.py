@@ -1,4 +1,4 @@
-"""Numbers of images per hour, counted once for hours that are over and kept.
+"""Images per hour: an hour that is over is counted once, and its count kept.
 
 A page that refreshes itself counts the present hour and no more, however many images there are; long spans are
 counted a day at a time, each in a transaction of its own.
@@ -17,7 +17,7 @@ from service.storage import statistics as tallies
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-# An image's row comes some seconds after its time of receipt; a backlog, or a recovery, makes it later.
+# A row is written seconds after its image arrived, and later with a backlog or after a crash.
 SETTLED_AFTER = 3 * HOUR
 PRODUCTS_MAX = 50
 
@@ -40,7 +40,7 @@ class Hours:
         self._kept: OrderedDict[str | None, dict[datetime, tuple[int, int]]] = OrderedDict()
 
     def get(self, now: datetime, hours: int, product: str | None) -> list[Hour]:
-        """Return the last `hours` hours up to `now`, that of `now` last; None is all products together."""
+        """Return the last `hours` hours, the current one last; `product` None means all products."""
         last = now.replace(minute=0, second=0, microsecond=0)
         wanted = [last - HOUR * back for back in range(hours - 1, -1, -1)]
         with self._lock:

@@ -1,4 +1,4 @@
-"""Images for the page: found by id, opened below the root alone, made small enough to look at many.
+"""Images for the page: opened below the root only, converted for browsers, scaled down for the wall.
 
 Owns the cache of thumbnails, `maps/.thumbs/`, and its bound. Whatever a row says of where a file lies, nothing
 is opened that is not a regular file in a folder of images, reached without following a link.
@@ -29,7 +29,7 @@ THUMB_SIDE = 400
 THUMB_QUALITY = 82
 SHOWN_QUALITY = 95
 CACHE_BYTES_MAX = 256_000_000
-# Emptied to so much of the bound at once, so that not every new thumbnail looks through the folder.
+# When full it is emptied to this share, so that not every new thumbnail lists the folder.
 CACHE_KEPT_SHARE = 0.8
 _READ_BYTES = 1 << 18
 _HEADER_BYTES = 1 << 16
@@ -38,7 +38,7 @@ Kind = Literal["picture", "map"]
 
 
 class NotShown(Exception):
-    """There is nothing to show: the file is gone, is no image, or lies where no images lie."""
+    """There is nothing to show: the file is gone, is not an image, or lies outside the folders of images."""
 
 
 def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> int:
@@ -79,7 +79,7 @@ def read_below(root: Path, relative: str, bytes_max: int, folders: frozenset[str
 def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> tuple[str, int, Iterator[bytes]]:
     """Return content type, length and content of the image `relative`, converted where browsers cannot show it.
 
-    Raises NotShown where it is no image, whatever its name says.
+    Raises NotShown if it is not an image, whatever its name says.
     """
     descriptor = open_below(root, relative)
     file = os.fdopen(descriptor, "rb")
@@ -87,7 +87,7 @@ def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> t
         size = os.fstat(descriptor).st_size
         if size > bytes_max:
             raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")
-        # The header says what it is; of a JPEG it may lie behind more than that, then all of it is read.
+        # The header tells the format. That of a JPEG may lie further back; then the whole file is read.
         found = _format(file.read(_HEADER_BYTES), pixels_max)
         file.seek(0)
         if found not in AS_THEY_ARE:
@@ -116,7 +116,7 @@ def _format(data: bytes, pixels_max: int) -> str:
 
 
 def _chunks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
-    # Exactly as much as was announced, whatever becomes of the file meanwhile.
+    # Exactly as many bytes as were announced, even if the file changes meanwhile.
     with file:
         left = size
         while left > 0 and (part := file.read(min(left, _READ_BYTES))):
@@ -131,7 +131,7 @@ def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> b
 
 
 class Thumbnails:
-    """Small images of `root`, made when first asked for and kept in a folder of bounded size. Safe for threads."""
+    """Small images of `root`, made on first use and kept in a folder of bounded size. Safe for threads."""
 
     def __init__(self, root: Path, *, bytes_max: int, pixels_max: int) -> None:
         self._root = root
@@ -150,7 +150,7 @@ class Thumbnails:
             made = _jpeg(content, THUMB_SIDE, THUMB_QUALITY, self._pixels_max)
         except DecodeError as error:
             raise NotShown(str(error)) from None
-        # Without a place to keep it, on a full disk or one that may not be written, it is made again next time.
+        # On a full or read-only disk it is not kept, and made again next time.
         with suppress(OSError):
             self._keep(place, made)
         return made

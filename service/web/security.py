@@ -1,4 +1,4 @@
-"""The guard before every page: who may call, by which name, from where, and who they say they are.
+"""The guard before every page: who may call, under which host name, from which site, and who they say they are.
 
 Pure ASGI, around everything else, so that no route can forget it: the Host must be one of ours, a write must come
 from our own pages and not from another site (or, to the API, be JSON, which no form can send), a password is asked
@@ -49,9 +49,9 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The name of who is asking, None where nobody said one.
+    """The name of who is asking; None if it was not given.
 
-    `vouched` is whether a proxy or a password's user said the name, and not the caller's own cookie.
+    `vouched` tells whether the name came from a proxy or with a password, and not from the caller's own cookie.
     """
 
     who: str | None
@@ -65,7 +65,7 @@ def caller(request: Request) -> Caller:
 
 
 class Guard:
-    """Wraps `app`; `hosts` are the names, without ports, that it may be called by."""
+    """Wraps `app`; `hosts` are the host names, without ports, that it answers to."""
 
     def __init__(
         self, app: ASGIApp, *, hosts: Iterable[str], sessions: Sessions | None, user_header: str | None
@@ -106,8 +106,8 @@ class Guard:
             shown = ", ".join(named)[:200] or "none"
             raise HTTPException(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"host: expected one of {', '.join(sorted(self._hosts))}; found {shown}. The setting web_hosts"
-                " names others that the page may be called by",
+                f"host: expected one of {', '.join(sorted(self._hosts))}; found {shown}. Other names go into"
+                " the setting web_hosts",
             )
 
     def _check_password(self, request: Request) -> str | None:
@@ -130,7 +130,7 @@ class Guard:
             if self._sessions is None and not _is_open(request.url.path):
                 raise HTTPException(
                     HTTPStatus.FORBIDDEN,
-                    f"header {self._user_header}: expected who is asking, as the reverse proxy says it; found none",
+                    f"header {self._user_header}: expected the user's name from the reverse proxy; found none",
                 )
         if name := plain(user or ""):
             return Caller(name, True)
@@ -138,7 +138,7 @@ class Guard:
 
 
 def plain(said: str, characters_max: int = WHO_CHARACTERS_MAX) -> str | None:
-    """Return what somebody said as it is kept: printable, in one line, of bounded length; None where it is nothing."""
+    """Return `said` as it is stored: printable, on one line, of bounded length; None if nothing is left."""
     kept = "".join(one if one.isprintable() else " " * one.isspace() for one in said).strip()
     return kept[:characters_max] or None
 
@@ -154,17 +154,17 @@ def is_loopback(host: str) -> bool:
 
 
 def names_of(web_host: str, web_hosts: Iterable[str]) -> list[str]:
-    """Return the names that the page may be called by: those set, and this machine's own."""
+    """Return the host names that the page answers to: this machine's own and those of the settings."""
     wildcard = web_host in ("", "0.0.0.0", "::")
     return ["localhost", "127.0.0.1", "::1", *([] if wildcard else [web_host]), *web_hosts]
 
 
 def _host_name(host: str) -> str:
-    """Return `host` without its port and brackets, in small letters; '' for what is no host."""
+    """Return `host` without port and brackets, in lower case; '' if it is not a host."""
     try:
         parts = urlsplit(f"//[{host}]" if host.count(":") > 1 and "[" not in host else f"//{host}")
         _ = parts.port
-        # Nothing but host and port: no user, no path.
+        # Only host and port: no user, no path.
         return "" if parts.path or parts.query or "@" in parts.netloc else (parts.hostname or "").rstrip(".")
     except ValueError:
         return ""
@@ -233,7 +233,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _credentials(request: Request) -> tuple[str, str] | None:
-    """Return user and password of the Authorization header, the user '' where it names none; None without both."""
+    """Return user ('' for none) and password of the Authorization header; None if it has no password."""
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     given = credentials.strip()
     if scheme.lower() == "bearer" and credentials:
@@ -248,7 +248,7 @@ def _credentials(request: Request) -> tuple[str, str] | None:
 def _by_header(request: Request, name: str) -> str | None:
     given = request.headers.getlist(name)
     if len(given) > 1:
-        # One is the caller's own: the proxy added to it where it should have taken its place.
+        # One came from the caller: the proxy added its own where it should have replaced it.
         raise HTTPException(
             HTTPStatus.FORBIDDEN, f"header {name}: expected it once, from the proxy; found {len(given)}"
         )

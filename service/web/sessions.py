@@ -40,13 +40,13 @@ class Sessions:
                 f"password: tried too often; try again in {wait_s:.0f} s",
                 {"retry-after": f"{wait_s:.0f}"},
             )
-        # Compared in a time that says nothing of the password.
+        # Compared in constant time.
         if not hmac.compare_digest(_digest(given), self._digest):
             self._attempts.failed(address, now)
-            raise HTTPException(HTTPStatus.UNAUTHORIZED, "password: that is not it")
+            raise HTTPException(HTTPStatus.UNAUTHORIZED, "password: wrong")
 
     def is_signed_in(self, request: Request) -> bool:
-        """Return whether the request has a cookie that we gave, and not too long ago."""
+        """Return whether the request has a valid cookie of ours that has not expired."""
         try:
             self._signer.unsign(request.cookies.get(self._cookie, ""), max_age=SESSION_S)
         except BadSignature:
@@ -58,7 +58,7 @@ class Sessions:
         set_cookie(request, response, self._cookie, self._signer.sign(secrets.token_hex(16)).decode())
 
     def end(self, request: Request, response: Response) -> None:
-        """Take the caller's cookie back."""
+        """Sign the caller out."""
         set_cookie(request, response, self._cookie, "", age_s=0)
 
 
@@ -79,7 +79,7 @@ class Attempts:
         self._each = (each_max, each_s)
         self._all = (all_max, all_s)
         self._of_all = (0.0, 0.0)
-        # How many failures count at what time; the count drains with time.
+        # Of each address: failures that still counted, and when; the count drains with time.
         self._of: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, address: str, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What the pages share: the root, its settings and database, templates, and answers that are the same everywhere.
+"""What the pages share: the root, its settings and database, templates and common answers.
 
 Made once by `service.web.app.create_app`; owns nothing that a page changes but its caches.
 """
@@ -27,7 +27,7 @@ from service.web.security import caller
 from service.web.sessions import Sessions
 
 STATIC = Path(__file__).with_name("static")
-# Decoding is what takes long; two at a time leave room for people who label meanwhile.
+# Decoding is the slow part; two threads leave room for people who label meanwhile.
 IMAGE_THREADS = 2
 
 FormText = Annotated[str | None, Form()]
@@ -40,7 +40,7 @@ class NotFound(TamisError):
 
 @dataclass
 class Site:
-    """The root that is shown and what showing it needs; `reading` never writes, `writing` does so at once."""
+    """The root that is shown, and what is needed for it; `reading` never writes, `writing` does so at once."""
 
     root: Path
     settings: Settings
@@ -65,7 +65,7 @@ class Site:
 
 
 def templates() -> Environment:
-    """Return the templates: everything that is not marked as safe by its maker is escaped, and no name is unknown."""
+    """Return the templates: what is not marked as safe is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("service.web"),
         autoescape=True,
@@ -92,7 +92,7 @@ def segment(name: str) -> str:
 
 
 def back_to(back: str | None, otherwise: str) -> Response:
-    """Return a redirect to `back` if that is a page of ours, else to `otherwise`."""
+    """Return a redirect to `back` if it is one of our pages, else to `otherwise`."""
     ours = back is not None and back.startswith("/") and not back.startswith(("//", "/\\")) and back.isprintable()
     return RedirectResponse(back if ours and back else otherwise, 303)
 
@@ -104,5 +104,5 @@ def query(**values: Any) -> str:
 
 
 def is_part(request: Request) -> bool:
-    """Return whether htmx, or our own script, asks for a part of a page and not for all of it."""
+    """Return whether htmx, or our own script, asks for a part of a page."""
     return "hx-request" in request.headers

@@ -28,6 +28,7 @@ DAYS_MAX = 1500
 SETTLED_AFTER = timedelta(hours=3)
 
 Rows = list[dict[str, Any]]
+Groups = list[tuple[datetime, dict[str, float]]]
 
 
 class Days:
@@ -90,6 +91,7 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
     learning = sum_known([of["training"]["total_wh"], of["evaluation"]["total_wh"]])
     scored, scoring_wh = of["scoring"]["images"], of["scoring"]["total_wh"]
     per_image = scoring_wh / scored if scoring_wh and scored else None
+    groups = _grouped(days)
     return {
         "kinds": known,
         "total_wh": total_wh,
@@ -103,8 +105,8 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
         "without_g": sum(one["rows_without_g"] for one in known),
         "sources": sorted({one["source"] for one in known}),
         "days": [_of_day(day, rows) for day, rows in reversed(days[-60:])],
-        "per_day_chart": _per_day(days),
-        "cumulative_chart": _cumulative(days),
+        "per_day_chart": _per_day(groups),
+        "cumulative_chart": _cumulative(groups),
     }
 
 
@@ -112,14 +114,9 @@ def _of_kind(kind: str, rows: Rows) -> dict[str, Any]:
     sources = {row["source"] for row in rows}
     return {
         "kind": kind,
-        "rows": sum(row["rows"] for row in rows),
-        "images": sum(row["images"] for row in rows),
-        "total_wh": sum_known(row["total_wh"] for row in rows),
-        "emissions_g": sum_known(row["emissions_g"] for row in rows),
-        "wh_per_1000_images": _weighted(rows, "wh_per_1000_images"),
-        "g_per_1000_images": _weighted(rows, "g_per_1000_images"),
-        "rows_without_wh": sum(row["rows_without_wh"] for row in rows),
-        "rows_without_g": sum(row["rows_without_g"] for row in rows),
+        **{name: sum(row[name] for row in rows) for name in ("rows", "images", "rows_without_wh", "rows_without_g")},
+        **{name: sum_known(row[name] for row in rows) for name in ("total_wh", "emissions_g")},
+        **{name: _weighted(rows, name) for name in ("wh_per_1000_images", "g_per_1000_images")},
         "source": sources.pop() if len(sources) == 1 else ("mixed" if sources else None),
         "share": None,
     }
@@ -138,8 +135,7 @@ def _of_day(day: datetime, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _per_day(days: list[tuple[datetime, Rows]]) -> Any:
-    groups = _grouped(days)
+def _per_day(groups: Groups) -> Any:
     drawn = []
     for day, wh in groups:
         title = ", ".join(f"{kind} {wh[kind]:.3g} Wh" for kind in KINDS if wh[kind])
@@ -148,8 +144,7 @@ def _per_day(days: list[tuple[datetime, Rows]]) -> Any:
     return charts.bars(f"Energy per day and kind: {total:.3g} Wh in all", drawn, _labels(groups))
 
 
-def _cumulative(days: list[tuple[datetime, Rows]]) -> Any:
-    groups = _grouped(days)
+def _cumulative(groups: Groups) -> Any:
     running = list(accumulate(wh["scoring"] + wh["idle"] for _, wh in groups))
     learning = list(accumulate(wh["training"] + wh["evaluation"] for _, wh in groups))
     said = "Cumulative energy: " + (
@@ -158,7 +153,7 @@ def _cumulative(days: list[tuple[datetime, Rows]]) -> Any:
     return charts.lines(said, [Line("scoring", running), Line("training", learning)], _labels(groups))
 
 
-def _grouped(days: list[tuple[datetime, Rows]]) -> list[tuple[datetime, dict[str, float]]]:
+def _grouped(days: list[tuple[datetime, Rows]]) -> Groups:
     """Return Wh by kind of each day, or of as many days together as make a drawing that can be read."""
     each = max(1, -(-len(days) // PLACES_MAX))
     groups = [days[start : start + each] for start in range(0, len(days), each)]
@@ -171,7 +166,7 @@ def _grouped(days: list[tuple[datetime, Rows]]) -> list[tuple[datetime, dict[str
     return found
 
 
-def _labels(groups: list[tuple[datetime, dict[str, float]]]) -> list[tuple[int, str]]:
+def _labels(groups: Groups) -> list[tuple[int, str]]:
     return charts.time_labels([day for day, _ in groups], "%m-%d")
 
 

@@ -38,7 +38,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
         nonlocal waiting
         if view not in VIEWS:
             raise HTTPException(404)
-        # What a browser has it keeps: an image of an id is always the same.
+        # The image of an id never changes, so a browser may keep what it has.
         tag = f'"{id}-{view}"'
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers={"cache-control": IMAGE_AGE})
@@ -59,14 +59,14 @@ def add_routes(router: APIRouter, site: Site) -> None:
     def static(name: str) -> Response:
         path = STATIC / name
         content_type = CONTENT_TYPES.get(path.suffix)
-        # One segment of a path that names one of our files: nothing else has such a suffix.
+        # Only files in STATIC itself, and only of these types.
         if content_type is None or path.parent != STATIC or not path.is_file():
-            raise NotFound(f"file {name[:100]!r}: expected one that the page has")
+            raise NotFound(f"static file: expected one of the page's own; found {name[:100]!r}")
         return Response(path.read_bytes(), media_type=content_type, headers={"cache-control": STATIC_AGE})
 
 
 def stored(site: Site, id: str) -> StoredImage:
-    """Return the image on record by that id. Raises NotFound."""
+    """Return the image with that id. Raises NotFound."""
     with site.reading.connect() as connection:
         found = images.find(connection, [id]).get(id)
     if found is None:
@@ -81,7 +81,7 @@ def _whole(site: Site, id: str, kind: Kind) -> Response:
     headers = {
         "content-length": str(length),
         "content-disposition": f"inline; filename*=UTF-8''{quote(name, safe='')}",
-        # Opened by itself an image is a document of its own: it loads and runs nothing.
+        # Opened by itself an image is a document: it may load and run nothing.
         "content-security-policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; sandbox",
     }
     return StreamingResponse(content, media_type=content_type, headers=headers)
@@ -117,6 +117,6 @@ def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tup
 
 
 def _nothing() -> Response:
-    """Return a drawing that says that there is nothing to see, which browsers show in the place of the image."""
+    """Return a drawing that says that there is no image, which browsers show in its place."""
     content = (STATIC / NO_IMAGE).read_bytes()
     return Response(content, 404, media_type="image/svg+xml", headers={"cache-control": "no-store"})

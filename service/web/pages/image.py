@@ -1,4 +1,4 @@
-"""The page *Image*: everything that is known of one image."""
+"""The page *Image*: everything that is known about one image."""
 
 from __future__ import annotations
 

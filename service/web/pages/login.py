@@ -1,4 +1,4 @@
-"""Signing in and out where there is a password, and saying who one is where nobody else says it."""
+"""The page *Sign in*, signing out, and the name that visitors give themselves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
     @router.post("/login")
     async def sign_in(request: Request, password: Annotated[str, Form()] = "", back: FormText = None) -> Response:
         if site.sessions is None:
-            raise NotFound("page: expected one that there is; no password is set")
+            raise NotFound("sign-in: expected the setting web_password; found none")
         try:
             site.sessions.check_password(request, password)
         except HTTPException as refusal:

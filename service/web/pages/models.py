@@ -28,7 +28,7 @@ COMPARED_FIRST = 4
 RUNS = 20
 REPORT_BYTES_MAX = 20_000_000
 LIST_BYTES_MAX = 50_000_000
-# A report is a page of its own with its style and images in it. It may do nothing and reach nothing.
+# A report is a page with its own style and images in it. It may run and load nothing.
 REPORT_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; base-uri 'none';"
     " form-action 'none'"
@@ -69,7 +69,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
         with site.reading.connect() as connection:
             row = version_of(connection, product, version)
         try:
-            # By what is on record, never by what the address says.
+            # The path comes from the database, never from the address.
             content = read_below(
                 site.root, _report_path(row.product, row.version), REPORT_BYTES_MAX, frozenset({REPORTS})
             )

@@ -51,8 +51,8 @@ def promote(
 ) -> VersionRow:
     """Make a version the champion of its product once its files are checked; return it.
 
-    With `expected` only where that is the champion still: two people may be at it. Raises NotFound, TamisError, and
-    ModelCorrupt for files that are not what was registered.
+    With `expected` only if that is still the champion: two people may change it at once. Raises NotFound, TamisError,
+    and ModelCorrupt for files that are not what was registered.
     """
     with site.reading.connect() as connection:
         row = version_of(connection, product, version)
@@ -74,12 +74,12 @@ def roll_back(site: Site, product: str, reason: str | None, by: str | None, expe
     with site.writing.begin() as connection:
         _check_expected(connection, product, expected)
         if versions.previous(connection, product) != then.version:
-            raise TamisError(f"product {product}: the champions changed meanwhile; look at them again")
+            raise TamisError(f"product {product}: the champion changed meanwhile; look at the versions again")
         return versions.rollback(connection, product, _reason("rolled back", reason, by))
 
 
 def _before(connection: Connection, product: str) -> tuple[VersionRow, VersionRow]:
-    """Return the champion and the version that a rollback would make it. Raises NotFound or TamisError."""
+    """Return the champion and the version that a rollback would put in its place. Raises NotFound or TamisError."""
     versions_of(connection, product)
     now, previous = versions.champion(connection, product), versions.previous(connection, product)
     if now is None or previous is None:
@@ -91,9 +91,9 @@ def _before(connection: Connection, product: str) -> tuple[VersionRow, VersionRo
 
 
 def _confirmed(now: str | None) -> str:
-    """Return the champion that the page showed when it asked whether to go on. Raises UsageError where it didn't."""
+    """Return the champion that the confirmation page showed. Raises UsageError without one."""
     if now is None:
-        raise UsageError("now: expected the champion that the question named; found none. Open the question first")
+        raise UsageError("now: expected the champion shown by the confirmation page; found none. Open that page first")
     return now
 
 

@@ -23,14 +23,14 @@ from service.web.site import FormText, Site, back_to, is_part, query
 
 PAGE = 48
 DISAGREEMENTS = 24
-# As many as a person can have seen: a selection, not a whole database.
+# As many as a person can have looked at: a selection, not the whole database.
 LABELS_MAX = 500
 NOTE_CHARACTERS_MAX = 1000
 TAKEN_BACK = "none"
 
 
 class FilterFields(BaseModel):
-    """The filters as the form sends them: text, empty for any. `after` is the image that a page begins after."""
+    """The filters as the form sends them: text, empty for any. The page begins after the image `after`."""
 
     product: str | None = None
     verdict: str | None = None
@@ -43,7 +43,7 @@ class FilterFields(BaseModel):
     after: str | None = None
 
     def filters(self) -> Filters:
-        """Return what they say. Raises UsageError naming the field."""
+        """Return them with their types. Raises UsageError naming the field."""
         return Filters(
             product=self.product or None,
             which=_one_of("verdict", self.verdict, get_args(Which)),
@@ -103,7 +103,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
 
 
 def moment(name: str, given: str | None, *, of_day_end: bool = False) -> datetime | None:
-    """Return the UTC time that a field says: a day or ISO 8601, UTC where no zone is given.
+    """Return the UTC time given in a field: a day or ISO 8601, UTC if no zone is given.
 
     A day stands for its beginning, or with `of_day_end` for the beginning of the next. Raises UsageError.
     """

@@ -44,7 +44,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
 
 
 def choose_for(site: Site, product: str, rate: float | None, by: str | None) -> None:
-    """Choose `rate` for `product`, with None what the settings say. Raises as `choose_rate`."""
+    """Choose `rate` for `product`; None goes back to the settings. Raises as `choose_rate`."""
     with site.writing.begin() as connection:
         choose_rate(site.root, connection, site.settings, product, rate, by=by, at=datetime.now(UTC))
 
@@ -56,12 +56,9 @@ def previewed(site: Site, product: str, rate: float, last: int = LAST) -> Thresh
 
 
 def stops_of(lowest: float) -> list[float]:
-    """Return the rates that the slider stops at, from the lowest that the calibration does for, evenly in their logs.
-
-    Each has two digits, so that it reads as people say it.
-    """
+    """Return the slider's rates from `lowest` to RATE_MAX, evenly spaced on a log scale, of two digits each."""
     step = (RATE_MAX / lowest) ** (1 / (STOPS - 1)) if lowest < RATE_MAX else 1.0
-    rounded = {_two_digits(lowest * step**number) for number in range(STOPS)}
+    rounded = {float(f"{lowest * step**number:.2g}") for number in range(STOPS)}
     return sorted(rate for rate in rounded if lowest <= rate <= RATE_MAX) or [lowest]
 
 
@@ -94,7 +91,7 @@ def _explored(site: Site, product: str, rate: str | None, stop: str | None) -> d
 
 
 def _rate(given: str) -> float:
-    """Return a rate that a form says, in percent with a `%` and as a share without. Raises UsageError."""
+    """Return the rate given in a form: in percent with a `%`, else a share. Raises UsageError."""
     plain = given.strip().replace(",", ".")
     percent = plain.endswith("%")
     try:
@@ -112,7 +109,3 @@ def _whole(given: str) -> int:
     if not (given.isascii() and given.isdigit() and len(given) < 6):
         raise UsageError(f"stop: expected a whole number; found {given[:40]!r}")
     return int(given)
-
-
-def _two_digits(rate: float) -> float:
-    return float(f"{rate:.2g}")

@@ -25,23 +25,23 @@ from service.web.pages.energy import sum_known
 from service.web.site import NotFound, Site, is_part, query
 
 DAY = timedelta(days=1)
-# What each choice of a span shows: hours in all, and hours that one bar stands for.
+# Of each span: its hours, and the hours of one bar.
 SPANS = {"24h": (24, 1), "7d": (7 * 24, 4), "30d": (30 * 24, 24)}
 SCORES = 2000
 HISTOGRAMS_MAX = 6
-# Figures that all who look at the page share; none is older than so many seconds.
+# All visitors share the figures; none is older than this.
 KEPT_S = 4.0
 
 
 class FigureCache:
-    """Keeps what was asked for a few seconds, so that many pages refreshing cost as much as one. Safe for threads."""
+    """Keeps figures for a few seconds, so that many refreshing pages cost as much as one. Safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values: dict[Any, tuple[float, Any]] = {}
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Return the value of `key`, made anew where it is too old."""
+        """Return the value of `key`, made anew if it is too old."""
         with self._lock:
             now = time.monotonic()
             self._values = {k: v for k, v in self._values.items() if now - v[0] < KEPT_S}
@@ -65,7 +65,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
 
 
 def health(site: Site) -> dict[str, Any]:
-    """Return how the daemons of the root are, and what is known to be wrong, as sentences."""
+    """Return the state of the root's daemons, and what is known to be wrong, as sentences."""
     daemons = [read_status(site.root, name) for name in instances(site.root)]
     wrong = []
     if not daemons:

@@ -84,7 +84,7 @@ document.addEventListener("DOMContentLoaded", () => {
         return true;
       } catch (error) {
         ids.forEach((id) => cardOf(id)?.classList.remove("busy"));
-        tell(`Not kept: ${error.message}`, true);
+        tell(`Not saved: ${error.message}`, true);
         return false;
       }
     });

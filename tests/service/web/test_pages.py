@@ -78,7 +78,7 @@ def test_wall_begins_with_what_the_challenger_judges_otherwise(visitor: Visitor,
     assert page.cards()[0] == ids[4]
     assert "challenger: anomaly" in page.html
     assert len(page.cards()) == len(set(page.cards())) == len(ids)
-    assert "1 images, 1 judged otherwise" in visitor.get("/models/default?v=v2").text
+    assert "1 images, 1 judged differently" in visitor.get("/models/default?v=v2").text
     visitor.json(f"/images/{ids[4]}/label", {"label": "normal"})
     assert ids[4] not in visitor.page("/review").cards()
 
@@ -173,7 +173,7 @@ def test_promotion_and_rollback_ask_first_and_say_what_will_be(visitor: Visitor)
     assert visitor.json("/status")["champions"] == {"default": "v1"}
     unasked = visitor.send("/models/default/v2/promote", {"reason": "haste"})
     assert unasked.status_code == 400
-    assert "expected the champion that the question named" in Page(unasked.text).said()
+    assert "expected the champion shown by the confirmation page" in Page(unasked.text).said()
     assert visitor.json("/status")["champions"] == {"default": "v1"}
     done = visitor.send("/models/default/v2/promote", {"now": "v1", "reason": "sees dents"})
     assert (done.status_code, done.headers["location"]) == (303, "/models/default")
@@ -327,7 +327,7 @@ def harmless(page: Page) -> None:
         assert element.tag not in ("style", "iframe", "object", "embed", "base")
 
 
-def test_name_of_a_image_is_a_safe_header(hostile: tuple[list[str], Path]) -> None:
+def test_name_of_an_image_is_a_safe_header(hostile: tuple[list[str], Path]) -> None:
     ids, root = hostile
     with Visitor(root) as visitor:
         for id in ids:
