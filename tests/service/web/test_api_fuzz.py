@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.brightness_version import install
-from tests.support.made_root import fill
 from tests.support.web_process import WebProcess
 
 SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
@@ -18,10 +16,7 @@ SCHEMATHESIS = Path(sys.executable).parent / "schemathesis"
 
 @pytest.mark.skipif(not SCHEMATHESIS.exists(), reason="schemathesis is not installed")
 @pytest.mark.parametrize("examples", [15, pytest.param(1000, marks=pytest.mark.long)])
-def test_nothing_that_is_asked_is_answered_by_a_failure(root: Path, examples: int) -> None:
-    install(root)
-    install(root, version="v2", state="challenger", graph_offset=1.0)
-    fill(root, 30)
+def test_nothing_that_is_asked_is_answered_by_a_failure(root: Path, ids: list[str], examples: int) -> None:
     with WebProcess(root) as page:
         ended = subprocess.run(
             [SCHEMATHESIS, "run", f"{page.url}/api/v1/openapi.json", "--checks", "not_a_server_error", "--seed", "1",

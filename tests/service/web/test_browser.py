@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from service.root import FOLDERS
-from service.storage.database.open import open_database
 from tests.support.brightness_version import install
 from tests.support.made_root import fill
 from tests.support.web_process import ARTEFACTS, CHROMEDRIVER, CHROMIUM, WebProcess, browser, look
@@ -41,13 +39,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(empty_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with images and two versions, to be copied: drawing the images takes seconds."""
-    root = tmp_path_factory.mktemp("filled") / "root"
-    for folder in FOLDERS:
-        (root / folder).mkdir(parents=True)
-    (root / "tamis.toml").write_text("")
-    open_database(root, create=True).dispose()
+    root = Path(shutil.copytree(empty_root, tmp_path_factory.mktemp("filled") / "root"))
     install(root)
     install(root, version="v2", state="challenger")
     fill(root, IMAGES, drawn=True)
