@@ -341,9 +341,9 @@ def load(root: Path, **options: Any) -> Settings:
     table = read_toml(path)
     _refuse_unknown(table, path)
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        loaded = Settings(**{SETTINGS_FILE: table}, **given)
+        loaded = Settings(**given | {SETTINGS_FILE: table})
     except ValidationError as error:
         raise ConfigurationError(_describe(error, path)) from None
     _refuse_unmet_policies(loaded, path)

@@ -22,7 +22,7 @@ from service.names import product_of
 from service.operations.retention import last_run
 from service.operations.retention_plan import Rule, rules_document, rules_of
 from service.root import INCOMING
-from service.storage import drift, images, thresholds
+from service.storage import drift, images, statistics, thresholds
 from service.storage import energy as energy_rows
 from service.storage.database.open import open_database
 from service.storage.versions import champions
@@ -59,7 +59,6 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
     try:
         with engine.connect() as connection:
             champion_of = champions(connection)
-            newest = images.search(connection, limit=1)
             document = {
                 "root": str(root),
                 "daemons": [read_status(root, name) for name in instances(root)],
@@ -68,9 +67,9 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
                     product for product in waiting if product not in champion_of and "default" not in champion_of
                 ),
                 "champions": {product: row.version for product, row in sorted(champion_of.items())},
-                "states_24h": images.states(connection, now - DAY),
+                "states_24h": statistics.per_state(connection, now - DAY),
                 "anomalies_24h": images.count(connection, since=now - DAY, verdict="anomaly"),
-                "last_received_at": newest[0]["received_at"] if newest else None,
+                "last_received_at": statistics.newest(connection),
                 "energy_24h": energy_rows.per_kind(connection, now - DAY),
                 "drift": _drift(connection),
                 "thresholds_chosen": _thresholds(connection),

@@ -23,8 +23,7 @@ from service.root import INCOMING, MODELS
 from service.scoring.active_versions import champion_row
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import Settings
-from service.storage import scores as stored_scores
-from service.storage import thresholds, versions
+from service.storage import statistics, thresholds, versions
 
 LAST = 1000
 
@@ -75,7 +74,7 @@ def preview(
     version = champion_of(root, connection, product)
     chosen = thresholds.chosen(connection).get(product)
     policy = policy_of(settings, product, version.trained_false_alarm_rate, chosen_rate=chosen)
-    scores, were = stored_scores.latest(connection, product, version.version, last)
+    scores, were = statistics.latest_scores(connection, product, version.version, last)
     try:
         present = threshold_of(settings, product, version, chosen_rate=chosen)
     except (TooFewImages, ConfigurationError):
@@ -163,7 +162,7 @@ def _require_known(root: Path, connection: Connection, product: str) -> None:
     # A misspelt product would be scored by `default`'s champion and get a choice that nobody notices.
     known = versions.champions(connection)
     has_folder = product != "" and safe_name(product) == product and (root / INCOMING / product).is_dir()
-    if product in known or has_folder or stored_scores.any_of(connection, product):
+    if product in known or has_folder or statistics.has_images(connection, product):
         return
     if product in thresholds.latest(connection):
         return

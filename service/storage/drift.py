@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select
 
 from service.root import DEFAULT_PRODUCT
 from service.storage import versions
+from service.storage.reviews import last_label
 from service.storage.tables import drift_table as _events
 from service.storage.tables import images_table as _images
 from service.storage.tables import promotions_table as _promotions
-from service.storage.tables import reviews_table as _reviews
 from service.storage.versions import VersionRow
 
 
@@ -68,13 +68,7 @@ _last = select(*(_events.c[name] for name in DriftRow.__dataclass_fields__)).whe
 _crowned = select(_promotions.c.product, _promotions.c.at).where(
     _promotions.c.id.in_(select(func.max(_promotions.c.id)).group_by(_promotions.c.product))
 )
-_label = (
-    select(_reviews.c.label)
-    .where(_reviews.c.image_id == _images.c.id)
-    .order_by(_reviews.c.id.desc())
-    .limit(1)
-    .scalar_subquery()
-)
+_label = last_label(_images.c.id)
 _seen = select(
     _images.c.id,
     _images.c.received_at,

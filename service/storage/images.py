@@ -6,10 +6,10 @@ repeated without harm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -26,14 +26,23 @@ from sqlalchemy import (
 )
 
 from service.errors import TamisError
+from service.storage.database.chunks import chunks
 from service.storage.database.insert_new import insert_new
 from service.storage.tables import images_table as _images
 from service.storage.tables import results_view, time_text
 
-# SQLite takes at most 32,766 parameters in a statement.
-CHUNK = 10_000
-
 _marked = _images.alias("marked")
+
+
+class Filters(TypedDict, total=False):
+    """Which images; None is any. `since` is inclusive, `until` exclusive; `uncertain` are those near the threshold."""
+
+    since: datetime | None
+    until: datetime | None
+    product: str | None
+    verdict: str | None
+    state: str | None
+    uncertain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,20 +234,14 @@ def send(connection: Connection, sent: Sequence[Sent]) -> None:
 
 def find(connection: Connection, ids: Collection[str]) -> dict[str, StoredImage]:
     """Return the stored images of `ids` by id; an unknown id is left out."""
-    found = {}
-    for chunk in _chunks(ids):
-        for row in connection.execute(_stored.where(_images.c.id.in_(chunk))):
-            found[row.id] = StoredImage(*row)
-    return found
+    rows = (row for chunk in chunks(ids) for row in connection.execute(_stored.where(_images.c.id.in_(chunk))))
+    return {row.id: StoredImage(*row) for row in rows}
 
 
 def subjects(connection: Connection, ids: Collection[str]) -> dict[str, ImageToLabel]:
     """Return the images of `ids`, by id, as a label needs them; an unknown id is left out."""
-    found = {}
-    for chunk in _chunks(ids):
-        for row in connection.execute(_subject.where(_images.c.id.in_(chunk))):
-            found[row.id] = ImageToLabel(*row)
-    return found
+    rows = (row for chunk in chunks(ids) for row in connection.execute(_subject.where(_images.c.id.in_(chunk))))
+    return {row.id: ImageToLabel(*row) for row in rows}
 
 
 def lying(connection: Connection, ids: Collection[str]) -> dict[str, str]:
@@ -247,7 +250,7 @@ def lying(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     Asked for each of a million files at a start: no more than that is read.
     """
     found: dict[str, str] = {}
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         rows = connection.execute(_lying, {"ids": chunk})
         found.update((id, path if state in ("placed", "quarantined") else "") for id, path, state in rows)
     return found
@@ -273,60 +276,34 @@ def unfinished(connection: Connection) -> list[StoredImage]:
 def search(
     connection: Connection,
     *,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    product: str | None = None,
-    verdict: str | None = None,
-    state: str | None = None,
-    uncertain: bool = False,
     limit: int | None = 100,
     before: tuple[str, str] | None = None,
+    **filters: Unpack[Filters],
 ) -> list[dict[str, Any]]:
     """Return rows of the view `results`, newest first by (received_at, id); `limit` None is all of them.
 
-    `since` is inclusive, `until` exclusive; `uncertain` asks for those alone whose score was near the threshold.
     Times in the rows are text, as in the view. `before` is the (received_at, id) of the last row of the page
     before this one.
     """
     # The view does not say what is uncertain; the table does, in an index of those alone.
-    source: FromClause = _marked if uncertain else results_view
-    conditions = _conditions(source, since, until, product, verdict, state, uncertain=uncertain)
+    source: FromClause = _marked if filters.get("uncertain") else results_view
+    conditions = _conditions(source, filters)
     columns = source.c
     statement = select(results_view)
-    if uncertain:
+    if source is _marked:
         statement = statement.select_from(_marked).join(results_view, results_view.c.id == columns.id)
     if before is not None:
         last = tuple_(*(literal(value, Text) for value in before))
         conditions.append(tuple_(columns.received_at, columns.id) < last)
     statement = statement.where(*conditions).order_by(columns.received_at.desc(), columns.id.desc()).limit(limit)
-    result = connection.execute(statement)
-    names = list(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
-def count(
-    connection: Connection,
-    *,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    product: str | None = None,
-    verdict: str | None = None,
-    state: str | None = None,
-    uncertain: bool = False,
-) -> int:
+def count(connection: Connection, **filters: Unpack[Filters]) -> int:
     """Return how many rows `search` with these filters has without a limit."""
     # Of the table: SQLite would look up every review and energy row of the view for nothing.
-    statement = select(func.count()).select_from(_images)
-    conditions = _conditions(_images, since, until, product, verdict, state, uncertain=uncertain)
-    return connection.execute(statement.where(*conditions)).scalar_one()
-
-
-def states(connection: Connection, since: datetime | None = None) -> dict[str, int]:
-    """Return the number of images per state, received from `since` on; a state without any is left out."""
-    statement = select(_images.c.state, func.count()).group_by(_images.c.state)
-    if since is not None:
-        statement = statement.where(_images.c.received_at >= since)
-    return {row[0]: row[1] for row in connection.execute(statement)}
+    statement = select(func.count()).select_from(_images).where(*_conditions(_images, filters))
+    return connection.execute(statement).scalar_one()
 
 
 def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
@@ -347,41 +324,24 @@ def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
 def _earliest(connection: Connection, hashes: Collection[str]) -> dict[str, str]:
     """Return the id of the earliest image for each of `hashes` that is known."""
     found: dict[str, str] = {}
-    for chunk in _chunks(hashes):
+    for chunk in chunks(hashes):
         found.update((row.sha256, row.id) for row in connection.execute(_first_of, {"hashes": chunk}))
     return found
 
 
-def _conditions(
-    table: FromClause,
-    since: datetime | None,
-    until: datetime | None,
-    product: str | None,
-    verdict: str | None,
-    state: str | None,
-    *,
-    uncertain: bool,
-) -> list[ColumnElement[bool]]:
-    columns = table.c
+def _conditions(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
+    columns, uncertain = table.c, filters.get("uncertain")
     conditions: list[ColumnElement[bool]] = []
-    if since is not None:
+    if since := filters.get("since"):
         conditions.append(columns.received_at >= literal(time_text(since), Text))
-    if until is not None:
+    if until := filters.get("until"):
         conditions.append(columns.received_at < literal(time_text(until), Text))
-    for name, value in (("product", product), ("verdict", verdict), ("state", state)):
-        if value is not None:
+    for name in ("product", "verdict", "state"):
+        if (value := filters.get(name)) is not None:
             # SQLite takes the index of the uncertain, which are few, only where no other seems to serve.
             column = columns[name].concat("") if uncertain else columns[name]
             conditions.append(column == value)
-    if uncertain:
-        conditions.append(columns.uncertain == 1)
-    return conditions
-
-
-def _chunks(values: Collection[str]) -> Iterator[list[str]]:
-    ordered = list(values)
-    for start in range(0, len(ordered), CHUNK):
-        yield ordered[start : start + CHUNK]
+    return [*conditions, columns.uncertain == 1] if uncertain else conditions
 
 
 def _storable(text: str) -> str:

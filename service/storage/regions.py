@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, bindparam, select
 
+from service.storage.database.chunks import chunks
 from service.storage.database.insert_new import insert_new
 from service.storage.tables import images_table as _images
 from service.storage.tables import regions_table, regions_view
 
 if TYPE_CHECKING:
     from models.regions import Region
-
-# SQLite takes at most 32,766 parameters in a statement.
-CHUNK = 10_000
 
 _insert = insert_new(regions_table)
 _known = select(_images.c.id).where(_images.c.id.in_(bindparam("ids", expanding=True)))
@@ -60,9 +58,8 @@ def of_images(connection: Connection, ids: Collection[str]) -> dict[str, list[di
     The rows are without `image_id`, which is the key.
     """
     found: dict[str, list[dict[str, Any]]] = {id: [] for id in ids}
-    ordered = list(ids)
-    for start in range(0, len(ordered), CHUNK):
-        for row in connection.execute(_of, {"ids": ordered[start : start + CHUNK]}).mappings():
+    for chunk in chunks(ids):
+        for row in connection.execute(_of, {"ids": chunk}).mappings():
             values = dict(row)
             found[values.pop("image_id")].append(values)
     return found

@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func,
 from sqlalchemy.sql.expression import tuple_
 from sqlalchemy.types import Text
 
+from service.storage.reviews import last_label
 from service.storage.tables import images_table as _images
-from service.storage.tables import reviews_table as _reviews
 from service.storage.tables import time_text
 from service.storage.tables import training_images_table as _training
 
@@ -39,13 +39,7 @@ class KeptImage:
 
 _columns = [_images.c[name] for name in KeptImage.__dataclass_fields__]
 _placed = _images.c.state == "placed"
-_label = (
-    select(_reviews.c.label)
-    .where(_reviews.c.image_id == _images.c.id)
-    .order_by(_reviews.c.id.desc())
-    .limit(1)
-    .scalar_subquery()
-)
+_label = last_label(_images.c.id)
 # Two questions and not one with OR: each has its index.
 _vouched: ColumnElement[bool] = or_(
     exists().where(_training.c.image_id == _images.c.id),

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, func, insert, select
 
-from service.storage.images import CHUNK
+from service.storage.database.chunks import chunks
 from service.storage.tables import review_queue_view
 from service.storage.tables import reviews_table as _reviews
 
@@ -32,19 +32,19 @@ class NewReview:
 
 
 @dataclass(frozen=True, slots=True)
-class ReviewRow:
+class ReviewRow(NewReview):
     """What a person said of an image, as it is kept."""
 
     id: int
-    image_id: str
-    label: str | None
-    labelled_by: str | None
-    labelled_at: datetime
-    source: str
-    note: str | None
 
 
 _rows = select(*(_reviews.c[name] for name in ReviewRow.__dataclass_fields__))
+
+
+def last_label(image_id: ColumnElement[str]) -> ScalarSelect[str | None]:
+    """Return the label that a person gave the image `image_id` last, to be selected beside it."""
+    statement = select(_reviews.c.label).where(_reviews.c.image_id == image_id)
+    return statement.order_by(_reviews.c.id.desc()).limit(1).scalar_subquery()
 
 
 def add(connection: Connection, new: Sequence[NewReview]) -> None:
@@ -62,16 +62,10 @@ def history(connection: Connection, image_id: str) -> list[ReviewRow]:
 def latest(connection: Connection, image_ids: Iterable[str]) -> dict[str, ReviewRow]:
     """Return the review that holds of each of `image_ids` that has one; its label may be None."""
     found: dict[str, ReviewRow] = {}
-    ids = list(image_ids)
-    for start in range(0, len(ids), CHUNK):
-        newest = (
-            select(func.max(_reviews.c.id))
-            .where(_reviews.c.image_id.in_(ids[start : start + CHUNK]))
-            .group_by(_reviews.c.image_id)
-        )
-        found.update(
-            (row.image_id, ReviewRow(*row)) for row in connection.execute(_rows.where(_reviews.c.id.in_(newest)))
-        )
+    for chunk in chunks(list(image_ids)):
+        newest = select(func.max(_reviews.c.id)).where(_reviews.c.image_id.in_(chunk)).group_by(_reviews.c.image_id)
+        rows = connection.execute(_rows.where(_reviews.c.id.in_(newest)))
+        found.update((row.image_id, ReviewRow(*row)) for row in rows)
     return found
 
 

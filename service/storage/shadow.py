@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, func, literal, select, true
 
 from service.storage.database.insert_new import insert_new
+from service.storage.reviews import last_label
 from service.storage.tables import results_view
 from service.storage.tables import retrainings_table as _runs
-from service.storage.tables import reviews_table as _reviews
 from service.storage.tables import shadow_scores_table as _scores
 
 
@@ -61,13 +61,7 @@ _counts = (
     .group_by(_scores.c.verdict, _scores.c.champion_verdict)
 )
 _some = select(literal(1)).where(_of_version).limit(bindparam("enough"))
-_label = (
-    select(_reviews.c.label)
-    .where(_reviews.c.image_id == _scores.c.image_id)
-    .order_by(_reviews.c.id.desc())
-    .limit(1)
-    .scalar_subquery()
-)
+_label = last_label(_scores.c.image_id)
 _differ = _scores.c.verdict != _scores.c.champion_verdict
 
 

@@ -1,6 +1,6 @@
-"""Statements that count images over time and look up what is known of one, each bounded by an index.
+"""Statements that count images, list what the latest scored, and look up one; each is bounded by an index.
 
-The caller owns the transaction and chooses spans short enough to hold up no writer.
+So an answer comes as soon with a million images. The caller owns the transaction and chooses short spans of time.
 """
 
 from __future__ import annotations
@@ -8,9 +8,27 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, select, text
 
 from service.storage.tables import ImageState, time_text
+from service.storage.tables import images_table as _images
+
+# How many times the images asked for are looked at to find those of one version.
+LOOK_BACK = 10
+
+_newest = (
+    select(_images.c.score, _images.c.threshold, _images.c.model_version, _images.c.received_at, _images.c.id)
+    .where(_images.c.product == bindparam("of_product"))
+    .order_by(_images.c.received_at.desc(), _images.c.id.desc())
+    .limit(bindparam("rows"))
+    .subquery("newest")
+)
+_latest = (
+    select(_newest.c.score, _newest.c.threshold)
+    .where(_newest.c.model_version == bindparam("of_version"), _newest.c.score.is_not(None))
+    .order_by(_newest.c.received_at.desc(), _newest.c.id.desc())
+    .limit(bindparam("most"))
+)
 
 
 def per_hour(
@@ -88,3 +106,19 @@ def neighbours(
         )
         found.append(list(connection.execute(statement, asked).scalars()))
     return found[0][::-1], found[1]
+
+
+def has_images(connection: Connection, product: str) -> bool:
+    """Return whether there is an image of `product`."""
+    statement = text("SELECT 1 FROM images WHERE product = :product LIMIT 1")
+    return connection.execute(statement, {"product": product}).first() is not None
+
+
+def latest_scores(connection: Connection, product: str, version: str, limit: int) -> tuple[list[float], list[float]]:
+    """Return what `version` scored for the latest images of `product`, and the thresholds that applied.
+
+    Newest first, `limit` at most; images of other versions among them are passed over, up to a bound.
+    """
+    asked = {"of_product": product, "of_version": version, "rows": LOOK_BACK * limit, "most": limit}
+    rows = connection.execute(_latest, asked).all()
+    return [row.score for row in rows], [row.threshold for row in rows]

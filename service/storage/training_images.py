@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from service.storage.database.chunks import CHUNK, chunks
 from service.storage.database.insert_new import insert_new
-from service.storage.images import CHUNK
 from service.storage.tables import images_table as _images
 from service.storage.tables import reviews_table as _reviews
 from service.storage.tables import training_images_table as _training_images
@@ -25,7 +25,7 @@ class NewTrainingImage:
 
     product: str
     sha256: str
-    label: str
+    label: str | None
     role: str | None
     path: str
     file_name: str
@@ -36,23 +36,13 @@ class NewTrainingImage:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingImageRow:
+class TrainingImageRow(NewTrainingImage):
     """An image of the training set; `label` None once it was taken back, `role` None where it is used for nothing.
 
     `path` is where its file is or should be, relative to ROOT.
     """
 
     id: int
-    product: str
-    sha256: str
-    label: str | None
-    role: str | None
-    path: str
-    file_name: str
-    image_id: str | None
-    taken_at: datetime
-    added_at: datetime
-    added_by: str | None
 
 
 _rows = select(*(_training_images.c[name] for name in TrainingImageRow.__dataclass_fields__))
@@ -89,12 +79,8 @@ def of_hash(connection: Connection, product: str, sha256: str) -> TrainingImageR
 
 def find(connection: Connection, ids: Collection[int]) -> list[TrainingImageRow]:
     """Return the images of `ids`; an unknown id is left out."""
-    found: list[TrainingImageRow] = []
-    ordered = list(ids)
-    for start in range(0, len(ordered), CHUNK):
-        statement = _rows.where(_training_images.c.id.in_(ordered[start : start + CHUNK]))
-        found += [TrainingImageRow(*row) for row in connection.execute(statement)]
-    return found
+    rows = (row for chunk in chunks(ids) for row in connection.execute(_rows.where(_training_images.c.id.in_(chunk))))
+    return [TrainingImageRow(*row) for row in rows]
 
 
 def page(connection: Connection, after: int, limit: int) -> list[TrainingImageRow]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Update, insert, select, update
 
 from service.errors import TamisError
 from service.storage.tables import promotions_table as _promotions
@@ -20,7 +20,10 @@ from service.storage.tables import versions_table as _versions
 
 @dataclass(frozen=True)
 class VersionRow:
-    """A row of the view `model_versions`; None is unknown."""
+    """A row of the view `model_versions`; None is unknown.
+
+    `training_wh` in Wh, `images` those that it was trained on, `sha256` that of its model.json.
+    """
 
     product: str
     version: str
@@ -40,48 +43,18 @@ class VersionRow:
 _rows = select(*(_versions.c[name] for name in VersionRow.__dataclass_fields__))
 
 
-def register(
-    connection: Connection,
-    *,
-    product: str,
-    version: str,
-    kind: str,
-    created_at: datetime,
-    state: str,
-    reason: str | None,
-    threshold: float | None,
-    false_alarm_rate: float | None,
-    image_auroc: float | None,
-    f1: float | None,
-    training_wh: float | None,
-    images: int | None,
-    sha256: str,
-) -> None:
-    """Insert a version; with state `champion` it is promoted, and the champion so far retires.
+def register(connection: Connection, **values: Any) -> None:
+    """Insert a version of the `values` of `VersionRow`; as `champion` it is promoted, and the champion so far retires.
 
-    `training_wh` in Wh, `images` those that trained it, `sha256` that of its model.json. Raises TamisError
-    where the version is registered already: a version never changes.
+    Raises TamisError where the version is registered already: a version never changes.
     """
-    if get(connection, product, version) is not None:
-        raise TamisError(f"model {product}/{version}: expected a new version; found it registered already")
-    values: dict[str, Any] = {
-        "product": product,
-        "version": version,
-        "kind": kind,
-        "created_at": created_at,
-        "state": "challenger" if state == "champion" else state,
-        "reason": reason,
-        "threshold": threshold,
-        "false_alarm_rate": false_alarm_rate,
-        "image_auroc": image_auroc,
-        "f1": f1,
-        "training_wh": training_wh,
-        "images": images,
-        "sha256": sha256,
-    }
-    connection.execute(insert(_versions).values(values))
-    if state == "champion":
-        promote(connection, product, version, reason)
+    row = VersionRow(**values)
+    if get(connection, row.product, row.version) is not None:
+        raise TamisError(f"model {row.product}/{row.version}: expected a new version; found it registered already")
+    is_champion = row.state == "champion"
+    connection.execute(insert(_versions).values(values | {"state": "challenger"} if is_champion else values))
+    if is_champion:
+        promote(connection, row.product, row.version, row.reason)
 
 
 def champion(connection: Connection, product: str) -> VersionRow | None:
@@ -133,20 +106,12 @@ def promote(
 
 def reject(connection: Connection, product: str, version: str, reason: str) -> None:
     """Say of a challenger that it was not good enough; a version in any other state stays as it is."""
-    connection.execute(
-        update(_versions)
-        .where(_versions.c.product == product, _versions.c.version == version, _versions.c.state == "challenger")
-        .values(state="rejected", reason=reason)
-    )
+    connection.execute(_challenger(product, version).values(state="rejected", reason=reason))
 
 
 def explain(connection: Connection, product: str, version: str, reason: str) -> None:
     """Say why a challenger is one still."""
-    connection.execute(
-        update(_versions)
-        .where(_versions.c.product == product, _versions.c.version == version, _versions.c.state == "challenger")
-        .values(reason=reason)
-    )
+    connection.execute(_challenger(product, version).values(reason=reason))
 
 
 def rollback(connection: Connection, product: str, reason: str | None, at: datetime | None = None) -> VersionRow:
@@ -170,13 +135,16 @@ def previous(connection: Connection, product: str) -> str | None:
     return line[-2] if len(line) > 1 else None
 
 
-def _line_of(connection: Connection, product: str) -> list[str]:
-    history = (
-        select(_promotions.c.action, _promotions.c.version)
-        .where(_promotions.c.product == product)
-        .order_by(_promotions.c.id)
+def _challenger(product: str, version: str) -> Update:
+    columns = _versions.c
+    return update(_versions).where(
+        columns.product == product, columns.version == version, columns.state == "challenger"
     )
-    return _line((row.action, row.version) for row in connection.execute(history))
+
+
+def _line_of(connection: Connection, product: str) -> list[str]:
+    history = select(_promotions.c.action, _promotions.c.version).where(_promotions.c.product == product)
+    return _line((row.action, row.version) for row in connection.execute(history.order_by(_promotions.c.id)))
 
 
 def _line(history: Iterable[tuple[str, str]]) -> list[str]:

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from service.errors import UsageError
 from service.scoring.threshold_preview import LAST, ThresholdPreview, champion_of, choose_rate, preview
-from service.storage import scores, thresholds, versions
+from service.storage import statistics, thresholds, versions
 from service.web import charts
 from service.web.security import caller
 from service.web.site import FormText, Site, is_part, segment
@@ -76,7 +76,7 @@ def _explored(site: Site, product: str, rate: str | None, stop: str | None) -> d
         wanted = first.present_rate or version.trained_false_alarm_rate
     found = previewed(site, product, wanted)
     with site.reading.connect() as connection:
-        values, _ = scores.latest(connection, product, version.version, LAST)
+        values, _ = statistics.latest_scores(connection, product, version.version, LAST)
     said = f"Scores of the latest {len(values)} images; threshold in force and the one at {wanted:g}"
     marks = [found.present_threshold] if found.present_threshold is not None else []
     return {

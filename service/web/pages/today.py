@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.instances import instances, read_status
-from service.storage import drift, review_pages, scores, versions
+from service.storage import drift, review_pages, versions
 from service.storage import energy as energy_rows
 from service.storage import statistics as tallies
 from service.web import charts
@@ -159,7 +159,7 @@ def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
         if champion is None:
             return None
         # Scores of another version cannot be compared with these.
-        found, thresholds = scores.latest(connection, product, champion.version, SCORES)
+        found, thresholds = tallies.latest_scores(connection, product, champion.version, SCORES)
     if not found:
         return None
     threshold = thresholds[0]

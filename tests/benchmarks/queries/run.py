@@ -26,6 +26,7 @@ from sqlalchemy import Connection, Engine  # noqa: E402
 
 from service.root import DATABASE_FILE  # noqa: E402
 from service.storage import images  # noqa: E402
+from service.storage import statistics as tallies  # noqa: E402
 from service.storage.database.journal import journal_choice  # noqa: E402
 from service.storage.database.open import open_database  # noqa: E402
 
@@ -51,7 +52,7 @@ QUERIES: dict[str, Callable[[Connection], list[object]]] = {
     "first 50 to review of no product": lambda c: _review(c, "WHERE product = 'none'"),
     "count since 24h": lambda c: [images.count(c, since=DAY_AGO)],
     "count of all": lambda c: [images.count(c)],
-    "states of all": lambda c: list(images.states(c)),
+    "states of all": lambda c: list(tallies.per_state(c, datetime(1970, 1, 1, tzinfo=UTC))),
 }
 
 

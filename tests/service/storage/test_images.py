@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from service.errors import TamisError
-from service.storage import energy, images
+from service.storage import energy, images, statistics
 from service.storage.images import Finished
 from service.storage.tables import time_text
 
@@ -200,8 +200,8 @@ def test_no_limit_returns_all_rows(engine, record_of):
 def test_states_counts_since_a_time(engine, record_of):
     record(engine, record_of(1, state="quarantined"), record_of(2), record_of(3))
     with engine.connect() as connection:
-        assert images.states(connection) == {"quarantined": 1, "scored": 2}
-        assert images.states(connection, since=NOON + timedelta(minutes=3)) == {"scored": 1}
+        assert statistics.per_state(connection, NOON) == {"quarantined": 1, "scored": 2}
+        assert statistics.per_state(connection, NOON + timedelta(minutes=3)) == {"scored": 1}
 
 
 def test_the_energy_of_a_batch_is_shared_among_its_images_and_unknown_stays_null(engine, record_of):

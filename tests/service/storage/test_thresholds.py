@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from service.storage import scores, thresholds
+from service.storage import statistics, thresholds
 from service.storage.images import record
 from tests.service.storage.conftest import on_sqlite
 from tests.service.storage.test_plans import plan
@@ -63,23 +63,23 @@ def test_latest_scores_are_those_of_one_version_newest_first(engine, record_of):
         record(connection, [record_of(n, score=float(n)) for n in range(5)], None)
         record(connection, [record_of(n, score=float(n), model_version="v2", threshold=7.0) for n in range(5, 8)], None)
         record(connection, [record_of(8, product="cap"), record_of(9, verdict=None, score=None)], None)
-        assert scores.latest(connection, "lid", "v2", 100) == ([7.0, 6.0, 5.0], [7.0, 7.0, 7.0])
-        assert scores.latest(connection, "lid", "v1", 2)[0] == [4.0, 3.0]
-        assert scores.latest(connection, "lid", "v3", 100) == ([], [])
-        assert scores.any_of(connection, "cap") and not scores.any_of(connection, "lit")
+        assert statistics.latest_scores(connection, "lid", "v2", 100) == ([7.0, 6.0, 5.0], [7.0, 7.0, 7.0])
+        assert statistics.latest_scores(connection, "lid", "v1", 2)[0] == [4.0, 3.0]
+        assert statistics.latest_scores(connection, "lid", "v3", 100) == ([], [])
+        assert statistics.has_images(connection, "cap") and not statistics.has_images(connection, "lit")
 
 
 def test_latest_scores_stop_looking_for_a_version_that_scored_long_ago(engine, record_of):
     with engine.begin() as connection:
         record(connection, [record_of(0, model_version="old")], None)
-        record(connection, [record_of(n) for n in range(1, 1 + scores.LOOK_BACK)], None)
-        assert scores.latest(connection, "lid", "old", 1) == ([], [])
-        assert len(scores.latest(connection, "lid", "old", 2)[0]) == 1
+        record(connection, [record_of(n) for n in range(1, 1 + statistics.LOOK_BACK)], None)
+        assert statistics.latest_scores(connection, "lid", "old", 1) == ([], [])
+        assert len(statistics.latest_scores(connection, "lid", "old", 2)[0]) == 1
 
 
 @on_sqlite
 def test_latest_scores_are_read_off_the_end_of_an_index(engine):
-    found = plan(engine, lambda connection: scores.latest(connection, "lid", "v1", 1000))
+    found = plan(engine, lambda connection: statistics.latest_scores(connection, "lid", "v1", 1000))
     assert "SEARCH images USING INDEX images_by_product_received_at_id (product=?)" in found
     assert "SCAN images" not in found
 
