@@ -3,14 +3,14 @@
 import sqlalchemy as sa
 from alembic import op
 
-from migrations.ddl import append_only, check, finite, one_of, only_where, whole
+from migrations.ddl import append_only, check, columns, finite, one_of, only_where, whole
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
 
-# The latest review of a picture is joined by its number, found in the index; so filters on `results` reach
+# The latest review of an image is joined by its number, found in the index; so filters on `results` reach
 # the indexes of `images`, and columns that are not asked for cost nothing.
 RESULTS = """
 CREATE VIEW results AS
@@ -40,20 +40,25 @@ FROM versions
 
 
 def upgrade() -> None:
+    _make_energy_rows()
+    _make_images()
+    _make_reviews()
+    _make_versions()
+    _make_promotions()
+    for view in (RESULTS, ENERGY, MODEL_VERSIONS):
+        op.execute(view)
+
+
+def _make_energy_rows() -> None:
     op.create_table(
         "energy_rows",
-        sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("started_at", sa.Text, nullable=False),
-        sa.Column("duration_s", sa.Float, nullable=False),
-        sa.Column("images", sa.Integer, nullable=False),
-        sa.Column("cpu_wh", sa.Float),
-        sa.Column("gpu_wh", sa.Float),
-        sa.Column("ram_wh", sa.Float),
-        sa.Column("total_wh", sa.Float),
-        sa.Column("emissions_g", sa.Float),
-        sa.Column("source", sa.Text, nullable=False),
-        sa.Column("country", sa.Text),
+        *columns(sa.Integer, "id", null=False),
+        *columns(sa.Text, "kind started_at", null=False),
+        *columns(sa.Float, "duration_s", null=False),
+        *columns(sa.Integer, "images", null=False),
+        *columns(sa.Float, "cpu_wh gpu_wh ram_wh total_wh emissions_g"),
+        *columns(sa.Text, "source", null=False),
+        *columns(sa.Text, "country"),
         sa.PrimaryKeyConstraint("id"),
         check("energy_rows_kind", one_of("kind", "scoring", "idle", "training", "evaluation")),
         check("energy_rows_source", one_of("source", "measured", "estimated")),
@@ -63,33 +68,23 @@ def upgrade() -> None:
     )
     op.create_index("energy_rows_by_started_at", "energy_rows", ["started_at"])
 
+
+def _make_images() -> None:
     op.create_table(
         "images",
-        sa.Column("id", sa.Text, nullable=False),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("file_name", sa.Text, nullable=False),
-        sa.Column("path", sa.Text, nullable=False),
-        sa.Column("destination", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("verdict", sa.Text),
-        sa.Column("score", sa.Float),
-        sa.Column("threshold", sa.Float),
-        sa.Column("p_value", sa.Float),
-        sa.Column("model_version", sa.Text),
-        sa.Column("sha256", sa.Text),
-        sa.Column("width", sa.Integer),
-        sa.Column("height", sa.Integer),
-        sa.Column("mode", sa.Text),
-        sa.Column("bytes", sa.BigInteger),
-        sa.Column("received_at", sa.Text, nullable=False),
-        sa.Column("decided_at", sa.Text, nullable=False),
-        sa.Column("placed_at", sa.Text),
-        sa.Column("latency_ms", sa.Float),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("duplicate_of", sa.Text),
-        sa.Column("error_code", sa.Text),
-        sa.Column("error", sa.Text),
-        sa.Column("energy_id", sa.Integer),
+        *columns(sa.Text, "id product file_name path destination state", null=False),
+        *columns(sa.Text, "verdict"),
+        *columns(sa.Float, "score threshold p_value"),
+        *columns(sa.Text, "model_version sha256"),
+        *columns(sa.Integer, "width height"),
+        *columns(sa.Text, "mode"),
+        *columns(sa.BigInteger, "bytes"),
+        *columns(sa.Text, "received_at decided_at", null=False),
+        *columns(sa.Text, "placed_at"),
+        *columns(sa.Float, "latency_ms"),
+        *columns(sa.Integer, "attempts", null=False),
+        *columns(sa.Text, "duplicate_of error_code error"),
+        *columns(sa.Integer, "energy_id"),
         sa.PrimaryKeyConstraint("id"),
         check("images_state", one_of("state", "scored", "placed", "quarantined", "missing", "conflict")),
         check("images_verdict", one_of("verdict", "normal", "anomaly")),
@@ -104,25 +99,27 @@ def upgrade() -> None:
         check("images_attempts", whole("attempts", 0)),
         sa.ForeignKeyConstraint(["energy_id"], ["energy_rows.id"], name="images_energy_id"),
     )
-    for columns in (
+    # Each serves one filter of `images.search` in its order, newest first, without sorting.
+    for indexed in (
         ["received_at", "id"],
         ["product", "received_at", "id"],
         ["product", "verdict", "received_at", "id"],
         ["verdict", "received_at", "id"],
         ["state", "received_at", "id"],
     ):
-        op.create_index("images_by_" + "_".join(columns), "images", columns)
+        op.create_index("images_by_" + "_".join(indexed), "images", indexed)
+    # The earliest image with given bytes is the one that is no duplicate.
     op.create_index("images_by_sha256", "images", ["sha256"], **only_where("duplicate_of IS NULL"))
 
+
+def _make_reviews() -> None:
     op.create_table(
         "reviews",
-        sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("image_id", sa.Text, nullable=False),
-        sa.Column("label", sa.Text),
-        sa.Column("labelled_by", sa.Text),
-        sa.Column("labelled_at", sa.Text, nullable=False),
-        sa.Column("source", sa.Text, nullable=False),
-        sa.Column("note", sa.Text),
+        *columns(sa.Integer, "id", null=False),
+        *columns(sa.Text, "image_id", null=False),
+        *columns(sa.Text, "label labelled_by"),
+        *columns(sa.Text, "labelled_at source", null=False),
+        *columns(sa.Text, "note"),
         sa.PrimaryKeyConstraint("id"),
         check("reviews_label", one_of("label", "normal", "anomaly")),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="reviews_image_id"),
@@ -130,50 +127,35 @@ def upgrade() -> None:
     op.create_index("reviews_by_image_id", "reviews", ["image_id", "id"])
     append_only("reviews")
 
+
+def _make_versions() -> None:
     op.create_table(
         "versions",
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("version", sa.Text, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("reason", sa.Text),
-        sa.Column("threshold", sa.Float),
-        sa.Column("image_auroc", sa.Float),
-        sa.Column("f1", sa.Float),
-        sa.Column("false_alarm_rate", sa.Float),
-        sa.Column("training_wh", sa.Float),
-        sa.Column("images", sa.Integer),
-        sa.Column("sha256", sa.Text, nullable=False),
+        *columns(sa.Text, "product version kind created_at state", null=False),
+        *columns(sa.Text, "reason"),
+        *columns(sa.Float, "threshold image_auroc f1 false_alarm_rate training_wh"),
+        *columns(sa.Integer, "images"),
+        *columns(sa.Text, "sha256", null=False),
         sa.PrimaryKeyConstraint("product", "version"),
         check("versions_state", one_of("state", "champion", "challenger", "retired", "rejected")),
         check("versions_images", whole("images", 0)),
         check("versions_sha256", "length(sha256) = 64"),
     )
-    op.create_index(
-        "versions_one_champion",
-        "versions",
-        ["product"],
-        unique=True,
-        **only_where("state = 'champion'"),
-    )
+    one = only_where("state = 'champion'")
+    op.create_index("versions_one_champion", "versions", ["product"], unique=True, **one)
 
+
+def _make_promotions() -> None:
     op.create_table(
         "promotions",
-        sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("version", sa.Text, nullable=False),
-        sa.Column("action", sa.Text, nullable=False),
-        sa.Column("at", sa.Text, nullable=False),
-        sa.Column("reason", sa.Text),
+        *columns(sa.Integer, "id", null=False),
+        *columns(sa.Text, "product version action at", null=False),
+        *columns(sa.Text, "reason"),
         sa.PrimaryKeyConstraint("id"),
         check("promotions_action", one_of("action", "promote", "rollback")),
     )
     op.create_index("promotions_by_product_id", "promotions", ["product", "id"])
     append_only("promotions")
-
-    for view in (RESULTS, ENERGY, MODEL_VERSIONS):
-        op.execute(view)
 
 
 def downgrade() -> None:

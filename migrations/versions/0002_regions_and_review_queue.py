@@ -1,13 +1,13 @@
-"""Regions of pictures, the uncertain band, and the public views `regions` and `review_queue`.
+"""Regions of images, the uncertain band, and the public views `regions` and `review_queue`.
 
-Columns are added in place, so a database of a million pictures is not written anew; rows from before have NULL
+Columns are added in place, so a database of a million images is not written anew; rows from before have NULL
 in them, since what a band would have said of them is not known.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-from migrations.ddl import check, finite, on_sqlite, only_where, whole
+from migrations.ddl import check, columns, finite, on_sqlite, only_where, whole
 
 revision = "0002"
 down_revision = "0001"
@@ -19,7 +19,7 @@ CREATE VIEW regions AS
 SELECT image_id, number, x, y, width, height, area, area_share, peak, mean
 FROM region_rows
 """
-# Ordered as it is to be read, and always from the index in that order: SQLite would rather sort all pictures of a
+# Ordered as it is to be read, and always from the index in that order: SQLite would rather sort all images of a
 # product than pass over those of others. The latest review is found as in `results`.
 REVIEW_QUEUE = """
 CREATE VIEW review_queue AS
@@ -39,26 +39,17 @@ def upgrade() -> None:
         ("uncertainty", "FLOAT", "uncertainty >= 0 AND uncertainty <= 1"),
     ):
         op.execute(f"ALTER TABLE images ADD COLUMN {column} {kind} CONSTRAINT images_{column} CHECK ({condition})")
+    # The uncertain ones alone: few, so that other filters may be looked at one by one.
     op.create_index("images_uncertain_by_received_at", "images", ["received_at", "id"], **only_where("uncertain = 1"))
-    op.create_index(
-        "images_by_uncertainty",
-        "images",
-        ["uncertainty", "received_at", "id", "product"],
-        **only_where("uncertainty IS NOT NULL"),
-    )
+    # The review queue in its order, backwards; `product` lets the rows of others be passed over unread.
+    queue = ["uncertainty", "received_at", "id", "product"]
+    op.create_index("images_by_uncertainty", "images", queue, **only_where("uncertainty IS NOT NULL"))
 
     op.create_table(
         "region_rows",
-        sa.Column("image_id", sa.Text, nullable=False),
-        sa.Column("number", sa.Integer, nullable=False),
-        sa.Column("x", sa.Integer, nullable=False),
-        sa.Column("y", sa.Integer, nullable=False),
-        sa.Column("width", sa.Integer, nullable=False),
-        sa.Column("height", sa.Integer, nullable=False),
-        sa.Column("area", sa.Integer, nullable=False),
-        sa.Column("area_share", sa.Float, nullable=False),
-        sa.Column("peak", sa.Float, nullable=False),
-        sa.Column("mean", sa.Float, nullable=False),
+        *columns(sa.Text, "image_id", null=False),
+        *columns(sa.Integer, "number x y width height area", null=False),
+        *columns(sa.Float, "area_share peak mean", null=False),
         sa.PrimaryKeyConstraint("image_id", "number"),
         check("region_rows_number", whole("number", 1)),
         check("region_rows_x", whole("x", 0)),

@@ -1,12 +1,12 @@
 """What people say and what follows from it: training set, retrainings, shadow scores, thresholds chosen, drift.
 
-Columns are added in place; rows from before have NULL in them, since how bright a picture was is not known any more.
+Columns are added in place; rows from before have NULL in them, since how bright an image was is not known any more.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-from migrations.ddl import check, finite, only_where
+from migrations.ddl import check, columns, finite, only_where
 
 revision = "0003"
 down_revision = "0002"
@@ -37,37 +37,39 @@ FROM drift_events
 
 
 def upgrade() -> None:
+    _extend_images()
+    _make_training_pictures()
+    _make_retraining_runs()
+    _make_shadow_scores()
+    _make_threshold_choices()
+    _make_drift_events()
+    for view in VIEWS:
+        op.execute(view)
+
+
+def _extend_images() -> None:
     for column in ("brightness", "contrast", "sharpness"):
         op.execute(f"ALTER TABLE images ADD COLUMN {column} FLOAT CONSTRAINT images_{column} CHECK ({finite(column)})")
 
     # The files that are there, oldest first, with their sizes; and those that a crash left on their way out.
-    op.create_index(
-        "images_placed",
-        "images",
-        ["verdict", "received_at", "id", "bytes", "state"],
-        **only_where("state = 'placed'"),
-    )
-    op.create_index(
-        "images_being_removed",
-        "images",
-        ["id"],
-        **only_where("error_code = 'removing_by_retention'"),
-    )
+    placed = ["verdict", "received_at", "id", "bytes", "state"]
+    op.create_index("images_placed", "images", placed, **only_where("state = 'placed'"))
+    removing = only_where("error_code = 'removing_by_retention'")
+    op.create_index("images_being_removed", "images", ["id"], **removing)
+    # Those with the bytes of another: few, and asked for where a label holds for bytes or a file was renamed.
     op.create_index("images_by_duplicate_of", "images", ["duplicate_of"], **only_where("duplicate_of IS NOT NULL"))
 
+
+def _make_training_pictures() -> None:
     op.create_table(
         "training_pictures",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("sha256", sa.Text, nullable=False),
-        sa.Column("label", sa.Text),
-        sa.Column("role", sa.Text),
-        sa.Column("path", sa.Text, nullable=False),
-        sa.Column("file_name", sa.Text, nullable=False),
-        sa.Column("image_id", sa.Text),
-        sa.Column("taken_at", sa.Text, nullable=False),
-        sa.Column("added_at", sa.Text, nullable=False),
-        sa.Column("added_by", sa.Text),
+        *columns(sa.Text, "product sha256", null=False),
+        *columns(sa.Text, "label role"),
+        *columns(sa.Text, "path file_name", null=False),
+        *columns(sa.Text, "image_id"),
+        *columns(sa.Text, "taken_at added_at", null=False),
+        *columns(sa.Text, "added_by"),
         check("training_pictures_label", f"label IN ({VERDICTS})"),
         check("training_pictures_role", "role IN ('train', 'calibrate', 'golden')"),
         check("training_pictures_sha256", "length(sha256) = 64"),
@@ -77,40 +79,29 @@ def upgrade() -> None:
     op.create_index("training_pictures_by_product_taken_at", "training_pictures", ["product", "taken_at"])
     op.create_index("training_pictures_by_image_id", "training_pictures", ["image_id"])
 
+
+def _make_retraining_runs() -> None:
     op.create_table(
         "retraining_runs",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("trigger", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("requested_at", sa.Text, nullable=False),
-        sa.Column("planned_at", sa.Text),
-        sa.Column("started_at", sa.Text),
-        sa.Column("ended_at", sa.Text),
-        sa.Column("review_id", sa.Integer),
-        sa.Column("champion", sa.Text),
-        sa.Column("challenger", sa.Text),
-        sa.Column("outcome", sa.Text),
-        sa.Column("reason", sa.Text),
-        sa.Column("gate", sa.Text),
-        sa.Column("report", sa.Text),
-        sa.Column("total_wh", sa.Float),
-        sa.Column("saved_g", sa.Float),
+        *columns(sa.Text, "product trigger state requested_at", null=False),
+        *columns(sa.Text, "planned_at started_at ended_at"),
+        *columns(sa.Integer, "review_id"),
+        *columns(sa.Text, "champion challenger outcome reason gate report"),
+        *columns(sa.Float, "total_wh saved_g"),
         check("retraining_runs_trigger", "trigger IN ('cron', 'labels', 'drift', 'command')"),
         check("retraining_runs_state", "state IN ('waiting', 'running', 'done', 'failed', 'stopped')"),
         check("retraining_runs_outcome", "outcome IN ('promoted', 'challenger', 'rejected', 'skipped')"),
     )
     op.create_index("retraining_runs_by_product_id", "retraining_runs", ["product", "id"])
 
+
+def _make_shadow_scores() -> None:
     op.create_table(
         "shadow_scores",
-        sa.Column("image_id", sa.Text, nullable=False),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("version", sa.Text, nullable=False),
-        sa.Column("score", sa.Float, nullable=False),
-        sa.Column("threshold", sa.Float, nullable=False),
-        sa.Column("verdict", sa.Text, nullable=False),
-        sa.Column("champion_verdict", sa.Text, nullable=False),
+        *columns(sa.Text, "image_id product version", null=False),
+        *columns(sa.Float, "score threshold", null=False),
+        *columns(sa.Text, "verdict champion_verdict", null=False),
         sa.PrimaryKeyConstraint("image_id", "version"),
         check("shadow_scores_verdict", f"verdict IN ({VERDICTS})"),
         check("shadow_scores_champion_verdict", f"champion_verdict IN ({VERDICTS})"),
@@ -120,41 +111,34 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("shadow_scores_by_verdicts", "shadow_scores", ["product", "version", "verdict", "champion_verdict"])
-    op.create_index(
-        "shadow_scores_disagreeing",
-        "shadow_scores",
-        ["product", "version", "image_id"],
-        **only_where("verdict <> champion_verdict"),
-    )
+    differing = only_where("verdict <> champion_verdict")
+    op.create_index("shadow_scores_disagreeing", "shadow_scores", ["product", "version", "image_id"], **differing)
 
+
+def _make_threshold_choices() -> None:
     op.create_table(
         "threshold_choices",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("false_alarm_rate", sa.Float),
-        sa.Column("chosen_by", sa.Text),
-        sa.Column("chosen_at", sa.Text, nullable=False),
+        *columns(sa.Text, "product", null=False),
+        *columns(sa.Float, "false_alarm_rate"),
+        *columns(sa.Text, "chosen_by"),
+        *columns(sa.Text, "chosen_at", null=False),
         check("threshold_choices_false_alarm_rate", "false_alarm_rate > 0 AND false_alarm_rate < 1"),
     )
     op.create_index("threshold_choices_by_product_id", "threshold_choices", ["product", "id"])
 
+
+def _make_drift_events() -> None:
     op.create_table(
         "drift_events",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("product", sa.Text, nullable=False),
-        sa.Column("version", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("cause", sa.Text),
-        sa.Column("first_image_id", sa.Text),
-        sa.Column("at", sa.Text, nullable=False),
-        sa.Column("figures", sa.Text, nullable=False),
+        *columns(sa.Text, "product version state", null=False),
+        *columns(sa.Text, "cause first_image_id"),
+        *columns(sa.Text, "at figures", null=False),
         check("drift_events_state", "state IN ('steady', 'drifting')"),
         check("drift_events_cause", "cause IN ('light', 'defects', 'unknown')"),
     )
     op.create_index("drift_events_by_product_id", "drift_events", ["product", "id"])
-
-    for view in VIEWS:
-        op.execute(view)
 
 
 def downgrade() -> None:
