@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine, select
 
 import migrations
 from service.commands.options import AsJson, Root, print_json
@@ -74,16 +74,13 @@ def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
         "rows_without_file": None,
     }
     try:
-        engine = open_database(root, read_only=True, migrate=False)
-        try:
+        with open_database(root, read_only=True, migrate=False) as engine:
             with engine.connect() as connection:
                 found["integrity"] = engine.check(connection, quick=False)
                 found["broken_references"] = len(engine.broken_references(connection))
                 found["revision"] = schema.revision_of(connection)
             if files:
                 found["rows"], found["rows_without_file"] = _count_files(engine, root)
-        finally:
-            engine.dispose()
     except DatabaseCorrupt as error:
         found["integrity"].append(str(error))
     found["sound"] = (
@@ -101,13 +98,11 @@ def backup(
 ) -> None:
     """Copy the database, also while Tamis runs, into a file that is checked before it appears."""
     _refuse_server(root, "pg_dump --format=custom --file=FILE URL")
-    engine = open_database(root, read_only=True, migrate=False)
-    try:
-        size = copy_database(engine, destination, force=force)
-    except OSError as error:
-        raise TamisError(f"backup {destination}: expected to write it; found {error.strerror}") from error
-    finally:
-        engine.dispose()
+    with open_database(root, read_only=True, migrate=False) as engine:
+        try:
+            size = copy_database(engine, destination, force=force)
+        except OSError as error:
+            raise TamisError(f"backup {destination}: expected to write it; found {error.strerror}") from error
     if as_json:
         print_json({"backup": destination, "bytes": size})
     else:
@@ -146,12 +141,8 @@ def _refuse_server(root: Path, instead: str) -> None:
 
 
 def _revision(root: Path) -> str | None:
-    engine = open_database(root, read_only=True, migrate=False)
-    try:
-        with engine.connect() as connection:
-            return schema.revision_of(connection)
-    finally:
-        engine.dispose()
+    with open_database(root, read_only=True, migrate=False) as engine, engine.connect() as connection:
+        return schema.revision_of(connection)
 
 
 def _count_files(engine: Engine, root: Path) -> tuple[int, int]:
@@ -165,22 +156,12 @@ def _count_files(engine: Engine, root: Path) -> tuple[int, int]:
 
 def _paths(engine: Engine) -> Iterator[str]:
     """Yield each row's path, in short transactions: a check of a large root should not hold up its daemon."""
+    statement = select(_images.c.id, _images.c.path).where(_images.c.state.in_(STATES_WITH_FILE)).order_by(_images.c.id)
     last = ""
-    while page := _page(engine, last):
-        yield from (path for _, path in page)
-        last = page[-1][0]
-
-
-def _page(engine: Engine, after: str) -> list[tuple[str, str]]:
-    with engine.connect() as connection:
-        return _read_page(connection, after)
-
-
-def _read_page(connection: Connection, after: str) -> list[tuple[str, str]]:
-    statement = (
-        select(_images.c.id, _images.c.path)
-        .where(_images.c.id > after, _images.c.state.in_(STATES_WITH_FILE))
-        .order_by(_images.c.id)
-        .limit(PAGE)
-    )
-    return [(id, path) for id, path in connection.execute(statement)]
+    while True:
+        with engine.connect() as connection:
+            page = connection.execute(statement.where(_images.c.id > last).limit(PAGE)).all()
+        if not page:
+            return
+        yield from (row.path for row in page)
+        last = page[-1].id

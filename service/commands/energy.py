@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,33 +13,11 @@ from service.commands.results import moment
 from service.storage import energy as storage
 from service.storage.database.open import open_database
 
-KIND_COLUMNS = (
-    "kind",
-    "images",
-    "total_wh",
-    "emissions_g",
-    "wh_per_1000_images",
-    "g_per_1000_images",
-    "share",
-    "source",
-)
-DAY_COLUMNS = (
-    "day",
-    "images",
-    "total_wh",
-    "emissions_g",
-    "wh_per_1000_images",
-    "g_per_1000_images",
-    "idle_share",
-    "source",
-)
+PER_1000 = ("wh_per_1000_images", "g_per_1000_images")
+KIND_COLUMNS = ("kind", "images", "total_wh", "emissions_g", *PER_1000, "share", "source")
+DAY_COLUMNS = ("day", "images", "total_wh", "emissions_g", *PER_1000, "idle_share", "source")
 
-
-class Per(StrEnum):
-    """What a row of the report stands for."""
-
-    day = "day"
-    kind = "kind"
+Per = Literal["day", "kind"]
 
 
 def energy(
@@ -65,17 +42,13 @@ def energy(
 
 def report(root: Path, since: datetime | None, per: Per | None) -> dict[str, Any]:
     """Return the report as one JSON document; an unknown figure is None, and the notes say why."""
-    engine = open_database(root, read_only=True)
-    try:
-        with engine.connect() as connection:
-            kinds = storage.per_kind(connection, since)
-            days = storage.per_day(connection, since)
-    finally:
-        engine.dispose()
+    with open_database(root, read_only=True) as engine, engine.connect() as connection:
+        kinds = storage.per_kind(connection, since)
+        days = storage.per_day(connection, since)
     found = _totals(kinds) | {"since": since}
-    if per is not Per.day:
+    if per != "day":
         found["per_kind"] = kinds
-    if per is not Per.kind:
+    if per != "kind":
         found["per_day"] = days
     return found | {"notes": _notes(kinds)}
 

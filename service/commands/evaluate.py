@@ -6,45 +6,32 @@ Changes nothing but rows of energy: one for each evaluation, and one for each tr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from models.data.datasets import Dataset, Sample, read_dataset
 from models.errors import DatasetError
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json
-from service.commands.score import UNREADABLE, check_rate, image_reader, upright_size
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
 from service.energy.meter import EnergyMeter
 from service.errors import UsageError
 from service.evaluation import report as page
 from service.evaluation import text_report as output
 from service.evaluation.learning_curve import job_like, sizes_asked, training_pool
 from service.evaluation.outcome import Evaluated, LearningPoint
-from service.evaluation.run import Bench, plan
+from service.evaluation.run import Bench, Work, plan
 from service.evaluation.thumbnails import thumbnails
+from service.imaging.read import UNREADABLE, image_reader, upright_size
 from service.root import DEFAULT_PRODUCT
 from service.settings import Settings
 from service.storage.database.open import open_database
 
-
-class LayoutName(StrEnum):
-    """How the folder keeps images and labels."""
-
-    auto = "auto"
-    visa = "visa"
-    mvtec = "mvtec"
-    folders = "folders"
-
-
-class SplitName(StrEnum):
-    """Which part of the data."""
-
-    test = "test"
-    train = "train"
+Layout = Literal["auto", "visa", "mvtec", "folders"]
+Split = Literal["test", "train"]
 
 
 def evaluate(
@@ -58,11 +45,9 @@ def evaluate(
     ] = DEFAULT_PRODUCT,
     version: Annotated[str | None, typer.Option(help="Another version of that product, for all objects.")] = None,
     object_name: Annotated[str | None, typer.Option("--object", metavar="NAME", help="Only this object.")] = None,
-    layout: Annotated[LayoutName, typer.Option(help="How the folder is laid out.")] = LayoutName.auto,
-    split: Annotated[SplitName, typer.Option(help="Which images.")] = SplitName.test,
-    false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")
-    ] = None,
+    layout: Annotated[Layout, typer.Option(help="How the folder is laid out.")] = "auto",
+    split: Annotated[Split, typer.Option(help="Which images.")] = "test",
+    false_alarm_rate: FalseAlarmRate = None,
     compare_with: Annotated[
         str | None,
         typer.Option("--compare", metavar="VERSION", help="Another version of the product, beside the first."),
@@ -88,7 +73,7 @@ def evaluate(
     settings = settings_module.load(root)
     check_rate(false_alarm_rate)
     sizes = sizes_asked(learning_sizes, normals)
-    dataset = read_dataset(folder, object_name, layout.value)
+    dataset = read_dataset(folder, object_name, layout)
     if sizes and len(dataset.objects) > 1:
         raise UsageError(
             f"--learning-curve: expected one object, since --from shows one; found {len(dataset.objects)}; "
@@ -97,10 +82,7 @@ def evaluate(
     samples = {name: _samples(dataset, folder, split, name) for name in dataset.objects}
     if report is not None:
         page.prepare(report)
-    engine = open_database(root)
-    evaluated: list[Evaluated] = []
-    learned: list[LearningPoint] = []
-    try:
+    with open_database(root) as engine:
         works = plan(
             root,
             engine,
@@ -111,48 +93,53 @@ def evaluate(
             compare_with=compare_with,
             asked_rate=false_alarm_rate,
         )
-        pool: list[Path] = []
-        if normals is not None:
-            job_like(works[0].first.version, works[0].rate, settings, steps)  # refuses what cannot be trained
-            pool, left_out = training_pool(normals, works[0].samples)
-            if left_out:
-                typer.echo(f"learning curve: {left_out} images left out, since they are evaluated", err=True)
+        pool = [] if normals is None else _pool(normals, works[0], settings, steps)
         meter = EnergyMeter(
             tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
         )
-        try:
+        with closing(meter):
             bench = Bench(engine, settings, meter)
-            with output.score_file(scores) as write_scores:
-                for work in works:
-                    evaluated.append(bench.evaluate(work))
-                    write_scores(evaluated[-1])
-            if pool:
-                learned = bench.learn(works[0], pool, sizes, steps)
-        finally:
-            meter.close()
-    finally:
-        engine.dispose()
+            evaluated = _evaluate_all(bench, works, scores)
+            learned = bench.learn(works[0], pool, sizes, steps) if pool else []
     written = None
     if report is not None:
         html = page.render(_page(folder, dataset, split, evaluated, learned, settings))
         written = page.write(report, html)
     if as_json:
-        print_json(output.document(folder, dataset, split.value, evaluated, learned, written))
+        print_json(output.document(folder, dataset, split, evaluated, learned, written))
     else:
         output.show(evaluated, learned, written)
 
 
-def _samples(dataset: Dataset, folder: Path, split: SplitName, object: str) -> list[Sample]:
-    samples = dataset.select(split.value, object)
+def _samples(dataset: Dataset, folder: Path, split: Split, object: str) -> list[Sample]:
+    samples = dataset.select(split, object)
     if not samples:
-        raise DatasetError(f"{folder}: expected images of object {object!r} in the split {split.value}; found none")
+        raise DatasetError(f"{folder}: expected images of object {object!r} in the split {split}; found none")
     return samples
+
+
+def _pool(normals: Path, work: Work, settings: Settings, steps: int | None) -> list[Path]:
+    """Return the images that a learning curve may train on, having refused a version that cannot be trained."""
+    job_like(work.first.version, work.rate, settings, steps)
+    pool, left_out = training_pool(normals, work.samples)
+    if left_out:
+        typer.echo(f"learning curve: {left_out} images left out, since they are evaluated", err=True)
+    return pool
+
+
+def _evaluate_all(bench: Bench, works: Sequence[Work], scores: Path | None) -> list[Evaluated]:
+    evaluated: list[Evaluated] = []
+    with output.score_file(scores) as write_scores:
+        for work in works:
+            evaluated.append(bench.evaluate(work))
+            write_scores(evaluated[-1])
+    return evaluated
 
 
 def _page(
     folder: Path,
     dataset: Dataset,
-    split: SplitName,
+    split: Split,
     evaluated: Sequence[Evaluated],
     learned: Sequence[LearningPoint],
     settings: Settings,
@@ -171,7 +158,7 @@ def _page(
     return page.ReportPage(
         folder=str(folder),
         layout=dataset.layout,
-        split=split.value,
+        split=split,
         made_at=datetime.now(UTC),
         sections=[section(one) for one in evaluated],
         mean=output.mean_metrics(evaluated),

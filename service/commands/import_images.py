@@ -12,8 +12,8 @@ import typer
 
 from models.data.datasets import SUFFIXES, images_under
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json
-from service.commands.review import By, LabelName, who
+from service.commands.options import AsJson, By, Root, print_json, who
+from service.commands.review import Label
 from service.errors import TamisError, UsageError
 from service.labelling import import_images as importing
 from service.labelling.import_images import SKIPPED
@@ -28,7 +28,7 @@ LINE_EVERY = 100
 def import_images(
     root: Root,
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Images, at any depth.")],
-    label: Annotated[LabelName, typer.Option(help="What they all show.")],
+    label: Annotated[Label, typer.Option(help="What they all show.")],
     product: Annotated[str, typer.Option(help="What they are images of.")] = DEFAULT_PRODUCT,
     by: By = None,
     as_json: AsJson = False,
@@ -36,20 +36,19 @@ def import_images(
     """Copy images with a label into the training set; the originals stay as they are."""
     settings = settings_module.load(root)
     check_product(product)
-    if label is LabelName.none:
+    if label == "none":
         raise UsageError("--label: expected normal or anomaly for images to import; found none")
     files = images_under(folder)
     if not files:
         raise TamisError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
     done: Counter[str] = Counter()
     found = []
-    engine = open_database(root)
-    try:
+    with open_database(root) as engine:
         for one in importing.import_images(
             root,
             engine,
             files,
-            label.value,
+            label,
             product,
             by=who(by),
             burst_gap_s=settings.burst_gap_s,
@@ -62,11 +61,9 @@ def import_images(
                 typer.echo(f"skipped {one.file}: {one.why}", err=True)
             if done.total() % LINE_EVERY == 0 or (sys.stderr.isatty() and done.total() % 10 == 0):
                 typer.echo(f"{done.total():,} of {len(files):,}", err=True)
-    finally:
-        engine.dispose()
     counts = {outcome: done[outcome] for outcome in OUTCOMES}
     if as_json:
-        print_json({"product": product, "label": label.value, **counts, "files": [asdict(one) for one in found]})
+        print_json({"product": product, "label": label, **counts, "files": [asdict(one) for one in found]})
     else:
         typer.echo(", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count))
     if done[SKIPPED] == len(found):

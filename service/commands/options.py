@@ -1,7 +1,8 @@
-"""What the commands share: the options that each has, and how a report is printed."""
+"""What the commands share: options, and how a report is printed."""
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,33 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from service.errors import UsageError
+
 Root = Annotated[
     Path,
     typer.Option("--root", envvar="TAMIS_ROOT", help="Folder that holds incoming/, normal/, anomaly/ and tamis.db."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-
+By = Annotated[str | None, typer.Option(help="Who says so; without it the user of this command.")]
+FalseAlarmRate = Annotated[float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")]
 
 PIPE_WIDTH = 400
+
+
+def check_rate(asked: float | None) -> None:
+    """Raise UsageError for a false-alarm rate outside (0, 1)."""
+    if asked is not None and not 0 < asked < 1:
+        raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {asked:g}")
+
+
+def who(by: str | None) -> str | None:
+    """Return `by`, else the user of this process as far as the system knows a name; in a container it may not."""
+    if by is not None:
+        return by
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return None
 
 
 def print_json(document: Any) -> None:

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, Any, TextIO, get_args
+from typing import IO, Annotated, Any, Literal, TextIO, get_args
 
 import typer
 from sqlalchemy import Engine
@@ -28,30 +27,12 @@ from service.storage.database.open import open_database
 from service.storage.tables import ImageState, Verdict, results_view
 
 PAGE = 5000
-TABLE_COLUMNS = (
-    "received_at",
-    "product",
-    "file_name",
-    "verdict",
-    "score",
-    "threshold",
-    "state",
-    "label",
-    "error_code",
-)
+TABLE_COLUMNS = ["received_at", "product", "file_name", "verdict", "score", "threshold", "state", "label", "error_code"]
 COLUMNS = tuple(results_view.c.keys())
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 Row = Mapping[str, Any]
-
-
-class Format(StrEnum):
-    """What the rows are written as."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    parquet = "parquet"
+Format = Literal["table", "csv", "json", "parquet"]
 
 
 def results(
@@ -65,7 +46,7 @@ def results(
     state: Annotated[str | None, typer.Option(help="scored, placed, quarantined, missing or conflict.")] = None,
     uncertain: Annotated[bool, typer.Option("--uncertain", help="Only those near the threshold.")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Rows at most, the newest; 0 is all.")] = 100,
-    format: Annotated[Format, typer.Option(help="How to write them.")] = Format.table,
+    format: Annotated[Format, typer.Option(help="How to write them.")] = "table",
     output: Annotated[Path | None, typer.Option(help="Write to this file, not to stdout.")] = None,
     as_json: AsJson = False,
     with_regions: Annotated[
@@ -74,7 +55,7 @@ def results(
 ) -> None:
     """Show what was decided, newest first."""
     now = datetime.now(UTC)
-    filters: dict[str, Any] = {
+    filters: images.Filters = {
         "since": None if since is None else moment(since, now),
         "until": None if until is None else moment(until, now),
         "product": product,
@@ -82,24 +63,21 @@ def results(
         "state": _one_of("--state", state, get_args(ImageState)),
         "uncertain": uncertain,
     }
-    format = Format.json if as_json else format
-    if with_regions and format is not Format.json:
-        raise UsageError(f"--regions: expected --json, since an image has any number of them; found {format.value}")
-    if format is Format.parquet:
+    format = "json" if as_json else format
+    if with_regions and format != "json":
+        raise UsageError(f"--regions: expected --json, since an image has any number of them; found {format}")
+    if format == "parquet":
         _require_pyarrow()
         if output is None and sys.stdout.isatty():
             raise UsageError("--format parquet: expected --output FILE, or stdout that is no terminal")
-    if format is Format.table and output is not None:
+    if format == "table" and output is not None:
         raise UsageError("--output: expected --format csv, json or parquet; found table")
-    engine = open_database(root, read_only=True)
-    try:
+    with open_database(root, read_only=True) as engine:
         with engine.connect() as connection:
             total = images.count(connection, **filters)
         shown = min(total, limit) if limit else total
         pages = _rows(engine, filters, shown)
         _write(_with_regions(engine, pages) if with_regions else pages, format, output, total)
-    finally:
-        engine.dispose()
     everything = "" if shown == total else "; --limit 0 shows all"
     typer.echo(f"{shown:,} of {total:,} shown{everything}", err=True)
 
@@ -136,7 +114,7 @@ def _one_of(option: str, value: str | None, names: tuple[str, ...]) -> str | Non
     return value
 
 
-def _rows(engine: Engine, filters: dict[str, Any], shown: int) -> Iterator[list[dict[str, Any]]]:
+def _rows(engine: Engine, filters: images.Filters, shown: int) -> Iterator[list[dict[str, Any]]]:
     """Yield `shown` rows at most, in pages. Rows that arrive meanwhile are newer than all and do not shift them."""
     before = None
     while shown > 0:
@@ -158,15 +136,15 @@ def _with_regions(engine: Engine, pages: Iterable[list[dict[str, Any]]]) -> Iter
 
 
 def _write(pages: Iterable[list[dict[str, Any]]], format: Format, output: Path | None, total: int) -> None:
-    if format is Format.table:
+    if format == "table":
         rows = [row | {"received_at": row["received_at"][:19] + "Z"} for row in chain.from_iterable(pages)]
         print_table(rows, TABLE_COLUMNS)
-    elif format is Format.parquet:
+    elif format == "parquet":
         with _opened(output, binary=True) as file:
             _write_parquet(pages, file)
     else:
         with _opened(output, binary=False) as file:
-            if format is Format.csv:
+            if format == "csv":
                 _write_csv(chain.from_iterable(pages), file)
             else:
                 _write_json(chain.from_iterable(pages), file, total)

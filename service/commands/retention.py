@@ -26,15 +26,12 @@ def retention(root: Root, dry_run: DryRun = False, limit: Limit = 20, as_json: A
     root = root.resolve()
     rules = rules_of(settings_module.load(root))
     now = datetime.now(UTC)
-    engine = open_database(root, read_only=dry_run)
-    try:
+    with open_database(root, read_only=dry_run) as engine:
         if dry_run:
             document = foreseen(root, engine, rules, now, listed_max=limit)
         else:
             outcome = Retention(root, engine, rules).run(now)
             document = {"rules": rules_document(rules), "removed": outcome.document()}
-    finally:
-        engine.dispose()
     if as_json:
         print_json(document)
         return
@@ -107,13 +104,5 @@ def _counts(found: dict[str, Any]) -> str:
 
 
 def _listed(one: Going) -> dict[str, Any]:
-    image = one.image
-    return {
-        "id": image.id,
-        "product": image.product,
-        "verdict": image.verdict,
-        "reason": one.reason,
-        "bytes": image.bytes,
-        "received_at": image.received_at.isoformat(),
-        "path": image.path,
-    }
+    facts = {name: getattr(one.image, name) for name in ("id", "product", "verdict", "bytes", "path")}
+    return facts | {"reason": one.reason, "received_at": one.image.received_at.isoformat()}

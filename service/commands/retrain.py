@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import asdict
-from enum import StrEnum
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,14 +24,7 @@ from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
 from service.training.low_priority import step_back
 
-
-class TriggerName(StrEnum):
-    """Why it is asked for."""
-
-    cron = "cron"
-    labels = "labels"
-    drift = "drift"
-    command = "command"
+Trigger = Literal["cron", "labels", "drift", "command"]
 
 
 def retrain(
@@ -44,7 +36,7 @@ def retrain(
         bool, typer.Option("--fresh", help="Begin from zero and not with the champion's weights.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Also without new labels.")] = False,
-    trigger: Annotated[TriggerName, typer.Option(help="Why; kept with the run.")] = TriggerName.command,
+    trigger: Annotated[Trigger, typer.Option(help="Why; kept with the run.")] = "command",
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +61,7 @@ def retrain(
                         engine,
                         settings,
                         one,
-                        trigger=trigger.value,
+                        trigger=trigger,
                         fresh=fresh,
                         force=force,
                         steps=steps,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from sqlalchemy import Engine
 
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json, print_table
+from service.commands.options import AsJson, By, Root, print_json, print_table, who
 from service.errors import UsageError
 from service.labelling.label import Labelled, label_images
 from service.storage import reviews
@@ -25,15 +23,7 @@ COLUMNS = ("id", "label", "state", "path")
 KEYS = "n normal, a anomaly, s skip, u undo, q quit"
 
 
-class LabelName(StrEnum):
-    """What a person says of an image."""
-
-    normal = "normal"
-    anomaly = "anomaly"
-    none = "none"
-
-
-By = Annotated[str | None, typer.Option(help="Who says so; without it the user of this command.")]
+Label = Literal["normal", "anomaly", "none"]
 
 
 def review(
@@ -41,7 +31,7 @@ def review(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID…", help="Images, as `tamis results` names them.")
     ] = None,
-    label: Annotated[LabelName | None, typer.Option(help="What they show; none takes back what was said.")] = None,
+    label: Annotated[Label | None, typer.Option(help="What they show; none takes back what was said.")] = None,
     note: Annotated[str | None, typer.Option(help="Anything worth knowing; kept with the label.")] = None,
     by: By = None,
     next_: Annotated[
@@ -62,37 +52,21 @@ def review(
         raise UsageError("--product: expected --next; ids say which images are meant")
     if next_ and (label is not None or note is not None):
         raise UsageError("review --next: expected no --label and no --note; each image is asked for")
-    engine = open_database(root)
 
     def say(images: list[str], said: str | None) -> list[Labelled]:
         return label_images(
             root, engine, images, said, by=who(by), source=SOURCE, note=note, burst_gap_s=settings.burst_gap_s
         )
 
-    try:
-        if ids:
-            assert label is not None
-            done = say(ids, None if label is LabelName.none else label.value)
-        else:
-            done = _Walk(root, engine, product, say).go()
-    finally:
-        engine.dispose()
+    said = None if label == "none" else label
+    with open_database(root) as engine:
+        done = say(ids, said) if ids else _Walk(root, engine, product, say).go()
     if as_json:
         print_json({"labelled": [asdict(one) for one in done]})
     elif ids:
         print_table([asdict(one) for one in done], COLUMNS)
     else:
         typer.echo(f"{len(done):,} labelled")
-
-
-def who(by: str | None) -> str | None:
-    """Return who labels: `by`, else the user of this process as far as the system knows a name."""
-    if by is not None:
-        return by
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None
 
 
 @dataclass

@@ -12,25 +12,22 @@ import typer
 from models.data.datasets import SUFFIXES, images_under
 from models.detector import Detector, UInt8Array
 from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
+from models.regions import Region
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json
-from service.errors import TamisError, UsageError
-from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
+from service.errors import TamisError
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
+from service.imaging.read import UNKNOWN, UNREADABLE, image_reader, upright_size
 from service.names import safe_name, shown_name
 from service.root import DEFAULT_PRODUCT
 from service.scoring.active_versions import load_version
 from service.scoring.decide import ThresholdDecider
 from service.scoring.threshold_policy import decider_of
-from service.settings import Settings
 from service.storage.database.open import open_database
 from service.storage.thresholds import chosen
 
-UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
-"""What reading one image raises where only that image is to blame."""
-
 COLUMNS = ("verdict", "score", "threshold", "p_value", "file")
-UNKNOWN = "–"
+DECIDED = ("verdict", "score", "threshold", "p_value", "uncertain", "uncertainty")
 
 
 def score(
@@ -40,9 +37,7 @@ def score(
     ],
     product: Annotated[str, typer.Option(help="Whose champion judges.")] = DEFAULT_PRODUCT,
     version: Annotated[str | None, typer.Option(help="Another version of that product.")] = None,
-    false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")
-    ] = None,
+    false_alarm_rate: FalseAlarmRate = None,
     as_json: AsJson = False,
     maps: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for images, maps and overlays side by side.")
@@ -54,13 +49,10 @@ def score(
     files = list(_files(paths))
     if not files:
         raise TamisError(f"{', '.join(map(_shown, paths))}: expected images ({SUFFIXES}); found none")
-    engine = open_database(root, read_only=True)
-    try:
+    with open_database(root, read_only=True) as engine:
         model, row = load_version(root, engine, product, version)
         with engine.connect() as connection:
             chosen_rate = chosen(connection).get(product)
-    finally:
-        engine.dispose()
     decider = decider_of(settings, product, model, false_alarm_rate, chosen_rate)
 
     from models.runtime.load_detector import load_detector
@@ -75,13 +67,8 @@ def score(
         result = _row(outcome, decider)
         failed += isinstance(outcome, Failure)
         if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
-            size = upright_size(outcome.path)
-            regions = regions_of(outcome.map, pixel_threshold, *size)
-            result["regions"] = [asdict(region) for region in regions]
-            if maps is not None:
-                image = read(outcome.path, drawn_size(*size, PANEL_SIDE_MAX))
-                drawn = side_by_side(image, outcome.map, pixel_threshold, regions, size)
-                _save(maps / files[outcome.index][1], drawn)
+            map_path = None if maps is None else maps / files[outcome.index][1]
+            result["regions"] = [asdict(region) for region in _locate(outcome, pixel_threshold, read, map_path)]
         if as_json:
             rows.append(result)
         else:
@@ -101,30 +88,6 @@ def score(
     if failed:
         typer.echo(f"tamis: {failed} of {len(files)} could not be scored", err=True)
         raise typer.Exit(1)
-
-
-def image_reader(settings: Settings, *, draft: bool = False) -> Read:
-    """Return how images are read under the limits of `settings`; links are followed, unlike in `incoming/`.
-
-    `draft` is the version's: its images are read as those were by which it was calibrated.
-    """
-
-    def read(path: Path, size: tuple[int, int]) -> UInt8Array:
-        file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
-        return decode(file.data, size, pixels_max=settings.pixels_max, draft=draft).pixels
-
-    return read
-
-
-def upright_size(path: Path) -> tuple[int, int]:
-    """Return the height and width of the image at `path`, upright; links are followed."""
-    return image_size(path.resolve())
-
-
-def check_rate(asked: float | None) -> None:
-    """Raise UsageError for a false-alarm rate outside (0, 1)."""
-    if asked is not None and not 0 < asked < 1:
-        raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {asked:g}")
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
@@ -156,19 +119,20 @@ def _outcomes(
 
 def _row(outcome: ScoredFile | Failure, decider: ThresholdDecider) -> dict[str, Any]:
     if isinstance(outcome, Failure):
-        nothing = dict.fromkeys(("verdict", "score", "threshold", "p_value", "uncertain", "uncertainty", "regions"))
+        nothing = dict.fromkeys((*DECIDED, "regions"))
         return {"file": _shown(outcome.path), **nothing, "error": shown_name(outcome.error)}
     decision = decider.decide(outcome.score)
-    return {
-        "file": _shown(outcome.path),
-        "verdict": decision.verdict,
-        "score": decision.score,
-        "threshold": decision.threshold,
-        "p_value": decision.p_value,
-        "uncertain": decision.uncertain,
-        "uncertainty": decision.uncertainty,
-        "error": None,
-    }
+    return {"file": _shown(outcome.path), **{name: getattr(decision, name) for name in DECIDED}, "error": None}
+
+
+def _locate(outcome: ScoredFile, pixel_threshold: float, read: Read, map_path: Path | None) -> Sequence[Region]:
+    """Return the regions above `pixel_threshold`; with `map_path` draw them there, beside image and map."""
+    size = upright_size(outcome.path)
+    regions = regions_of(outcome.map, pixel_threshold, *size)
+    if map_path is not None:
+        image = read(outcome.path, drawn_size(*size, PANEL_SIDE_MAX))
+        _save(map_path, side_by_side(image, outcome.map, pixel_threshold, regions, size))
+    return regions
 
 
 def _save(path: Path, drawn: UInt8Array) -> None:

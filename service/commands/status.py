@@ -55,8 +55,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
     waiting = Counter(
         product_of(path.rpartition("/")[0]) for path, _ in scan(root / INCOMING, NameFilter(ignored_names))
     )
-    engine = open_database(root, migrate=False, read_only=True)
-    try:
+    with open_database(root, migrate=False, read_only=True) as engine:
         with engine.connect() as connection:
             champion_of = champions(connection)
             document = {
@@ -75,8 +74,6 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
                 "thresholds_chosen": _thresholds(connection),
             }
         document["retention"] = _retention(root, engine, rules, now)
-    finally:
-        engine.dispose()
     return document
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json
+from service.commands.options import AsJson, Root, print_json, who
 from service.errors import UsageError
 from service.root import DEFAULT_PRODUCT
 from service.scoring.threshold_preview import LAST, ThresholdPreview, choose_rate, preview
@@ -39,17 +38,14 @@ def threshold(
     root = root.resolve()
     settings = settings_module.load(root)
     changing = reset or (rate is not None and not dry_run)
-    engine = open_database(root, read_only=not changing)
-    try:
+    with open_database(root, read_only=not changing) as engine:
         with engine.connect() as connection:
             found = None if rate is None else preview(root, connection, settings, product, rate, last)
         if changing:
             with engine.begin() as connection:
-                choose_rate(root, connection, settings, product, rate, by=by or _caller(), at=datetime.now(UTC))
+                choose_rate(root, connection, settings, product, rate, by=who(by), at=datetime.now(UTC))
         with engine.connect() as connection:
             choice = thresholds.latest(connection).get(product)
-    finally:
-        engine.dispose()
     document = {"product": product, "exploration": found and asdict(found), "applied": changing} | _as_document(choice)
     if as_json:
         print_json(document)
@@ -83,10 +79,3 @@ def _print(product: str, found: ThresholdPreview | None, choice: thresholds.Choi
         who = f" by {choice.chosen_by}" if choice.chosen_by else ""
         at = f"{choice.chosen_at:%Y-%m-%d %H:%M:%S} UTC"
         typer.echo(f"{product}: false-alarm rate {choice.false_alarm_rate:g}, chosen{who} at {at}")
-
-
-def _caller() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in a container
-        return None

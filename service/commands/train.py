@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from sqlalchemy import Engine
 
-from models.calibration.split import Method
 from models.data.datasets import SUFFIXES, images_under
 from models.errors import DatasetError
 from models.fitting.limits import MEMORY_GB
 from models.registry import ModelVersion
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
 from service.errors import TamisError, UsageError
 from service.names import ALL_PRODUCTS, check_product, shown_name
 from service.progress_bar import training_progress
-from service.root import DEFAULT_PRODUCT
+from service.root import DEFAULT_PRODUCT, MODELS
+from service.settings import Settings
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
@@ -35,48 +34,15 @@ from service.training.run import run_joint_training
 UNKNOWN = "unknown"
 
 
-class KindName(StrEnum):
-    """What the detector looks at."""
+Kind = Literal["feature", "pixel", "classifier"]
+# How large images are scored: with the area of 256, 384 or 768 pixels squared.
+Profile = Literal["fast", "balanced", "accurate"]
+# Where the images that set the threshold come from; `auto` lets their number decide.
+Calibration = Literal["auto", "split", "cross"]
 
-    feature = "feature"
-    pixel = "pixel"
-    classifier = "classifier"
-
-
-class ProfileName(StrEnum):
-    """How large images are scored: area of 256, 384 or 768 pixels squared."""
-
-    fast = "fast"
-    balanced = "balanced"
-    accurate = "accurate"
-
-
-class CalibrationName(StrEnum):
-    """Where the images that set the threshold come from."""
-
-    auto = "auto"
-    held_out = "split"
-    folds = "cross"
-
-
-METHODS: dict[CalibrationName, Method | None] = {
-    CalibrationName.auto: None,
-    CalibrationName.held_out: "split",
-    CalibrationName.folds: "cross",
-}
-
-
-# What a version says of itself, and what therefore cannot be asked for when it is repeated.
+# What a version says itself, so that it cannot be asked for when the version is repeated.
 GIVEN_BY_VERSION = (
-    "kind",
-    "profile",
-    "anomalies",
-    "backbone",
-    "false_alarm_rate",
-    "calibration",
-    "seed",
-    "memory_gb",
-    "steps",
+    *("kind", "profile", "anomalies", "backbone", "false_alarm_rate", "calibration", "seed", "memory_gb", "steps"),
 )
 
 
@@ -94,9 +60,9 @@ def train(
         str, typer.Option(help="What the images show; `all`: one network for all sub-folders' products.")
     ] = DEFAULT_PRODUCT,
     kind: Annotated[
-        KindName, typer.Option(help="Features of a pretrained network, plain pixels, or normal against anomaly.")
-    ] = KindName.feature,
-    profile: Annotated[ProfileName, typer.Option(help="Size at which images are scored.")] = ProfileName.balanced,
+        Kind, typer.Option(help="Features of a pretrained network, plain pixels, or normal against anomaly.")
+    ] = "feature",
+    profile: Annotated[Profile, typer.Option(help="Size at which images are scored.")] = "balanced",
     anomalies: Annotated[
         Path | None,
         typer.Option(
@@ -107,12 +73,10 @@ def train(
     backbone_weights: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its weights, a safetensors file.")
     ] = None,
-    false_alarm_rate: Annotated[
-        float | None, typer.Option(help="Sets the threshold, instead of the setting of that name.")
-    ] = None,
+    false_alarm_rate: FalseAlarmRate = None,
     calibration: Annotated[
-        CalibrationName, typer.Option(help="Hold normals out, or fit again without each fold of them.")
-    ] = CalibrationName.auto,
+        Calibration, typer.Option(help="Hold normals out, or fit again without each fold of them.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Divides the images and starts the network.")] = 0,
     promote: Annotated[bool, typer.Option("--promote", help="Make it champion, even if the product has one.")] = False,
     minutes_max: Annotated[
@@ -133,72 +97,104 @@ def train(
         )
     if from_version is not None:
         _refuse_given(context)
-        engine = open_database(root)
-        try:
-            with training_progress() as report:
-                repeat = repeat_of(
-                    root,
-                    engine,
-                    product,
-                    from_version,
-                    settings,
-                    minutes_max=minutes_max,
-                    backbone_weights=backbone_weights,
-                    report=report,
-                )
-                reason = f"repeats {from_version}"
-                again = run_joint_training(engine, repeat.job, promote=promote, reason=reason, report=report)
-            about = {"repeats": from_version, "identical": repeat.is_same(again)}
-            _report(engine, again, as_json, many=len(again) > 1, about=about)
-        finally:
-            engine.dispose()
+        _repeat(root, settings, product, from_version, minutes_max, backbone_weights, promote=promote, as_json=as_json)
         return
     assert folder is not None
-    if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
-        raise UsageError(f"--false-alarm-rate: expected more than 0 and less than 1; found {false_alarm_rate:g}")
-    if kind is KindName.classifier and anomalies is None:
-        raise UsageError("--kind classifier: expected images of defects, --anomalies DIR; found none")
-    if backbone is not None and kind is not KindName.classifier:
-        raise UsageError(f"--backbone: expected --kind classifier; found {kind.value}, which has its own")
-    if backbone_weights is not None and backbone is None:
-        raise UsageError("--backbone-weights: expected --backbone NAME, the network that they are of; found none")
-    images = _by_product(folder, product)
-    defects = _by_product(anomalies, product) if anomalies is not None else {}
-    if strange := sorted(set(defects) - set(images)):
-        raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
-    rates = {
-        name: settings.false_alarm_rate_of(name) if false_alarm_rate is None else false_alarm_rate for name in images
-    }
-    first, *beside = (JobProduct(name, normals, rates[name], defects.get(name, ())) for name, normals in images.items())
-    job = TrainingJob(
-        images=first.images,
-        anomalies=first.anomalies,
-        models_root=str((root / "models").absolute()),
-        product=first.product,
-        beside=tuple(beside),
-        kind=kind.value,
-        profile=profile.value,
-        false_alarm_rate=first.false_alarm_rate,
-        method=METHODS[calibration],
+    check_rate(false_alarm_rate)
+    _check_parts(kind, anomalies, backbone, backbone_weights)
+    job = _job(
+        root,
+        settings,
+        _products(folder, anomalies, product, settings, false_alarm_rate),
+        kind=kind,
+        profile=profile,
+        method=None if calibration == "auto" else calibration,
         seed=seed,
         minutes_max=minutes_max,
         memory_gb=memory_gb,
         backbone=backbone,
         backbone_weights=str(backbone_weights.absolute()) if backbone_weights else None,
         steps=steps,
+    )
+    with open_database(root) as engine:
+        with training_progress() as report:
+            trained = run_joint_training(engine, job, promote=promote, report=report)
+        _report(engine, trained, as_json, many=product == ALL_PRODUCTS)
+
+
+def _repeat(
+    root: Path,
+    settings: Settings,
+    product: str,
+    version: str,
+    minutes_max: float,
+    backbone_weights: Path | None,
+    *,
+    promote: bool,
+    as_json: bool,
+) -> None:
+    with open_database(root) as engine:
+        with training_progress() as report:
+            repeat = repeat_of(
+                root,
+                engine,
+                product,
+                version,
+                settings,
+                minutes_max=minutes_max,
+                backbone_weights=backbone_weights,
+                report=report,
+            )
+            reason = f"repeats {version}"
+            again = run_joint_training(engine, repeat.job, promote=promote, reason=reason, report=report)
+        about = {"repeats": version, "identical": repeat.is_same(again)}
+        _report(engine, again, as_json, many=len(again) > 1, about=about)
+
+
+def _check_parts(kind: Kind, anomalies: Path | None, backbone: str | None, backbone_weights: Path | None) -> None:
+    if kind == "classifier" and anomalies is None:
+        raise UsageError("--kind classifier: expected images of defects, --anomalies DIR; found none")
+    if backbone is not None and kind != "classifier":
+        raise UsageError(f"--backbone: expected --kind classifier; found {kind}, which has its own")
+    if backbone_weights is not None and backbone is None:
+        raise UsageError("--backbone-weights: expected --backbone NAME, the network that they are of; found none")
+
+
+def _products(
+    folder: Path, anomalies: Path | None, product: str, settings: Settings, asked_rate: float | None
+) -> list[JobProduct]:
+    images = _by_product(folder, product)
+    defects = _by_product(anomalies, product) if anomalies is not None else {}
+    if strange := sorted(set(defects) - set(images)):
+        raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
+    return [
+        JobProduct(
+            name,
+            normals,
+            settings.false_alarm_rate_of(name) if asked_rate is None else asked_rate,
+            defects.get(name, ()),
+        )
+        for name, normals in images.items()
+    ]
+
+
+def _job(root: Path, settings: Settings, products: Sequence[JobProduct], **choices: Any) -> TrainingJob:
+    """Return the job of one network for `products`, with the limits and the metering of the settings."""
+    first, *beside = products
+    return TrainingJob(
+        images=first.images,
+        anomalies=first.anomalies,
+        models_root=str((root / MODELS).absolute()),
+        product=first.product,
+        beside=tuple(beside),
+        false_alarm_rate=first.false_alarm_rate,
         file_bytes_max=settings.file_bytes_max,
         pixels_max=settings.pixels_max,
         energy_tracking=settings.energy_tracking,
         energy_country=settings.energy_country,
         energy_cpu_max_w=settings.energy_cpu_max_w,
+        **choices,
     )
-    engine = open_database(root)
-    try:
-        with training_progress() as report:
-            trained = run_joint_training(engine, job, promote=promote, report=report)
-        _report(engine, trained, as_json, many=product == ALL_PRODUCTS)
-    finally:
-        engine.dispose()
 
 
 def _refuse_given(context: typer.Context) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from models import registry
 from models.registry import ModelVersion
@@ -27,7 +25,7 @@ from service.storage.versions import VersionRow
 app = typer.Typer(help="List, show, promote and roll back model versions; choose thresholds.", no_args_is_help=True)
 app.command()(threshold)
 
-LIST_COLUMNS = (
+LIST_COLUMNS = [
     "product",
     "version",
     "kind",
@@ -39,7 +37,7 @@ LIST_COLUMNS = (
     "images",
     "shadow",
     "reason",
-)
+]
 
 Product = Annotated[str, typer.Argument(help="The product.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
@@ -52,7 +50,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List the versions, newest first, with their state and figures."""
-    with _database(root, read_only=True) as engine, engine.connect() as connection:
+    with open_database(root, read_only=True) as engine, engine.connect() as connection:
         rows = [
             _plain(row) | {"shadow": _seen_in_shadow(connection, row)} for row in versions.versions(connection, product)
         ]
@@ -70,7 +68,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one version, and check its files against their hashes."""
-    with _database(root, read_only=True) as engine, engine.connect() as connection:
+    with open_database(root, read_only=True) as engine, engine.connect() as connection:
         row = versions.get(connection, product, version) if version else versions.champion(connection, product)
         if row is None:
             known = ", ".join(r.version for r in versions.versions(connection, product)) or "none"
@@ -98,7 +96,7 @@ def promote(
 ) -> None:
     """Make a version the champion of its product, once its files are checked and it can keep the chosen rate."""
     settings = settings_module.load(root)
-    with _database(root) as engine:
+    with open_database(root) as engine:
         with engine.connect() as connection:
             row = versions.get(connection, product, version)
         verified = registry.verify(_folder(root, row), row.sha256) if row is not None else None
@@ -113,7 +111,7 @@ def promote(
 def rollback(root: Root, product: Product, reason: Reason = "rolled back by hand", as_json: AsJson = False) -> None:
     """Make the champion before this one champion again, once its files are checked and it can keep the chosen rate."""
     settings = settings_module.load(root)
-    with _database(root) as engine, engine.begin() as connection:
+    with open_database(root) as engine, engine.begin() as connection:
         now = versions.rollback(connection, product, reason)
         # Inside the transaction: a version that is not whole leaves the champion as it was.
         _refuse_unfit(connection, settings, registry.verify(_folder(root, now), now.sha256))
@@ -132,15 +130,6 @@ def _say_champion(row: VersionRow | None, as_json: bool) -> None:
         print_json(_plain(row))
     else:
         typer.echo(f"champion of {row.product}: {row.version} ({row.reason})")
-
-
-@contextmanager
-def _database(root: Path, *, read_only: bool = False) -> Iterator[Engine]:
-    engine = open_database(root, read_only=read_only)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 def _folder(root: Path, row: VersionRow) -> Path:

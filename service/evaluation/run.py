@@ -17,13 +17,13 @@ from models.evaluation import evaluate as evaluation
 from models.evaluation.evaluate import Evaluation
 from models.evaluation.pixel_histograms import ImageHistograms
 from models.registry import ModelVersion
-from service.commands.score import UNREADABLE, image_reader, upright_size
 from service.energy.meter import EnergyMeter
 from service.errors import TamisError, UsageError
 from service.evaluation.evaluation_progress import TrainingLines, scoring_progress
 from service.evaluation.learning_curve import job_like, learning_curve
 from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, compare
 from service.evaluation.worst_mistakes import WorstMistakes
+from service.imaging.read import UNREADABLE, image_reader, upright_size
 from service.names import shown_name
 from service.scoring.active_versions import has_champion, load_version
 from service.scoring.threshold_policy import policy_of, threshold_of

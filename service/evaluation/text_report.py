@@ -16,9 +16,9 @@ from models.data.datasets import Dataset
 from models.evaluation import evaluate as evaluation
 from models.evaluation.bootstrap import Interval, as_document
 from models.evaluation.evaluate import Metrics
-from service.commands.score import UNKNOWN
 from service.errors import UsageError
 from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, VersionComparison, verdict
+from service.imaging.read import UNKNOWN
 from service.names import shown_name
 from service.root import ANOMALY, NORMAL
 

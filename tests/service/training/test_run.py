@@ -273,7 +273,7 @@ def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -
     import click
     import typer
 
-    from service.commands.train import KindName, train
+    from service.commands.train import train
 
     context = typer.Context(click.Command("train"))
 
@@ -286,7 +286,7 @@ def test_command_refuses_what_cannot_be_trained_on(root: Path, tmp_path: Path) -
     with pytest.raises(UsageError, match="product"):
         train(context, root, tmp_path / "empty", product="../elsewhere")
     with pytest.raises(UsageError, match="--kind classifier: expected images of defects"):
-        train(context, root, tmp_path / "empty", kind=KindName.classifier)
+        train(context, root, tmp_path / "empty", kind="classifier")
     with pytest.raises(UsageError, match="--backbone: expected --kind classifier; found feature"):
         train(context, root, tmp_path / "empty", backbone="resnet18")
 

@@ -1,0 +1,31 @@
+"""Reads images for commands, under the limits of the settings; links are followed, unlike in `incoming/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.detector import UInt8Array
+from models.evaluation.evaluate import Read
+from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
+from service.settings import Settings
+
+UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
+"""What reading one image raises where only that image is to blame."""
+
+UNKNOWN = "–"
+"""What a table shows where a value is not known."""
+
+
+def image_reader(settings: Settings, *, draft: bool = False) -> Read:
+    """Return how images are read; with a version's `draft` as those were that calibrated it."""
+
+    def read(path: Path, size: tuple[int, int]) -> UInt8Array:
+        file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
+        return decode(file.data, size, pixels_max=settings.pixels_max, draft=draft).pixels
+
+    return read
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return the height and width of the image at `path`, upright."""
+    return image_size(path.resolve())
