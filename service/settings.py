@@ -25,46 +25,35 @@ DECODE_THREADS_MAX = 16
 # One in a million: a rate of that takes a million normal images to calibrate.
 Rate = Annotated[float, Field(ge=1e-6, lt=1)]
 Cost = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 Days = Annotated[float, Field(gt=0, le=36_500)]
 Gigabytes = Annotated[float, Field(gt=0, le=1_000_000)]
 Band = Annotated[float, Field(ge=1, le=1000)]
 PolicyName = Literal["false_alarm_rate", "f1", "cost", "fixed"]
-# What each policy cannot do without; `f1` and `cost` also need a model with scores of known anomalies.
+# What each policy needs; `f1` and `cost` also need a model with scores of known anomalies.
 POLICY_NEEDS: dict[str, tuple[str, ...]] = {
     "fixed": ("threshold_fixed",),
     "cost": ("cost_of_miss", "cost_of_false_alarm", "anomaly_prevalence"),
 }
 
 IGNORED_NAMES = (
-    ".*",
-    "*~",
-    "*.part",
-    "*.partial",
-    "*.filepart",
-    "*.crdownload",
-    "*.tmp",
-    "*.temp",
-    "*.swp",
-    "@eaDir",
-    "#recycle",
-    "Thumbs.db",
-    "desktop.ini",
-    "lost+found",
+    *(".*", "*~", "*.part", "*.partial", "*.filepart", "*.crdownload", "*.tmp", "*.temp", "*.swp"),
+    *("@eaDir", "#recycle", "Thumbs.db", "desktop.ini", "lost+found"),
 )
 
 
 class ProductSettings(BaseModel):
-    """What one product sets differently: a table `[products.NAME]` in `tamis.toml`."""
+    """What one product sets differently, each as the setting of that name: `[products.NAME]` in `tamis.toml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    false_alarm_rate: Rate | None = Field(None, description="as the setting of that name, for this product")
-    threshold_policy: PolicyName | None = Field(None, description="as the setting of that name, for this product")
-    threshold_fixed: float | None = Field(None, description="as the setting of that name, for this product")
-    cost_of_miss: Cost | None = Field(None, description="as the setting of that name, for this product")
-    cost_of_false_alarm: Cost | None = Field(None, description="as the setting of that name, for this product")
-    anomaly_prevalence: Rate | None = Field(None, description="as the setting of that name, for this product")
-    uncertain_band: Band | None = Field(None, description="as the setting of that name, for this product")
+    false_alarm_rate: Rate | None = None
+    threshold_policy: PolicyName | None = None
+    threshold_fixed: float | None = None
+    cost_of_miss: Cost | None = None
+    cost_of_false_alarm: Cost | None = None
+    anomaly_prevalence: Rate | None = None
+    uncertain_band: Band | None = None
 
 
 class Settings(BaseSettings):
@@ -86,23 +75,22 @@ class Settings(BaseSettings):
     # Database
     database_url: SecretStr | None = Field(
         None,
-        description="PostgreSQL database of this root, `postgresql://user@host/name`; with a password better as "
-        "TAMIS_DATABASE_URL than in the file; without it, tamis.db in the root",
+        description="PostgreSQL database of this root, `postgresql://user@host/name`; if it has a password, rather set "
+        "TAMIS_DATABASE_URL than write it here; without it, tamis.db in the root",
     )
 
     # Watching
     watch_mode: Literal["auto", "events", "polling"] = Field(
         "auto", description="file events, polling, or events where the file system sends them"
     )
-    settle_time_s: float = Field(1.0, gt=0, le=3600, description="s a file must stay unchanged before it is claimed")
-    rescan_interval_s: float = Field(30.0, gt=0, le=3600, description="s between scans of the folder with file events")
-    poll_interval_s: float = Field(2.0, gt=0, le=3600, description="s between scans of the folder without file events")
+    settle_time_s: Seconds = Field(1.0, description="s a file must stay unchanged before it is claimed")
+    rescan_interval_s: Seconds = Field(30.0, description="s between scans of the folder with file events")
+    poll_interval_s: Seconds = Field(2.0, description="s between scans of the folder without file events")
     empty_file_timeout_s: float = Field(
         600.0, gt=0, le=31_536_000, description="s after which a file of 0 bytes is quarantined"
     )
     ignored_names: tuple[str, ...] = Field(
-        IGNORED_NAMES,
-        description="shell patterns of file and folder names never looked at; replaces the default",
+        IGNORED_NAMES, description="shell patterns of file and folder names to ignore; replaces the default"
     )
 
     # Decoding
@@ -115,26 +103,20 @@ class Settings(BaseSettings):
         30.0,
         ge=1,
         le=3600,
-        description="s after which an image that is still decoding stops the daemon, to be retried alone",
+        description="s after which an image that still decodes stops the daemon, to be retried alone",
     )
     attempts_max: int = Field(3, ge=1, le=20, description="tries at an image that ends the daemon, then quarantine")
 
     # Scoring
     batch_size_max: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="images in a micro-batch, at most; 0 is what 0.2 s score, measured at the start",
+        0, ge=0, le=256, description="images in a micro-batch, at most; 0 is what 0.2 s score, measured at the start"
     )
     batch_wait_ms: float = Field(
         20.0, ge=0, le=60_000, description="ms that a decoded image waits for others to join its batch"
     )
     in_flight_max: int = Field(64, ge=1, le=4096, description="images claimed and not yet placed, at most")
     scoring_threads: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="threads of the scoring graph; 0 is one a core, or fewer where that measures faster at the start",
+        0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core, or fewer if that measures faster"
     )
     models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
     false_alarm_rate: Rate | None = Field(
@@ -148,15 +130,13 @@ class Settings(BaseSettings):
         "or a fixed score",
     )
     threshold_fixed: float | None = Field(
-        None, description="anomaly score above which an image is an anomaly, by the policy `fixed`"
+        None, description="with the policy `fixed`, the score above which an image is an anomaly"
     )
     cost_of_miss: Cost | None = Field(
-        None,
-        description="cost of an anomaly called normal, in the unit of `cost_of_false_alarm`, for the policy `cost`",
+        None, description="with the policy `cost`, the cost of a missed anomaly, in any unit"
     )
     cost_of_false_alarm: Cost | None = Field(
-        None,
-        description="cost of a normal image called an anomaly, in the unit of `cost_of_miss`, for the policy `cost`",
+        None, description="with the policy `cost`, the cost of a false alarm, in the unit of `cost_of_miss`"
     )
     anomaly_prevalence: Rate | None = Field(
         None,
@@ -175,28 +155,25 @@ class Settings(BaseSettings):
         1.0,
         ge=0,
         le=86_400,
-        description="s; images of a product taken nearer than this to each other are near-copies and share a role",
+        description="s; images of a product taken closer together are near-copies and share a role",
     )
     retrain_cron: str | None = Field(
         "0 2 * * 0",
         description="when to retrain, minute hour day month weekday in local time, as in a crontab; products without "
-        "new labels are passed over; empty is never",
+        "new labels are skipped; empty is never",
     )
     retrain_after_labels: int = Field(
         0, ge=0, description="new labels of a product after which it is retrained at once; 0 is never"
     )
     retrain_minutes_max: float = Field(60.0, gt=0, le=10_080, description="minutes that a retraining may take")
     retrain_memory_gb: Gigabytes = Field(6.0, description="GB of memory that a retraining may take")
-    retrain_energy_max_wh: float | None = Field(
-        None, gt=0, description="Wh after which a retraining is ended; without it there is no such limit"
-    )
+    retrain_energy_max_wh: float | None = Field(None, gt=0, description="Wh after which a retraining is ended")
     retrain_fresh: bool = Field(False, description="retrain from zero and not from the champion's weights")
     trim_fraction: float = Field(
         0.02,
         ge=0,
         lt=0.5,
-        description="share of the images, those rebuilt worst, that a retraining leaves out, since their labels may "
-        "be wrong",
+        description="share of the images, the worst rebuilt, that a retraining leaves out as mislabelled",
     )
     retrain_carbon_file: Path | None = Field(
         None, description="CSV of grid intensity by hour; a scheduled retraining waits for the greenest hours"
@@ -204,9 +181,7 @@ class Settings(BaseSettings):
     retrain_deadline_h: float = Field(
         24.0, gt=0, le=720, description="hours that a scheduled retraining may wait for greener power"
     )
-    promote_automatically: bool = Field(
-        True, description="promote a challenger that passed the gate; else it waits for a person"
-    )
+    promote_automatically: bool = Field(True, description="promote a challenger that passed the gate, without a person")
     promotion_margin: float = Field(
         0.01, ge=0, lt=1, description="how much worse, in any figure of the gate, still counts as not worse"
     )
@@ -218,20 +193,20 @@ class Settings(BaseSettings):
     )
 
     # Drift
-    drift_window: int = Field(200, ge=20, le=10_000, description="latest images of a product that drift is told by")
+    drift_window: int = Field(200, ge=20, le=10_000, description="latest images of a product that show drift")
     drift_retrain: bool = Field(False, description="retrain a product that begins to drift, if it has new labels")
 
     # Web page
     web_host: str = Field("127.0.0.1", description="address that `tamis web` listens on")
     web_port: int = Field(8080, ge=1, le=65_535, description="port that `tamis web` listens on")
     web_hosts: tuple[str, ...] = Field(
-        (), description="names, beside localhost and web_host, that browsers may call the page by"
+        (), description="names, beside localhost and web_host, under which browsers may open the page"
     )
     web_password: SecretStr | None = Field(
         None, description="password for the page and its API; better as TAMIS_WEB_PASSWORD than in the file"
     )
     web_user_header: str | None = Field(
-        None, description="header in which a reverse proxy says who is asking; trusted as it comes"
+        None, description="header in which a reverse proxy names the user; trusted as is"
     )
 
     # Retention
@@ -259,20 +234,16 @@ class Settings(BaseSettings):
         "process", description="meter what this process uses, or the whole machine"
     )
     energy_country: str | None = Field(
-        None,
-        pattern=r"^[A-Z]{3}$",
-        description="ISO 3166 alpha-3 code of the grid; without it grams of CO2e are unknown",
+        None, pattern=r"^[A-Z]{3}$", description="ISO 3166 alpha-3 code of the grid; without it CO2e is unknown"
     )
     energy_cpu_max_w: float | None = Field(
         None, gt=0, le=100_000, description="W of the processor at full load, where it cannot be measured or looked up"
     )
-    energy_idle_row_s: float = Field(
-        300.0, gt=0, le=86_400, description="s of idling that make one row of energy, at most"
-    )
+    energy_idle_row_s: float = Field(300.0, gt=0, le=86_400, description="s of idling in one row of energy, at most")
 
     # Logs
     log_format: Literal["plain", "json"] = Field("plain", description="a line for people or for machines")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
 
     # Products
     products: dict[str, ProductSettings] = Field(
