@@ -31,7 +31,6 @@ _COLUMNS = """
     i.uncertain, i.uncertainty, i.received_at, i.width, i.height, i.error,
     r.id AS review_id, r.label, r.labelled_by, r.labelled_at"""
 _LATEST = "(SELECT max(latest.id) FROM reviews AS latest WHERE latest.image_id = i.id)"
-_BY_UNCERTAINTY = "images_by_uncertainty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +66,14 @@ def page(connection: Connection, filters: Filters, after: str | None = None, lim
     no such image.
     """
     if filters.reviewed == "yes":
-        return _reviewed(connection, filters, after, limit)
+        return _walk(connection, filters, _by_review(filters), None if after is None else _review_of(after), limit)
     last = None if after is None else _place_of(connection, after)
     # What could not be scored has no uncertainty; nor has what was scored before there was any.
     if filters.order == "newest" or filters.which == "quarantined":
-        return _walk(connection, filters, _Newest(filters), last, limit)
+        return _walk(connection, filters, _by_time(filters), last, limit)
     if _are_few(connection, filters):
         return _sorted(connection, filters, last, limit)
-    return _walk(connection, filters, _Uncertain(filters), last, limit)
+    return _walk(connection, filters, _by_uncertainty(connection, filters), last, limit)
 
 
 def by_ids(connection: Connection, ids: list[str]) -> list[dict[str, Any]]:
@@ -97,70 +96,74 @@ def waiting(connection: Connection, most: int = 1000) -> int:
     return int(connection.execute(statement, {"most": most}).scalar_one())
 
 
-class _Uncertain:
-    """The index in order of uncertainty; product and time are read off it before any row is."""
+@dataclass(frozen=True)
+class _Way:
+    """An index to walk backwards: conditions `inside` are read off it, those `outside` need the rows that it finds."""
 
+    table: str
+    columns: tuple[str, ...]
+    carried: str
+    inside: list[str]
+    joined: str
+    outside: list[str]
+    key: str
+
+
+_OF_IMAGE = f"JOIN images AS i ON i.id = c.id LEFT JOIN reviews AS r ON r.id = {_LATEST}"
+_OF_REVIEW = "JOIN reviews AS r ON r.id = c.id JOIN images AS i ON i.id = r.image_id"
+
+
+def _by_uncertainty(connection: Connection, filters: Filters) -> _Way:
+    """In order of uncertainty; product and time are read off the index before any row is."""
+    table = f"images{_by(connection, 'images_by_uncertainty')}"
     columns = ("uncertainty", "received_at", "id")
+    outside = [*_unindexed(filters), *(f"c.{one}" for one in _indexed(filters, of_verdict=False))]
+    outside += _of_verdict(filters, "i.")
+    carried = "uncertainty, received_at, id, product"
+    return _Way(table, columns, carried, ["uncertainty IS NOT NULL"], _OF_IMAGE, outside, "id")
 
-    def __init__(self, filters: Filters) -> None:
-        self.conditions = ["uncertainty IS NOT NULL"]
-        self.index: str | None = _BY_UNCERTAINTY
-        self.inside, self.outside = False, True
+
+def _by_time(filters: Filters) -> _Way:
+    """In order of time, by the index of the filters that have one."""
+    columns, carried = ("received_at", "id"), "received_at, id, product"
+    return _Way("images", columns, carried, _indexed(filters), _OF_IMAGE, _unindexed(filters), "id")
 
 
-class _Newest:
-    """The index of the filters that have one, in order of time."""
-
-    columns = ("received_at", "id")
-
-    def __init__(self, filters: Filters) -> None:
-        self.conditions = _indexed(filters)
-        self.index: str | None = None
-        self.inside, self.outside = True, False
+def _by_review(filters: Filters) -> _Way:
+    """What was labelled, what was labelled last first; an image is where its latest review is."""
+    outside = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
+    outside += [f"i.{one}" for one in _indexed(filters, of_verdict=False)]
+    return _Way("reviews", ("id",), "id", [], _OF_REVIEW, outside, "review_id")
 
 
 def _walk(
-    connection: Connection,
-    filters: Filters,
-    walk: _Uncertain | _Newest,
-    last: dict[str, Any] | None,
-    limit: int,
+    connection: Connection, filters: Filters, way: _Way, last: Mapping[str, Any] | None, limit: int
 ) -> ReviewPage:
-    order = ", ".join(f"{column} DESC" for column in walk.columns)
-    names = ", ".join(dict.fromkeys([*walk.columns, "id", "product", "received_at"]))
-    outer = [*_unindexed(filters), *(f"c.{one}" for one in _indexed(filters, of_verdict=False) if walk.outside)]
-    if walk.outside:
-        outer += _of_verdict(filters, "i.")
+    order = ", ".join(f"{column} DESC" for column in way.columns)
     parameters = _parameters(filters)
     found: list[dict[str, Any]] = []
     for step in STEPS:
-        inner = list(walk.conditions)
+        inside = list(way.inside)
         if last is not None:
-            inner.append(f"({', '.join(walk.columns)}) < ({', '.join(':last_' + c for c in walk.columns)})")
-            parameters |= {f"last_{column}": last[column] for column in walk.columns}
+            inside.append(f"({', '.join(way.columns)}) < ({', '.join(':last_' + c for c in way.columns)})")
+            parameters |= {f"last_{column}": last[column] for column in way.columns}
         candidates = (
-            f"SELECT {names} FROM images{_by(connection, walk.index)} WHERE {' AND '.join(inner) or 'TRUE'}"
-            f" ORDER BY {order} LIMIT :step"
+            f"SELECT {way.carried} FROM {way.table} WHERE {' AND '.join(inside) or 'TRUE'} ORDER BY {order} LIMIT :step"
         )
         statement = (
-            f"SELECT {_COLUMNS} FROM ({candidates}) AS c JOIN images AS i ON i.id = c.id"
-            f" LEFT JOIN reviews AS r ON r.id = {_LATEST} WHERE {' AND '.join(outer) or 'TRUE'}"
-            f" ORDER BY {', '.join(f'c.{column} DESC' for column in walk.columns)} LIMIT :limit"
+            f"SELECT {_COLUMNS} FROM ({candidates}) AS c {way.joined} WHERE {' AND '.join(way.outside) or 'TRUE'}"
+            f" ORDER BY {', '.join(f'c.{column} DESC' for column in way.columns)} LIMIT :limit"
         )
         asked = parameters | {"step": step, "limit": limit + 1 - len(found)}
         found += _rows(connection, statement, asked)
         if len(found) > limit:
-            return ReviewPage(found[:limit], found[limit - 1]["id"])
-        ends = list(
-            connection.execute(
-                text(f"SELECT {', '.join(walk.columns)} FROM ({candidates}) AS c ORDER BY {order} LIMIT 1 OFFSET :end"),
-                asked | {"end": step - 1},
-            ).mappings()
-        )
+            return ReviewPage(found[:limit], str(found[limit - 1][way.key]))
+        end = f"SELECT {', '.join(way.columns)} FROM ({candidates}) AS c ORDER BY {order} LIMIT 1 OFFSET :end"
+        ends = _rows(connection, end, asked | {"end": step - 1})
         if not ends:
             return ReviewPage(found, None)
-        last = dict(ends[0])
-    return ReviewPage(found, str(last["id"]) if last is not None else None, whole=False)
+        last = ends[0]
+    return ReviewPage(found, None if last is None else str(last["id"]), whole=False)
 
 
 def _are_few(connection: Connection, filters: Filters) -> bool:
@@ -187,35 +190,6 @@ def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | Non
     )
     found = _rows(connection, statement, parameters | {"limit": limit + 1})
     return ReviewPage(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
-
-
-def _reviewed(connection: Connection, filters: Filters, after: str | None, limit: int) -> ReviewPage:
-    """Return what was labelled, what was labelled last first; an image is where its latest review is."""
-    last = None if after is None else _whole_number(after)
-    conditions = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
-    conditions += [f"i.{one}" for one in _indexed(filters, of_verdict=False)]
-    parameters = _parameters(filters)
-    found: list[dict[str, Any]] = []
-    for step in STEPS:
-        before = "" if last is None else "WHERE id < :last"
-        asked = parameters | {"step": step, "limit": limit + 1 - len(found), "last": last}
-        candidates = f"SELECT id FROM reviews {before} ORDER BY id DESC LIMIT :step"
-        found += _rows(
-            connection,
-            f"SELECT {_COLUMNS} FROM ({candidates}) AS c JOIN reviews AS r ON r.id = c.id"
-            f" JOIN images AS i ON i.id = r.image_id WHERE {' AND '.join(conditions)}"
-            " ORDER BY c.id DESC LIMIT :limit",
-            asked,
-        )
-        if len(found) > limit:
-            return ReviewPage(found[:limit], str(found[limit - 1]["review_id"]))
-        end = connection.execute(
-            text(f"SELECT id FROM ({candidates}) AS c ORDER BY id DESC LIMIT 1 OFFSET :end"), asked | {"end": step - 1}
-        ).scalar_one_or_none()
-        if end is None:
-            return ReviewPage(found, None)
-        last = int(end)
-    return ReviewPage(found, str(last), whole=False)
 
 
 def _indexed(filters: Filters, *, of_verdict: bool = True) -> list[str]:
@@ -276,10 +250,10 @@ def _place_of(connection: Connection, id: str) -> dict[str, Any]:
     return dict(row)
 
 
-def _whole_number(after: str) -> int:
+def _review_of(after: str) -> dict[str, int]:
     if not (after.isascii() and after.isdigit() and len(after) < 19):
         raise UsageError(f"after: expected the number of a review; found {after!r}")
-    return int(after)
+    return {"id": int(after)}
 
 
 def _rows(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
