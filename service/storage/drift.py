@@ -6,7 +6,7 @@ Rows of `drift_events` are only ever added. Images are read off one end of an in
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,10 +24,9 @@ from service.storage.versions import VersionRow
 
 @dataclass(frozen=True, slots=True)
 class DriftRow:
-    """A change of a product's drift state, judged by the scores of `version`.
+    """A change of a product's drift state, by the scores of `version`; see docs/drift.md for `figures`.
 
-    `state` is `steady` or `drifting`; `cause` is `light`, `defects` or `unknown`, None when steady. `first_image_id`
-    is the image with which it began, `figures` the statistics behind it, see docs/drift.md.
+    `state` is `steady` or `drifting`; `cause` is `light`, `defects` or `unknown`, None when steady.
     """
 
     product: str
@@ -68,16 +67,12 @@ _last = select(*(_events.c[name] for name in DriftRow.__dataclass_fields__)).whe
 _crowned = select(_promotions.c.product, _promotions.c.at).where(
     _promotions.c.id.in_(select(func.max(_promotions.c.id)).group_by(_promotions.c.product))
 )
-_label = last_label(_images.c.id)
 _seen = select(
-    _images.c.id,
-    _images.c.received_at,
-    _images.c.model_version,
-    _images.c.score,
-    _images.c.brightness,
-    _images.c.contrast,
-    _images.c.sharpness,
-    _label.label("label"),
+    *(
+        _images.c[name]
+        for name in ("id", "received_at", "model_version", "score", "brightness", "contrast", "sharpness")
+    ),
+    last_label(_images.c.id).label("label"),
 ).where(
     _images.c.product == bindparam("of_product"),
     _images.c.received_at >= bindparam("since", type_=_images.c.received_at.type),
@@ -139,10 +134,8 @@ def received_at(connection: Connection, ids: Collection[str]) -> dict[str, datet
 def _rows_of(
     connection: Connection, statement: Select[Any], product: str, since: datetime, limit: int
 ) -> list[ScoredImage]:
-    found: Sequence[Row[Any]] = connection.execute(
-        statement, {"of_product": product, "since": since, "rows": limit}
-    ).all()
-    return [ScoredImage(*tuple(row)) for row in found]
+    found = connection.execute(statement, {"of_product": product, "since": since, "rows": limit})
+    return [ScoredImage(*row) for row in found]
 
 
 def _row(row: Row[Any]) -> DriftRow:

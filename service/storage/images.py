@@ -47,11 +47,7 @@ class Filters(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown.
-
-    `uncertainty` is that of `service.scoring.decide.Decision`; brightness, contrast and sharpness are those of
-    `models.appearance`, at the size that the model takes.
-    """
+    """An image as decided. `path` and `destination` are relative to ROOT, with '/'; None is unknown."""
 
     id: str
     product: str
@@ -137,31 +133,20 @@ class ImageToLabel:
 
 _insert = insert_new(_images)
 _RECORDED = tuple(ImageRecord.__dataclass_fields__)
+_change = update(_images).where(_images.c.id == bindparam("of_id"))
 # What a finish does not know keeps what was known before.
-_finish = (
-    update(_images)
-    .where(_images.c.id == bindparam("of_id"))
-    .values(
-        state=bindparam("to_state"),
-        path=bindparam("to_path"),
-        placed_at=bindparam("at", type_=_images.c.placed_at.type),
-        latency_ms=func.coalesce(bindparam("latency"), _images.c.latency_ms),
-        error_code=func.coalesce(bindparam("code"), _images.c.error_code),
-        error=func.coalesce(bindparam("text"), _images.c.error),
-    )
+_finish = _change.values(
+    state=bindparam("to_state"),
+    path=bindparam("to_path"),
+    placed_at=bindparam("at", type_=_images.c.placed_at.type),
+    latency_ms=func.coalesce(bindparam("latency"), _images.c.latency_ms),
+    error_code=func.coalesce(bindparam("code"), _images.c.error_code),
+    error=func.coalesce(bindparam("text"), _images.c.error),
 )
 # A label may have sent the image elsewhere since its delivery began.
 _finish_where_sent = _finish.where(_images.c.destination == bindparam("to_path"))
-_send = (
-    update(_images)
-    .where(_images.c.id == bindparam("of_id"))
-    .values(state=bindparam("to_state"), path=bindparam("from_path"), destination=bindparam("to_path"))
-)
-_set_latency = (
-    update(_images)
-    .where(_images.c.id == bindparam("of_id"))
-    .values(latency_ms=func.coalesce(_images.c.latency_ms, bindparam("latency")))
-)
+_send = _change.values(state=bindparam("to_state"), path=bindparam("from_path"), destination=bindparam("to_path"))
+_set_latency = _change.values(latency_ms=func.coalesce(_images.c.latency_ms, bindparam("latency")))
 _lying = select(_images.c.id, _images.c.path, _images.c.state).where(_images.c.id.in_(bindparam("ids", expanding=True)))
 _subject = select(*(_images.c[name] for name in ImageToLabel.__dataclass_fields__))
 # Of the images with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
@@ -225,11 +210,9 @@ def set_latencies(connection: Connection, finished: Sequence[Finished]) -> None:
 
 def send(connection: Connection, sent: Sequence[Sent]) -> None:
     """Say where each image is, and where it belongs from now on."""
+    names = {"of_id": "id", "to_state": "state", "from_path": "path", "to_path": "destination"}
     if sent:
-        rows = [
-            {"of_id": one.id, "to_state": one.state, "from_path": one.path, "to_path": one.destination} for one in sent
-        ]
-        connection.execute(_send, rows)
+        connection.execute(_send, [{name: getattr(one, its) for name, its in names.items()} for one in sent])
 
 
 def find(connection: Connection, ids: Collection[str]) -> dict[str, StoredImage]:

@@ -47,17 +47,10 @@ _vouched: ColumnElement[bool] = or_(
 )
 _spoken_of: ColumnElement[bool] = or_(_label.is_not(None), _vouched)
 _removable = and_(_placed, _images.c.sha256.is_not(None), _images.c.bytes.is_not(None), ~_spoken_of)
-_mark = update(_images).where(_images.c.id == bindparam("of_id"), _placed).values(error_code=REMOVING)
-_unmark = (
-    update(_images)
-    .where(_images.c.id == bindparam("of_id"), _images.c.error_code == REMOVING)
-    .values(error_code=None, error=None)
-)
-_removed = (
-    update(_images)
-    .where(_images.c.id == bindparam("of_id"), _placed)
-    .values(state="missing", error_code=REMOVED, error=bindparam("why"))
-)
+_change = update(_images).where(_images.c.id == bindparam("of_id"))
+_mark = _change.where(_placed).values(error_code=REMOVING)
+_unmark = _change.where(_images.c.error_code == REMOVING).values(error_code=None, error=None)
+_removed = _change.where(_placed).values(state="missing", error_code=REMOVED, error=bindparam("why"))
 
 
 def removable(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 
 from service.storage import drift
 from service.storage.tables import drift_table as _drift
@@ -81,16 +81,9 @@ def request(
         if state == "running":
             change(connection, waiting.id, state=state, started_at=started_at)
         return get(connection, waiting.id)
-    values = {
-        "product": product,
-        "trigger": trigger,
-        "state": state,
-        "requested_at": requested_at,
-        "planned_at": planned_at,
-        "started_at": started_at,
-    }
-    result = cast(Any, connection.execute(insert(_runs).values(values)))
-    return get(connection, int(result.inserted_primary_key[0]))
+    times = {"requested_at": requested_at, "planned_at": planned_at, "started_at": started_at}
+    result = connection.execute(insert(_runs).values(product=product, trigger=trigger, state=state, **times))
+    return get(connection, int(cast(Any, result).inserted_primary_key[0]))
 
 
 def change(connection: Connection, id: int, **values: Any) -> None:
@@ -118,15 +111,13 @@ def in_state(connection: Connection, state: str) -> list[RetrainingRow]:
 
 def waiting_for(connection: Connection, product: str) -> RetrainingRow | None:
     """Return the run that waits for `product`, or None."""
-    row = connection.execute(_rows.where(_runs.c.product == product, _runs.c.state == "waiting").limit(1)).one_or_none()
-    return None if row is None else RetrainingRow(*row)
+    return _first(connection, _rows.where(_runs.c.product == product, _runs.c.state == "waiting"))
 
 
 def last_learned(connection: Connection, product: str) -> RetrainingRow | None:
     """Return the last run of `product` that was done, or None: what was labelled until it began, it knew."""
-    statement = _rows.where(_runs.c.product == product, _runs.c.state == "done").order_by(_runs.c.id.desc()).limit(1)
-    row = connection.execute(statement).one_or_none()
-    return None if row is None else RetrainingRow(*row)
+    of_product = _rows.where(_runs.c.product == product, _runs.c.state == "done")
+    return _first(connection, of_product.order_by(_runs.c.id.desc()))
 
 
 def new_labels(connection: Connection, product: str, since: RetrainingRow | None) -> NewLabels:
@@ -150,10 +141,8 @@ def new_labels(connection: Connection, product: str, since: RetrainingRow | None
 def known_images(connection: Connection, product: str) -> Mapping[str, KnownImage]:
     """Return by sha256 every image of `product` that a person ever vouched for, also where that was taken back."""
     columns = (_training_images.c[name] for name in KnownImage.__dataclass_fields__)
-    found = connection.execute(
-        select(*columns).where(_training_images.c.product == product).order_by(_training_images.c.id)
-    )
-    return {row.sha256: KnownImage(*row) for row in found}
+    statement = select(*columns).where(_training_images.c.product == product).order_by(_training_images.c.id)
+    return {row.sha256: KnownImage(*row) for row in connection.execute(statement)}
 
 
 def newest(connection: Connection) -> tuple[int, ...]:
@@ -168,3 +157,8 @@ def drifting_since(connection: Connection, product: str) -> datetime | None:
     """Return since when `product` drifts by the scores of its present champion; None where it does not."""
     row = drift.latest(connection).get(product)
     return row.at if row is not None and row.state == "drifting" else None
+
+
+def _first(connection: Connection, statement: Select[Any]) -> RetrainingRow | None:
+    row = connection.execute(statement.limit(1)).one_or_none()
+    return None if row is None else RetrainingRow(*row)

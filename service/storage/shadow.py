@@ -53,6 +53,8 @@ class GatedRun:
     passed: bool | None
 
 
+SHADOWED = ("score", "threshold", "verdict")
+
 _insert = insert_new(_scores)
 _of_version = and_(_scores.c.product == bindparam("product"), _scores.c.version == bindparam("version"))
 _counts = (
@@ -91,11 +93,7 @@ def has_scored(connection: Connection, product: str, version: str, images: int) 
 
 
 def disagreements(
-    connection: Connection,
-    product: str,
-    version: str,
-    limit: int,
-    before: tuple[bool, str] | None = None,
+    connection: Connection, product: str, version: str, limit: int, before: tuple[bool, str] | None = None
 ) -> list[dict[str, Any]]:
     """Return images on which the version and the champion differ: those without a label first, then newest first.
 
@@ -115,33 +113,18 @@ def disagreements(
 
 def gated_run(connection: Connection, product: str, version: str) -> GatedRun | None:
     """Return the latest retraining that made the version; None where no retraining did."""
-    statement = (
-        select(_runs.c.id, _runs.c.outcome, _runs.c.champion, _runs.c.gate)
-        .where(_runs.c.product == product, _runs.c.challenger == version)
-        .order_by(_runs.c.id.desc())
-        .limit(1)
-    )
+    of_version = and_(_runs.c.product == product, _runs.c.challenger == version)
+    statement = select(_runs).where(of_version).order_by(_runs.c.id.desc()).limit(1)
     row = connection.execute(statement).one_or_none()
     return None if row is None else GatedRun(row.id, row.outcome, row.champion, _passed(row.gate))
 
 
 def _differing(
-    connection: Connection,
-    product: str,
-    version: str,
-    limit: int,
-    *,
-    labelled: bool,
-    before: str | None,
+    connection: Connection, product: str, version: str, limit: int, *, labelled: bool, before: str | None
 ) -> list[dict[str, Any]]:
     # Ids are in order of time, and the index of disagreements is in order of ids: nothing is sorted.
     page = (
-        select(
-            _scores.c.image_id,
-            _scores.c.score.label("shadow_score"),
-            _scores.c.threshold.label("shadow_threshold"),
-            _scores.c.verdict.label("shadow_verdict"),
-        )
+        select(_scores.c.image_id, *(_scores.c[name].label(f"shadow_{name}") for name in SHADOWED))
         .where(
             _scores.c.product == product,
             _scores.c.version == version,
@@ -154,7 +137,7 @@ def _differing(
         .subquery()
     )
     statement = (
-        select(results_view, page.c.shadow_score, page.c.shadow_threshold, page.c.shadow_verdict)
+        select(results_view, *(page.c[f"shadow_{name}"] for name in SHADOWED))
         .select_from(page.join(results_view, results_view.c.id == page.c.image_id))
         .order_by(page.c.image_id.desc())
     )
@@ -164,12 +147,11 @@ def _differing(
 def _passed(gate: str | None) -> bool | None:
     """Return whether the comparison in `gate` says that the challenger passed; None where it says neither."""
     try:
-        found = json.loads(gate) if gate else None
+        found = json.loads(gate or "null")
     except ValueError:
         return None
     if not isinstance(found, dict):
         return None
-    passed = found.get("passed")
-    if isinstance(passed, bool):
+    if isinstance(passed := found.get("passed"), bool):
         return passed
     return found["decision"] == "better" if isinstance(found.get("decision"), str) else None

@@ -47,11 +47,8 @@ class TrainingImageRow(NewTrainingImage):
 
 _rows = select(*(_training_images.c[name] for name in TrainingImageRow.__dataclass_fields__))
 _insert = insert_new(_training_images)
-_set_label = (
-    update(_training_images)
-    .where(_training_images.c.id == bindparam("of_id"))
-    .values(label=bindparam("to_label"), path=bindparam("to_path"))
-)
+_of_id = update(_training_images).where(_training_images.c.id == bindparam("of_id"))
+_set_label = _of_id.values(label=bindparam("to_label"), path=bindparam("to_path"))
 # Made once: asked for each image that is labelled.
 _of_hash = _rows.where(
     _training_images.c.product == bindparam("of_product"), _training_images.c.sha256 == bindparam("of_sha256")
@@ -65,9 +62,8 @@ _near = select(_training_images.c.role).where(
 
 def vouched(connection: Connection, product: str) -> list[TrainingImageRow]:
     """Return the images of `product` that a person vouches for, in the order in which they were added."""
-    statement = _rows.where(_training_images.c.product == product, _training_images.c.label.is_not(None)).order_by(
-        _training_images.c.id
-    )
+    of_product = _rows.where(_training_images.c.product == product, _training_images.c.label.is_not(None))
+    statement = of_product.order_by(_training_images.c.id)
     return [TrainingImageRow(*row) for row in connection.execute(statement)]
 
 

@@ -85,13 +85,7 @@ def get(connection: Connection, product: str, version: str) -> VersionRow | None
     return None if row is None else VersionRow(*row)
 
 
-def promote(
-    connection: Connection,
-    product: str,
-    version: str,
-    reason: str | None,
-    at: datetime | None = None,
-) -> None:
+def promote(connection: Connection, product: str, version: str, reason: str | None, at: datetime | None = None) -> None:
     """Make `version` the champion of `product`; the champion so far retires.
 
     The champion itself stays as it is. `at` is the time of it, now if not given. Raises TamisError for an
@@ -159,34 +153,21 @@ def _line(history: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _crown(
-    connection: Connection,
-    product: str,
-    version: str,
-    action: str,
-    reason: str | None,
-    at: datetime | None,
+    connection: Connection, product: str, version: str, action: str, reason: str | None, at: datetime | None
 ) -> None:
     of_product = _versions.c.product == product
     # First the old one steps down: at no time are there two, the index would refuse it.
-    connection.execute(
-        update(_versions)
-        .where(of_product, _versions.c.state == "champion")
-        .values(state="retired", reason=f"{'replaced by' if action == 'promote' else 'rolled back to'} {version}")
-    )
-    connection.execute(
-        update(_versions).where(of_product, _versions.c.version == version).values(state="champion", reason=reason)
-    )
-    connection.execute(
-        insert(_promotions).values(
-            product=product, version=version, action=action, at=at or datetime.now(UTC), reason=reason
-        )
-    )
+    retired = f"{'replaced by' if action == 'promote' else 'rolled back to'} {version}"
+    champion, wanted = _versions.c.state == "champion", _versions.c.version == version
+    connection.execute(update(_versions).where(of_product, champion).values(state="retired", reason=retired))
+    connection.execute(update(_versions).where(of_product, wanted).values(state="champion", reason=reason))
+    change = {"product": product, "version": version, "action": action, "reason": reason}
+    connection.execute(insert(_promotions).values(change | {"at": at or datetime.now(UTC)}))
 
 
 def _unknown(connection: Connection, product: str, version: str) -> str:
     known = [row.version for row in versions(connection, product)]
     if known:
         return f"model {product}/{version}: no such version; there are {', '.join(known)}"
-    products = sorted({row.product for row in versions(connection)})
-    others = ", ".join(products) or "none"
+    others = ", ".join(sorted({row.product for row in versions(connection)})) or "none"
     return f"model {product}/{version}: product {product} has no versions; products with some: {others}"
