@@ -25,19 +25,10 @@ from service.storage.versions import VersionRow
 app = typer.Typer(help="List, show, promote and roll back model versions; choose thresholds.", no_args_is_help=True)
 app.command()(threshold)
 
-LIST_COLUMNS = [
-    "product",
-    "version",
-    "kind",
-    "state",
-    "created_at",
-    "image_auroc",
-    "f1",
-    "threshold",
-    "images",
-    "shadow",
-    "reason",
-]
+LIST_COLUMNS = (
+    *("product", "version", "kind", "state", "created_at"),
+    *("image_auroc", "f1", "threshold", "images", "shadow", "reason"),
+)
 
 Product = Annotated[str, typer.Argument(help="The product.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
