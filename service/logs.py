@@ -44,10 +44,7 @@ class _JsonFormatter(logging.Formatter):
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        parts = [
-            record.levelname.lower() + ":" if record.levelno >= logging.WARNING else "",
-            record.getMessage(),
-        ]
+        parts = [record.levelname.lower() + ":" if record.levelno >= logging.WARNING else "", record.getMessage()]
         parts += [f"{name}={_shown(value)}" for name, value in _fields_of(record).items() if value is not None]
         line = " ".join(part for part in parts if part).replace("\n", "\\n")
         return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line

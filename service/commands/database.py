@@ -110,11 +110,7 @@ def backup(
 
 
 @app.command()
-def restore(
-    root: Root,
-    source: Annotated[Path, typer.Argument(help="The backup.")],
-    as_json: AsJson = False,
-) -> None:
+def restore(root: Root, source: Annotated[Path, typer.Argument(help="The backup.")], as_json: AsJson = False) -> None:
     """Put a backup in the place of the database; what it does not know is scored anew at the next start."""
     _refuse_server(root, "pg_restore --clean --if-exists --dbname=URL FILE and then `tamis db reconcile`")
     kept = restore_database(root, source)

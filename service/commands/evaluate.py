@@ -64,8 +64,7 @@ def evaluate(
         typer.Option("--learning-curve", metavar="N,N,N", help="Train on so many images of --from, and evaluate."),
     ] = None,
     normals: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal images for that."),
+        Path | None, typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal images for that.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
 ) -> None:

@@ -36,9 +36,7 @@ Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
 
 @app.command("list")
 def list_(
-    root: Root,
-    product: Annotated[str | None, typer.Option(help="Of this product.")] = None,
-    as_json: AsJson = False,
+    root: Root, product: Annotated[str | None, typer.Option(help="Of this product.")] = None, as_json: AsJson = False
 ) -> None:
     """List the versions, newest first, with their state and figures."""
     with open_database(root, read_only=True) as engine, engine.connect() as connection:

@@ -162,6 +162,5 @@ results_view = _view(
 )
 regions_view = _view("regions", "image_id number x y width height area area_share peak mean")
 review_queue_view = _view(
-    "review_queue",
-    "id product file_name path verdict score threshold p_value uncertain uncertainty received_at label",
+    "review_queue", "id product file_name path verdict score threshold p_value uncertain uncertainty received_at label"
 )
