@@ -82,6 +82,11 @@ def shown_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """Return `text` from outside as `shown_name` does, without control characters or what turns the text around."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_name(text))
+
+
 def product_of(folder: str) -> str:
     """Return the product of files in `folder`, relative to `incoming/`: its first part made safe, or `default`."""
     first = PurePosixPath(folder).parts[:1]

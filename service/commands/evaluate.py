@@ -24,8 +24,9 @@ from service.evaluation import text_report as output
 from service.evaluation.learning_curve import job_like, sizes_asked, training_pool
 from service.evaluation.outcome import Evaluated, LearningPoint
 from service.evaluation.run import Bench, Work, plan
-from service.evaluation.thumbnails import thumbnails
-from service.imaging.read import UNREADABLE, image_reader, upright_size
+from service.evaluation.thumbnails import thumbnail
+from service.imaging.read import image_reader
+from service.progress_bar import TrainingLines, scoring_progress
 from service.root import DEFAULT_PRODUCT
 from service.settings import Settings
 from service.storage.database.open import open_database
@@ -97,7 +98,7 @@ def evaluate(
             tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
         )
         with closing(meter):
-            bench = Bench(engine, settings, meter)
+            bench = Bench(engine, settings, meter, scoring_progress, TrainingLines)
             evaluated = _evaluate_all(bench, works, scores)
             learned = bench.learn(works[0], pool, sizes, steps) if pool else []
     written = None
@@ -149,7 +150,7 @@ def _page(
         evaluated_version = one.evaluated_version
         pixel_threshold = evaluated_version.version.manifest.calibration.pixel_threshold
         missed, alarms = (
-            thumbnails(worst, pixel_threshold, read, upright_size, UNREADABLE)
+            [thumbnail(mistake, pixel_threshold, read) for mistake in worst]
             for worst in (evaluated_version.mistakes.missed, evaluated_version.mistakes.false_alarms)
         )
         return page.Section(one, missed, alarms, learned)

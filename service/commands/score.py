@@ -16,9 +16,10 @@ from models.regions import Region
 from service import settings as settings_module
 from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
 from service.errors import TamisError
+from service.evaluation.outcome import UNKNOWN
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
-from service.imaging.read import UNKNOWN, UNREADABLE, image_reader, upright_size
-from service.names import safe_name, shown_name
+from service.imaging.read import UNREADABLE, image_reader, upright_size
+from service.names import printable, safe_name, shown_name
 from service.root import DEFAULT_PRODUCT
 from service.scoring.active_versions import load_version
 from service.scoring.decide import ThresholdDecider
@@ -146,9 +147,7 @@ def _save(path: Path, drawn: UInt8Array) -> None:
 def _line(row: dict[str, Any]) -> str:
     verdict, score, threshold, p_value = (_cell(row[column]) for column in COLUMNS[:4])
     name = row["file"] if not row.get("error") else f"{row['file']}: {row['error']}"
-    # Names come from outside: control characters must not reach the terminal.
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    return f"{verdict:<8} {score:>12} {threshold:>12} {p_value:>10}  {printable}"
+    return f"{verdict:<8} {score:>12} {threshold:>12} {p_value:>10}  {printable(name)}"
 
 
 def _cell(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Learning curve: what more images would bring. Trains on seeded subsets, each in a process of its own.
 
-The versions are registered nowhere and gone afterwards; what they are judged by, and their energy, is handed back.
+The versions are not registered and are removed afterwards; their metrics and energy are returned.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def learning_curve(
     progress: Callable[[int], Callable[[Progress], None]] = lambda images: lambda progress: None,
     record: Callable[[EnergySample], None] = lambda sample: None,
 ) -> Iterator[LearningPoint]:
-    """Yield a point for each of `sizes`, rising: `job` trained on so many images of `pool`, judged by `evaluate`.
+    """Yield a point for each of `sizes`, rising: `job` trained on so many images of `pool`, evaluated by `evaluate`.
 
-    A smaller subset is a part of every larger one, so that the curve shows number and not luck; which images
-    they are follows from `job.seed`. A size for which the images are too few has a point that says so. `record`
-    gets the energy of each training. Raises what `train_in_child` raises but TooFewImages.
+    A smaller subset is part of every larger one, so that the curve shows the effect of number, not of chance;
+    `job.seed` sets the order. Where the images are too few for a size, its point says so. `record` gets the energy of
+    each training. Raises what `train_in_child` raises except TooFewImages.
     """
     order = sorted(pool)
     random.Random(job.seed).shuffle(order)
@@ -78,7 +78,7 @@ def learning_curve(
 
 
 def sizes_asked(asked: str | None, normals: Path | None) -> list[int]:
-    """Return the numbers in `asked`, such as `60,300`, rising; empty for None. Raises UsageError without `normals`."""
+    """Return the numbers in `asked`, such as `60,300`, rising; none for None. Raises UsageError without `normals`."""
     if (asked is None) != (normals is None):
         given, missing = ("--learning-curve", "--from") if asked is not None else ("--from", "--learning-curve")
         raise UsageError(f"{given}: expected {missing} with it; found none")
@@ -91,7 +91,7 @@ def sizes_asked(asked: str | None, normals: Path | None) -> list[int]:
 
 
 def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path], int]:
-    """Return the images of `folder` that are not `evaluated`, told by their bytes, and how many of them are.
+    """Return the images of `folder` whose bytes are not among `evaluated`, and how many are.
 
     Raises DatasetError where there is none to train on.
     """
@@ -99,16 +99,16 @@ def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path]
     found = images_under(folder)
     if not found:
         raise DatasetError(f"{shown}: expected images ({SUFFIXES}) at any depth; found none")
-    judged = {content for sample in evaluated if (content := _content(sample.path)) is not None}
+    taken = {content for sample in evaluated if (content := _content(sample.path)) is not None}
     # Links stay as they are given.
-    pool = [Path(os.path.abspath(path)) for path in found if _content(path) not in judged]  # noqa: PTH100
+    pool = [Path(os.path.abspath(path)) for path in found if _content(path) not in taken]  # noqa: PTH100
     if not pool:
-        raise DatasetError(f"{shown}: expected images to train on; found only such as are evaluated")
+        raise DatasetError(f"{shown}: expected images to train on; found only those that are evaluated")
     return pool, len(found) - len(pool)
 
 
 def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int | None) -> TrainingJob:
-    """Return the training that made `version`, but for its images and where it goes; calibrated for `rate`.
+    """Return the training that made `version`, without its images and its place; calibrated for `rate`.
 
     Raises UsageError for a kind that does not learn from normal images alone.
     """

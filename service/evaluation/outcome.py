@@ -1,6 +1,6 @@
-"""What an evaluation came to, as values: what the terminal, the JSON document and the page all show.
+"""The results of an evaluation, as values that the terminal, the JSON document and the page all show.
 
-Owns the comparison of two versions on the same images. Nothing here knows how it is shown.
+Owns the comparison of two versions on the same images, not how it is shown.
 """
 
 from __future__ import annotations
@@ -24,10 +24,25 @@ from service.root import ANOMALY, NORMAL
 from service.storage.energy import EnergySample
 from service.storage.versions import VersionRow
 
+UNKNOWN = "–"
+TITLES = {
+    "image_auroc": "image AUROC",
+    "average_precision": "average precision",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "accuracy",
+    "false_alarm_rate": "false alarms",
+    "best_f1": "best F1",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+}
+"""The metrics that people are shown, in the page's order."""
+
 
 @dataclass(frozen=True)
 class EvaluatedVersion:
-    """One version on the images of one object: its metrics, its energy, and what intervals need of its maps."""
+    """One version on the images of one object: its metrics, its energy, and what confidence intervals need."""
 
     version: ModelVersion
     row: VersionRow
@@ -55,7 +70,7 @@ class EvaluatedVersion:
     @property
     def scores(self) -> Float64Array:
         """The scores `(N,)`."""
-        return np.array([image.score for image in self.result.scores], dtype=np.float64)
+        return _scores_of(self.result.scores)
 
     @property
     def labels(self) -> Counts:
@@ -74,13 +89,13 @@ class EvaluatedVersion:
 
     @cached_property
     def sweep(self) -> list[SweepPoint]:
-        """What other false-alarm rates would have come to."""
+        """What other false-alarm rates would have given."""
         return sweep(self.version.calibration_scores, self.scores, self.labels)
 
     def scored_version(self, images: Sequence[ImageScore]) -> ScoredVersion:
         """Return what resampling needs of `images`, some or all of those scored."""
         return ScoredVersion(
-            scores=np.array([image.score for image in images], dtype=np.float64),
+            scores=_scores_of(images),
             threshold=self.result.threshold,
             pixels=self.histograms.of([image.sample.path for image in images]),
         )
@@ -128,7 +143,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class LearningPoint:
-    """A version trained on `images` normal images; `error` says why there is none, the rest is then None."""
+    """A version trained on `images` normal images; where there is none, `error` says why and the rest is None."""
 
     images: int
     trained: int | None = None
@@ -142,10 +157,9 @@ class LearningPoint:
 
 
 def compare(first: EvaluatedVersion, second: EvaluatedVersion) -> VersionComparison:
-    """Return `second` beside `first`: differences are those of `second` less those of `first`.
+    """Return `second` beside `first`; differences are `second` minus `first`.
 
-    Where an image was scored by one alone, image metrics are of those that both scored and pixel metrics
-    are unknown.
+    Where only one of them scored an image, image metrics are of those that both scored, and pixel metrics unknown.
     """
     scored = {image.sample: image for image in second.result.scores}
     before = [image for image in first.result.scores if image.sample in scored]
@@ -155,28 +169,27 @@ def compare(first: EvaluatedVersion, second: EvaluatedVersion) -> VersionCompari
     else:
         metrics = metrics_of(before, first.result.threshold), metrics_of(after, second.result.threshold)
     old, new = asdict(metrics[0]), asdict(metrics[1])
-    # Thresholds of different versions have no common unit, and the errors of binning are no metrics.
+    # Thresholds of different versions have no common unit, and binning errors are not metrics.
     names = [name for name in old if name != "best_f1_threshold" and not name.endswith("_error")]
     differences = {
         name: None if old[name] is None or new[name] is None else float(new[name] - old[name]) for name in names
     }
+    known: dict[str, Interval | None] = dict.fromkeys(differences)
+    if before:
+        versions = first.scored_version(before), second.scored_version(after)
+        known = difference_intervals(*versions, labels_of(before), differences)
     return VersionComparison(
-        other=second,
-        images=len(before),
-        metrics=metrics,
-        differences=differences,
-        intervals=difference_intervals(
-            first.scored_version(before), second.scored_version(after), labels_of(before), differences
-        )
-        if before
-        else dict.fromkeys(differences),
-        changes=tuple(_changes(first, second, before, after)),
+        second, len(before), metrics, differences, known, tuple(_changes(first, second, before, after))
     )
 
 
 def labels_of(images: Sequence[ImageScore]) -> Counts:
     """Return the labels of `images`, int64 `(N,)`."""
     return np.array([image.sample.label for image in images], dtype=np.int64)
+
+
+def _scores_of(images: Sequence[ImageScore]) -> Float64Array:
+    return np.array([image.score for image in images], dtype=np.float64)
 
 
 def verdict(score: float, threshold: float) -> str:

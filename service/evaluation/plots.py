@@ -1,6 +1,6 @@
-"""Plots of the report: SVG that takes its colours from the page, so that it is right in the dark and in the light.
+"""Plots of the report: SVG that takes its colours from the page, so that it suits dark and light.
 
-Draws with matplotlib, without its global state, in stand-in colours that are then replaced by the page's CSS
+Draws with matplotlib, without its global state, in placeholder colours that are then replaced by the page's CSS
 variables. Text stays text.
 """
 
@@ -25,10 +25,12 @@ INK, MUTED, GRID, NORMAL, ANOMALY, FIRST, SECOND, THIRD = ROLES = (
     "#000101", "#000102", "#000103", "#000104", "#000105", "#000106", "#000107", "#000108",
 )  # fmt: skip
 VARIABLES = dict(zip(ROLES, ("ink", "muted", "grid", "normal", "anomaly", "first", "second", "third"), strict=True))
+_STYLES: Any = ({"color": FIRST, "linestyle": "-"}, {"color": SECOND, "linestyle": "--"})
 _SIZE_IN = (4.6, 3.3)
 _RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "tamis", "font.size": 10.0, "font.family": "sans-serif"}
 _LOG_SPAN = 30.0
 _BINS = 40
+_UNIT = (-0.02, 1.02)
 _RATE_MARKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -45,9 +47,9 @@ class Plots:
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
             for (name, curve), style in zip(curves, _STYLES, strict=False):
                 axes.plot(curve.x, curve.y, label=name, linewidth=1.8, **style)
-            _unit_square(axes)
-            axes.set(xlabel="false-alarm rate", ylabel="recall")
-            _legend(axes, curves, "lower right")
+            axes.set(xlabel="false-alarm rate", ylabel="recall", xlim=_UNIT, ylim=_UNIT)
+            if len(curves) > 1:
+                _legend(axes, "lower right")
 
         return self._svg(draw, "ROC curve: recall over the false-alarm rate")
 
@@ -59,9 +61,9 @@ class Plots:
             for (name, curve), style in zip(curves, _STYLES, strict=False):
                 # From a threshold to the next lower one precision is not between the two: steps, no chords.
                 axes.step(curve.x, curve.y, where="pre", label=name, linewidth=1.8, **style)
-            _unit_square(axes)
-            axes.set(xlabel="recall", ylabel="precision")
-            _legend(axes, curves, "lower left")
+            axes.set(xlabel="recall", ylabel="precision", xlim=_UNIT, ylim=_UNIT)
+            if len(curves) > 1:
+                _legend(axes, "lower left")
 
         return self._svg(draw, "Precision over recall")
 
@@ -85,7 +87,7 @@ class Plots:
                 axes.set_xscale("log")
             axes.yaxis.get_major_locator().set_params(integer=True)
             axes.set(xlabel="anomaly score", ylabel="images")
-            _legend(axes, "always", "best")
+            _legend(axes, "best")
 
         return self._svg(draw, "Histogram of the scores of normal images and anomalies, with the threshold")
 
@@ -98,9 +100,9 @@ class Plots:
             _line(axes, rates, [point.false_alarm_rate for point in points], "realised", FIRST)
             _mark(axes, used)
             _rate_axis(axes, rates)
-            axes.set(xlabel="calibrated false-alarm rate", ylabel="realised false-alarm rate")
+            axes.set_ylabel("realised false-alarm rate")
             axes.set_ylim(bottom=0)
-            _legend(axes, "always", "upper left")
+            _legend(axes, "upper left")
 
         return self._svg(draw, "Realised over calibrated false-alarm rate")
 
@@ -114,24 +116,22 @@ class Plots:
             _line(axes, rates, [point.f1 for point in points], "F1", THIRD, "^")
             _mark(axes, used)
             _rate_axis(axes, rates)
-            axes.set(xlabel="calibrated false-alarm rate", ylim=(-0.02, 1.02))
-            _legend(axes, "always", "best")
+            axes.set_ylim(_UNIT)
+            _legend(axes, "best")
 
         return self._svg(draw, "Recall, precision and F1 over the calibrated false-alarm rate")
 
     def learning(self, points: Sequence[LearningPoint]) -> str:
         """Return image AUROC and F1 over the number of training images."""
-        known = [point for point in points if point.metrics is not None]
+        known = [(point.images, point.metrics) for point in points if point.metrics is not None]
 
         def draw(axes: Axes) -> None:
-            sizes = [point.images for point in known]
-            auroc = [point.metrics.image_auroc if point.metrics else None for point in known]
-            f1 = [point.metrics.f1 if point.metrics else None for point in known]
-            _line(axes, sizes, auroc, "image AUROC", FIRST)
-            _line(axes, sizes, f1, "F1 at the threshold", SECOND, "s")
+            sizes = [images for images, _ in known]
+            _line(axes, sizes, [metrics.image_auroc for _, metrics in known], "image AUROC", FIRST)
+            _line(axes, sizes, [metrics.f1 for _, metrics in known], "F1 at the threshold", SECOND, "s")
             _number_axis(axes, sizes)
-            axes.set(xlabel="normal images to train and calibrate", ylim=(-0.02, 1.02))
-            _legend(axes, "always", "best")
+            axes.set_ylim(_UNIT)
+            _legend(axes, "best")
 
         return self._svg(draw, "Learning curve: image AUROC and F1 over the number of training images")
 
@@ -143,7 +143,7 @@ class Plots:
             sizes = [point.images for point in known]
             _line(axes, sizes, [point.seconds for point in known], "seconds", FIRST)
             _number_axis(axes, sizes)
-            axes.set(xlabel="normal images to train and calibrate", ylabel="s of training")
+            axes.set_ylabel("s of training")
             axes.set_ylim(bottom=0)
             if any(point.training_wh is not None for point in known):
                 right = axes.twinx()
@@ -153,7 +153,7 @@ class Plots:
                 right.set_ylabel("Wh of training", color=INK)
                 right.set_ylim(bottom=0)
                 axes.plot([], [], color=SECOND, marker="s", label="Wh")
-            _legend(axes, "always", "lower right")
+            _legend(axes, "lower right")
 
         return self._svg(draw, "Seconds and Wh of training over the number of training images")
 
@@ -169,16 +169,9 @@ class Plots:
             _style(axes)
             draw(axes)
             buffer = io.StringIO()
-            figure.savefig(
-                buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None}
-            )
+            metadata: Any = {"Date": None, "Creator": None, "Type": None}
+            figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
         return _for_the_page(buffer.getvalue(), f"p{next(self._numbers)}", description)
-
-
-_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": FIRST, "linestyle": "-"},
-    {"color": SECOND, "linestyle": "--"},
-)
 
 
 def _for_the_page(svg: str, prefix: str, description: str) -> str:
@@ -227,11 +220,10 @@ def _mark(axes: Axes, used: float | None) -> None:
 
 def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_xscale("log")
-    marks = [
-        rate for rate in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if min(rates) <= rate <= max(rates)
-    ]
+    marks = [mark for mark in _RATE_MARKS if min(rates) <= mark <= max(rates)]
     axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
     axes.minorticks_off()
+    axes.set_xlabel("calibrated false-alarm rate")
 
 
 def _number_axis(axes: Axes, sizes: Sequence[int]) -> None:
@@ -239,12 +231,8 @@ def _number_axis(axes: Axes, sizes: Sequence[int]) -> None:
         axes.set_xscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
+    axes.set_xlabel("normal images to train and calibrate")
 
 
-def _unit_square(axes: Axes) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-
-
-def _legend(axes: Axes, curves: object, place: str) -> None:
-    if curves == "always" or (isinstance(curves, Sequence) and len(curves) > 1):
-        axes.legend(loc=place, frameon=False, labelcolor=INK, fontsize=9)
+def _legend(axes: Axes, place: str) -> None:
+    axes.legend(loc=place, frameon=False, labelcolor=INK, fontsize=9)

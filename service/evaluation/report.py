@@ -1,16 +1,15 @@
-"""The page: one HTML file, `index.html`, with everything in it. Owns where it is written and whose it is.
+"""The report: one HTML file, `index.html`, with everything in it. Owns where it is written and what it overwrites.
 
-Nothing in it asks a network for anything; a policy in its head forbids it to. What it shows was computed elsewhere.
+The page loads nothing from a network; a policy in its head forbids it. What it shows is computed elsewhere.
 """
 
 from __future__ import annotations
 
-import os
+import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,32 +19,19 @@ from models.evaluation.curves import precision_recall, roc
 from models.evaluation.evaluate import Metrics
 from service import __version__
 from service.errors import UsageError
-from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint
+from service.evaluation.outcome import TITLES, UNKNOWN, Evaluated, EvaluatedVersion, LearningPoint
 from service.evaluation.plots import Plots
 from service.evaluation.thumbnails import Thumbnail
-from service.names import shown_name
+from service.names import printable, shown_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 INDEX = "index.html"
 GENERATOR = "Tamis"
-UNKNOWN = "–"
 CHANGES_SHOWN = 200
 _HEAD_BYTES = 4096
 
-NAMES = {
-    "image_auroc": "image AUROC",
-    "average_precision": "average precision",
-    "f1": "F1",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "accuracy",
-    "false_alarm_rate": "false alarms",
-    "best_f1": "best F1",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-}
 FIRST_SHOWN = ("image_auroc", "f1", "recall", "precision", "false_alarm_rate")
 
 
@@ -72,7 +58,7 @@ class ReportPage:
 
 
 def prepare(folder: Path) -> None:
-    """Make `folder` and see that a report can be written there, before hours of work are.
+    """Make `folder` and check, before hours of work, that a report can be written there.
 
     Raises UsageError where it is a file, cannot be written, or holds an `index.html` that is not a report, and
     where the libraries that draw the page are not installed.
@@ -101,29 +87,21 @@ def is_report(path: Path) -> bool:
     """Return whether `path` is a page that this module wrote."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+            return f'<meta name="generator" content="{GENERATOR} '.encode() in file.read(_HEAD_BYTES)
     except OSError:
         return False
-    finder = _GeneratorFinder()
-    finder.feed(head.decode("utf-8", "replace"))
-    return finder.found.split(" ")[0] == GENERATOR
 
 
 def write(folder: Path, html: str) -> Path:
     """Write the page as `folder/index.html`, whole or not at all; return its path."""
-    path = folder / INDEX
+    path, partial = folder / INDEX, folder / f".tmp.{secrets.token_hex(8)}.html"
     try:
-        descriptor, partial = tempfile.mkstemp(prefix=".tmp.", suffix=".html", dir=folder)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with partial.open("x", encoding="utf-8") as file:
                 file.write(html)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(partial).chmod(0o666 & ~umask)  # mkstemp's own mode is for its owner alone
-            Path(partial).replace(path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"report {shown_name(str(path))}: cannot be written: {error.strerror or error}") from None
     return path
@@ -140,7 +118,7 @@ def render(page: ReportPage) -> str:
             generator=f"{GENERATOR} {__version__}",
             sections=[_section_values(section, plots, number) for number, section in enumerate(page.sections, start=1)],
             mean=asdict(page.mean) if page.mean is not None else None,
-            names=NAMES,
+            names=TITLES,
             first_shown=FIRST_SHOWN,
             changes_shown=CHANGES_SHOWN,
             resamples=f"{RESAMPLES:,}",
@@ -152,30 +130,27 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
     from markupsafe import Markup
 
     evaluated, evaluated_version = section.evaluated, section.evaluated.evaluated_version
-    scores, labels = evaluated_version.scores, evaluated_version.labels
-    judgements = [evaluated_version] + ([evaluated.comparison.other] if evaluated.comparison else [])
-    names = [one.version.version for one in judgements]
-    rocs = [(name, roc(one.scores, one.labels)) for name, one in zip(names, judgements, strict=True)]
-    recalls = [(name, precision_recall(one.scores, one.labels)) for name, one in zip(names, judgements, strict=True)]
+    scores, labels, rates = evaluated_version.scores, evaluated_version.labels, evaluated_version.sweep
+    versions = [evaluated_version] + ([evaluated.comparison.other] if evaluated.comparison else [])
+    rocs = [(one.version.version, roc(one.scores, one.labels)) for one in versions]
+    recalls = [(one.version.version, precision_recall(one.scores, one.labels)) for one in versions]
     drawn: dict[str, str] = {}
     if known := [(name, curve) for name, curve in rocs if curve is not None]:
         drawn["ROC curve"] = plots.roc(known)
     if known := [(name, curve) for name, curve in recalls if curve is not None]:
         drawn["Precision and recall"] = plots.precision_recall(known, float(labels.mean()))
     drawn["Scores"] = plots.histogram(scores[labels == 0], scores[labels == 1], evaluated_version.result.threshold)
-    if evaluated_version.sweep:
-        drawn["False alarms, promised and realised"] = plots.realised_rates(
-            evaluated_version.sweep, evaluated_version.rate
-        )
-        drawn["What other false-alarm rates would give"] = plots.rates(evaluated_version.sweep, evaluated_version.rate)
+    if rates:
+        drawn["False alarms, promised and realised"] = plots.realised_rates(rates, evaluated_version.rate)
+        drawn["What other false-alarm rates would give"] = plots.rates(rates, evaluated_version.rate)
     learned: dict[str, str] = {}
     if any(point.metrics is not None for point in section.learning):
         learned["Accuracy"] = plots.learning(section.learning)
         learned["Cost"] = plots.learning_cost(section.learning)
     return {
         "id": f"object-{number}",
-        "name": _printable(evaluated.object),
-        "judgement": evaluated_version,
+        "name": printable(evaluated.object),
+        "evaluated_version": evaluated_version,
         "metrics": asdict(evaluated_version.result.metrics),
         "intervals": evaluated_version.intervals,
         "facts": facts_of(evaluated_version),
@@ -190,7 +165,7 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
 
 
 def facts_of(evaluated_version: EvaluatedVersion) -> dict[str, str | None]:
-    """Return what is to be known of a version, ready to be shown; None is unknown."""
+    """Return what the page says of a version, as text; None is unknown."""
     manifest, row = evaluated_version.version.manifest, evaluated_version.row
     training = manifest.training
     height, width = evaluated_version.version.input_size
@@ -232,10 +207,10 @@ def _environment() -> Environment:
         "signed": lambda value: UNKNOWN if value is None else f"{value:+z.4f}",
         "interval": _interval,
         "quantity": lambda value: UNKNOWN if value is None else f"{value:.4g}",
-        "fact": lambda value: UNKNOWN if value is None else _printable(str(value)),
+        "fact": lambda value: UNKNOWN if value is None else printable(str(value)),
         "file": _file,
-        "path": lambda path: _printable(str(path)),
-        "printable": _printable,
+        "path": lambda path: printable(str(path)),
+        "printable": printable,
     }
     return environment
 
@@ -251,37 +226,18 @@ def _interval(interval: Interval | None, signed: bool = False) -> str:
 
 
 def _file(sample: Sample) -> str:
-    return _printable("/".join(sample.path.parts[-2:]))
+    return printable("/".join(sample.path.parts[-2:]))
 
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _printable(text: str) -> str:
-    """Return `text` from outside with what cannot be shown, or would turn the text around, replaced."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_name(text))
-
-
 def _require_libraries() -> None:
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise UsageError(
             f"--report: expected the library {error.name}; found none; install it with pip install 'tamis[report]'"
         ) from None
-    del jinja2
-
-
-class _GeneratorFinder(HTMLParser):
-    """Finds `<meta name="generator" content="…">`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag == "meta" and values.get("name") == "generator":
-            self.found = values.get("content") or ""

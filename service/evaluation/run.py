@@ -1,11 +1,12 @@
-"""The bench of `tamis evaluate`: judges versions one after the other, meters each, puts its energy on record.
+"""What `tamis evaluate` does: evaluates versions one after the other, meters each and records its energy.
 
-Owns what is checked before anything is scored: that each object has its version, and each version a threshold.
+Owns the checks before anything is scored: each object has its version, and each version a threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from models.data.datasets import Sample
 from models.evaluation import evaluate as evaluation
 from models.evaluation.evaluate import Evaluation
 from models.evaluation.pixel_histograms import ImageHistograms
+from models.progress import Progress
 from models.registry import ModelVersion
 from service.energy.meter import EnergyMeter
 from service.errors import TamisError, UsageError
-from service.evaluation.evaluation_progress import TrainingLines, scoring_progress
 from service.evaluation.learning_curve import job_like, learning_curve
 from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, compare
 from service.evaluation.worst_mistakes import WorstMistakes
@@ -36,7 +37,7 @@ from service.storage.versions import VersionRow
 
 @dataclass(frozen=True)
 class CandidateVersion:
-    """A version, its row and the threshold that it is judged at."""
+    """A version, its row and its threshold."""
 
     version: ModelVersion
     row: VersionRow
@@ -45,7 +46,7 @@ class CandidateVersion:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done for one object, known to be possible; both versions keep the same promise."""
+    """The evaluation of one object, known to be possible; both versions have the same policy."""
 
     object: str
     samples: Sequence[Sample]
@@ -75,8 +76,8 @@ def plan(
 ) -> list[Work]:
     """Return the work for each object of `samples`.
 
-    Raises TamisError where a version is not there, UsageError where a version is to be compared with itself,
-    TooFewImages where one's calibration does not do for the promise.
+    Raises TamisError for a missing version, UsageError where a version would be compared with itself, TooFewImages
+    where a version has too few calibration images for the policy.
     """
     works = []
     with engine.connect() as connection:
@@ -101,15 +102,27 @@ def plan(
 
 
 class Bench:
-    """Judges by one meter; every evaluation and every training is a row of energy."""
+    """Evaluates by one meter; every evaluation and every training is a row of energy.
 
-    def __init__(self, engine: Engine, settings: Settings, meter: EnergyMeter) -> None:
+    `scoring_progress` and `training_progress` take a name to show and give a function that shows progress.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        meter: EnergyMeter,
+        scoring_progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+        training_progress: Callable[[str], Callable[[Progress], None]],
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._meter = meter
+        self._scoring_progress = scoring_progress
+        self._training_progress = training_progress
 
     def evaluate(self, work: Work) -> Evaluated:
-        """Judge one object by its version, and by the other where one is asked for."""
+        """Evaluate the object's version, and the other where one is asked for."""
         first = self._evaluate(work.first, work, work.object)
         if work.other is None:
             return Evaluated(work.object, first)
@@ -117,13 +130,13 @@ class Bench:
         return Evaluated(work.object, first, compare(first, second))
 
     def learn(self, work: Work, pool: Sequence[Path], sizes: Sequence[int], steps: int | None) -> list[LearningPoint]:
-        """Train versions like that of `work` on subsets of `pool`, and judge them on the same images.
+        """Train versions like that of `work` on subsets of `pool`, and evaluate them on the same images.
 
-        Their thresholds are those of the false-alarm rate, as a fixed score means another thing to each of them.
+        Their thresholds follow from the false-alarm rate, since a fixed score means something else for each of them.
         """
 
         def evaluate_one(version: ModelVersion) -> Evaluation:
-            # What the training took, which the child has metered, is none of this evaluation's.
+            # The child has metered the training; it does not belong to this evaluation.
             self._meter.take("idle")
             threshold = threshold_of(self._settings, work.product, version, work.rate)
             shown = f"{work.object}, trained on {version.manifest.training.images}"
@@ -131,8 +144,8 @@ class Bench:
             self._record(self._meter.take("evaluation", images=result.images))
             return result
 
-        def progress(images: int) -> TrainingLines:
-            return TrainingLines(f"learning curve, {images} images")
+        def progress(images: int) -> Callable[[Progress], None]:
+            return self._training_progress(f"learning curve, {images} images")
 
         job = job_like(work.first.version, work.rate, self._settings, steps)
         return list(learning_curve(job, pool, sizes, evaluate_one, progress=progress, record=self._record))
@@ -155,7 +168,7 @@ class Bench:
     ) -> Evaluation:
         from models.runtime.load_detector import load_detector
 
-        with scoring_progress(shown) as report:
+        with self._scoring_progress(shown) as report:
             result = evaluation.evaluate(
                 load_detector(version, self._settings.scoring_threads),
                 work.samples,

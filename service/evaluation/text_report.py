@@ -1,4 +1,4 @@
-"""How `tamis evaluate` shows what it found: lines and tables on a terminal, one JSON document, a CSV of scores."""
+"""The output of `tamis evaluate`: lines and tables on a terminal, one JSON document, a CSV of scores."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from models.evaluation import evaluate as evaluation
 from models.evaluation.bootstrap import Interval, as_document
 from models.evaluation.evaluate import Metrics
 from service.errors import UsageError
-from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, VersionComparison, verdict
-from service.imaging.read import UNKNOWN
-from service.names import shown_name
+from service.evaluation.outcome import (
+    TITLES,
+    UNKNOWN,
+    Evaluated,
+    EvaluatedVersion,
+    LearningPoint,
+    VersionComparison,
+    verdict,
+)
+from service.names import printable, shown_name
 from service.root import ANOMALY, NORMAL
 
-SHOWN = {
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "false_alarm_rate": "false alarms",
-    "image_auroc": "image AUROC",
-    "average_precision": "average precision",
-    "best_f1": "best F1",
-    "pixel_auroc": "pixel AUROC",
-    "aupro": "AUPRO",
-}
+# What the threshold decides first.
+_AT_THRESHOLD = ("precision", "recall", "f1", "accuracy", "false_alarm_rate")
+SHOWN = (*_AT_THRESHOLD, *(name for name in TITLES if name not in _AT_THRESHOLD))
 SCORE_COLUMNS = ("object", "product", "version", "path", "split", "label", "score", "threshold", "verdict", "p_value")
 CHANGES_PRINTED = 50
 
@@ -42,7 +40,7 @@ Row = dict[str, str]
 
 @contextmanager
 def score_file(path: Path | None) -> Iterator[Callable[[Evaluated], None]]:
-    """Give a function that writes an object's scores; the file is opened first, so that a long run is not lost."""
+    """Give a function that writes an object's scores; opens the file at once, so that no long run is lost."""
     if path is None:
         yield lambda evaluated: None
         return
@@ -55,23 +53,22 @@ def score_file(path: Path | None) -> Iterator[Callable[[Evaluated], None]]:
         writer.writerow(SCORE_COLUMNS)
 
         def write(one: Evaluated) -> None:
-            evaluated_version = one.evaluated_version
-            images, threshold = evaluated_version.result.scores, evaluated_version.result.threshold
-            p = p_values(evaluated_version.version.calibration_scores, [image.score for image in images])
+            version, result = one.evaluated_version.version, one.evaluated_version.result
+            p = p_values(version.calibration_scores, [image.score for image in result.scores])
             writer.writerows(
                 (
                     one.object,
-                    evaluated_version.version.product,
-                    evaluated_version.version.version,
+                    version.product,
+                    version.version,
                     image.sample.path,
                     image.sample.split,
                     ANOMALY if image.sample.label else NORMAL,
                     image.score,
-                    threshold,
-                    verdict(image.score, threshold),
+                    result.threshold,
+                    verdict(image.score, result.threshold),
                     float(p_value),
                 )
-                for image, p_value in zip(images, p, strict=True)
+                for image, p_value in zip(result.scores, p, strict=True)
             )
 
         yield write
@@ -116,12 +113,8 @@ def show(evaluated: Sequence[Evaluated], learning: Sequence[LearningPoint], repo
     """Print what was found: one object in lines, several in a table with their mean."""
     mean = mean_metrics(evaluated)
     if mean is None:
-        evaluated_version = evaluated[0].evaluated_version
-        lines = (
-            _facts(evaluated[0])
-            | _metric_cells(evaluated_version.result.metrics, evaluated_version.intervals)
-            | _costs(evaluated_version)
-        )
+        only = evaluated[0].evaluated_version
+        lines = _facts(evaluated[0]) | _metric_cells(only.result.metrics, only.intervals) | _costs(only)
         for name, value in lines.items():
             typer.echo(f"{name:<18} {value}")
     else:
@@ -131,9 +124,7 @@ def show(evaluated: Sequence[Evaluated], learning: Sequence[LearningPoint], repo
             | _costs(one.evaluated_version)
             for one in evaluated
         ]
-        empty = dict.fromkeys(_costs(evaluated[0].evaluated_version), "")
-        rows.append({"object": "mean", "version": ""} | _metric_cells(mean) | empty)
-        _print_wide(rows)
+        _print_wide([*rows, dict.fromkeys(rows[0], "") | {"object": "mean"} | _metric_cells(mean)])
     for one in evaluated:
         if one.comparison is not None:
             _show_comparison(one, one.comparison)
@@ -143,15 +134,14 @@ def show(evaluated: Sequence[Evaluated], learning: Sequence[LearningPoint], repo
     for one in evaluated:
         for evaluated_version in [one.evaluated_version] + ([one.comparison.other] if one.comparison else []):
             for failure in evaluated_version.result.failures:
-                typer.echo(f"left out: {_printable(failure.path)}: {shown_name(failure.error)}", err=True)
+                typer.echo(f"left out: {printable(str(failure.path))}: {shown_name(failure.error)}", err=True)
     if report is not None:
-        typer.echo(f"report: {_printable(report)}", err=True)
+        typer.echo(f"report: {printable(str(report))}", err=True)
 
 
 def _version_document(one: EvaluatedVersion) -> dict[str, Any]:
-    result, counts = one.result, one.counts
-    wh = one.energy.total_wh if one.energy else None
-    grams = one.energy.emissions_g if one.energy else None
+    result, energy = one.result, one.energy
+    wh, grams = (energy.total_wh, energy.emissions_g) if energy else (None, None)
     return {
         "product": one.version.product,
         "version": one.version.version,
@@ -163,7 +153,7 @@ def _version_document(one: EvaluatedVersion) -> dict[str, Any]:
         "threshold_policy": one.policy.name,
         "calibrated_false_alarm_rate": one.rate,
         "threshold": result.threshold,
-        "counts": asdict(counts),
+        "counts": asdict(one.counts),
         "metrics": asdict(result.metrics),
         "images_per_second": result.images_per_second,
         "scoring_seconds": result.scoring_seconds,
@@ -172,7 +162,7 @@ def _version_document(one: EvaluatedVersion) -> dict[str, Any]:
         "emissions_g": grams,
         "wh_per_1000_images": one.per_1000_images(wh),
         "g_per_1000_images": one.per_1000_images(grams),
-        "energy_source": one.energy.source if one.energy else None,
+        "energy_source": energy.source if energy else None,
         "failures": [
             {"path": shown_name(str(failure.path)), "error": shown_name(failure.error)} for failure in result.failures
         ],
@@ -185,36 +175,27 @@ def _comparison_document(comparison: VersionComparison) -> dict[str, Any]:
         "images_of_both": comparison.images,
         "differences": dict(comparison.differences),
         "difference_intervals": as_document(comparison.intervals),
-        "changes": [
-            {
-                "path": shown_name(str(change.path)),
-                "label": change.label,
-                "scores": list(change.scores),
-                "verdicts": list(change.verdicts),
-            }
-            for change in comparison.changes
-        ],
+        "changes": [asdict(change) | {"path": shown_name(str(change.path))} for change in comparison.changes],
     }
 
 
 def _facts(one: Evaluated) -> Row:
-    evaluated_version = one.evaluated_version
-    result = evaluated_version.result
+    version, result = one.evaluated_version.version, one.evaluated_version.result
     return {
         "object": shown_name(one.object),
-        "model": f"product {evaluated_version.version.product}, version {evaluated_version.version.version}",
+        "model": f"product {version.product}, version {version.version}",
         "images": f"{result.normals} normal, {result.anomalies} anomalies ({result.masked} with a mask), "
         f"{len(result.failures)} left out",
-        "threshold": f"{result.threshold:.6g} {evaluated_version.promise}",
+        "threshold": f"{result.threshold:.6g} {one.evaluated_version.promise}",
     }
 
 
 def _metric_cells(values: Metrics, intervals: Mapping[str, Interval | None] | None = None) -> Row:
-    known = asdict(values)
-    cells = {heading: _cell(known[name], ".4f") for name, heading in SHOWN.items()}
-    for name, heading in SHOWN.items():
+    known, cells = asdict(values), {}
+    for name in SHOWN:
+        cells[TITLES[name]] = _cell(known[name], ".4f")
         if intervals is not None and (interval := intervals.get(name)) is not None:
-            cells[heading] += f"   {interval.low:.3f} to {interval.high:.3f} (95 %)"
+            cells[TITLES[name]] += f"   {interval.low:.3f} to {interval.high:.3f} (95 %)"
     return cells
 
 
@@ -227,29 +208,30 @@ def _costs(one: EvaluatedVersion) -> Row:
 
 
 def _show_comparison(one: Evaluated, comparison: VersionComparison) -> None:
+    typer.echo(f"\n{shown_name(one.object)}: {comparison.images} images scored by both versions")
+    versions = one.evaluated_version, comparison.other
+    this, other = (each.version.version for each in versions)
     first, second = (asdict(metrics) for metrics in comparison.metrics)
-    typer.echo("")
-    typer.echo(f"{shown_name(one.object)}: {comparison.images} images scored by both versions")
-    this, other = one.evaluated_version.version.version, comparison.other.version.version
     rows = []
-    for name, heading in SHOWN.items():
+    for name in SHOWN:
         interval = comparison.intervals.get(name)
         rows.append(
             {
-                "metric": heading,
+                "metric": TITLES[name],
                 this: _cell(first[name], ".4f"),
                 other: _cell(second[name], ".4f"),
                 "difference": _cell(comparison.differences[name], "+z.4f"),
                 "95 % interval": UNKNOWN if interval is None else f"{interval.low:+z.3f} to {interval.high:+z.3f}",
             }
         )
-    costs = _costs(one.evaluated_version), _costs(comparison.other)
-    rows += [
-        {"metric": name, this: costs[0][name], other: costs[1][name], "difference": "", "95 % interval": ""}
-        for name in costs[0]
-    ]
+    costs = zip(_costs(versions[0]).items(), _costs(versions[1]).values(), strict=True)
+    rows += [dict.fromkeys(rows[0], "") | {"metric": name, this: cost, other: its} for (name, cost), its in costs]
     _print_wide(rows)
     typer.echo("")
+    _show_changes(comparison, this, other)
+
+
+def _show_changes(comparison: VersionComparison, this: str, other: str) -> None:
     if not comparison.changes:
         typer.echo("no verdict changes")
         return
@@ -261,7 +243,7 @@ def _show_comparison(one: Evaluated, comparison: VersionComparison) -> None:
                 "score": f"{change.scores[0]:.6g}",
                 f"verdict of {other}": change.verdicts[1],
                 "its score": f"{change.scores[1]:.6g}",
-                "image": _printable(change.path),
+                "image": printable(str(change.path)),
             }
             for change in comparison.changes[:CHANGES_PRINTED]
         ]
@@ -289,7 +271,7 @@ def _learning_row(point: LearningPoint) -> Row:
 
 
 def _print_wide(rows: Sequence[Row]) -> None:
-    # Folded to a terminal's width the rows of fifteen columns could not be compared.
+    # Rows of fifteen columns, folded to a terminal's width, could not be compared.
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     for row in [{name: name for name in widths}, *rows]:
         typer.echo("  ".join(f"{row[name]:<{width}}" for name, width in widths.items()).rstrip())
@@ -297,8 +279,3 @@ def _print_wide(rows: Sequence[Row]) -> None:
 
 def _cell(value: float | None, format: str) -> str:
     return UNKNOWN if value is None else f"{value:{format}}"
-
-
-def _printable(path: Path) -> str:
-    # Names come from outside: control characters must not reach the terminal.
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_name(str(path)))

@@ -1,10 +1,9 @@
-"""Thumbnails: an image and its anomaly map as data URIs, small enough that a page of them is quickly there."""
+"""Thumbnails: an image and its anomaly map as data URIs, small enough that a page of them loads quickly."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,11 @@ from PIL import Image
 from models.data.datasets import read_mask
 from models.detector import UInt8Array
 from models.errors import DatasetError
-from models.evaluation.evaluate import ImageSize, Read
+from models.evaluation.evaluate import Read
 from models.evaluation.metrics import common_size, shrunk_mask
 from service.evaluation.worst_mistakes import Mistake
 from service.imaging.overlay import overlay
+from service.imaging.read import UNREADABLE, upright_size
 
 SIDE_MAX = 400
 _QUALITY = 85
@@ -36,31 +36,15 @@ class Thumbnail:
     error: str | None = None
 
 
-def thumbnails(
-    mistakes: Sequence[Mistake],
-    pixel_threshold: float,
-    read: Read,
-    image_size: ImageSize,
-    unreadable: tuple[type[Exception], ...],
-) -> list[Thumbnail]:
-    """Return each mistake drawn: its image, the labelled defect outlined, and its map over it.
+def thumbnail(mistake: Mistake, pixel_threshold: float, read: Read) -> Thumbnail:
+    """Return `mistake` drawn: its image with the labelled defect outlined, and its map over it.
 
-    Images are read again, one at a time, at most `SIDE_MAX` pixels on the longer side.
+    The image is read again, at most `SIDE_MAX` pixels on the longer side.
     """
-    return [_thumbnail(mistake, pixel_threshold, read, image_size, unreadable) for mistake in mistakes]
-
-
-def _thumbnail(
-    mistake: Mistake,
-    pixel_threshold: float,
-    read: Read,
-    image_size: ImageSize,
-    unreadable: tuple[type[Exception], ...],
-) -> Thumbnail:
     try:
-        size = common_size(*image_size(mistake.sample.path), SIDE_MAX)
+        size = common_size(*upright_size(mistake.sample.path), SIDE_MAX)
         image = read(mistake.sample.path, size)
-    except unreadable as error:
+    except UNREADABLE as error:
         return Thumbnail(mistake, None, None, None, error=str(error))
     outlined = _outlined(image, mistake)
     return Thumbnail(

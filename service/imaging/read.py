@@ -12,12 +12,9 @@ from service.settings import Settings
 UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 """What reading one image raises where only that image is to blame."""
 
-UNKNOWN = "–"
-"""What a table shows where a value is not known."""
-
 
 def image_reader(settings: Settings, *, draft: bool = False) -> Read:
-    """Return how images are read; with a version's `draft` as those were that calibrated it."""
+    """Return how images are read; with a version's `draft`, as those that calibrated it were."""
 
     def read(path: Path, size: tuple[int, int]) -> UInt8Array:
         file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)

@@ -17,7 +17,8 @@ from typing import Any
 
 from models.registry import ModelVersion
 from service import __version__
-from service.evaluation.report import GENERATOR, UNKNOWN
+from service.evaluation.outcome import UNKNOWN
+from service.evaluation.report import GENERATOR
 from service.names import shown_name
 from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult
 from service.root import REPORTS

@@ -99,13 +99,13 @@ def test_worst_mistakes_are_shown_with_their_maps_the_worst_first(ready, parts, 
 def test_a_image_gone_before_it_is_drawn_is_said_and_not_fatal(ready, parts, tmp_path, monkeypatch):
     from service.commands import evaluate as command
 
-    prepared = command.thumbnails
+    prepared = command.thumbnail
 
-    def gone(mistakes, *arguments):
+    def gone(mistake, *arguments):
         (parts / "normal/n11.png").unlink(missing_ok=True)
-        return prepared(mistakes, *arguments)
+        return prepared(mistake, *arguments)
 
-    monkeypatch.setattr(command, "thumbnails", gone)
+    monkeypatch.setattr(command, "thumbnail", gone)
     run(ready, parts, "--report", tmp_path / "out")
     assert "could not be read again" in ReportPage(tmp_path / "out/index.html").text
 
@@ -246,7 +246,7 @@ def test_a_learning_curve_needs_both_options_one_object_and_images_that_are_not_
         run(ready, parts, "--from", parts)
     with pytest.raises(UsageError, match="expected one object"):
         run(ready, mvtec(tmp_path / "sets", "a", "b"), "--learning-curve", "20", "--from", parts)
-    with pytest.raises(DatasetError, match="found only such as are evaluated"):
+    with pytest.raises(DatasetError, match="found only those that are evaluated"):
         run(ready, parts, "--learning-curve", "20", "--from", parts / "normal")
     assert energy_rows(ready) == []
 
@@ -309,7 +309,7 @@ def test_a_smaller_subset_is_a_part_of_every_larger_one(tmp_path, monkeypatch):
     pool = [Path(f"{index}.png") for index in range(20)]
     for seed in (1, 1, 2):
         job = TrainingJob((), "", "bar", "pixel", "fast", 0.1, seed=seed)
-        assert [point.error for point in learning_curve(job, pool, [9, 4], judge=None)] == ["too few"] * 2
+        assert [point.error for point in learning_curve(job, pool, [9, 4], evaluate=None)] == ["too few"] * 2
     four, nine, four_again, nine_again, other, _ = (job.images for job in jobs)
     assert nine[:4] == four and (four, nine) == (four_again, nine_again) and other != four
 
