@@ -1,7 +1,7 @@
-"""`tamis demo`: a whole day of a root in a minute or two, with drawn parts and the real programs.
+"""`tamis demo`: a root's whole day in a minute or two, with drawn parts and the real programs.
 
-Draws good parts, trains on them with the real `tamis train`, starts the real daemon, drops good and bad parts
-as a camera would, and shows what came of each. Owns its child processes and, unless asked to keep it, the folder.
+Draws good parts, trains on them with the real `tamis train`, starts the real daemon, drops good and bad parts as a
+camera would, and shows the results. Owns its child processes and, unless asked to keep it, the folder.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,14 +78,10 @@ def demo(
     """Train on drawn parts, start the daemon, drop good and bad parts, and show what was found and what it cost."""
     # With --json only the document goes to stdout.
     console = Console(stderr=as_json, highlight=False, markup=False)
-    # That of another root; this one has a file of its own.
+    # It would name another root's database; this root has a file of its own.
     os.environ.pop(f"{ENVIRONMENT_PREFIX}DATABASE_URL", None)
     with ExitStack() as stack:
-        place = _place(root, keep, stack)
-        if SETTINGS_FILE in make_root(place).made:
-            # In the file, so that it also holds for what is tried by hand afterwards.
-            with (place / SETTINGS_FILE).open("a", encoding="utf-8") as file:
-                file.write(f"\n[products.{PRODUCT}]\nfalse_alarm_rate = {FALSE_ALARM_RATE}\n")
+        place = _make_root(root, keep, stack)
         console.print(f"root {place}")
         rng = np.random.default_rng(seed)
         good = place / "training" / PRODUCT / "normal"
@@ -92,10 +89,11 @@ def demo(
         started_at = datetime.now(UTC)
         _train(place, good, stack, console)
         daemon = _start_daemon(place, stack, console)
-        rows = _run_camera(place, plan(images, rng), rng, daemon, started_at, console)
+        with closing(_Camera(place, plan(images, rng), daemon, started_at, console)) as camera:
+            camera.run(rng)
         if not keep:
             _stop_daemon(daemon, place)
-        document = report(list(rows), [row for row in rows.values() if row is not None])
+        document = report(list(camera.rows), [row for row in camera.rows.values() if row is not None])
         document |= {"root": str(place), "energy": _energy(place, started_at)}
         if keep:
             stack.pop_all()  # nothing is ended or removed
@@ -124,31 +122,32 @@ def report(drops: Sequence[Drop], rows: Iterable[Mapping[str, Any]]) -> dict[str
     the false alarms of all good parts.
     """
     verdict_of = {row["file_name"]: row["verdict"] for row in rows if row["state"] == "placed"}
-    judged = [(drop.defect, verdict_of[drop.file_name]) for drop in drops if drop.file_name in verdict_of]
-    fp = sum(defect is None and verdict == "anomaly" for defect, verdict in judged)
-    tn = sum(defect is None and verdict == "normal" for defect, verdict in judged)
+    decided = Counter((drop.defect, verdict_of[drop.file_name]) for drop in drops if drop.file_name in verdict_of)
+    fp, tn = decided[None, "anomaly"], decided[None, "normal"]
     kinds = {}
     for kind in sorted({drop.defect for drop in drops if drop.defect is not None}):
-        found = [verdict for defect, verdict in judged if defect == kind]
-        kinds[kind] = {"pictures": len(found)} | _figures(found.count("anomaly"), fp, found.count("normal"))
-    tp = sum(defect is not None and verdict == "anomaly" for defect, verdict in judged)
-    fn = sum(defect is not None and verdict == "normal" for defect, verdict in judged)
+        found, missed = decided[kind, "anomaly"], decided[kind, "normal"]
+        kinds[kind] = {"pictures": found + missed} | _figures(found, fp, missed)
+    tp, fn = (sum(decided[kind, verdict] for kind in kinds) for verdict in ("anomaly", "normal"))
     whole = {"tp": tp, "fp": fp, "fn": fn, "tn": tn} | _figures(tp, fp, fn)
-    return {"dropped": len(drops), "unplaced": len(drops) - len(judged), "confusion": whole, "defects": kinds}
+    return {"dropped": len(drops), "unplaced": len(drops) - decided.total(), "confusion": whole, "defects": kinds}
 
 
 def _figures(tp: int, fp: int, fn: int) -> dict[str, float | None]:
-    def ratio(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    return {"precision": ratio(tp, tp + fp), "recall": ratio(tp, tp + fn), "f1": ratio(2 * tp, 2 * tp + fp + fn)}
+    figures = {"precision": (tp, tp + fp), "recall": (tp, tp + fn), "f1": (2 * tp, 2 * tp + fp + fn)}
+    return {name: part / whole if whole else None for name, (part, whole) in figures.items()}
 
 
-def _place(root: Path | None, keep: bool, stack: ExitStack) -> Path:
+def _make_root(root: Path | None, keep: bool, stack: ExitStack) -> Path:
     if root is not None:
-        return root.resolve()
-    place = Path(tempfile.mkdtemp(prefix="tamis-demo-"))
-    stack.callback(shutil.rmtree, place, ignore_errors=True)
+        place = root.resolve()
+    else:
+        place = Path(tempfile.mkdtemp(prefix="tamis-demo-"))
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+    if SETTINGS_FILE in make_root(place).made:
+        # In the file, so that it also holds for what is tried by hand afterwards.
+        with (place / SETTINGS_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"\n[products.{PRODUCT}]\nfalse_alarm_rate = {FALSE_ALARM_RATE}\n")
     return place
 
 
@@ -202,65 +201,57 @@ def _start_daemon(root: Path, stack: ExitStack, console: Console) -> subprocess.
         with (root / "daemon.log").open("ab") as log:
             child = _child("run", "--root", str(root), stdout=log, stderr=log, environment={"NOTIFY_SOCKET": address})
         stack.callback(_end, child)
-        until = time.monotonic() + READY_TIMEOUT_S
-        while not _says_ready(ready):
+        until, said = time.monotonic() + READY_TIMEOUT_S, b""
+        while b"READY=1" not in said.splitlines():
             if child.poll() is not None or time.monotonic() > until:
                 raise TamisError(f"daemon: expected it to become ready; {_last_words(root, child)}")
+            with suppress(TimeoutError):
+                said = ready.recv(4096)
     console.print(f"daemon {child.pid} watches {root / 'incoming'}")
     return child
 
 
-def _says_ready(ready: socket.socket) -> bool:
-    try:
-        return b"READY=1" in ready.recv(4096).splitlines()
-    except TimeoutError:
-        return False
+class _Camera:
+    """Drops images one by one; `rows` has the row of `results` of each, None until it is there."""
 
+    def __init__(
+        self, root: Path, drops: Sequence[Drop], daemon: subprocess.Popen[bytes], since: datetime, console: Console
+    ) -> None:
+        self.rows: dict[Drop, dict[str, Any] | None] = dict.fromkeys(drops)
+        self._root, self._daemon, self._since = root, daemon, since
+        self._drop_of = {drop.file_name: drop for drop in drops}
+        self._engine = open_database(root, migrate=False, read_only=True)
+        self._shown = _Shown(console)
 
-def _run_camera(
-    root: Path,
-    drops: Sequence[Drop],
-    rng: np.random.Generator,
-    daemon: subprocess.Popen[bytes],
-    since: datetime,
-    console: Console,
-) -> dict[Drop, dict[str, Any] | None]:
-    """Drop the images one by one and return the row of `results` for each, None where none came in time."""
-    folder = root / "incoming" / PRODUCT
-    folder.mkdir(exist_ok=True)
-    rows: dict[Drop, dict[str, Any] | None] = dict.fromkeys(drops)
-    drop_of = {drop.file_name: drop for drop in drops}
-    engine = open_database(root, migrate=False, read_only=True)
-    shown = _Shown(console)
-
-    def look() -> int:
-        """Read the new results, show them and return how many images are still on their way."""
-        with engine.connect() as connection:
-            found = image_rows.search(connection, since=since, product=PRODUCT, limit=None)
-        for row in reversed(found):
-            drop = drop_of.get(row["file_name"])
-            if drop is not None and rows[drop] is None and row["state"] != "scored":
-                rows[drop] = row
-                shown.add(drop, row)
-        return sum(row is None for row in rows.values())
-
-    def work(done: Callable[[], bool], until: float) -> None:
-        while time.monotonic() < until and not done():
-            if daemon.poll() is not None:
-                raise TamisError(f"daemon: expected it to run; {_last_words(root, daemon)}")
-            time.sleep(POLL_S)
-            look()
-
-    try:
-        with shown:
-            for drop in drops:
+    def run(self, rng: np.random.Generator) -> None:
+        """Draw and drop all images, and wait until all have results, or none have come for too long."""
+        folder = self._root / "incoming" / PRODUCT
+        folder.mkdir(exist_ok=True)
+        with self._shown.live:
+            for drop in self.rows:
                 next_at = time.monotonic() + INTERVAL_S
                 _write_in_place(folder / drop.file_name, _jpeg(drop.defect, rng))
-                work(lambda: False, next_at)
-            work(lambda: look() == 0, time.monotonic() + PLACED_TIMEOUT_S)
-    finally:
-        engine.dispose()
-    return rows
+                while time.monotonic() < next_at:
+                    self._wait_and_read()
+            until = time.monotonic() + PLACED_TIMEOUT_S
+            while None in self.rows.values() and time.monotonic() < until:
+                self._wait_and_read()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _wait_and_read(self) -> None:
+        """Wait a little, then read and show the new results. Raises TamisError if the daemon has ended."""
+        if self._daemon.poll() is not None:
+            raise TamisError(f"daemon: expected it to run; {_last_words(self._root, self._daemon)}")
+        time.sleep(POLL_S)
+        with self._engine.connect() as connection:
+            found = image_rows.search(connection, since=self._since, product=PRODUCT, limit=None)
+        for row in reversed(found):
+            drop = self._drop_of.get(row["file_name"])
+            if drop is not None and self.rows[drop] is None and row["state"] != "scored":
+                self.rows[drop] = row
+                self._shown.add(drop, row)
 
 
 def _write_in_place(path: Path, content: bytes) -> None:
@@ -276,16 +267,7 @@ class _Shown:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._cells: list[tuple[str, ...]] = []
-        self._live = Live(console=console, refresh_per_second=8) if console.is_terminal else None
-
-    def __enter__(self) -> _Shown:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
+        self.live = Live(console=console, refresh_per_second=8) if console.is_terminal else nullcontext()
 
     def add(self, drop: Drop, row: Mapping[str, Any]) -> None:
         ratio = _number(row["score"] / row["threshold"] if row["score"] is not None and row["threshold"] else None)
@@ -293,11 +275,11 @@ class _Shown:
         wrong = "" if (row["verdict"] == "anomaly") == (drop.defect is not None) else "  (wrong)"
         cells = (drop.file_name, drop.defect or "good", verdict + wrong, ratio, _number(row["latency_ms"], ".0f"))
         self._cells.append(cells)
-        if self._live:
-            table = Table(*COLUMNS, box=None, pad_edge=False, title=f"{len(self._cells)} images", title_justify="left")
+        if isinstance(self.live, Live):
+            table = _table(f"{len(self._cells)} images", *COLUMNS)
             for shown in self._cells[-ROWS_SHOWN:]:
                 table.add_row(*shown, style=None if shown[1] == "good" else "bold")
-            self._live.update(table)
+            self.live.update(table)
         else:
             self._console.print("{:<14} {:<13} {:<18} score/threshold {:<6} {} ms".format(*cells))
 
@@ -341,26 +323,25 @@ def _energy(root: Path, since: datetime) -> list[dict[str, Any]]:
 
 def _print_report(document: Mapping[str, Any], console: Console) -> None:
     whole = document["confusion"]
-    table = Table(
-        "", "called anomaly", "called normal", box=None, pad_edge=False, title="\nConfusion", title_justify="left"
-    )
+    table = _table("\nConfusion", "", "called anomaly", "called normal")
     table.add_row("drawn bad", f"{whole['tp']} tp", f"{whole['fn']} fn")
     table.add_row("drawn good", f"{whole['fp']} fp", f"{whole['tn']} tn")
     console.print(table)
-    names = ("pictures", "precision", "recall", "f1")
-    table = Table("defect", *names, box=None, pad_edge=False, title="\nPer kind of defect", title_justify="left")
-    of_all = {"pictures": whole["tp"] + whole["fn"]} | {name: whole[name] for name in names[1:]}
-    for kind, figures in [*document["defects"].items(), ("all", of_all)]:
-        table.add_row(kind, str(figures["pictures"]), *(_number(figures[name]) for name in names[1:]))
+    names = ("precision", "recall", "f1")
+    table = _table("\nPer kind of defect", "defect", "pictures", *names)
+    for kind, figures in [*document["defects"].items(), ("all", whole | {"pictures": whole["tp"] + whole["fn"]})]:
+        table.add_row(kind, str(figures["pictures"]), *(_number(figures[name]) for name in names))
     console.print(table)
-    columns = ("kind", "images", "total_wh", "wh_per_1000_images", "source")
-    table = Table(*columns, box=None, pad_edge=False, title="\nEnergy", title_justify="left")
+    table = _table("\nEnergy", "kind", "images", "total_wh", "wh_per_1000_images", "source")
     for row in document["energy"]:
-        table.add_row(
-            row["kind"], str(row["images"]), *(_number(row[name], ".4g") for name in columns[2:4]), row["source"]
-        )
+        wh = (_number(row[name], ".4g") for name in ("total_wh", "wh_per_1000_images"))
+        table.add_row(row["kind"], str(row["images"]), *wh, row["source"])
     console.print(table)
     console.print(f"\n{document['dropped']} images dropped, {document['dropped'] - document['unplaced']} placed")
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, box=None, pad_edge=False, title=title, title_justify="left")
 
 
 def _print_by_hand(root: Path, pid: int, console: Console) -> None:

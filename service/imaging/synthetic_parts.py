@@ -1,7 +1,7 @@
 """Draws machined flanges as a camera over a conveyor belt would see them, whole or with one known defect.
 
-This is the image source of `tamis demo`: it owns the looks of the part and of its defects, and knows
-nothing of folders, models or the service. All randomness comes from the generator that is passed in.
+The images of `tamis demo`. Owns what the part and its defects look like. All randomness comes from the generator that
+is passed in.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-UInt8Array = npt.NDArray[np.uint8]
-BoolArray = npt.NDArray[np.bool_]
-Float32Array = npt.NDArray[np.float32]
+from models.detector import Float32Array, UInt8Array
 
 DEFECTS = ("scratch", "stain", "chip", "missing_hole", "wrong_hole", "dent", "fibre")
 
@@ -33,7 +31,7 @@ class Drawn:
     """An image, uint8 `(H, W, 3)` RGB; where its defect is, bool `(H, W)`; and the defect's name or None."""
 
     image: UInt8Array
-    mask: BoolArray
+    mask: npt.NDArray[np.bool_]
     defect: str | None
 
 
@@ -75,10 +73,8 @@ class _Window:
 
     def __init__(self, shape: tuple[int, ...], x: float, y: float, reach: float) -> None:
         top, left = max(0, int(y - reach)), max(0, int(x - reach))
-        bottom, right = (
-            max(top, min(shape[0], int(y + reach) + 2)),
-            max(left, min(shape[1], int(x + reach) + 2)),
-        )
+        bottom = max(top, min(shape[0], int(y + reach) + 2))
+        right = max(left, min(shape[1], int(x + reach) + 2))
         self.rows, self.columns = slice(top, bottom), slice(left, right)
         self.shape = (bottom - top, right - left)
         self.dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)
@@ -378,10 +374,9 @@ def _curve(scene: _Scene, length: float, bend: float) -> list[tuple[float, float
 
 def _line(shape: tuple[int, ...], points: list[tuple[float, float]], wide: float) -> Float32Array:
     """Return the line's cover of each pixel, float32 `(H, W)`, drawn at three times the size and shrunk."""
-    left, top = (max(0, int(min(point[axis] for point in points) - wide) - 4) for axis in (0, 1))
-    right, bottom = (
-        min(end, int(max(point[axis] for point in points) + wide) + 5) for axis, end in ((0, shape[1]), (1, shape[0]))
-    )
+    xs, ys = zip(*points, strict=True)
+    left, top = (max(0, int(min(along) - wide) - 4) for along in (xs, ys))
+    right, bottom = min(shape[1], int(max(xs) + wide) + 5), min(shape[0], int(max(ys) + wide) + 5)
     sheet = Image.new("L", (3 * (right - left), 3 * (bottom - top)))
     enlarged = [(3 * (x - left + 0.5), 3 * (y - top + 0.5)) for x, y in points]
     ImageDraw.Draw(sheet).line(enlarged, fill=255, width=max(1, round(3 * wide)), joint="curve")
