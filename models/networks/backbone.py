@@ -32,19 +32,18 @@ OVERVIEW = sum(CHANNELS[1:])
 class FeatureExtractor(nn.Module):
     """Images to features of each place, and to an overview of each image.
 
-    Features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked. The averaging makes
-    a feature speak for its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1). Detail: the two finest
-    levels as they are, the four places at stride 4 side by side, since averages wash out what is a few pixels large.
-    Overview: the means over the whole image, at half its sides, of the three deepest levels.
+    Features: three levels of the backbone, each averaged over 3x3, brought to stride 8, stacked. Averaged, a feature
+    describes its neighbourhood (Roth et al., PatchCore, CVPR 2022, section 3.1). Detail: the two finest levels as they
+    are, the four places at stride 4 stacked, since averages wash out what is a few pixels large. Overview: the means
+    over the whole image, at half its sides, of the three deepest levels.
     """
 
     def __init__(self) -> None:
-        """Make the backbone with random weights; `load_extractor` gives it the real ones."""
         import timm
 
         super().__init__()
         backbone: Any = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=LEVELS)
-        # Stages beyond the last level are of no use here.
+        # Stages beyond the last level are not needed.
         backbone.blocks = backbone.blocks[: max(backbone._stage_out_idx)]
         self._ends = sorted(backbone._stage_out_idx)
         self.backbone: nn.Module = backbone
@@ -65,7 +64,7 @@ class FeatureExtractor(nn.Module):
         return torch.cat(features, dim=1), torch.cat([level.mean(dim=(2, 3)) for level in deep], dim=1)
 
     def _levels(self, pixels: Tensor, count: int) -> list[Tensor]:
-        """Return the first `count` levels: the backbone's own `forward` computes all of them, whoever asks."""
+        """Return the first `count` levels; the backbone's own `forward` always computes all of them."""
         backbone: Any = self.backbone
         x = backbone.bn1(backbone.conv_stem(pixels))
         found = []
@@ -91,8 +90,8 @@ def load_extractor(weights: Path | None = None) -> FeatureExtractor:
 def package_weights(weights: Path | None = None) -> dict[str, Tensor]:
     """Return all tensors of EfficientNet-Lite0, under timm's names.
 
-    Raises ModelCorrupt if `weights` is not the file whose sha256 is known, before anything of it is read as a
-    checkpoint, or if its tensors do not fit.
+    Raises ModelCorrupt if the sha256 of `weights` is not the known one, before any of it is read as a checkpoint, or if
+    its tensors do not fit.
     """
     from timm.models import load_state_dict
 

@@ -31,7 +31,6 @@ class PooledFeatures(nn.Module):
     """Images to one vector each, pooled over positions: what the head learns from."""
 
     def __init__(self, backbone: PretrainedLevels) -> None:
-        """Pool the levels of `backbone`."""
         super().__init__()
         self.backbone = backbone
 
@@ -73,20 +72,19 @@ class ClassifierScoringGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return score float32 `(N,)` and map float32 `(N, H/stride, W/stride)` of uint8 `(N, H, W, 3)` RGB.
 
-        The score is the probability of an anomaly. The map is the class activation map: what each position, by
-        the head's weights, adds to the log-odds (Zhou et al., Learning Deep Features for Discriminative
-        Localization, CVPR 2016, eq. 2), summed over levels; what speaks for normal counts as 0.
+        The score is the probability of an anomaly. The map is the class activation map: what each position, by the
+        head's weights, adds to the log-odds (Zhou et al., Learning Deep Features for Discriminative Localization, CVPR
+        2016, eq. 2), summed over levels; where it is negative, 0.
         """
         levels = self.backbone(images)
         height, width = int(images.shape[1]) // self.stride, int(images.shape[2]) // self.stride
         log_odds = self.offset
         activation = torch.zeros(1)
         weights, centres = torch.split(self.weight, self.sizes), torch.split(self.centre, self.sizes)
-        pieces = zip(self.parts, weights, centres, strict=True)
-        for part, weight, centre in pieces:
+        for part, weight, centre in zip(self.parts, weights, centres, strict=True):
             log_odds = log_odds + ((pooled(levels, part) - centre) * weight).sum(dim=1)
-            spoken = functional.conv2d(levels[part[1]] - centre[None, :, None, None], weight[None, :, None, None])
-            grown = functional.interpolate(spoken, size=(height, width), mode="bilinear", align_corners=False)
+            added = functional.conv2d(levels[part[1]] - centre[None, :, None, None], weight[None, :, None, None])
+            grown = functional.interpolate(added, size=(height, width), mode="bilinear", align_corners=False)
             activation = activation + grown[:, 0]
         return torch.sigmoid(log_odds), functional.relu(activation)
 

@@ -1,4 +1,4 @@
-"""The autoencoder of the detector `feature`, over features of a frozen backbone: what it cannot rebuild is unusual.
+"""The autoencoder of the detector `feature`, on features of a frozen backbone: what it cannot rebuild is unusual.
 
 Owns the network and the whitening before it. `models.networks.feature_detector` uses its error,
 `models.fitting.feature` trains it.
@@ -20,13 +20,15 @@ EIGENVALUE_FLOOR = 1e-3
 
 
 class Whitening(nn.Module):
-    """A fixed 1x1 convolution after which training features have mean 0 and covariance (nearly) the identity."""
+    """A fixed 1x1 convolution after which training features have mean 0 and (nearly) the identity as covariance.
+
+    Changes nothing before `fit`.
+    """
 
     mean: Tensor
     matrix: Tensor
 
     def __init__(self, channels: int = FEATURES) -> None:
-        """Make one that changes nothing; `fit` gives it its mean and matrix."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("matrix", torch.eye(channels))
@@ -47,7 +49,7 @@ class Whitening(nn.Module):
         self.matrix.copy_((axes / floored.sqrt()).T)
 
     def fit_standardised(self, positions: Tensor, floor: float) -> None:
-        """Like `fit`, of channels first brought to variance 1: for such as have different units."""
+        """Like `fit`, but first brings channels, whose units differ, to variance 1."""
         spread = positions.to(torch.float64).std(0).clamp_min(1e-6)
         self.fit(positions.to(torch.float64) / spread, floor)
         self.mean.copy_(self.mean.double() * spread)
@@ -66,7 +68,6 @@ class Standardisation(nn.Module):
     deviation: Tensor
 
     def __init__(self, channels: int) -> None:
-        """Make one that changes nothing; `fit` gives it its means and deviations."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("deviation", torch.ones(channels))
@@ -83,10 +84,9 @@ class Standardisation(nn.Module):
 
 
 class FeatureAutoencoder(nn.Sequential):
-    """1x1 convolutions 176-108-80-40-80-108-176 with batch norm and ReLU between: each position for itself."""
+    """1x1 convolutions 176-108-80-40-80-108-176 with batch norm and ReLU between: each position by itself."""
 
     def __init__(self) -> None:
-        """Make it with random weights from torch's seed."""
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(WIDTHS):
             layers += [nn.Conv2d(before, after, 1), nn.BatchNorm2d(after), nn.ReLU()]

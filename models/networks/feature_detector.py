@@ -1,7 +1,7 @@
 """The detector `feature` as one graph: three kinds of evidence of an image, brought to one score and one map.
 
-The head finds what looks like a drawn defect, the autoencoder places unlike any seen, the overview images that
-differ as a whole. Each is measured against held-out normal images, so that they can be added up.
+The head finds what looks like a drawn defect, the autoencoder finds places unlike any seen, the overview finds images
+that differ as a whole. Each is scaled by held-out normal images, so that they can be added up.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisat
 from models.networks.segmentation_head import SegmentationHead
 
 EVIDENCE = ("head", "autoencoder", "overview")
-# Shares of the positions, the worst ones, whose mean speaks for an image. Both were chosen on drawn defects and on
-# solar cells kept for development, see docs/experiments.md.
+# An image's evidence is the mean over this share of its positions, the worst ones. Both were chosen on drawn defects
+# and on solar cells kept for development, see docs/experiments.md.
 HEAD_SHARE = 0.002
 ERROR_SHARE = 0.03
-# Evidence is measured from the quantile of normal images beyond which its tail begins.
+# The share of normal images in the tail of each kind of evidence.
 TAIL = 0.25
 # Share of the mean eigenvalue below which a direction of the overview is not stretched further.
 OVERVIEW_FLOOR = 1e-2
@@ -38,7 +38,6 @@ class FeaturesAndResiduals(nn.Module):
         autoencoder: FeatureAutoencoder,
         standardisation: Standardisation,
     ) -> None:
-        """Put the parts, as trained, one behind the other."""
         super().__init__()
         self.extractor = extractor
         self.whitening = whitening
@@ -55,10 +54,9 @@ class FeaturesAndResiduals(nn.Module):
 
 
 class FeatureEvidence(nn.Module):
-    """Images to what each kind of evidence says of them and of their places, each in a unit of its own."""
+    """Images to each kind of evidence, for the image and for its places, each in a unit of its own."""
 
     def __init__(self, seen: FeaturesAndResiduals, overview: Whitening, head: SegmentationHead) -> None:
-        """Put the parts, as trained, together."""
         super().__init__()
         self.seen = seen
         self.overview = overview
@@ -85,8 +83,8 @@ class FeatureEvidence(nn.Module):
 class FeatureScoringGraph(nn.Module):
     """Images to score and map, all preprocessing inside; in eval mode this is what is exported.
 
-    Autoencoder and overview speak of the same, of what was never seen, and err together; so they are added up to one
-    witness, the novelty, before it is heard beside the head.
+    Autoencoder and overview both measure what was never seen and err together, so they are first added up to one kind
+    of evidence, the novelty.
     """
 
     stride = STRIDE
@@ -96,7 +94,7 @@ class FeatureScoringGraph(nn.Module):
     scale: Tensor
 
     def __init__(self, evidence: FeatureEvidence) -> None:
-        """Leave `evidence` in the units it comes in; `fit_tails` makes its kinds comparable."""
+        """Keep `evidence` in its own units until `fit_tails` makes its kinds comparable."""
         super().__init__()
         self.evidence = evidence
         self.register_buffer("middle", torch.zeros(len(EVIDENCE)))
@@ -106,7 +104,7 @@ class FeatureScoringGraph(nn.Module):
         self.register_buffer("scale", torch.ones(len(EVIDENCE)))
 
     def fit_tails(self, evidence: Tensor) -> None:
-        """Take unit and tail of each kind from `evidence` `(n, 3)` of normal images that nothing was fitted to.
+        """Set unit and tail of each kind from `evidence` `(n, 3)` of normal images that nothing was fitted to.
 
         The unit is the distance from median to 84 % quantile, a standard deviation where values are Gaussian. A tail
         is exponential: beyond the 75 % quantile the excess has the mean `scale`, its maximum-likelihood estimate.
@@ -115,19 +113,18 @@ class FeatureScoringGraph(nn.Module):
         middle = values.quantile(0.5, dim=0)
         self.middle.copy_(middle)
         self.spread.copy_((values.quantile(0.84, dim=0) - middle).clamp_min(1e-6))
-        for column, witness in enumerate((values[:, 0], values[:, 1], self._novelty(evidence).double())):
-            start = torch.quantile(witness, 1 - TAIL)
-            beyond = witness[witness > start]
-            scale = (beyond - start).mean() if len(beyond) else torch.ones((), dtype=torch.float64)
+        for column, kind in enumerate((values[:, 0], values[:, 1], self._novelty(evidence).double())):
+            start = torch.quantile(kind, 1 - TAIL)
+            beyond = kind[kind > start]
             self.start[column] = start
-            self.scale[column] = scale.clamp_min(1e-6)
+            self.scale[column] = (beyond - start).mean().clamp_min(1e-6) if len(beyond) else 1.0
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return score float32 `(N,)` and map float32 `(N, H/8, W/8)`, ≥ 0, of uint8 `(N, H, W, 3)` RGB.
 
         The score is about -ln of the share of normal images that score as high: the log of the mean, over head and
-        novelty, of one over the tail probability, a soft form of Bonferroni's correction. The map says the same of
-        each place, from head and autoencoder, made positive by softplus.
+        novelty, of one over the tail probability, a soft form of Bonferroni's correction. The map is the same for each
+        place, from head and autoencoder, made positive by softplus.
         """
         of_image, of_places = self.evidence(images)
         return self.score(of_image), functional.softplus(self._together(of_places[:, 0], of_places[:, 1], 1))
@@ -140,11 +137,9 @@ class FeatureScoringGraph(nn.Module):
         return ((evidence[:, 1:] - self.middle[1:]) / self.spread[1:]).sum(dim=1)
 
     def _together(self, head: Tensor, other: Tensor, column: int) -> Tensor:
-        """Return -ln of the share of normals that reach as high, of the head's and of the evidence of `column`."""
-        surprise = torch.stack(
-            [(head - self.start[0]) / self.scale[0], (other - self.start[column]) / self.scale[column]]
-        )
-        return surprise.logsumexp(dim=0) - math.log(2 * TAIL)
+        """Return -ln of the share of normals that reach as high in `head` and in `other`, evidence of kind `column`."""
+        kinds = (head - self.start[0]) / self.scale[0], (other - self.start[column]) / self.scale[column]
+        return torch.stack(kinds).logsumexp(dim=0) - math.log(2 * TAIL)
 
 
 def _mean_of_worst(places: Tensor, share: float) -> Tensor:

@@ -22,7 +22,6 @@ class PixelAutoencoder(nn.Sequential):
     """
 
     def __init__(self) -> None:
-        """Make it with random weights from torch's seed."""
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(WIDTHS):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -40,7 +39,6 @@ class PixelScoringGraph(nn.Module):
     stride = 1
 
     def __init__(self, autoencoder: PixelAutoencoder) -> None:
-        """Score with `autoencoder`."""
         super().__init__()
         self.autoencoder = autoencoder
 

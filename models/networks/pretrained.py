@@ -1,7 +1,7 @@
 """Pretrained networks without their last layer, by name: the default backbone's package, a local file, or the hub.
 
-Owns where weights come from and what is said when there are none. What is made of the features is the caller's;
-`feature` has a backbone of its own in `models.networks.backbone`.
+Owns where weights come from and the error when there are none. The detector `feature` has its own backbone, in
+`models.networks.backbone`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BackboneSource:
 
 
 class PretrainedLevels(nn.Module):
-    """Images to the last three levels of a pretrained network, the way that it was trained to see them."""
+    """Images to the last three levels of a pretrained network, normalised as in its training."""
 
     mean: Tensor
     deviation: Tensor
@@ -55,7 +55,7 @@ class PretrainedLevels(nn.Module):
 def load_pretrained(source: BackboneSource) -> tuple[PretrainedLevels, tuple[int, ...], dict[str, str]]:
     """Return the network in eval mode, the channels of its three levels, and name and sha256 for model.json.
 
-    Raises BackboneUnavailable naming what was tried, ModelCorrupt if the installed package is not what it was.
+    Raises BackboneUnavailable naming what was tried, ModelCorrupt if the installed package has changed.
     """
     import timm
 
@@ -85,7 +85,7 @@ def _network(name: str) -> Any:
     try:
         network: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=LEVELS)
         strides = tuple(network.feature_info.reduction())
-    # timm says in many ways that a network has no levels, and what it says is the best there is.
+    # timm has many ways of saying that a network has no levels; its own message is the best there is.
     except (RuntimeError, AttributeError, AssertionError, ValueError, IndexError, TypeError) as error:
         raise BackboneUnavailable(
             f"backbone {name}: expected a convolutional network of timm, such as resnet18; found: {error}"

@@ -13,7 +13,7 @@ from torch.nn import functional
 from models.networks.backbone import DETAIL, FEATURES
 
 WIDTH = 64
-# Of a position's 8x8 pixels, the share that is defect from which on it is one; with less, but some, it says nothing.
+# A position is defect where more than this share of its 8x8 pixels is; with less, but some, it does not count.
 DEFECT_SHARE_MIN = 0.1
 FOCUS = 2.0
 DEFECT_WEIGHT = 0.75
@@ -24,7 +24,6 @@ class SegmentationHead(nn.Sequential):
     """Whitened features, the autoencoder's residuals and detail of 5x5 positions to one logit: is there a defect?"""
 
     def __init__(self, width: int = WIDTH) -> None:
-        """Make it with random weights from torch's seed."""
         layers: list[nn.Module] = [nn.Conv2d(2 * FEATURES + DETAIL, width, 1), nn.BatchNorm2d(width), nn.ReLU()]
         for _ in range(2):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]

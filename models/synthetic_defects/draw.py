@@ -1,9 +1,9 @@
-"""Draws defects on normal images, for the head to learn from and for thresholds of what is found.
+"""Draws defects on normal images, for the head to learn from and for challengers to be tested on.
 
-What is drawn is of no real material: spots, stains, scratches, cracks, warps, missing and misplaced parts of any
-size and contrast, after the synthetic anomalies of CutPaste (Li et al., CVPR 2021) and DRAEM (Zavrtanik et al., ICCV
-2021). Owns the order of the drawing; the shapes are in `models.synthetic_defects.shapes`, what fills them in
-`models.synthetic_defects.fills`.
+The defects are of no real material: spots, stains, scratches, cracks, warps, missing and misplaced parts of any size
+and contrast, after the synthetic anomalies of CutPaste (Li et al., CVPR 2021) and DRAEM (Zavrtanik et al., ICCV 2021).
+Owns where and in which order they are drawn, `models.synthetic_defects.shapes` their shapes and
+`models.synthetic_defects.fills` what fills them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from models.detector import Float32Array, UInt8Array
 from models.synthetic_defects import fills, shapes
 from models.synthetic_defects.foreground import foreground
 
-# A pixel is part of a defect where a colour changed by more grey levels than this.
+# A pixel is part of a defect where one of its colours changed by more levels than this.
 CHANGE_MIN = 10
 CHANGED_PIXELS_MIN = 4
 # Of the side of a square of the image's area.
 SIDE_SHARE = (0.007, 0.10)
 DEFECTS_MAX = 4
-# Share of defects put where there is something to see, and anywhere on the part; the rest falls anywhere, ground too.
-# Few may: a ground has scratches and dust of its own, and a head that learns them as defects finds them in normals.
+# Share of defects placed on visible structure, and anywhere on the part; the rest falls anywhere, background too.
+# Those are few: a background has its own scratches and dust, and a head that learns them as defects finds them in
+# normal images.
 ON_STRUCTURE = 0.6
 ON_PART = 0.38
 _TRIES = 4
@@ -67,8 +68,8 @@ def draw_defects(
 ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
     """Return `image` with one to four defects, uint8 `(H, W, 3)`, and where it changed, bool `(H, W)`.
 
-    `others` are normal images of the same kind, from which parts are pasted. Where three colours are one
-    everywhere, so they stay. Too little change is tried again, and the mask may still be empty at the end.
+    `others` are normal images of the same kind, from which parts are pasted. A grey image stays grey. Where too little
+    changes, it tries again; the mask may still be empty at the end.
     """
     height, width = image.shape[:2]
     drawn, mask = image.copy(), np.zeros((height, width), dtype=bool)
@@ -125,7 +126,7 @@ def _draw_one(
 def _box(
     kind: Kind, size: tuple[int, int], places: tuple[Float32Array, Float32Array], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Return top, left, height and width in pixels of where the next defect comes."""
+    """Return top, left, height and width in pixels of the next defect."""
     rows, columns = size
     least, most = (math.log(share) for share in kind.side_share)
     side = math.sqrt(rows * columns) * math.exp(rng.uniform(least, most))
@@ -146,9 +147,9 @@ def _box(
 
 
 def _places(image: UInt8Array) -> tuple[Float32Array, Float32Array]:
-    """Return two cumulated probabilities of places, a quarter of the size: by how much there is to see, and evenly.
+    """Return two cumulated probabilities of places, a quarter of the size: by visible structure, and even.
 
-    Both are of the part alone where it lies on a plain ground.
+    Both cover the part alone where it lies on a plain background.
     """
     quarter = image[::4, ::4].mean(axis=2, dtype=np.float32)
     slope = ndimage.gaussian_filter(ndimage.gaussian_gradient_magnitude(quarter, 1), 3) + 1e-3

@@ -1,6 +1,6 @@
 """Fills of drawn defects: what a box of an image would look like if all of it were the defect.
 
-Each takes a source of chance and a `Canvas`, and returns float32 `(height, width, 3)` in grey levels, unclipped.
+Each takes a random generator and a `Canvas`, and returns float32 `(height, width, 3)` in grey levels, unclipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Canvas:
     """What there is to draw on and with.
 
     `patch` is the box as it is, float32 `(height, width, 3)`; `image` all of it and `other` another one, both
-    uint8 `(H, W, 3)`; `box` top, left, height and width; `grey` says that the colours are to stay equal.
+    uint8 `(H, W, 3)`; `box` top, left, height and width; `grey`: the three colours must stay equal.
     """
 
     patch: Float32Array

@@ -1,6 +1,6 @@
-"""Finds what lies on a plain ground: where a defect would be one of the part and not of the table under it.
+"""Finds the part on a plain background, so that defects can be drawn on it and not on the table under it.
 
-A ground is what the image's edge shows. Where images have none, as of a surface that fills them, all is part.
+The background is what the image's edge shows. Where there is none, as where a surface fills the image, all is part.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from models.detector import Float32Array, UInt8Array
 
 STEP = 4  # pixels in each direction for each place that is looked at
 EDGE_SHARE = 0.04
-# Ground and part are told apart where their distances from the edge's colours explain this share of the variance.
+# Background and part are told apart if their distances from the edge's colours explain this share of the variance.
 SEPARATION_MIN = 0.6
 PART_SHARE = (0.01, 0.85)
 EDGE_PART_MAX = 0.1
 
 
 def foreground(image: UInt8Array) -> npt.NDArray[np.bool_] | None:
-    """Return where the part lies, bool `(H/4, W/4)` rounded up, of uint8 `(H, W, 3)`; None where there is no ground.
+    """Return where the part is, bool `(H/4, W/4)` rounded up, in uint8 `(H, W, 3)`; None if there is no background.
 
-    Places are told apart by the Mahalanobis distance of their colour from the colours at the edge, at the threshold
-    of Otsu (A threshold selection method from gray-level histograms, 1979).
+    The Mahalanobis distance of a place's colour from the colours at the edge decides, at the threshold of Otsu (A
+    threshold selection method from gray-level histograms, 1979).
     """
     colours = ndimage.uniform_filter(image.astype(np.float32), (STEP, STEP, 0))[::STEP, ::STEP]
     rows, columns = colours.shape[:2]
@@ -36,7 +36,7 @@ def foreground(image: UInt8Array) -> npt.NDArray[np.bool_] | None:
     least, most = PART_SHARE
     if separation < SEPARATION_MIN or not least < part.mean() < most or part[edge].mean() > EDGE_PART_MAX:
         return None
-    # A defect of the part's outline begins beside it.
+    # A defect of the part's outline starts beside it.
     grown: npt.NDArray[np.bool_] = ndimage.binary_dilation(ndimage.binary_opening(part, iterations=1), iterations=2)
     return grown if grown.any() else None
 

@@ -1,6 +1,6 @@
 """Shapes of drawn defects: how strongly each pixel of a box belongs to one, from 0 to 1.
 
-Each takes a source of chance and the height and width of the box in pixels, and returns float32 `(height, width)`.
+Each takes a random generator and the height and width of the box in pixels, and returns float32 `(height, width)`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def blob(rng: np.random.Generator, height: int, width: int) -> Float32Array:
 
 
 def ellipse(rng: np.random.Generator, height: int, width: int) -> Float32Array:
-    """All that fits into the box and is round."""
+    """The ellipse that fills the box."""
     y, x = _grid(height, width)
     return (x * x + y * y < 1).astype(np.float32)
 
@@ -80,17 +80,10 @@ def crack(rng: np.random.Generator, height: int, width: int) -> Float32Array:
     middle_x, middle_y = drawing.width / 2, drawing.height / 2
     start = rng.uniform(0, 2 * np.pi)
     length = math.hypot(drawing.width, drawing.height) * rng.uniform(0.5, 1)
+    x, y = middle_x * (1 + math.cos(start)), middle_y * (1 + math.sin(start))
+    angle = start + np.pi + rng.normal(0, 0.3)
     # Where a line begins, which way it goes, its length and thickness, and how many branchings led to it.
-    to_draw = [
-        (
-            middle_x * (1 + math.cos(start)),
-            middle_y * (1 + math.sin(start)),
-            start + np.pi + rng.normal(0, 0.3),
-            length,
-            max(1.0, _OVERSAMPLING * rng.uniform(0.5, 2.2)),
-            0,
-        )
-    ]
+    to_draw = [(x, y, angle, length, max(1.0, _OVERSAMPLING * rng.uniform(0.5, 2.2)), 0)]
     while to_draw:
         x, y, angle, length, thick, branchings = to_draw.pop()
         bend, step = rng.uniform(0.05, 0.45), max(4.0, length / _CRACK_STEPS)

@@ -1,7 +1,7 @@
-"""Maps: an anomaly map drawn over its image, for people to see where the detector looked.
+"""Draws an anomaly map over its image, for people to see where the anomaly is.
 
-Everything is drawn in units of the calibrated pixel threshold, so that colours mean the same for every image
-and model: nothing below half of it, yellow at it, red from three times it on.
+Everything is drawn in units of the calibrated pixel threshold, so that colours mean the same for every image and model:
+nothing below half of it, yellow at it, red from three times it on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PANEL_SIDE_MAX = 1024
 _FADE_FROM = 0.5
 _FULL_AT = 3.0
 _OPACITY = 0.65
-# Seen on yellow and red, on dark parts and light.
+# Visible on yellow and red, on dark parts and light.
 _BOX_COLOUR = (0, 230, 255)
 _GAP = 8
 _REACH = 3  # cells
@@ -56,8 +56,8 @@ def overlay(
 ) -> UInt8Array:
     """Return `image`, uint8 `(H, W, 3)`, with `anomaly_map`, float32 `(h, w)`, drawn over it, smooth.
 
-    The map is in units of `pixel_threshold`: what normal images reach shows nearly nothing. `regions` are
-    framed; they are in pixels of an image of `image_size` (height, width), of `image` if not given.
+    The map is drawn in units of `pixel_threshold`: what normal images reach hardly shows. `regions` are framed; they
+    are in pixels of an image of `image_size` (height, width), of `image` if not given.
     """
     canvas = Image.fromarray(np.ascontiguousarray(image))
     draw_over(canvas, anomaly_map, pixel_threshold, regions, image_size or image.shape[:2])
@@ -71,11 +71,11 @@ def draw_over(
     regions: Sequence[Region],
     image_size: tuple[int, int],
 ) -> None:
-    """Draw as `overlay` does into `canvas`, of mode RGB: a large one is copied often enough as it is."""
+    """Draw as `overlay` does, but into `canvas`, of mode RGB: copies of a large one are slow."""
     size = (canvas.height, canvas.width)
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
     box = _box_above(grey, size)
-    # Most of an image is below what shows: only the box that holds the rest is enlarged and blended.
+    # Most of an image shows nothing of its map: only the box around what does is enlarged and blended.
     if box is not None:
         colours = _enlarged(grey, size, box)
         mask = colours.point(_table(_opacity))
@@ -124,14 +124,14 @@ def save_overlay(path: Path, drawn: UInt8Array) -> None:
 def _png(drawn: UInt8Array) -> bytes:
     """Return `drawn` as a PNG (ISO/IEC 15948): each row as its difference from the one above, runs compressed.
 
-    Pillow tries five filters for each row, and zlib looks longer for repeats, which photographs do not have: nine times
-    the time for a file of the same size, in a daemon that has images to score.
+    Pillow tries five filters for each row, and zlib searches longer for repeats, which photographs do not have: nine
+    times slower for a file of the same size, in a daemon that has images to score.
     """
     height, width, _ = drawn.shape
     rows = drawn.reshape(height, 3 * width)
     packer = isal_zlib.compressobj(1, isal_zlib.DEFLATED, isal_zlib.MAX_WBITS)
     packed = []
-    # A few rows at a time: the daemon keeps what memory it once took.
+    # A few rows at a time: the daemon never gives memory back.
     for top in range(0, height, _PNG_ROWS):
         band = rows[top : top + _PNG_ROWS]
         above = rows[top - 1 : top - 1 + len(band)] if top else np.vstack((np.zeros_like(band[:1]), band[:-1]))
@@ -156,7 +156,7 @@ def _grey_grid(units: Float32Array) -> UInt8Array:
 
 
 def _box_above(grey: UInt8Array, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Return left, top, right and bottom, in an image of `size` (H, W), of what shows of `grey`; None of nothing."""
+    """Return left, top, right and bottom, in an image of `size` (H, W), of what shows of `grey`; None if nothing."""
     shows = grey > _FADE_FROM * 255 / _FULL_AT
     rows, columns = np.flatnonzero(shows.any(axis=1)), np.flatnonzero(shows.any(axis=0))
     if not len(rows):
@@ -171,7 +171,7 @@ def _box_above(grey: UInt8Array, size: tuple[int, int]) -> tuple[int, int, int, 
 
 
 def _enlarged(grey: UInt8Array, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """Return what `box` holds of `grey` enlarged to `size` (H, W), smooth: but for rounding as in the whole."""
+    """Return the part in `box` of `grey` enlarged to `size` (H, W), the same as of the whole except for rounding."""
     left, top, right, bottom = box
     down, across = grey.shape[0] / size[0], grey.shape[1] / size[1]
     part = (left * across, top * down, right * across, bottom * down)
