@@ -1,7 +1,7 @@
 """Changes of an image that leave a normal part normal: other light, another pose.
 
-Small changes of light are always among them: no lamp is constant. The others are only where held-out normal images
-so changed look as normal to the detector as they did before, so that a part mounted the wrong way stays a defect.
+Small changes of light are always made: no lamp is constant. The others are made only where held-out normal images look
+as normal to the detector after them as before, so that a part mounted the wrong way stays a defect.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def shifted(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     """Moved by up to 4 % of its sides; what comes in is the mirror image of the edge."""
     height, width = image.shape[:2]
     down, right = (round(rng.uniform(-SHIFT_SHARE, SHIFT_SHARE) * side) for side in (height, width))
-    rows = _mirrored(np.arange(height) + down, height)
-    columns = _mirrored(np.arange(width) + right, width)
-    return image[rows][:, columns]
+    top, left = abs(down) + down, abs(right) + right
+    return np.ascontiguousarray(_padded(image, abs(down), abs(right))[top : top + height, left : left + width])
 
 
 def mirrored(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
@@ -64,9 +63,8 @@ def turned(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     height, width = image.shape[:2]
     margin = math.ceil(math.hypot(height, width) * math.sin(math.radians(TURN_DEGREES)) / 2) + 1
     margin = min(margin, height - 1, width - 1)
-    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
     angle = rng.uniform(-TURN_DEGREES, TURN_DEGREES)
-    whole = Image.fromarray(padded).rotate(angle, Image.Resampling.BILINEAR)
+    whole = Image.fromarray(_padded(image, margin, margin)).rotate(angle, Image.Resampling.BILINEAR)
     return np.asarray(whole.crop((margin, margin, margin + width, margin + height)))
 
 
@@ -90,7 +88,7 @@ def harmless(
     rng = np.random.default_rng([seed, 3])
     found = []
     for name, change in OPTIONAL.items():
-        # A change that is made in one of two images is judged by those in which it was made.
+        # Only images that a change has changed count.
         changed = [(change(image, rng), image) for image in images]
         made = [after for after, before in changed if after is not before]
         if made and float(np.median(score(made))) <= limit:
@@ -99,16 +97,13 @@ def harmless(
 
 
 def vary(image: UInt8Array, names: Sequence[str], rng: np.random.Generator) -> UInt8Array:
-    """Return `image` in slightly other light and, each in one of two cases, with the changes `names`."""
+    """Return `image` in slightly other light, with each of the changes `names` in one of two cases."""
     for name in names:
         if rng.random() < 0.5:
             image = OPTIONAL[name](image, rng)
     return light(image, rng)
 
 
-def _mirrored(
-    positions: np.ndarray[tuple[int], np.dtype[np.int64]], count: int
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return `positions` brought back into 0 to `count` - 1 by reflection at the ends."""
-    beyond = np.abs(positions)
-    return np.where(beyond >= count, 2 * (count - 1) - beyond, beyond)
+def _padded(image: UInt8Array, rows: int, columns: int) -> UInt8Array:
+    """Return `image` with so many rows and columns more on each side, the mirror image of the edge."""
+    return np.pad(image, ((rows, rows), (columns, columns), (0, 0)), mode="reflect")

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,6 @@ from models.networks.backbone import (
 from models.networks.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
 from models.networks.feature_detector import (
     ERROR_SHARE,
-    EVIDENCE,
     OVERVIEW_FLOOR,
     FeatureEvidence,
     FeaturesAndResiduals,
@@ -62,13 +62,13 @@ LEARNING_RATE = 1e-2
 # Images that neither network is fitted to, by which their evidence is scaled.
 TUNE_SHARE = 0.12
 TUNE_MIN, TUNE_MAX = 4, 100
-# With fewer, each is used several times, in slightly other light.
+# Their positions that show when the autoencoder begins to overfit.
+VALIDATION_POSITIONS = 16_384
+# With fewer images to fit to, each is used several times, in slightly other light.
 IMAGES_FEW = 160
 DRAWN, PLAIN = 900, 300
 CROPS_EACH = 2
 IMAGES_HELD = 1000
-# Positions of those images that show when the autoencoder begins to overfit.
-VALIDATION_POSITIONS = 16_384
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def fit_feature(
     graphs = []
     for overview, tune in zip(base.overviews, tunes, strict=True):
         graph = FeatureScoringGraph(FeatureEvidence(base.network, overview, head)).eval()
-        graph.fit_tails(_evidence(FrozenNetwork(graph.evidence, size), _several(tune, seed)))
+        evidence = _of_each(FrozenNetwork(graph.evidence, size), _several(tune, seed), lambda of_image: of_image)
+        graph.fit_tails(torch.from_numpy(evidence))
         graphs.append(graph)
     return FitResult(
         graphs=graphs,
@@ -337,21 +338,17 @@ def _several(tune: Sequence[UInt8Array], seed: int) -> list[UInt8Array]:
 
 def _errors(network: FrozenNetwork, images: Sequence[UInt8Array]) -> Float32Array:
     """Return what the autoencoder leaves of each image: the mean square of its residuals, float32 `(n,)`."""
-    found = np.empty(len(images), dtype=np.float32)
-
-    def take(index: int, places: Float32Array, overview: Float32Array) -> None:
-        found[index] = np.square(places[FEATURES : 2 * FEATURES]).mean()
-
-    network.run(images, take)
-    return found
+    return _of_each(network, images, lambda places: np.square(places[FEATURES : 2 * FEATURES]).mean())
 
 
-def _evidence(network: FrozenNetwork, images: Sequence[UInt8Array]) -> Tensor:
-    """Return what each kind of evidence says of each image, float32 `(n, 3)`."""
-    found = np.empty((len(images), len(EVIDENCE)), dtype=np.float32)
+def _of_each(
+    network: FrozenNetwork, images: Sequence[UInt8Array], value: Callable[[Float32Array], Any]
+) -> Float32Array:
+    """Return `value` of the network's first output for each image, stacked."""
+    found: list[Any] = [None] * len(images)
 
-    def take(index: int, of_image: Float32Array, of_places: Float32Array) -> None:
-        found[index] = of_image
+    def take(index: int, first: Float32Array, second: Float32Array) -> None:
+        found[index] = np.array(value(first), dtype=np.float32)
 
     network.run(images, take)
-    return torch.from_numpy(found)
+    return np.stack(found)

@@ -1,7 +1,7 @@
 """Runs the frozen part of the detector over images, on OpenVINO, which is faster here than torch.
 
-Keeps what the networks that learn draw from: a bounded sample of positions for the autoencoder, crops around drawn
-defects for the head.
+Keeps what the networks are trained on: a bounded sample of positions for the autoencoder, crops around drawn defects
+for the head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Take = Callable[[int, Float32Array, Float32Array], None]
 
 
 class FrozenNetwork:
-    """A network of two outputs for images of one size, run image by image."""
+    """A network with two outputs, for images of one size, run image by image."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         """Compile `network`, in eval mode, for images of `size`, height and width in pixels."""
@@ -40,7 +40,7 @@ class FrozenNetwork:
         self._queue = compile_queue(converted(network, size))
 
     def run(self, images: Iterable[UInt8Array], take: Take) -> None:
-        """Give `take` what the network says of each image, in any order; what it gets is used again afterwards."""
+        """Give `take` the outputs for each image, in any order; the arrays are reused after it returns."""
 
         def keep(request: Any, index: int) -> None:
             take(index, request.get_output_tensor(0).data[0], request.get_output_tensor(1).data[0])
@@ -57,9 +57,9 @@ def position_pool(
     count: int,
     seed: int,
     report: Callable[[Progress], None],
-    pool_bytes: int = POOL_BYTES,
+    pool_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return features of positions drawn from each of `count` images alike, and their overviews.
+    """Return features of as many random positions of each of `count` images, and their overviews.
 
     Float16 `(n, 312)` of at most `pool_bytes`, and float32 `(count, 472)`.
     """
@@ -73,7 +73,7 @@ def position_pool(
         pool[index] = places.reshape(KEPT, positions)[:, drawn].T
         overviews[index] = overview
 
-    network.run(_told(images, count, "features", report), take)
+    network.run(_reporting(images, count, "features", report), take)
     return torch.from_numpy(pool.reshape(-1, KEPT)), torch.from_numpy(overviews)
 
 
@@ -95,8 +95,8 @@ def crop_pool(
 ) -> Crops:
     """Return `crops_each` crops of up to 24x24 positions of each of `count` images.
 
-    `images` come with the share of each position that is defect; three in four crops hold a defect where there is
-    one, at any place in the crop.
+    `images` come with the share of each position that is defect. Where there is a defect, three in four crops hold one,
+    at any place in the crop.
     """
     rows, columns = (side // STRIDE for side in network.size)
     height, width = min(CROP_SIDE, rows), min(CROP_SIDE, columns)
@@ -117,7 +117,7 @@ def crop_pool(
             seen[number] = places[:, top : top + height, left : left + width]
             shares[number] = share[top : top + height, left : left + width]
 
-    network.run(_told(only_images(), count, "drawing defects", report), take)
+    network.run(_reporting(only_images(), count, "drawing defects", report), take)
     return Crops(torch.from_numpy(seen), torch.from_numpy(shares))
 
 
@@ -128,7 +128,7 @@ def hardest_crops(
     most: int,
     report: Callable[[Progress], None],
 ) -> Crops:
-    """Return, of the normal `images` that `head` finds most of a defect in, the crops where it does; at most `most`.
+    """Return crops around what `head` takes most for a defect in normal `images`, of at most `most` images.
 
     `head` takes float32 `(1, 488, h, w)` and returns `(1, 1, h, w)`.
     """
@@ -143,12 +143,12 @@ def hardest_crops(
         top = min(max(row - height // 2, 0), logits.shape[0] - height)
         left = min(max(column - width // 2, 0), logits.shape[1] - width)
         crop = seen[0, :, top : top + height, left : left + width].half()
-        # Ordered by image where two are alike, as results come in any order.
+        # Ties go by image, as results come in any order.
         heapq.heappush(kept, (float(logits.max()), -index, crop))
         if len(kept) > most:
             heapq.heappop(kept)
 
-    network.run(_told(images, len(images), "looking for false alarms", report), take)
+    network.run(_reporting(images, len(images), "looking for false alarms", report), take)
     crops = torch.stack([crop for _, _, crop in sorted(kept, key=lambda entry: entry[:2])])
     return Crops(crops, torch.zeros(len(crops), height, width))
 
@@ -164,7 +164,7 @@ def _crop(
     return int(rng.integers(0, last[0] + 1)), int(rng.integers(0, last[1] + 1))
 
 
-def _told(
+def _reporting(
     images: Iterable[UInt8Array], count: int, stage: str, report: Callable[[Progress], None]
 ) -> Iterable[UInt8Array]:
     for done, image in enumerate(images, start=1):

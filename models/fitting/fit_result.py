@@ -1,4 +1,4 @@
-"""What fitting a network to training images gives: the value that each kind's fitting returns to the training."""
+"""What fitting a network gives: the value that each kind's fit returns to the training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import nn
 class FitResult:
     """A network as trained, and how that went.
 
-    `graphs` are exported, one for each product, the same one again where nothing in it is a product's own. A graph
-    takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`.
-    `map_meaning` and `score_meaning` say in words what those two are. `comparable` says that scores and maps of two
-    networks fitted to parts of the same images are in the same unit, as probabilities are.
+    `graphs` are exported, one for each product, the same object where products do not differ. A graph takes uint8
+    `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`; `map_meaning` and `score_meaning` say in
+    words what those are. `comparable`: scores and maps of two networks fitted to parts of the same images are in the
+    same unit, as probabilities are.
     """
 
     graphs: Sequence[nn.Module]
@@ -30,6 +30,6 @@ class FitResult:
     score_meaning: str
     comparable: bool = False
     warm_start: str | None = None
-    """The version whose weights it began with."""
+    """The version whose weights it started from."""
     trimmed: tuple[Path, ...] = ()
-    """Images that it was given and left out, as they were rebuilt worst."""
+    """Images left out, since they were rebuilt worst."""

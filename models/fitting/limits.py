@@ -1,7 +1,7 @@
-"""The bounds of a training: when it has to end and how much memory its process may take.
+"""The limits of a training: when it has to end and how much memory its process may take.
 
-Owns how memory is divided between the process itself and the pools of a fit, and how the process measures what it
-takes. Who ends a process that takes too much is the service's.
+Owns how memory is divided between the process itself and the pools of a fit, and how a process measures its memory. The
+service ends a process that takes too much.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrainingLimits:
 
     @property
     def pool_bytes(self) -> int:
-        """Bytes that a fit may keep of images or features. Raises MemoryExceeded where none would be left."""
+        """Bytes of images or features that a fit may keep. Raises MemoryExceeded where too few are left."""
         left = int(POOL_SHARE * (self.memory_bytes - PROCESS_BYTES))
         if left < POOL_BYTES_MIN:
             least = (PROCESS_BYTES + POOL_BYTES_MIN / POOL_SHARE) / BYTES_PER_GB

@@ -138,7 +138,8 @@ class _Scaler(StandardScaler):  # type: ignore[misc]
 
     def fit(self, features: Float64Array, anomalies: object = None) -> _Scaler:
         super().fit(features)
-        self.scale_ = np.where(np.sqrt(self.var_) > DEVIATION_FLOOR, self.scale_, np.inf)
+        deviation = np.sqrt(self.var_)
+        self.scale_ = np.where(deviation > DEVIATION_FLOOR, deviation, np.inf)
         return self
 
 

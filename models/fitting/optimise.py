@@ -1,4 +1,4 @@
-"""The optimiser's loop that every network here is trained with: AdamW and a one-cycle schedule."""
+"""The training loop of every network here: AdamW with a one-cycle schedule and early stopping."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from models.progress import Progress
 
 LOSS_STEPS = 50  # over which the last loss is averaged
 
-# Looks at the validation loss: so many, evenly over the steps, from the share on at which the learning rate falls.
-# Before, losses go up and down with it. It has risen once so many looks in a row were worse than the best by so much.
-LOOKS = 20
-LOOKS_FROM = 0.4
-LOOKS_WORSE = 3
+# The validation loss is checked so many times, evenly over the steps, but only once the learning rate falls: before,
+# losses go up and down with it. It has risen once so many checks in a row were worse than the best by this factor.
+CHECKS = 20
+CHECKS_FROM = 0.4
+CHECKS_WORSE = 3
 WORSE = 1.05
 
 
@@ -32,11 +32,10 @@ def optimise(
     stage: str = "training",
     validation_loss: Callable[[], Tensor] | None = None,
 ) -> tuple[int, float]:
-    """Train `network` to make small what `loss` returns, of a new batch each time; return steps done and last loss.
+    """Train `network` to minimise `loss`, of a new batch at each call; return steps done and last loss.
 
-    Ends early at `deadline`, on `time.monotonic`'s clock, and when the loss that `validation_loss` returns, of what
-    `network` is not trained on, rises: then the weights are those with which it was lowest. `report` is told of
-    either. Looking at it changes nothing otherwise.
+    Ends early at `deadline`, on `time.monotonic`'s clock, and when `validation_loss`, of data that `network` is not
+    trained on, rises: the weights are then those with which it was lowest. `report` is told of either.
     """
     watch = EarlyStopping(network, validation_loss, steps) if validation_loss is not None else None
     network.train()
@@ -63,16 +62,16 @@ def optimise(
 
 
 class EarlyStopping:
-    """Looks at the loss on the validation images, and keeps the weights with which it was lowest."""
+    """Checks the validation loss, and keeps the weights with which it was lowest."""
 
     def __init__(self, network: nn.Module, validation_loss: Callable[[], Tensor], steps: int) -> None:
         self._network, self._validation_loss = network, validation_loss
-        self._every, self._from = max(1, steps // LOOKS), LOOKS_FROM * steps
+        self._every, self._from = max(1, steps // CHECKS), CHECKS_FROM * steps
         self._best, self._best_step, self._worse = float("inf"), 0, 0
         self._weights: dict[str, Tensor] = {}
 
     def rises(self, step: int) -> bool:
-        """Return whether the loss has risen for good, as far as can be told after `step`."""
+        """Return whether the loss has risen for good by `step`."""
         if step < self._from or step % self._every:
             return False
         self._network.eval()
@@ -84,9 +83,9 @@ class EarlyStopping:
             self._weights = copy.deepcopy(self._network.state_dict())
         else:
             self._worse = self._worse + 1 if found > WORSE * self._best else 0
-        return self._worse >= LOOKS_WORSE
+        return self._worse >= CHECKS_WORSE
 
     def go_back(self) -> int:
-        """Give the network the weights with which the loss was lowest; return after which step that was."""
+        """Restore the weights with which the loss was lowest; return the step of that."""
         self._network.load_state_dict(self._weights)
         return self._best_step

@@ -39,7 +39,7 @@ def fit_pixel(
     warm: WarmStart | None = None,
     trim_fraction: float = 0.0,
 ) -> FitResult:
-    """Return the detector fitted to the normals of all `products`, beginning with the weights of `warm` if they fit."""
+    """Return the detector fitted to the normals of all `products`, starting from the weights of `warm` if they fit."""
     held = balanced(products)[: limits.pool_bytes // (size[0] * size[1] * 3)]
     images = torch.from_numpy(np.stack([read(path, size) for path in held]))
     autoencoder = PixelAutoencoder()

@@ -1,7 +1,7 @@
 """Fits the segmentation head: to crops of drawn defects and of normal images, then to its own false alarms as well.
 
-The second round is what makes the threshold low: few places of few normal images look most like a defect, and
-crops drawn evenly seldom show them (hard negative mining; Shrivastava et al., CVPR 2016).
+The second round makes the threshold low: the places of normal images that look most like a defect are few, and random
+crops seldom show them (hard negative mining; Shrivastava et al., CVPR 2016).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEARNING_RATES = (3e-3, 2e-3)
 # Crops in a step of each round: with drawn defects, of normal images, of false alarms.
 ROUNDS = ((12, 4, 0), (10, 2, 4))
 FALSE_ALARMS = 300
-# Share of a crop's channels that are left out of a step, so that no defect is known by one of them alone.
+# Share of a crop's channels that are left out of a step, so that the head relies on no single one.
 DROPPED = 0.1
 
 
@@ -36,7 +36,7 @@ def fit_head(
     report: Callable[[Progress], None],
     warm_weights: SegmentationHead | None = None,
 ) -> tuple[SegmentationHead, int]:
-    """Return the head, `warm_weights` trained on if given, and the steps done, at most twice `steps`.
+    """Return the head, starting from `warm_weights` if given, and the steps done, at most twice `steps`.
 
     `normal` are searched for its false alarms.
     """

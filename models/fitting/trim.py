@@ -1,4 +1,4 @@
-"""Leaves out of a fit the images that are rebuilt worst: a few wrong labels must not teach defects as normal."""
+"""Finds the images that are rebuilt worst, to leave them out: a few wrong labels must not teach defects as normal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def worst(paths: Sequence[Path], errors: Float32Array, fraction: float) -> froze
     for path, error in zip(paths, errors, strict=True):
         found[path] = min(float(error), found.get(path, math.inf))
     count = math.ceil(fraction * len(found)) if fraction > 0 else 0
-    # Paths alike in error go in the order given, so that the same images give the same ones.
+    # Ties go in the order given, so that the same images give the same result.
     return frozenset(sorted(found, key=found.__getitem__, reverse=True)[:count])
 
 

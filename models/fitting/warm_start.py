@@ -1,7 +1,7 @@
-"""Takes the weights of an earlier version as the start of a new one's fit, where both have the same architecture.
+"""Starts a fit from the weights of an earlier version, where both have the same architecture.
 
-The whitening of the new version is fitted anew, to images that the earlier one never saw. Its weights are then
-expressed in the new units, exactly: the layers on either side of the whitening are 1x1 convolutions.
+The whitening is fitted anew, to images that the earlier version never saw. The earlier weights are then expressed in
+the new units, exactly: the layers on either side of the whitening are 1x1 convolutions.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisat
 from models.networks.segmentation_head import SegmentationHead
 from models.registry import WEIGHTS, read_manifest
 
-# A fit that begins where another ended needs fewer steps, and smaller ones.
+# A fit that starts where another ended needs fewer steps, and smaller ones.
 WARM_STEPS_SHARE = 0.5
 WARM_RATE_SHARE = 0.5
-TRIM_STEPS_SHARE = 0.25  # of a first fit from zero, by which images are left out
+TRIM_STEPS_SHARE = 0.25  # of a first fit from random weights, by which images are left out
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class WarmStart:
     tensors: dict[str, Tensor]
 
     def fill(self, module: nn.Module, part: str) -> bool:
-        """Give `module` the tensors of the graph's `part`; return False, with nothing changed, where shapes differ."""
+        """Load the tensors of the graph's `part` into `module`; return False and change nothing where shapes differ."""
         wanted = module.state_dict()
         first = next(iter(wanted))
         ends = [f".{part}.{first}", f"{part}.{first}"]
@@ -60,10 +60,10 @@ def read_warm_start(folder: Path | None, kind: str) -> WarmStart | None:
 def start_features(
     warm: WarmStart | None, whitening: Whitening, standardisation: Standardisation
 ) -> tuple[FeatureAutoencoder, SegmentationHead] | None:
-    """Return autoencoder and head of `warm` as they are in the new `whitening` and `standardisation`.
+    """Return autoencoder and head of `warm`, in the units of the new `whitening` and `standardisation`.
 
-    None where there is nothing to begin with. With w = M (f - m) of features f, the old whitened features are
-    A w + b of the new ones, A = M_old M_new^-1 and b = M_old (m_new - m_old); what the networks say is the same.
+    None where there is nothing to start from. With w = M (f - m) of features f, the old whitened features are
+    A w + b of the new ones, A = M_old M_new^-1 and b = M_old (m_new - m_old); the networks' outputs are the same.
     """
     old_whitening, old_standardisation = Whitening(), Standardisation(len(standardisation.mean))
     autoencoder, head = FeatureAutoencoder(), SegmentationHead()

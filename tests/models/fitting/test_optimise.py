@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.fitting.optimise import LOOKS_FROM, optimise
+from models.fitting.optimise import CHECKS_FROM, optimise
 from models.progress import Progress
 
 STEPS = 100
@@ -51,11 +51,11 @@ def test_it_stops_when_what_is_kept_apart_gets_worse_and_goes_back_to_the_best()
     unwatched.run(watched=False)
     fit = Fit(0)
     done = fit.run()
-    assert LOOKS_FROM * STEPS < done < STEPS
+    assert CHECKS_FROM * STEPS < done < STEPS
     # It drew away from 0 all the while: the best was the first look.
     assert fit.weight < unwatched.weight
     [note] = fit.notes
-    assert f"stopped after {done} of {STEPS} steps" in note and f"lowest after {int(LOOKS_FROM * STEPS)}" in note
+    assert f"stopped after {done} of {STEPS} steps" in note and f"lowest after {int(CHECKS_FROM * STEPS)}" in note
     assert fit.told[-1].done == done and not fit.network.training
 
 
