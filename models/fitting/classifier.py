@@ -11,16 +11,15 @@ import torch
 
 from models.calibration.split import balanced
 from models.data.select_images import Read
+from models.fitting.feature_cache import FrozenNetwork, reporting
 from models.fitting.fit_result import FitResult
 from models.fitting.limits import TrainingLimits
 from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, PooledFeatures
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.progress import Progress
-from models.runtime.export import converted
-from models.runtime.openvino_runtime import compile_queue
 
 if TYPE_CHECKING:
-    from models.fitting.logistic_regression import Float64Array, LinearHead
+    from models.fitting.logistic_regression import LinearHead
 
 STEPS = 500  # iterations of the solver, at most
 
@@ -47,7 +46,9 @@ def fit_classifier(
     backbone, channels, about = load_pretrained(source)
     # The same image in two folds would be learnt from and left out at once.
     normals = list(dict.fromkeys(balanced(products)))
-    features = _features(PooledFeatures(backbone), [*normals, *anomalies], size, read, report)
+    paths = [*normals, *anomalies]
+    images = reporting((read(path, size) for path in paths), len(paths), "features", report)
+    features = FrozenNetwork(PooledFeatures(backbone), size).first_outputs(images).astype(np.float64)
     labels = np.arange(len(features)) >= len(normals)
     report(Progress("training", 0, 1))
     head = fit_linear_head(features, labels, _columns(channels), seed, steps, limits.deadline)
@@ -73,28 +74,6 @@ def _columns(channels: Sequence[int]) -> dict[str, Any]:
     ends = np.cumsum([channels[level] for _, level in PARTS])
     columns = dict(zip(PARTS, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))
     return {name: np.concatenate([columns[part] for part in parts]) for name, parts in POOLS.items()}
-
-
-def _features(
-    network: PooledFeatures,
-    paths: Sequence[Path],
-    size: tuple[int, int],
-    read: Read,
-    report: Callable[[Progress], None],
-) -> Float64Array:
-    """Return float64 `(len(paths), features)`; the network runs once over each image, on OpenVINO."""
-    queue = compile_queue(converted(network, size))
-    found: list[Any] = [None] * len(paths)
-
-    def keep(request: Any, index: int) -> None:
-        found[index] = request.get_output_tensor(0).data[0].astype(np.float64)
-
-    queue.set_callback(keep)
-    for index, path in enumerate(paths):
-        queue.start_async({0: read(path, size)[np.newaxis]}, index)
-        report(Progress("features", index + 1, len(paths)))
-    queue.wait_all()
-    return np.stack(found)
 
 
 def _architecture(head: LinearHead) -> dict[str, Any]:

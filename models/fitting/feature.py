@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +146,7 @@ def fit_feature(
     graphs = []
     for overview, tune in zip(base.overviews, tunes, strict=True):
         graph = FeatureScoringGraph(FeatureEvidence(base.network, overview, head)).eval()
-        evidence = _of_each(FrozenNetwork(graph.evidence, size), _several(tune, seed), lambda of_image: of_image)
+        evidence = FrozenNetwork(graph.evidence, size).first_outputs(_several(tune, seed))
         graph.fit_tails(torch.from_numpy(evidence))
         graphs.append(graph)
     return FitResult(
@@ -338,17 +337,4 @@ def _several(tune: Sequence[UInt8Array], seed: int) -> list[UInt8Array]:
 
 def _errors(network: FrozenNetwork, images: Sequence[UInt8Array]) -> Float32Array:
     """Return what the autoencoder leaves of each image: the mean square of its residuals, float32 `(n,)`."""
-    return _of_each(network, images, lambda places: np.square(places[FEATURES : 2 * FEATURES]).mean())
-
-
-def _of_each(
-    network: FrozenNetwork, images: Sequence[UInt8Array], value: Callable[[Float32Array], Any]
-) -> Float32Array:
-    """Return `value` of the network's first output for each image, stacked."""
-    found: list[Any] = [None] * len(images)
-
-    def take(index: int, first: Float32Array, second: Float32Array) -> None:
-        found[index] = np.array(value(first), dtype=np.float32)
-
-    network.run(images, take)
-    return np.stack(found)
+    return network.first_outputs(images, lambda places: np.square(places[FEATURES : 2 * FEATURES]).mean())

@@ -27,12 +27,12 @@ CROP_SIDE = 24  # positions
 KEPT = FEATURES + DETAIL  # channels of the extractor
 SEEN = 2 * FEATURES + DETAIL  # channels that the head sees
 
-Take = Callable[[int, Float32Array, Float32Array], None]
-"""Gets an image's number and the network's two outputs for it, as they come."""
+Take = Callable[..., None]
+"""Gets an image's number and the network's outputs for it, each a float32 array, as they come."""
 
 
 class FrozenNetwork:
-    """A network with two outputs, for images of one size, run image by image."""
+    """A network for images of one size, run image by image."""
 
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         """Compile `network`, in eval mode, for images of `size`, height and width in pixels."""
@@ -43,12 +43,24 @@ class FrozenNetwork:
         """Give `take` the outputs for each image, in any order; the arrays are reused after it returns."""
 
         def keep(request: Any, index: int) -> None:
-            take(index, request.get_output_tensor(0).data[0], request.get_output_tensor(1).data[0])
+            take(index, *(tensor.data[0] for tensor in request.output_tensors))
 
         self._queue.set_callback(keep)
         for index, image in enumerate(images):
             self._queue.start_async({0: image[np.newaxis]}, index)
         self._queue.wait_all()
+
+    def first_outputs(
+        self, images: Iterable[UInt8Array], value: Callable[[Float32Array], Any] = np.copy
+    ) -> Float32Array:
+        """Return `value` of the first output for each image, stacked."""
+        found: dict[int, Any] = {}
+
+        def take(index: int, output: Float32Array, *_: Float32Array) -> None:
+            found[index] = value(output)
+
+        self.run(images, take)
+        return np.stack([found[index] for index in range(len(found))])
 
 
 def position_pool(
@@ -73,7 +85,7 @@ def position_pool(
         pool[index] = places.reshape(KEPT, positions)[:, drawn].T
         overviews[index] = overview
 
-    network.run(_reporting(images, count, "features", report), take)
+    network.run(reporting(images, count, "features", report), take)
     return torch.from_numpy(pool.reshape(-1, KEPT)), torch.from_numpy(overviews)
 
 
@@ -117,7 +129,7 @@ def crop_pool(
             seen[number] = places[:, top : top + height, left : left + width]
             shares[number] = share[top : top + height, left : left + width]
 
-    network.run(_reporting(only_images(), count, "drawing defects", report), take)
+    network.run(reporting(only_images(), count, "drawing defects", report), take)
     return Crops(torch.from_numpy(seen), torch.from_numpy(shares))
 
 
@@ -148,7 +160,7 @@ def hardest_crops(
         if len(kept) > most:
             heapq.heappop(kept)
 
-    network.run(_reporting(images, len(images), "looking for false alarms", report), take)
+    network.run(reporting(images, len(images), "looking for false alarms", report), take)
     crops = torch.stack([crop for _, _, crop in sorted(kept, key=lambda entry: entry[:2])])
     return Crops(crops, torch.zeros(len(crops), height, width))
 
@@ -164,9 +176,10 @@ def _crop(
     return int(rng.integers(0, last[0] + 1)), int(rng.integers(0, last[1] + 1))
 
 
-def _reporting(
+def reporting(
     images: Iterable[UInt8Array], count: int, stage: str, report: Callable[[Progress], None]
 ) -> Iterable[UInt8Array]:
+    """Yield `images`, of which there are `count`, and report each as done."""
     for done, image in enumerate(images, start=1):
         yield image
         report(Progress(stage, done, count))
