@@ -26,6 +26,7 @@ INK, MUTED, GRID, NORMAL, ANOMALY, FIRST, SECOND, THIRD = ROLES = (
 )  # fmt: skip
 VARIABLES = dict(zip(ROLES, ("ink", "muted", "grid", "normal", "anomaly", "first", "second", "third"), strict=True))
 _STYLES: Any = ({"color": FIRST, "linestyle": "-"}, {"color": SECOND, "linestyle": "--"})
+_GUIDE: Any = {"color": MUTED, "linewidth": 0.8, "linestyle": ":"}
 _SIZE_IN = (4.6, 3.3)
 _RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "tamis", "font.size": 10.0, "font.family": "sans-serif"}
 _LOG_SPAN = 30.0
@@ -44,7 +45,7 @@ class Plots:
         """Return recall over the false-alarm rate, a line for each named curve."""
 
         def draw(axes: Axes) -> None:
-            axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
+            axes.plot([0, 1], [0, 1], **_GUIDE)
             for (name, curve), style in zip(curves, _STYLES, strict=False):
                 axes.plot(curve.x, curve.y, label=name, linewidth=1.8, **style)
             axes.set(xlabel="false-alarm rate", ylabel="recall", xlim=_UNIT, ylim=_UNIT)
@@ -57,7 +58,7 @@ class Plots:
         """Return precision over recall; the dotted line is what guessing has."""
 
         def draw(axes: Axes) -> None:
-            axes.axhline(anomaly_share, color=MUTED, linewidth=0.8, linestyle=":")
+            axes.axhline(anomaly_share, **_GUIDE)
             for (name, curve), style in zip(curves, _STYLES, strict=False):
                 # From a threshold to the next lower one precision is not between the two: steps, no chords.
                 axes.step(curve.x, curve.y, where="pre", label=name, linewidth=1.8, **style)
@@ -96,12 +97,10 @@ class Plots:
 
         def draw(axes: Axes) -> None:
             rates = [point.calibrated_rate for point in points]
-            axes.plot(rates, rates, color=MUTED, linewidth=0.8, linestyle=":", label="as promised")
+            axes.plot(rates, rates, **_GUIDE, label="as promised")
             _line(axes, rates, [point.false_alarm_rate for point in points], "realised", FIRST)
-            _mark(axes, used)
-            _rate_axis(axes, rates)
-            axes.set_ylabel("realised false-alarm rate")
-            axes.set_ylim(bottom=0)
+            _rate_axis(axes, rates, used)
+            axes.set(ylabel="realised false-alarm rate", ylim=(0, None))
             _legend(axes, "upper left")
 
         return self._svg(draw, "Realised over calibrated false-alarm rate")
@@ -114,8 +113,7 @@ class Plots:
             _line(axes, rates, [point.recall for point in points], "recall", FIRST)
             _line(axes, rates, [point.precision for point in points], "precision", SECOND, "s")
             _line(axes, rates, [point.f1 for point in points], "F1", THIRD, "^")
-            _mark(axes, used)
-            _rate_axis(axes, rates)
+            _rate_axis(axes, rates, used)
             axes.set_ylim(_UNIT)
             _legend(axes, "best")
 
@@ -143,8 +141,7 @@ class Plots:
             sizes = [point.images for point in known]
             _line(axes, sizes, [point.seconds for point in known], "seconds", FIRST)
             _number_axis(axes, sizes)
-            axes.set_ylabel("s of training")
-            axes.set_ylim(bottom=0)
+            axes.set(ylabel="s of training", ylim=(0, None))
             if any(point.training_wh is not None for point in known):
                 right = axes.twinx()
                 _line(right, sizes, [point.training_wh for point in known], "Wh", SECOND, "s")
@@ -213,12 +210,9 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float | None], name: str, 
         axes.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.6, label=name)
 
 
-def _mark(axes: Axes, used: float | None) -> None:
+def _rate_axis(axes: Axes, rates: Sequence[float], used: float | None) -> None:
     if used is not None:
         axes.axvline(used, color=INK, linewidth=1.0, linestyle="--", label=f"in use, {used:g}")
-
-
-def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_xscale("log")
     marks = [mark for mark in _RATE_MARKS if min(rates) <= mark <= max(rates)]
     axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
