@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,6 +35,13 @@ _GAP = 8
 _REACH = 3  # cells
 _PNG_FILTER_UP = 2
 _PNG_ROWS = 64
+
+# For each of 256 steps from 0 to `_FULL_AT`, in units of the threshold: how strong, how opaque, and which colour.
+_UNITS = np.arange(256) * _FULL_AT / 255
+_STRENGTH = np.clip((_UNITS - _FADE_FROM) / (_FULL_AT - _FADE_FROM), 0, 1)
+_ALPHA = np.rint(255 * _OPACITY * np.sqrt(_STRENGTH)).astype(int).tolist()
+_WARM = np.stack([np.full(256, 255.0), 220 * (1 - _STRENGTH), np.zeros(256)], axis=1)
+_ON_DARK = np.minimum(1, _UNITS)[:, np.newaxis] * _WARM
 
 
 def drawn_size(height: int, width: int, side_max: int = DRAWN_SIDE_MAX) -> tuple[int, int]:
@@ -78,8 +85,8 @@ def draw_over(
     # Most of an image shows nothing of its map: only the box around what does is enlarged and blended.
     if box is not None:
         colours = _enlarged(grey, size, box)
-        mask = colours.point(_table(_opacity))
-        colours.putpalette(_palette(_warm))
+        mask = colours.point(_ALPHA)
+        colours.putpalette(np.rint(_WARM).astype(np.uint8).tobytes())
         canvas.paste(colours.convert("RGB"), box[:2], mask)
     _draw_boxes(canvas, regions, image_size)
 
@@ -99,14 +106,11 @@ def side_by_side(
     height, width = image.shape[:2]
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
     steps = _enlarged(grey, (height, width), (0, 0, width, height))
-    steps.putpalette(_palette(_on_dark))
+    steps.putpalette(np.rint(_ON_DARK).astype(np.uint8).tobytes())
     drawn = overlay(image, anomaly_map, pixel_threshold, regions, image_size)
     panels = (image, np.asarray(steps.convert("RGB")), drawn)
-    joined = np.full((height, 3 * width + 2 * _GAP, 3), 255, np.uint8)
-    for place, panel in enumerate(panels):
-        left = place * (width + _GAP)
-        joined[:, left : left + width] = panel
-    return joined
+    gap = np.full((height, _GAP, 3), 255, np.uint8)
+    return np.hstack([panels[0], gap, panels[1], gap, panels[2]])
 
 
 def save_overlay(path: Path, drawn: UInt8Array) -> None:
@@ -187,30 +191,3 @@ def _draw_boxes(canvas: Image.Image, regions: Sequence[Region], image_size: tupl
         left, top = region.x * across - line, region.y * down - line
         right, bottom = (region.x + region.width) * across + line - 1, (region.y + region.height) * down + line - 1
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=_BOX_COLOUR, width=line)
-
-
-def _table(value_of: Callable[[float], float]) -> list[int]:
-    """Return `value_of` each step, given in units of the threshold."""
-    return [round(value_of(step * _FULL_AT / 255)) for step in range(256)]
-
-
-def _palette(colour_of: Callable[[float], tuple[float, float, float]]) -> list[int]:
-    return [round(part) for step in range(256) for part in colour_of(step * _FULL_AT / 255)]
-
-
-def _strength(units: float) -> float:
-    return min(1.0, max(0.0, (units - _FADE_FROM) / (_FULL_AT - _FADE_FROM)))
-
-
-def _opacity(units: float) -> float:
-    return float(255 * _OPACITY * _strength(units) ** 0.5)
-
-
-def _warm(units: float) -> tuple[float, float, float]:
-    return 255.0, 220.0 * (1 - _strength(units)), 0.0
-
-
-def _on_dark(units: float) -> tuple[float, float, float]:
-    light = min(1.0, units)
-    red, green, blue = _warm(units)
-    return light * red, light * green, light * blue
