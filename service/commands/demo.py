@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import track
 from rich.table import Table
+from sqlalchemy import Engine
 
 import service
 from service.commands.init import make_root
@@ -53,6 +54,8 @@ STOP_TIMEOUT_S = 60.0
 TRAINING_TIMEOUT_S = 900.0
 ROWS_SHOWN = 16
 COLUMNS = ("image", "drawn as", "verdict", "score/threshold", "latency_ms")
+
+Child = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,15 @@ def demo(
         started_at = datetime.now(UTC)
         _train(place, good, stack, console)
         daemon = _start_daemon(place, stack, console)
-        with closing(_Camera(place, plan(images, rng), daemon, started_at, console)) as camera:
-            camera.run(rng)
+        engine = open_database(place, migrate=False, read_only=True)
+        stack.callback(engine.dispose)
+        camera = _Camera(place, engine, plan(images, rng), daemon, started_at, console)
+        camera.run(rng)
         if not keep:
             _stop_daemon(daemon, place)
         document = report(list(camera.rows), [row for row in camera.rows.values() if row is not None])
-        document |= {"root": str(place), "energy": _energy(place, started_at)}
+        with engine.connect() as connection:
+            document |= {"root": str(place), "energy": energy_rows.per_kind(connection, started_at)}
         if keep:
             stack.pop_all()  # nothing is ended or removed
         if as_json:
@@ -164,7 +170,7 @@ def _jpeg(defect: str | None, rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def _child(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+def _child(*arguments: str, **more: Any) -> Child:
     """Start `tamis` with this interpreter, in a session of its own: Ctrl-C reaches us, and we end the child."""
     environment = dict(os.environ, **more.pop("environment", {}))
     environment[f"TAMIS_PRODUCTS__{PRODUCT}__FALSE_ALARM_RATE"] = str(FALSE_ALARM_RATE)
@@ -189,7 +195,7 @@ def _train(root: Path, good: Path, stack: ExitStack, console: Console) -> None:
         raise TamisError(f"training: expected exit code 0; found {code}; its messages are above")
 
 
-def _start_daemon(root: Path, stack: ExitStack, console: Console) -> subprocess.Popen[bytes]:
+def _start_daemon(root: Path, stack: ExitStack, console: Console) -> Child:
     """Start the real daemon and return when it says that it is ready, as it would tell systemd."""
     with (
         tempfile.TemporaryDirectory(prefix="tamis-demo-ready-") as folder,
@@ -215,12 +221,11 @@ class _Camera:
     """Drops images one by one; `rows` has the row of `results` of each, None until it is there."""
 
     def __init__(
-        self, root: Path, drops: Sequence[Drop], daemon: subprocess.Popen[bytes], since: datetime, console: Console
+        self, root: Path, engine: Engine, drops: Sequence[Drop], daemon: Child, since: datetime, console: Console
     ) -> None:
         self.rows: dict[Drop, dict[str, Any] | None] = dict.fromkeys(drops)
-        self._root, self._daemon, self._since = root, daemon, since
+        self._root, self._engine, self._daemon, self._since = root, engine, daemon, since
         self._drop_of = {drop.file_name: drop for drop in drops}
-        self._engine = open_database(root, migrate=False, read_only=True)
         self._shown = _Shown(console)
 
     def run(self, rng: np.random.Generator) -> None:
@@ -236,9 +241,6 @@ class _Camera:
             until = time.monotonic() + PLACED_TIMEOUT_S
             while None in self.rows.values() and time.monotonic() < until:
                 self._wait_and_read()
-
-    def close(self) -> None:
-        self._engine.dispose()
 
     def _wait_and_read(self) -> None:
         """Wait a little, then read and show the new results. Raises TamisError if the daemon has ended."""
@@ -284,7 +286,7 @@ class _Shown:
             self._console.print("{:<14} {:<13} {:<18} score/threshold {:<6} {} ms".format(*cells))
 
 
-def _stop_daemon(daemon: subprocess.Popen[bytes], root: Path) -> None:
+def _stop_daemon(daemon: Child, root: Path) -> None:
     """Stop the daemon as systemd would, which lets it finish what it has in hand."""
     daemon.send_signal(signal.SIGTERM)
     try:
@@ -295,7 +297,7 @@ def _stop_daemon(daemon: subprocess.Popen[bytes], root: Path) -> None:
         raise TamisError(f"daemon: expected exit code 0; {_last_words(root, daemon)}")
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: Child) -> None:
     """End a child, and whatever it started, if it still runs."""
     if child.poll() is None:
         child.terminate()
@@ -306,19 +308,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait()
 
 
-def _last_words(root: Path, daemon: subprocess.Popen[bytes]) -> str:
+def _last_words(root: Path, daemon: Child) -> str:
     code = daemon.poll()
     said = (root / "daemon.log").read_text(errors="replace").splitlines()[-5:]
     return f"found {'it still starting' if code is None else f'exit code {code}'}; its log ends: " + " / ".join(said)
-
-
-def _energy(root: Path, since: datetime) -> list[dict[str, Any]]:
-    engine = open_database(root, migrate=False, read_only=True)
-    try:
-        with engine.connect() as connection:
-            return energy_rows.per_kind(connection, since)
-    finally:
-        engine.dispose()
 
 
 def _print_report(document: Mapping[str, Any], console: Console) -> None:
