@@ -103,7 +103,9 @@ def evaluate(
             learned = bench.learn(works[0], pool, sizes, steps) if pool else []
     written = None
     if report is not None:
-        html = page.render(_page(folder, dataset, split, evaluated, learned, settings))
+        sections = _sections(evaluated, learned, settings)
+        mean = output.mean_metrics(evaluated)
+        html = page.render(folder, dataset.layout, split, datetime.now(UTC), sections, mean)
         written = page.write(report, html)
     if as_json:
         print_json(output.document(folder, dataset, split, evaluated, learned, written))
@@ -136,14 +138,9 @@ def _evaluate_all(bench: Bench, works: Sequence[Work], scores: Path | None) -> l
     return evaluated
 
 
-def _page(
-    folder: Path,
-    dataset: Dataset,
-    split: Split,
-    evaluated: Sequence[Evaluated],
-    learned: Sequence[LearningPoint],
-    settings: Settings,
-) -> page.ReportPage:
+def _sections(
+    evaluated: Sequence[Evaluated], learned: Sequence[LearningPoint], settings: Settings
+) -> list[page.Section]:
     read = image_reader(settings)
 
     def section(one: Evaluated) -> page.Section:
@@ -155,11 +152,4 @@ def _page(
         )
         return page.Section(one, missed, alarms, learned)
 
-    return page.ReportPage(
-        folder=str(folder),
-        layout=dataset.layout,
-        split=split,
-        made_at=datetime.now(UTC),
-        sections=[section(one) for one in evaluated],
-        mean=output.mean_metrics(evaluated),
-    )
+    return [section(one) for one in evaluated]

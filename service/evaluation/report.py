@@ -45,18 +45,6 @@ class Section:
     learning: Sequence[LearningPoint] = ()
 
 
-@dataclass(frozen=True)
-class ReportPage:
-    """What one page shows."""
-
-    folder: str
-    layout: str
-    split: str
-    made_at: datetime
-    sections: Sequence[Section]
-    mean: Metrics | None
-
-
 def prepare(folder: Path) -> None:
     """Make `folder` and check, before hours of work, that a report can be written there.
 
@@ -107,17 +95,22 @@ def write(folder: Path, html: str) -> Path:
     return path
 
 
-def render(page: ReportPage) -> str:
-    """Return the page as HTML."""
+def render(
+    folder: Path, layout: str, split: str, made_at: datetime, sections: Sequence[Section], mean: Metrics | None
+) -> str:
+    """Return the page of the images in `folder`, with a section for each object, as HTML."""
     plots = Plots()
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
-            page=page,
+            folder=str(folder),
+            layout=layout,
+            split=split,
+            made_at=made_at,
             generator=f"{GENERATOR} {__version__}",
-            sections=[_section_values(section, plots, number) for number, section in enumerate(page.sections, start=1)],
-            mean=asdict(page.mean) if page.mean is not None else None,
+            sections=[_section_values(section, plots, number) for number, section in enumerate(sections, start=1)],
+            mean=asdict(mean) if mean is not None else None,
             names=TITLES,
             first_shown=FIRST_SHOWN,
             changes_shown=CHANGES_SHOWN,
