@@ -182,8 +182,7 @@ def _fit_base(
     """Fit whitening, overviews and autoencoder to the images `paths`, those of the `products` in turn."""
     extractor = load_extractor()
     pool, validation = _pools(run, extractor, paths, products, tune)
-    whitening, standardisation = Whitening(), Standardisation(DETAIL)
-    _fit_scales(whitening, standardisation, pool)
+    whitening, standardisation = _scales(pool)
     trimmed: frozenset[Path] = frozenset()
     if trim_fraction > 0:
         weights = start_features(warm, whitening, standardisation)
@@ -191,7 +190,7 @@ def _fit_base(
         judge = weights[0] if weights else _fit_autoencoder(run, pool, validation, whitening, first)[0]
         trimmed = worst(pool.paths, _pool_errors(pool, whitening, judge), trim_fraction)
         pool = pool.without(trimmed)
-        _fit_scales(whitening, standardisation, pool)
+        whitening, standardisation = _scales(pool)
     overviews = [_overview(pool.overviews[pool.products == number]) for number in range(products)]
     warm_autoencoder, warm_head = start_features(warm, whitening, standardisation) or (None, None)
     if warm_autoencoder:
@@ -216,9 +215,11 @@ def _pools(
     return _Pool(rows, product, positions, overviews), validation
 
 
-def _fit_scales(whitening: Whitening, standardisation: Standardisation, pool: _Pool) -> None:
+def _scales(pool: _Pool) -> tuple[Whitening, Standardisation]:
+    whitening, standardisation = Whitening(), Standardisation(DETAIL)
     whitening.fit(pool.positions[:, :FEATURES])
     standardisation.fit(pool.positions[:, FEATURES:])
+    return whitening, standardisation
 
 
 def _overview(overviews: Tensor) -> Whitening:

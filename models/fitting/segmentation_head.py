@@ -42,7 +42,9 @@ def fit_head(
     """
     head = (warm_weights or SegmentationHead()).to(memory_format=torch.channels_last)
     done = _round(head, (drawn, plain), 0, seed, steps, deadline, report)
-    hard = hardest_crops(network, _contiguous(head), normal, FALSE_ALARMS, report)
+    hard = hardest_crops(
+        network, lambda seen: head(seen.contiguous(memory_format=torch.channels_last)), normal, FALSE_ALARMS, report
+    )
     done += _round(head, (drawn, plain, hard), 1, seed, steps, deadline, report)
     return head.to(memory_format=torch.contiguous_format), done
 
@@ -71,7 +73,3 @@ def _round(
 
     stage = f"training the head, round {number + 1} of {len(ROUNDS)}"
     return optimise(head, loss, LEARNING_RATES[number], steps, deadline, report, stage)[0]
-
-
-def _contiguous(head: SegmentationHead) -> Callable[[Tensor], Tensor]:
-    return lambda seen: head(seen.contiguous(memory_format=torch.channels_last))
