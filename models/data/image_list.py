@@ -58,7 +58,7 @@ def write_image_list(chosen: Chosen, build: Path, root: Path | None = None) -> N
         for role, images in roles:
             for image in images:
                 inside = root is not None and image.path.is_relative_to(root)
-                writer.writerow((image.sha256, role, image.path.relative_to(root) if inside else image.path))
+                writer.writerow((image.sha256, role, image.path.relative_to(root or "") if inside else image.path))
 
 
 def read_image_list(folder: Path) -> list[ListedImage]:

@@ -38,14 +38,14 @@ ROOMS: Mapping[str, str] = {
         "ddl env versions.0001_first versions.0002_regions_and_review_queue versions.0003_people_in_the_loop"
     ),
     "service (ground)": "errors root",
-    "service (settings)": "names cron settings logs progress_bar",
+    "service (settings)": "names cron settings_file settings logs progress_bar",
     "service.filesystem": "durable file_state mount_table mounts open_below process_lock scan",
     "service (instances)": "instances",
-    "service.imaging": "decode overlay synthetic_parts",
-    "service.storage.database": "base insert_new journal open postgresql schema sqlite",
+    "service.imaging": "decode overlay read synthetic_parts",
+    "service.storage.database": "base chunks insert_new journal open postgresql schema sqlite",
     "service.storage": (
-        "drift energy images regions retention retrainings review_pages reviews scores shadow states statistics "
-        "tables thresholds training_images versions"
+        "drift energy images regions retention retrainings review_pages reviews shadow states statistics tables "
+        "thresholds training_images versions"
     ),
     "service.energy": "grid_intensity meter",
     "service.scoring": "active_versions decide detector_loader scorers shadow threshold_policy threshold_preview",
@@ -55,9 +55,7 @@ ROOMS: Mapping[str, str] = {
     ),
     "service.labelling": "folder_index folder_labels folder_watch import_images label roles training_set",
     "service.training": "child job low_priority reproduce run",
-    "service.evaluation": (
-        "evaluation_progress learning_curve outcome plots report run text_report thumbnails worst_mistakes"
-    ),
+    "service.evaluation": "learning_curve outcome plots report run text_report thumbnails worst_mistakes",
     "service.drift": "assess monitor",
     "service.retraining": (
         "due gate gate_report gate_scoring lock promotion retrain scheduler shadow_trial training_data"

@@ -50,14 +50,14 @@ retrain(root, open_database(root), load(root), sys.argv[2], trigger="command", f
 
 
 @pytest.mark.parametrize("kills", [pytest.param(5, id="short"), pytest.param(50, id="long", marks=pytest.mark.long)])
-def test_one_champion_whatever_is_killed(kills: int, root: Path, tmp_path: Path) -> None:
+def test_one_champion_whatever_is_killed(kills: int, root: Path) -> None:
     """A retraining, and one who promotes and one who rolls back in every second round, killed again and again."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     rng = random.Random(seed)
     (root / "tamis.toml").write_text(SETTINGS)
     engine = open_database(root)
-    train_champion(root, engine, tmp_path / "good", 30)
+    train_champion(root, engine)
     for number in range(3):
         install(root, OTHER, f"v{number}", "champion" if number == 0 else "challenger")
     label(root, engine, range(100, 115), "normal", "train")

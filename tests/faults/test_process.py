@@ -252,10 +252,10 @@ def told_of(log: str, version: str) -> bool:
 
 
 @pytest.mark.long
-def test_out_of_memory_takes_the_training_and_leaves_the_scoring_and_the_champion(house: Path, tmp_path: Path) -> None:
+def test_out_of_memory_takes_the_training_and_leaves_the_scoring_and_the_champion(house: Path) -> None:
     with memory_group() as group:
         engine = open_database(house)
-        champion = train_champion(house, engine, tmp_path / "good")
+        champion = train_champion(house, engine)
         with (house / "tamis.toml").open("a") as settings:
             settings.write("retrain_after_labels = 4\n")
         with DaemonProcess(house) as daemon:

@@ -24,6 +24,7 @@ from service.training.job import TrainingJob
 from service.training.run import Trained, register_trained, train_in_child
 
 PRODUCT = "bar"
+GOOD = "good"
 RATE = 0.1
 AT = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
@@ -42,16 +43,15 @@ def make_image(path: Path, number: int, *, defect: bool = False) -> Path:
     return path
 
 
-def train_champion(root: Path, engine: Engine, folder: Path, count: int = 30, steps: int = 5) -> ModelVersion:
-    """Register a champion, badly trained: `steps` are few. `folder` gets the images that it was made from.
+def train_champion(root: Path, engine: Engine, count: int = 30, steps: int = 5) -> ModelVersion:
+    """Register a champion of `root`, badly trained: `steps` are few. The images it was made from are in `root/good`.
 
-    It is trained by a real child process, once for each `count` and `steps` in a run of the tests, and copied.
+    A real child process trains it, once for each `count` and `steps` in a run of the tests; each root gets a copy.
     """
-    for number in range(count):
-        make_image(folder / f"{number:03}.png", number)
-    trained = _trained(count, steps)
-    [version] = trained.versions
-    own = root / MODELS / PRODUCT / version.version
+    trained_root, trained = _trained(count, steps)
+    shutil.copytree(trained_root / GOOD, root / GOOD)
+    version = trained.version
+    own = root / version.folder.relative_to(trained_root)
     shutil.copytree(version.folder, own)
     copied = replace(trained, versions=(verify(own, version.sha256),))
     with engine.begin() as connection:
@@ -60,23 +60,22 @@ def train_champion(root: Path, engine: Engine, folder: Path, count: int = 30, st
 
 
 @cache
-def _trained(count: int, steps: int) -> Trained:
-    folder = Path(tempfile.mkdtemp(prefix="tamis-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    images = [make_image(folder / f"good/{number:03}.png", number) for number in range(count)]
-    return train_in_child(
-        TrainingJob(
-            images=tuple(map(str, images)),
-            models_root=str(folder / "root" / MODELS),  # apart from the images, whose paths it keeps whole
-            product=PRODUCT,
-            kind="pixel",
-            profile="fast",
-            false_alarm_rate=RATE,
-            steps=steps,
-            method="split",
-            energy_cpu_max_w=20.0,
-        )
+def _trained(count: int, steps: int) -> tuple[Path, Trained]:
+    root = Path(tempfile.mkdtemp(prefix="tamis-tests-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    images = [make_image(root / GOOD / f"{number:03}.png", number) for number in range(count)]
+    job = TrainingJob(
+        images=tuple(map(str, images)),
+        models_root=str(root / MODELS),
+        product=PRODUCT,
+        kind="pixel",
+        profile="fast",
+        false_alarm_rate=RATE,
+        steps=steps,
+        method="split",
+        energy_cpu_max_w=20.0,
     )
+    return root, train_in_child(job)
 
 
 def label(

@@ -609,10 +609,10 @@ def _bounds() -> dict[str, Any]:
 @check
 def retraining_beyond_its_memory_ends_itself_and_nothing_else() -> dict[str, Any]:
     script = (
-        "import pathlib, tempfile; from service.storage.database.open import open_database;"
+        "import pathlib; from service.storage.database.open import open_database;"
         "from tests.support.labelled_root import train_champion;"
         f"root = pathlib.Path('{ROOT}'); engine = open_database(root);"
-        "train_champion(root, engine, pathlib.Path(tempfile.mkdtemp()) / 'good'); engine.dispose()"
+        "train_champion(root, engine); engine.dispose()"
     )
     at = time.monotonic()
     as_tamis(PYTHON, "-c", script, timeout_s=600)

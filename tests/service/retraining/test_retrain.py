@@ -44,9 +44,9 @@ def engine(root: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def champion(root: Path, engine: Engine, tmp_path: Path) -> ModelVersion:
+def champion(root: Path, engine: Engine) -> ModelVersion:
     (root / "tamis.toml").write_text(SETTINGS)
-    return train_champion(root, engine, tmp_path / "good")
+    return train_champion(root, engine)
 
 
 def labelled(root: Path, engine: Engine) -> None:
@@ -178,9 +178,9 @@ def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine,
     assert states(engine)["rival"] == "champion"
 
 
-def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engine, tmp_path: Path) -> None:
+def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engine) -> None:
     (root / "tamis.toml").write_text(SETTINGS)
-    champion = train_champion(root, engine, tmp_path / "good", 40, steps=200)
+    champion = train_champion(root, engine, 40, steps=200)
     labelled(root, engine)
     row = run(root, engine, fresh=True, steps=2)
     assert row.outcome == "rejected" and row.reason, row
@@ -195,21 +195,21 @@ def test_what_a_person_says_goes_over_what_the_champion_learned(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
     listed = read_image_list(champion.folder)
-    trained = [image for image in listed if image.role == "train"]
-    calibrated = [image for image in listed if image.role == "calibrate"]
-    label(root, engine, range(1, 2), "anomaly", "train", source=trained[0].path)
-    label(root, engine, range(2, 3), None, "train", source=trained[1].path)
-    label(root, engine, range(3, 4), "normal", "golden", source=trained[2].path)
+    trained = [root / image.path for image in listed if image.role == "train"]
+    calibrated = [root / image.path for image in listed if image.role == "calibrate"]
+    label(root, engine, range(1, 2), "anomaly", "train", source=trained[0])
+    label(root, engine, range(2, 3), None, "train", source=trained[1])
+    label(root, engine, range(3, 4), "normal", "golden", source=trained[2])
     # It was fitted to: it must not calibrate, whatever its role.
-    kept = label(root, engine, range(4, 5), "normal", "calibrate", source=trained[3].path)
-    trained[4].path.unlink()
-    trained[5].path.write_bytes(trained[6].path.read_bytes())
+    kept = label(root, engine, range(4, 5), "normal", "calibrate", source=trained[3])
+    trained[4].unlink()
+    trained[5].write_bytes(trained[6].read_bytes())
     with engine.connect() as connection:
         known = retrainings.known_images(connection, PRODUCT)
     found = select_training_data(root, champion.folder, known)
     assert (found.overruled, found.gone) == (3, 2)
-    assert set(found.normals) == {image.path for image in trained[6:]} | set(kept)
-    assert set(found.calibrate) == {image.path for image in calibrated}
+    assert set(found.normals) == {*trained[6:], *kept}
+    assert set(found.calibrate) == set(calibrated)
     assert [path.parent.name for path in found.anomalies] == ["anomaly"]
 
 
@@ -222,7 +222,7 @@ def test_images_listed_from_the_root_are_found_wherever_the_command_is_called(ro
 
 def test_too_few_images_are_skipped_with_what_is_needed(root: Path, engine: Engine, champion: ModelVersion) -> None:
     for image in read_image_list(champion.folder):
-        image.path.unlink()
+        (root / image.path).unlink()
     label(root, engine, range(100, 110), "normal", "train")
     row = run(root, engine)
     assert row.outcome == "skipped" and "found 10" in (row.reason or "")

@@ -163,9 +163,9 @@ def test_scheduled_run_that_meets_one_by_hand_begins_when_that_has_ended(root: P
     assert house.look(SUNDAY + DAY + HOUR) == [(PRODUCT, "cron")]
 
 
-def test_retraining_begins_in_the_daemon_after_labels_and_ends_with_it(root: Path, tmp_path: Path) -> None:
+def test_retraining_begins_in_the_daemon_after_labels_and_ends_with_it(root: Path) -> None:
     engine = open_database(root)
-    champion = train_champion(root, engine, tmp_path / "good")
+    champion = train_champion(root, engine)
     # So few labels a run as will do, and so many images that it is still at it when it is told to stop.
     (root / "tamis.toml").write_text(
         'free_bytes_min = 0\nrescan_interval_s = 1\nretrain_cron = ""\nretrain_after_labels = 4\n'
