@@ -57,8 +57,10 @@ def write_image_list(chosen: Chosen, build: Path, root: Path | None = None) -> N
         writer.writerow(COLUMNS)
         for role, images in roles:
             for image in images:
-                inside = root is not None and image.path.is_relative_to(root)
-                writer.writerow((image.sha256, role, image.path.relative_to(root or "") if inside else image.path))
+                path = image.path
+                if root is not None and path.is_relative_to(root):
+                    path = path.relative_to(root)
+                writer.writerow((image.sha256, role, path))
 
 
 def read_image_list(folder: Path) -> list[ListedImage]:

@@ -14,6 +14,7 @@ from models.errors import MemoryExceeded
 
 BYTES_PER_GB = 10**9
 MEMORY_GB = 6.0
+MEMORY_BYTES = int(MEMORY_GB * BYTES_PER_GB)
 # Resident before the first image is kept: Python, torch, OpenVINO, a network and its buffers.
 PROCESS_BYTES = 1_500_000_000
 # A pool may be copied once, in another dtype or order, while it is made.
@@ -26,7 +27,7 @@ class TrainingLimits:
     """`deadline` of the training loop, on `time.monotonic`'s clock; `memory_bytes` of the whole process."""
 
     deadline: float
-    memory_bytes: int = int(MEMORY_GB * BYTES_PER_GB)
+    memory_bytes: int = MEMORY_BYTES
 
     @property
     def pool_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Trains a detector and publishes it as a version; reads from top to bottom.
 
 Data, model, optimiser, loop, export, calibrate, save. Seeded, bounded in steps, minutes and memory. Only a training
-process imports this: it brings torch.
+process imports this: it brings torch, and what the kind that is trained needs besides, once that is known.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,20 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.calibration.split import FOLDS, Method
+from models.calibration.split import FOLDS
 from models.data.image_list import write_image_list
-from models.data.select_images import Chosen, ImageSize, ProductImages, Read, choose_images
-from models.fitting.classifier import STEPS as CLASSIFIER_STEPS
-from models.fitting.classifier import fit_classifier
-from models.fitting.feature import STEPS as FEATURE_STEPS
-from models.fitting.feature import fit_feature
+from models.data.select_images import Chosen, ProductImages, choose_images
+from models.detector import Detector
 from models.fitting.fit_result import FitResult
-from models.fitting.limits import BYTES_PER_GB, MEMORY_GB, TrainingLimits, memory_peak_bytes
-from models.fitting.pixel import STEPS as PIXEL_STEPS
-from models.fitting.pixel import fit_pixel
-from models.fitting.warm_start import WarmStart, read_warm_start
-from models.manifest import Backbone, Manifest, Parity, Training, TrainingEnergy
-from models.networks.pretrained import BackboneSource
+from models.fitting.limits import TrainingLimits, memory_peak_bytes
+from models.manifest import Backbone, Calibration, DraftCheck, Manifest, Parity, Training, TrainingEnergy
 from models.progress import Progress
 from models.registry import (
     BUILD_PREFIX,
@@ -49,136 +43,64 @@ from models.runtime.export import check_parity, export_graph, save_weights
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.runtime.openvino_runtime import allowed_cores
 from models.training.calibrate import FitNetwork, Report, calibrate
-from models.training.draft_check import ReadDraft, check_drafts
+from models.training.draft_check import check_drafts
+from models.training.options import KINDS, PROFILES, Reading, TrainingOptions
 
-PROFILES = {"fast": 256, "balanced": 384, "accurate": 768}
-PIXEL_SIDE = 128
-STEPS = {"feature": FEATURE_STEPS, "pixel": PIXEL_STEPS, "classifier": CLASSIFIER_STEPS}
-FITS: Mapping[str, Callable[..., FitResult]] = {
-    "feature": fit_feature,
-    "pixel": fit_pixel,
-    "classifier": fit_classifier,
-}
 PARITY_IMAGES = 16
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "scikit-learn")
 
 Meter = Callable[[int], Mapping[str, Any] | None]
 
 
-def train(
-    images: Sequence[Path],
-    *,
-    product: str,
-    false_alarm_rate: float,
-    anomalies: Sequence[Path] = (),
-    **options: Any,
-) -> ModelVersion:
-    """Train on the normal `images` of one product; return the version. `options` are `train_jointly`'s.
-
-    Of `anomalies`, which are optional, a `classifier` learns from four in five; what it does not learn from, and
-    the other kinds from none, is scored for the calibration.
-    """
-    only = ProductImages(product, images, false_alarm_rate, anomalies)
-    return train_jointly([only], **options)[0]
-
-
 def train_jointly(
     products: Sequence[ProductImages],
+    options: TrainingOptions,
+    reading: Reading,
     *,
-    kind: str,
-    profile: str,
-    seed: int,
-    read: Read,
-    image_size: ImageSize,
     destination: Path,
-    minutes_max: float,
     report: Report,
-    memory_bytes: int = int(MEMORY_GB * BYTES_PER_GB),
-    method: Method | None = None,
-    backbone: BackboneSource | None = None,
-    unreadable: tuple[type[Exception], ...] = (OSError,),
-    steps: int | None = None,
-    side: int | None = None,
     meter: Meter | None = None,
     build: Path | None = None,
     tamis_version: str | None = None,
-    read_draft: ReadDraft | None = None,
-    warm: Path | None = None,
-    trim_fraction: float = 0.0,
-    retraining: int | None = None,
-    threads: int | None = None,
     again: Sequence[Chosen] = (),
     root: Path | None = None,
 ) -> list[ModelVersion]:
     """Train one network on all `products`; return a version for each, published in `destination/<product>/`.
 
-    `kind` is a key of `STEPS`, `profile` one of `PROFILES`; `side` (px) and `steps` override what these give.
-    `method` is how to calibrate, chosen by the number of images if None; `backbone` is the classifier's. `read`
-    and `image_size` raise one of `unreadable` for an image that is to be skipped. `read_draft` reads a draft, as
-    images of the versions will be read where that changes their scores little enough. `meter(images)` returns the
-    energy used, which the versions share alike. Pools are sized by `memory_bytes`. Nothing is left behind in `build`
-    (a new `.tmp-` folder in `destination`) if this fails, and no product gets a version. `warm` is the folder of a
-    version whose weights are begun with where they fit and none of the calibration images can have made them;
-    `trim_fraction` of the normals, those rebuilt worst, are left out; `retraining` is the number of the retraining
-    that this is for; `threads` are all cores unless given. `again` are images that were chosen before, to be used as
-    they are, whatever `products` say. Paths are listed relative to `root` where they lie under it. The same seed and
-    images give the same weights on the same machine, unless `minutes_max` cuts the loop. Raises a ModelError.
+    `meter(images)` returns the energy used, which the versions share alike. Nothing is left behind in `build` (a new
+    `.tmp-` folder in `destination`) if this fails, and no product gets a version. `again` are images that were
+    chosen before, to be used as they are, whatever `products` say. Paths are listed relative to `root` where they lie
+    under it. The same seed and images give the same weights on the same machine, unless `minutes_max` cuts the loop.
+    Raises a ModelError.
     """
-    if kind not in STEPS or profile not in PROFILES:
-        raise ValueError(
-            f"expected a kind of {sorted(STEPS)}, a profile of {sorted(PROFILES)}; found {kind}, {profile}"
-        )
+    if options.kind not in KINDS or options.profile not in PROFILES:
+        found = f"{options.kind}, {options.profile}"
+        raise ValueError(f"expected a kind of {sorted(KINDS)}, a profile of {sorted(PROFILES)}; found {found}")
     started, created_at = time.monotonic(), datetime.now(UTC)
-    threads = _deterministic(seed, threads)
-
-    # Data
+    options = _deterministic(options)
     chosen = list(again) or choose_images(
         products,
-        kind=kind,
-        side=side or (PIXEL_SIDE if kind == "pixel" else PROFILES[profile]),
-        seed=seed,
-        read=read,
-        image_size=image_size,
-        unreadable=unreadable,
+        kind=options.kind,
+        side=options.image_side,
+        seed=options.seed,
+        read=reading.read,
+        image_size=reading.image_size,
+        unreadable=reading.unreadable,
         report=report,
-        method=method,
+        method=options.method,
     )
-    size = chosen[0].input_size
-    training = [[image.path for image in each.train] for each in chosen]
-
-    # Model, optimiser, loop
-    warm_start = read_warm_start(warm, kind) if all(each.roles_given for each in chosen) else None
-    fit = _fitting(
-        kind, chosen, seed, steps or STEPS[kind], read, backbone or BackboneSource(), warm_start, trim_fraction
-    )
-    limits = TrainingLimits(started + 60 * minutes_max, memory_bytes)
+    fit, steps = _fitting(options, chosen, reading)
+    limits = TrainingLimits(started + 60 * options.minutes_max, options.memory_bytes)
     networks = 1 + (FOLDS if any(each.method == "cross" for each in chosen) else 0)
-    fitted = fit(training, limits.shared_among(networks), report)
+    fitted = fit([[image.path for image in each.train] for each in chosen], limits.shared_among(networks), report)
 
     build = build or destination / f"{BUILD_PREFIX}{uuid.uuid4().hex}"
     build.mkdir(parents=True)
     folders = [build / str(number) for number in range(len(chosen))]
     try:
-        # Export, parity
-        detectors, parities = [], []
-        for number, (graph, folder, paths) in enumerate(zip(fitted.graphs, folders, training, strict=True)):
-            report(Progress("exporting", number, len(folders)))
-            first = fitted.graphs.index(graph)
-            if first == number:
-                folder.mkdir()
-                export_graph(graph, size, folder)
-                detectors.append(OpenVinoDetector(unpublished(folder, size), threads))
-                save_weights(graph, folder, {"kind": kind, "input_size": size, "seed": seed})
-            else:
-                share_files(folders[first], folder)
-                detectors.append(detectors[first])
-            probes = np.stack([read(path, size) for path in paths[:PARITY_IMAGES]])
-            difference = check_parity(graph, detectors[-1], probes)
-            parities.append(Parity(images=len(probes), max_relative_difference=difference))
-        report(Progress("exporting", len(folders), len(folders)))
-
-        # Calibrate with what ships, read as it will be
-        drafts, read_as_shipped = check_drafts(detectors, chosen, read, read_draft)
+        detectors, parities = _export(fitted, chosen, folders, options, reading, report)
+        # With what ships, read as it will be
+        drafts, read = check_drafts(detectors, chosen, reading.read, reading.read_draft)
         calibrations = calibrate(
             detectors,
             chosen,
@@ -186,107 +108,176 @@ def train_jointly(
             comparable=fitted.comparable,
             limits=limits,
             workspace=build,
-            threads=threads,
-            read=read_as_shipped,
+            threads=options.threads or 0,
+            read=read,
             report=report,
         )
-
-        # Save
         chosen = [each.without(set(fitted.trimmed)) for each in chosen]
-        energy = _share(meter(sum(len(each.train) for each in chosen)), len(chosen)) if meter else None
-        memory_peak_mb = round(memory_peak_bytes() / 1e6, 1)
-        for each, calibration, draft, parity, folder in zip(
-            chosen, calibrations, drafts, parities, folders, strict=True
+        run = _Run(
+            options,
+            fitted,
+            steps,
+            started,
+            created_at,
+            version=f"{created_at:%Y%m%dT%H%M%SZ}-{options.kind}-{file_sha256(folders[0] / WEIGHTS)[:6]}",
+            joint=tuple(each.product for each in chosen) if len(chosen) > 1 else None,
+            energy=_share(meter(sum(len(each.train) for each in chosen)), len(chosen)) if meter else None,
+            tamis_version=tamis_version,
+        )
+        for each, draft, calibration, parity, folder in zip(
+            chosen, drafts, calibrations, parities, folders, strict=True
         ):
             write_image_list(each, folder, root)
-            write_manifest(
-                Manifest(
-                    format=1,
-                    product=each.product,
-                    version=f"{created_at:%Y%m%dT%H%M%SZ}-{kind}-{file_sha256(folders[0] / WEIGHTS)[:6]}",
-                    kind=kind,
-                    profile=profile,
-                    created_at=created_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-                    tamis_version=tamis_version,
-                    joint=tuple(one.product for one in chosen) if len(chosen) > 1 else None,
-                    input_size=size,
-                    resample="bilinear",
-                    colour="RGB",
-                    decode=draft,
-                    stride=fitted.stride,
-                    map=fitted.map_meaning,
-                    score=fitted.score_meaning,
-                    architecture=fitted.architecture,
-                    backbone=Backbone(**fitted.backbone) if fitted.backbone else None,
-                    training=Training(
-                        seed=seed,
-                        images=len(each.train),
-                        anomalies=len(each.train_anomalies),
-                        steps=fitted.steps,
-                        steps_asked=steps or STEPS[kind],
-                        seconds=round(time.monotonic() - started, 3),
-                        final_loss=fitted.loss,
-                        minutes_max=minutes_max,
-                        memory_max_mb=memory_bytes / 1e6,
-                        memory_peak_mb=memory_peak_mb,
-                        threads=threads,
-                        warm_start=fitted.warm_start,
-                        retraining=retraining,
-                        trim_fraction=trim_fraction,
-                        trimmed=tuple({"path": str(p.path), "sha256": p.sha256} for p in each.trimmed),
-                        skipped=tuple({"path": str(path), "error": why} for path, why in each.skipped),
-                        libraries={name: metadata.version(name) for name in LIBRARIES},
-                    ),
-                    calibration=calibration,
-                    energy=None if energy is None else TrainingEnergy(**energy),
-                    parity=parity,
-                    files=file_hashes(folder),
-                ),
-                folder,
-            )
+            write_manifest(_manifest(run, each, draft, calibration, parity, folder), folder)
         return publish_all(folders, destination)
     finally:
         remove_build(build)
 
 
-def _deterministic(seed: int, threads: int | None) -> int:
-    """Make torch give the same numbers each time; return the number of threads, on which sums depend."""
-    threads = threads or allowed_cores()
+def _deterministic(options: TrainingOptions) -> TrainingOptions:
+    """Make torch give the same numbers each time; return `options` with the number of threads, on which sums depend."""
+    threads = options.threads or allowed_cores()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.manual_seed(seed)
-    return threads
+    torch.manual_seed(options.seed)
+    return options.model_copy(update={"threads": threads})
 
 
-def _fitting(
-    kind: str,
-    chosen: Sequence[Chosen],
-    seed: int,
-    steps: int,
-    read: Read,
-    backbone: BackboneSource,
-    warm: WarmStart | None,
-    trim_fraction: float,
-) -> FitNetwork:
-    """Return the fitting of `kind` that knows all but which normals to fit to, within what limits."""
-    fit = FITS[kind]
-    if kind == "classifier":
+def _fitting(options: TrainingOptions, chosen: Sequence[Chosen], reading: Reading) -> tuple[FitNetwork, int]:
+    """Return the fitting that knows all but which normals to fit to and within what limits, and how many steps it has.
+
+    Each kind brings its own libraries, and none those of another.
+    """
+    fit: Callable[..., FitResult]
+    if options.kind == "classifier":
+        from models.fitting import classifier
+        from models.networks.pretrained import BackboneSource
+
+        source = BackboneSource(options.backbone or BackboneSource.name, options.backbone_weights)
         anomalies = [image.path for each in chosen for image in each.train_anomalies]
-        fit = functools.partial(fit, anomalies=anomalies, source=backbone)
+        fit, steps = functools.partial(classifier.fit_classifier, anomalies=anomalies, source=source), classifier.STEPS
     else:
-        fit = functools.partial(fit, warm=warm, trim_fraction=trim_fraction)
+        from models.fitting.warm_start import read_warm_start
+
+        if options.kind == "feature":
+            from models.fitting import feature
+
+            fit, steps = feature.fit_feature, feature.STEPS
+        else:
+            from models.fitting import pixel
+
+            fit, steps = pixel.fit_pixel, pixel.STEPS
+        warm = read_warm_start(options.warm, options.kind) if all(each.roles_given for each in chosen) else None
+        fit = functools.partial(fit, warm=warm, trim_fraction=options.trim_fraction)
+    steps = options.steps or steps
 
     def network(products: Sequence[Sequence[Path]], limits: TrainingLimits, report: Report) -> FitResult:
-        return fit(products, chosen[0].input_size, seed, steps, limits, read, report)
+        return fit(products, chosen[0].input_size, options.seed, steps, limits, reading.read, report)
 
-    return network
+    return network, steps
 
 
-def _share(energy: Mapping[str, Any] | None, products: int) -> dict[str, Any] | None:
+def _export(
+    fitted: FitResult,
+    chosen: Sequence[Chosen],
+    folders: Sequence[Path],
+    options: TrainingOptions,
+    reading: Reading,
+    report: Report,
+) -> tuple[list[Detector], list[Parity]]:
+    """Write graph and weights of each product into its folder; return the detectors that ship and their parity."""
+    size = chosen[0].input_size
+    detectors: list[Detector] = []
+    parities = []
+    for number, (graph, folder, each) in enumerate(zip(fitted.graphs, folders, chosen, strict=True)):
+        report(Progress("exporting", number, len(folders)))
+        first = fitted.graphs.index(graph)
+        if first == number:
+            folder.mkdir()
+            export_graph(graph, size, folder)
+            detectors.append(OpenVinoDetector(unpublished(folder, size), options.threads or 0))
+            save_weights(graph, folder, {"kind": options.kind, "input_size": size, "seed": options.seed})
+        else:
+            share_files(folders[first], folder)
+            detectors.append(detectors[first])
+        probes = np.stack([reading.read(image.path, size) for image in each.train[:PARITY_IMAGES]])
+        difference = check_parity(graph, detectors[-1], probes)
+        parities.append(Parity(images=len(probes), max_relative_difference=difference))
+    report(Progress("exporting", len(folders), len(folders)))
+    return detectors, parities
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the versions of one training have in common; `started` is on `time.monotonic`'s clock."""
+
+    options: TrainingOptions
+    fitted: FitResult
+    steps: int
+    started: float
+    created_at: datetime
+    version: str
+    joint: tuple[str, ...] | None
+    energy: TrainingEnergy | None
+    tamis_version: str | None
+
+
+def _manifest(
+    run: _Run, chosen: Chosen, draft: DraftCheck, calibration: Calibration, parity: Parity, folder: Path
+) -> Manifest:
+    """Return what `model.json` says of the version in `folder`, all of whose other files are written."""
+    options, fitted = run.options, run.fitted
+    return Manifest(
+        format=1,
+        product=chosen.product,
+        version=run.version,
+        kind=options.kind,
+        profile=options.profile,
+        created_at=run.created_at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        tamis_version=run.tamis_version,
+        joint=run.joint,
+        input_size=chosen.input_size,
+        resample="bilinear",
+        colour="RGB",
+        decode=draft,
+        stride=fitted.stride,
+        map=fitted.map_meaning,
+        score=fitted.score_meaning,
+        architecture=fitted.architecture,
+        backbone=Backbone(**fitted.backbone) if fitted.backbone else None,
+        training=Training(
+            seed=options.seed,
+            images=len(chosen.train),
+            anomalies=len(chosen.train_anomalies),
+            steps=fitted.steps,
+            steps_asked=run.steps,
+            seconds=round(time.monotonic() - run.started, 3),
+            final_loss=fitted.loss,
+            minutes_max=options.minutes_max,
+            memory_max_mb=options.memory_bytes / 1e6,
+            memory_peak_mb=round(memory_peak_bytes() / 1e6, 1),
+            threads=options.threads,
+            warm_start=fitted.warm_start,
+            retraining=options.retraining,
+            trim_fraction=options.trim_fraction,
+            trimmed=tuple({"path": str(image.path), "sha256": image.sha256} for image in chosen.trimmed),
+            skipped=tuple({"path": str(path), "error": why} for path, why in chosen.skipped),
+            libraries={name: metadata.version(name) for name in LIBRARIES},
+        ),
+        calibration=calibration,
+        energy=run.energy,
+        parity=parity,
+        files=file_hashes(folder),
+    )
+
+
+def _share(energy: Mapping[str, Any] | None, products: int) -> TrainingEnergy | None:
     """Return one product's part of the `energy` of all: its Wh and g; how long it took is not divided."""
     if energy is None:
         return None
-    return {
-        name: value / products if name.endswith(("_wh", "_g")) and value is not None else value
-        for name, value in energy.items()
-    }
+    return TrainingEnergy(
+        **{
+            name: value / products if name.endswith(("_wh", "_g")) and value is not None else value
+            for name, value in energy.items()
+        }
+    )

@@ -14,9 +14,11 @@ import typer
 from sqlalchemy import Engine
 
 from models.data.datasets import SUFFIXES, images_under
+from models.data.select_images import ProductImages
 from models.errors import DatasetError
-from models.fitting.limits import MEMORY_GB
+from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
 from models.registry import ModelVersion
+from models.training.options import MINUTES_MAX
 from service import settings as settings_module
 from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
 from service.errors import TamisError, UsageError
@@ -27,7 +29,7 @@ from service.settings import Settings
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
-from service.training.job import MINUTES_MAX, JobProduct, TrainingJob
+from service.training.job import TrainingJob
 from service.training.reproduce import repeat_of
 from service.training.run import run_joint_training
 
@@ -102,19 +104,23 @@ def train(
     assert folder is not None
     check_rate(false_alarm_rate)
     _check_parts(kind, anomalies, backbone, backbone_weights)
-    job = _job(
-        root,
-        settings,
-        _products(folder, anomalies, product, settings, false_alarm_rate),
+    job = TrainingJob(
+        products=_products(folder, anomalies, product, settings, false_alarm_rate),
+        models_root=(root / MODELS).absolute(),
         kind=kind,
         profile=profile,
         method=None if calibration == "auto" else calibration,
         seed=seed,
         minutes_max=minutes_max,
-        memory_gb=memory_gb,
+        memory_bytes=int(memory_gb * BYTES_PER_GB),
         backbone=backbone,
-        backbone_weights=str(backbone_weights.absolute()) if backbone_weights else None,
+        backbone_weights=backbone_weights and backbone_weights.absolute(),
         steps=steps,
+        file_bytes_max=settings.file_bytes_max,
+        pixels_max=settings.pixels_max,
+        energy_tracking=settings.energy_tracking,
+        energy_country=settings.energy_country,
+        energy_cpu_max_w=settings.energy_cpu_max_w,
     )
     with open_database(root) as engine:
         with training_progress() as report:
@@ -162,38 +168,19 @@ def _check_parts(kind: Kind, anomalies: Path | None, backbone: str | None, backb
 
 def _products(
     folder: Path, anomalies: Path | None, product: str, settings: Settings, asked_rate: float | None
-) -> list[JobProduct]:
+) -> tuple[ProductImages, ...]:
     images = _by_product(folder, product)
     defects = _by_product(anomalies, product) if anomalies is not None else {}
     if strange := sorted(set(defects) - set(images)):
         raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
-    return [
-        JobProduct(
+    return tuple(
+        ProductImages(
             name,
             normals,
             settings.false_alarm_rate_of(name) if asked_rate is None else asked_rate,
             defects.get(name, ()),
         )
         for name, normals in images.items()
-    ]
-
-
-def _job(root: Path, settings: Settings, products: Sequence[JobProduct], **choices: Any) -> TrainingJob:
-    """Return the job of one network for `products`, with the limits and the metering of the settings."""
-    first, *beside = products
-    return TrainingJob(
-        images=first.images,
-        anomalies=first.anomalies,
-        models_root=str((root / MODELS).absolute()),
-        product=first.product,
-        beside=tuple(beside),
-        false_alarm_rate=first.false_alarm_rate,
-        file_bytes_max=settings.file_bytes_max,
-        pixels_max=settings.pixels_max,
-        energy_tracking=settings.energy_tracking,
-        energy_country=settings.energy_country,
-        energy_cpu_max_w=settings.energy_cpu_max_w,
-        **choices,
     )
 
 
@@ -230,7 +217,7 @@ def _report(
         typer.echo(f"{'weights':<12} {same}")
 
 
-def _by_product(folder: Path, product: str) -> dict[str, tuple[str, ...]]:
+def _by_product(folder: Path, product: str) -> dict[str, tuple[Path, ...]]:
     """Return the images of `product` in `folder`, or with `all` of each product, by the name of its sub-folder."""
     if product != ALL_PRODUCTS:
         return {check_product(product): _images(folder)}
@@ -246,11 +233,11 @@ def _by_product(folder: Path, product: str) -> dict[str, tuple[str, ...]]:
     return {check_product(entry.name): _images(entry) for entry in folders}
 
 
-def _images(folder: Path) -> tuple[str, ...]:
+def _images(folder: Path) -> tuple[Path, ...]:
     images = images_under(folder)
     if not images:
         raise DatasetError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
-    return tuple(os.path.abspath(path) for path in images)  # noqa: PTH100  (links stay as they are given)
+    return tuple(Path(os.path.abspath(path)) for path in images)  # noqa: PTH100  (links stay as they are given)
 
 
 def _document(version: ModelVersion, row: VersionRow) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import psutil
 
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 
 if TYPE_CHECKING:
     from codecarbon import OfflineEmissionsTracker

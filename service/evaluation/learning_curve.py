@@ -13,16 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.data.datasets import SUFFIXES, Sample, images_under
+from models.data.select_images import ProductImages
 from models.errors import DatasetError, TooFewImages
 from models.evaluation.evaluate import Evaluation
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, file_sha256
+from models.training.options import MINUTES_MAX
 from service.errors import UsageError
 from service.evaluation.outcome import LearningPoint
 from service.names import shown_name
 from service.settings import Settings
-from service.storage.energy import EnergySample
-from service.training.job import MINUTES_MAX, TrainingJob
+from service.storage.energy_sample import EnergySample
+from service.training.job import TrainingJob
 from service.training.run import train_in_child
 
 LEARNS_FROM_NORMALS = ("feature", "pixel")
@@ -50,11 +52,12 @@ def learning_curve(
             yield LearningPoint(size, error=f"expected {size} normal images to train on; found {len(order)}")
             continue
         with tempfile.TemporaryDirectory(prefix="tamis-learning-curve-") as models_root:
-            part = replace(
-                job,
-                images=tuple(str(path) for path in order[:size]),
-                models_root=models_root,
-                build=f"{BUILD_PREFIX}learning-{number}",
+            part = job.model_copy(
+                update={
+                    "products": (replace(job.products[0], normals=order[:size]),),
+                    "models_root": Path(models_root),
+                    "build": f"{BUILD_PREFIX}learning-{number}",
+                }
             )
             try:
                 trained = train_in_child(part, report=progress(size))
@@ -119,12 +122,10 @@ def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int 
         )
     training = version.manifest.training
     return TrainingJob(
-        images=(),
-        models_root="",
-        product=version.product,
+        products=(ProductImages(version.product, (), rate),),
+        models_root=Path(),
         kind=version.kind,
         profile=version.manifest.profile or "balanced",
-        false_alarm_rate=rate,
         seed=training.seed or 0,
         minutes_max=training.minutes_max or MINUTES_MAX,
         steps=steps,

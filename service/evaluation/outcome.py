@@ -21,7 +21,7 @@ from models.evaluation.pixel_histograms import ImageHistograms
 from models.registry import ModelVersion
 from service.evaluation.worst_mistakes import WorstMistakes
 from service.root import ANOMALY, NORMAL
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from service.storage.versions import VersionRow
 
 UNKNOWN = "–"

@@ -30,7 +30,7 @@ from service.scoring.active_versions import has_champion, load_version
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import Settings
 from service.storage import energy
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from service.storage.thresholds import chosen
 from service.storage.versions import VersionRow
 

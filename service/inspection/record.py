@@ -30,7 +30,7 @@ from service.root import QUARANTINE
 from service.storage import energy as energy_rows
 from service.storage import images, regions, shadow
 from service.storage.database.base import AWAY_TIMEOUT_S, write
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
 from service.storage.states import CONFLICT, MISSING, SCORED

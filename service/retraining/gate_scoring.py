@@ -29,7 +29,7 @@ from service.retraining.training_data import calibration_images, golden
 from service.scoring.decide import ThresholdDecider
 from service.scoring.threshold_policy import decider_of
 from service.settings import Settings
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from service.storage.retrainings import KnownImage
 
 NORMALS_MAX = 1000

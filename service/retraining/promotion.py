@@ -19,7 +19,7 @@ from service.retraining.gate import GateResult
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from service.storage.retrainings import RetrainingRow
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from models.data.select_images import ProductImages
 from models.errors import ModelError, TooFewImages
+from models.fitting.limits import BYTES_PER_GB
 from models.progress import Progress
 from models.registry import BUILD_PREFIX, ModelVersion, read_manifest, remove_build
 from service.errors import ConfigurationError, TamisError
@@ -30,11 +32,11 @@ from service.root import MODELS
 from service.scoring.active_versions import load_version
 from service.settings import Settings
 from service.storage import energy, retrainings, versions
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from service.storage.retrainings import KnownImage, NewLabels, RetrainingRow
 from service.storage.thresholds import chosen
-from service.training.job import TrainingJob
-from service.training.run import EnergyExceeded, register_trained, train_in_child
+from service.training.job import EnergyExceeded, TrainingJob
+from service.training.run import register_trained, train_in_child
 
 RETRAINING_BUILD = f"{BUILD_PREFIX}retrain-"
 
@@ -185,20 +187,24 @@ def _job(begun: _Begun, champion: ModelVersion, data: TrainingData) -> TrainingJ
     root, settings, row = begun.root, begun.settings, begun.row
     manifest = champion.manifest
     return TrainingJob(
-        images=_absolute(data.normals),
-        anomalies=_absolute(data.anomalies),
-        calibrate=_absolute(data.calibrate),
-        models_root=str((root / MODELS).absolute()),
-        product=row.product,
+        products=(
+            ProductImages(
+                row.product,
+                _absolute(data.normals),
+                settings.false_alarm_rate_of(row.product, champion.trained_false_alarm_rate),
+                _absolute(data.anomalies),
+                _absolute(data.calibrate),
+            ),
+        ),
+        models_root=(root / MODELS).absolute(),
         kind=champion.kind,
         profile=manifest.profile or "fast",
-        false_alarm_rate=settings.false_alarm_rate_of(row.product, champion.trained_false_alarm_rate),
         seed=manifest.training.seed or 0,
         minutes_max=settings.retrain_minutes_max,
-        memory_gb=settings.retrain_memory_gb,
+        memory_bytes=int(settings.retrain_memory_gb * BYTES_PER_GB),
         energy_max_wh=settings.retrain_energy_max_wh,
         trim_fraction=settings.trim_fraction,
-        warm=None if begun.fresh else str(champion.folder.absolute()),
+        warm=None if begun.fresh else champion.folder.absolute(),
         retraining=row.id,
         steps=begun.steps,
         backbone=manifest.backbone.name if manifest.backbone and champion.kind == "classifier" else None,
@@ -253,5 +259,5 @@ def _made_by(folder: Path) -> int | None:
         return None
 
 
-def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(str(path.absolute()) for path in paths)
+def _absolute(paths: Sequence[Path]) -> tuple[Path, ...]:
+    return tuple(path.absolute() for path in paths)

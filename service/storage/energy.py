@@ -6,32 +6,16 @@ alone whose energy is known.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, insert, select
 
+from service.storage.energy_sample import EnergySample
 from service.storage.tables import energy_table as _rows
 
 _insert = insert(_rows)
-
-
-@dataclass(frozen=True, slots=True)
-class EnergySample:
-    """Energy in Wh and emissions in g of CO2e, of `images` images in `duration_s`; None is unknown."""
-
-    kind: str
-    started_at: datetime
-    duration_s: float
-    images: int
-    cpu_wh: float | None
-    gpu_wh: float | None
-    ram_wh: float | None
-    total_wh: float | None
-    emissions_g: float | None
-    source: str
-    country: str | None
 
 
 def add(connection: Connection, sample: EnergySample) -> int:

@@ -6,7 +6,6 @@ its place. What a version was made from is read by `models.data.image_list`, tra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,16 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from models.data.image_list import ListedImage, chosen_again, read_image_list
-from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
+from models.data.select_images import Chosen, ProductImages
+from models.fitting.limits import MEMORY_BYTES
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
 from service.errors import TamisError
 from service.names import shown_name
 from service.root import MODELS
 from service.settings import Settings
-from service.storage import images, versions
-from service.storage import training_images as training_images
-from service.training.job import JobChosen, JobProduct, TrainingJob
+from service.storage import images, training_images, versions
+from service.training.job import TrainingJob
 
 SHOWN = 3
 
@@ -63,35 +62,12 @@ def repeat_of(
     joint = first.manifest.joint or (product,)
     of = tuple(first if name == product else _verified(root, engine, name, version) for name in joint)
     training = first.manifest.training
-    listed = [read_image_list(one.folder) for one in of]
-    done, total = 0, sum(map(len, listed))
-    chosen = []
-    for one, its_images in zip(of, listed, strict=True):
-        found: dict[str, Path] = {}
-        lacking: list[str] = []
-        with engine.connect() as connection:
-            for image in its_images:
-                path = _find(root, connection, one.product, image, lacking)
-                if path is not None:
-                    found[image.sha256] = path
-                done += 1
-                report(Progress("checking", done, total))
-        if lacking:
-            more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-            raise TamisError(
-                f"model {one.product}/{version}: expected the images that it was made from; "
-                f"{'; '.join(lacking[:SHOWN])}{more}"
-            )
-        chosen.append(JobChosen.of(chosen_again(one, its_images, found)))
     backbone = first.manifest.backbone
     job = TrainingJob(
-        images=(),
-        models_root=str((root / MODELS).absolute()),
-        product=of[0].product,
-        beside=tuple(JobProduct(one.product, (), one.trained_false_alarm_rate) for one in of[1:]),
+        products=tuple(ProductImages(one.product, (), one.trained_false_alarm_rate) for one in of),
+        models_root=(root / MODELS).absolute(),
         kind=first.kind,
         profile=first.manifest.profile or "balanced",
-        false_alarm_rate=of[0].trained_false_alarm_rate,
         seed=training.seed or 0,
         minutes_max=max(minutes_max, training.minutes_max or 0),
         steps=training.steps_asked or training.steps,
@@ -101,14 +77,42 @@ def repeat_of(
         energy_country=settings.energy_country,
         energy_cpu_max_w=settings.energy_cpu_max_w,
         backbone=backbone.name if first.kind == "classifier" and backbone else None,
-        backbone_weights=None if backbone_weights is None else str(backbone_weights.absolute()),
-        memory_gb=_gigabytes(round(training.memory_max_mb * 1e6)) if training.memory_max_mb else MEMORY_GB,
+        backbone_weights=backbone_weights and backbone_weights.absolute(),
+        # What a training holds in memory depends on each byte that it may.
+        memory_bytes=round(training.memory_max_mb * 1e6) if training.memory_max_mb else MEMORY_BYTES,
         warm=_warm(root, first),
         trim_fraction=training.trim_fraction,
         threads=training.threads,
-        chosen=tuple(chosen),
+        chosen=_choose_again(root, engine, of, report),
     )
     return Repeat(job, of)
+
+
+def _choose_again(
+    root: Path, engine: Engine, of: Sequence[ModelVersion], report: Callable[[Progress], None]
+) -> tuple[Chosen, ...]:
+    """Return the images of each version of `of` as they were chosen, where they lie now."""
+    listed = [read_image_list(version.folder) for version in of]
+    done, total = 0, sum(map(len, listed))
+    chosen = []
+    for version, its_images in zip(of, listed, strict=True):
+        found: dict[str, Path] = {}
+        lacking: list[str] = []
+        with engine.connect() as connection:
+            for image in its_images:
+                path = _find(root, connection, version.product, image, lacking)
+                if path is not None:
+                    found[image.sha256] = path
+                done += 1
+                report(Progress("checking", done, total))
+        if lacking:
+            more = f"; and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+            raise TamisError(
+                f"model {version.product}/{version.version}: expected the images that it was made from; "
+                f"{'; '.join(lacking[:SHOWN])}{more}"
+            )
+        chosen.append(chosen_again(version, its_images, found))
+    return tuple(chosen)
 
 
 def _verified(root: Path, engine: Engine, product: str, version: str) -> ModelVersion:
@@ -147,7 +151,7 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _warm(root: Path, version: ModelVersion) -> str | None:
+def _warm(root: Path, version: ModelVersion) -> Path | None:
     """Return the folder of the version whose weights `version` began with. Raises TamisError where it is gone."""
     name = version.manifest.training.warm_start
     if name is None:
@@ -158,12 +162,4 @@ def _warm(root: Path, version: ModelVersion) -> str | None:
             f"model {version.product}/{version.version}: expected version {name}, whose weights it began with, at "
             f"{folder}; found none"
         )
-    return str(folder.absolute())
-
-
-def _gigabytes(bytes_: int) -> float:
-    """Return the GB that come to exactly `bytes_` again: what a training holds in memory depends on each."""
-    found = bytes_ / BYTES_PER_GB
-    while int(found * BYTES_PER_GB) < bytes_:
-        found = math.nextafter(found, math.inf)
-    return found
+    return folder.absolute()

@@ -6,20 +6,16 @@ it. The parent, this module, owns what is registered; the child is `service.trai
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
@@ -31,8 +27,8 @@ from service.errors import TamisError
 from service.imaging.decode import DecodeError
 from service.names import check_product
 from service.storage import energy, versions
-from service.storage.energy import EnergySample
-from service.training.job import TrainingJob
+from service.storage.energy_sample import EnergySample
+from service.training.job import EnergyExceeded, TrainingFailed, TrainingJob, TrainingMade, event_of_line
 
 ABANDONED_AFTER_S = 2 * 86400
 _END_WAIT_S = 10.0
@@ -52,14 +48,6 @@ class Trained:
     def version(self) -> ModelVersion:
         """The only version, or the first of several."""
         return self.versions[0]
-
-
-class EnergyExceeded(TamisError):
-    """The training was ended as it had used more energy than it may; `sample` is what it used."""
-
-    def __init__(self, message: str, sample: EnergySample | None) -> None:
-        super().__init__(message)
-        self.sample = sample
 
 
 def run_training(
@@ -134,19 +122,14 @@ def train_in_child(
     """
     for each in job.products:
         check_product(each.product)
-    models_root = Path(job.models_root)
-    _remove_abandoned(models_root)
-    build = models_root / job.build
+    _remove_abandoned(job.models_root)
     try:
         with _terminating_as_interrupt(), _child() as child:
             on_start(child)
-            result = _converse(child, job, report)
+            made = _converse(child, job, report)
     finally:
-        remove_build(build)
-    return Trained(
-        versions=tuple(verify(Path(one["folder"]), one["sha256"]) for one in result["versions"]),
-        energy=_sample(result["energy"]),
-    )
+        remove_build(job.models_root / job.build)
+    return Trained(tuple(verify(folder, sha256) for folder, sha256 in made.versions), made.energy)
 
 
 def child_environment() -> dict[str, str]:
@@ -188,59 +171,46 @@ def _terminating_as_interrupt() -> Iterator[None]:
         yield
         return
 
-    signal.signal(signal.SIGTERM, end_on_signal)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def end_on_signal(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by leaving the program as if it had ended by it."""
-    raise SystemExit(128 + number)
-
-
-def _converse(
-    child: subprocess.Popen[bytes], job: TrainingJob, report: Callable[[Progress], None]
-) -> Mapping[str, Any]:
+def _converse(child: subprocess.Popen[bytes], job: TrainingJob, report: Callable[[Progress], None]) -> TrainingMade:
     assert child.stdin is not None and child.stdout is not None
     try:
-        child.stdin.write(json.dumps(asdict(job)).encode())
+        child.stdin.write(job.as_json())
         child.stdin.close()
     except BrokenPipeError:
         child.wait()  # it ended before it had the job: the exit code below says how
-    result = None
+    made = None
     for line in child.stdout:
-        event = json.loads(line)
-        if event["event"] == "progress":
-            report(Progress(event["stage"], event["done"], event["total"], event["note"]))
-        elif event["event"] == "error":
+        event = event_of_line(line)
+        if isinstance(event, Progress):
+            report(event)
+        elif isinstance(event, TrainingFailed):
             raise _error(event)
         else:
-            result = event
+            made = event
     code = child.wait()
-    if result is None or code != 0:
+    if made is None or code != 0:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = "; the system may have been out of memory" if code == -signal.SIGKILL else ""
         raise TamisError(f"training of {job.subject}: expected a version; its process ended {how}{hint}")
-    return dict(result)
+    return made
 
 
-def _sample(plain: Mapping[str, Any] | None) -> EnergySample | None:
-    if not plain:
-        return None
-    return EnergySample(**{**plain, "started_at": datetime.fromisoformat(plain["started_at"])})
-
-
-def _error(event: Mapping[str, Any]) -> Exception:
-    if event["type"] == EnergyExceeded.__name__:
-        return EnergyExceeded(event["message"], _sample(event["energy"]))
-    if event["type"] == DecodeError.__name__:
-        return DecodeError(event["code"], event["message"])
-    known = getattr(model_errors, event["type"], None)
+def _error(event: TrainingFailed) -> Exception:
+    if event.type == EnergyExceeded.__name__:
+        return EnergyExceeded(event.message, event.energy)
+    if event.type == DecodeError.__name__:
+        return DecodeError(str(event.code), event.message)
+    known = getattr(model_errors, event.type, None)
     if isinstance(known, type) and issubclass(known, ModelError):
-        return known(event["message"])
-    return TamisError(f"training: {event['message']}")
+        return known(event.message)
+    return TamisError(f"training: {event.message}")
 
 
 def _remove_abandoned(models_root: Path) -> None:

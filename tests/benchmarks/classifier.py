@@ -78,10 +78,9 @@ def _run(
     folder: Path,
     options: argparse.Namespace,
 ) -> Run:
-    overrides = {"kind": kind, "anomalies": tuple(str(path.absolute()) for path in labelled)}
-    overrides |= judge.overrides(options.job)
+    overrides = {"kind": kind, **judge.overrides(options.job)}
     try:
-        trained, took = judge.train(normals, options.profile, seed, options.rate, folder, overrides)
+        trained, took = judge.train(normals, options.profile, seed, options.rate, folder, overrides, labelled)
         quality = judge.quality(trained.version, test)
         cost = judge.cost(trained.version, [one.path for one in test])
     except (ModelError, TamisError) as error:

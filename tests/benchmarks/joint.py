@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from models.data.select_images import ProductImages
 from models.errors import ModelError
 from models.registry import ModelVersion
 from service.errors import TamisError
-from service.training.job import JobProduct, TrainingJob
+from service.training.job import TrainingJob
 from service.training.run import train_in_child
 from tests.benchmarks.detection import data, judge
 from tests.benchmarks.run_file import Run, RunFile, arguments, cell, markdown, spread
@@ -54,20 +55,16 @@ def _run(tasks: Mapping[str, data.Task], key: Run, folder: Path) -> Run:
 
 def _train(tasks: Mapping[str, data.Task], key: Run, folder: Path) -> tuple[dict[str, ModelVersion], Run]:
     """Return the version of each product, and what their training took: one network for all of `tasks`."""
-    first, *others = (
-        JobProduct(name, tuple(str(path.absolute()) for path in task.train), key["rate"])
-        for name, task in tasks.items()
-    )
     trained = train_in_child(
         TrainingJob(
-            images=first.images,
-            models_root=str(folder / "models"),
-            product=first.product,
+            products=tuple(
+                ProductImages(name, tuple(path.absolute() for path in task.train), key["rate"])
+                for name, task in tasks.items()
+            ),
+            models_root=folder / "models",
             kind="feature",
             profile=key["profile"],
-            false_alarm_rate=key["rate"],
             seed=key["seed"],
-            beside=tuple(others),
         )
     )
     versions = {version.product: version for version in trained.versions}

@@ -17,7 +17,7 @@ def normals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def trained(normals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
-    from models.training.train import train
+    from tests.support.trainings import train
 
     return train(
         normals,

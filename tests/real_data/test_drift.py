@@ -17,11 +17,11 @@ from models.appearance import appearance_of
 from models.calibration.thresholds import threshold_at
 from models.data.datasets import read_dataset
 from models.runtime.openvino_detector import OpenVinoDetector
-from models.training import train as training
 from service.drift.assess import DRIFTING, DriftSubject, assess
 from service.imaging.decode import image_size, read_image
 from service.storage.drift import DriftRow, ScoredImage
 from tests.conftest import REAL_DATA
+from tests.support import trainings
 
 pytestmark = pytest.mark.realdata
 
@@ -50,7 +50,7 @@ class Line:
         normals = [sample.path for sample in dataset.select("train")]
         normals = [normals[index] for index in np.random.default_rng(0).permutation(len(normals))]
         test = dataset.select("test")
-        self.version = training.train(
+        self.version = trainings.train(
             normals[:450],
             product="macaroni1",
             false_alarm_rate=RATE,

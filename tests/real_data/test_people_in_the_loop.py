@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models.data.datasets import Sample, read_dataset
+from models.data.select_images import ProductImages
 from models.evaluation.metrics import image_auroc
 from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
@@ -75,12 +76,10 @@ def test_the_model_gets_better_by_true_labels_and_no_worse_by_wrong_ones(
     first = run_training(
         engine,
         TrainingJob(
-            images=tuple(map(str, normals[:FEW])),
-            models_root=str(root / "models"),
-            product=PRODUCT,
+            products=(ProductImages(PRODUCT, normals[:FEW], RATE),),
+            models_root=root / "models",
             kind="feature",
             profile="fast",
-            false_alarm_rate=RATE,
             energy_cpu_max_w=20.0,
         ),
     ).version

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from sqlalchemy import Engine, insert
 
+from models.data.select_images import ProductImages
 from models.registry import ModelVersion, file_sha256, verify
 from service.root import MODELS
 from service.storage.tables import images_table, reviews_table, training_images_table
@@ -65,12 +66,10 @@ def _trained(count: int, steps: int) -> tuple[Path, Trained]:
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     images = [make_image(root / GOOD / f"{number:03}.png", number) for number in range(count)]
     job = TrainingJob(
-        images=tuple(map(str, images)),
-        models_root=str(root / MODELS),
-        product=PRODUCT,
+        products=(ProductImages(PRODUCT, images, RATE),),
+        models_root=root / MODELS,
         kind="pixel",
         profile="fast",
-        false_alarm_rate=RATE,
         steps=steps,
         method="split",
         energy_cpu_max_w=20.0,

@@ -9,13 +9,14 @@ import statistics
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.data.datasets import Sample
+from models.data.select_images import ProductImages
 from models.evaluation.evaluate import Read, evaluate, score_files
 from models.progress import Progress
 from models.registry import ModelVersion
@@ -34,20 +35,27 @@ METERED_IMAGES_MAX = 200
 
 
 def train(
-    images: Sequence[Path], profile: str, seed: int, rate: float, folder: Path, overrides: Run
+    images: Sequence[Path],
+    profile: str,
+    seed: int,
+    rate: float,
+    folder: Path,
+    overrides: Run,
+    anomalies: Sequence[Path] = (),
 ) -> tuple[Trained, Run]:
     """Train `profile` (or `pixel`) on `images` into `folder`; return the version, and what training it took.
 
-    `overrides` are fields of TrainingJob. Raises what `service.training.run.train_in_child` raises.
+    `anomalies` are a classifier's. `overrides` are fields of TrainingJob. Raises what
+    `service.training.run.train_in_child` raises.
     """
     job = TrainingJob(
         **{
-            "images": tuple(str(path.absolute()) for path in images),
-            "models_root": str(folder / "models"),
-            "product": PRODUCT,
+            "products": (
+                ProductImages(PRODUCT, [p.absolute() for p in images], rate, [p.absolute() for p in anomalies]),
+            ),
+            "models_root": folder / "models",
             "kind": PIXEL if profile == PIXEL else "feature",
             "profile": "balanced" if profile == PIXEL else profile,
-            "false_alarm_rate": rate,
             "seed": seed,
             **overrides,
         }
@@ -158,7 +166,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def overrides(given: Sequence[str]) -> Run:
     """Return `NAME=VALUE` pairs as fields of TrainingJob, values as JSON or else text. Raises ValueError."""
-    known, found = {field.name for field in fields(TrainingJob)}, {}
+    known, found = set(TrainingJob.model_fields), {}
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals or name not in known:

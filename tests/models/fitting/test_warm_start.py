@@ -21,8 +21,8 @@ from models.networks.backbone import DETAIL, FEATURES
 from models.networks.feature_autoencoder import FeatureAutoencoder, Standardisation, Whitening
 from models.networks.segmentation_head import SegmentationHead
 from models.registry import ModelVersion
-from models.training.train import train_jointly
 from tests.support.made_images import image_size, make_normals, read
+from tests.support.trainings import train_jointly
 
 
 def retrain(products: ProductImages, destination: Path, **changes: Any) -> ModelVersion:

@@ -19,8 +19,8 @@ from models.networks.classifier import POOLS, ClassifierScoringGraph, pooled
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.registry import ModelVersion
 from models.runtime.openvino_detector import OpenVinoDetector
-from models.training import train as training
 from tests.models.training.test_calibrate import OPTIONS, make_anomalies, roles
+from tests.support import trainings
 from tests.support.made_images import make_normals, read
 
 CHOICE: dict[str, Any] = OPTIONS | {"kind": "classifier", "steps": None, "false_alarm_rate": 0.1, "product": "bar"}
@@ -30,7 +30,7 @@ CHOICE: dict[str, Any] = OPTIONS | {"kind": "classifier", "steps": None, "false_
 def trained(normals: list[Path], tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     folder = tmp_path_factory.mktemp("classifier")
     anomalies = make_anomalies(folder / "bad", 10)
-    return training.train(normals, destination=folder / "models", anomalies=anomalies, method="split", **CHOICE)
+    return trainings.train(normals, destination=folder / "models", anomalies=anomalies, method="split", **CHOICE)
 
 
 def test_held_out_anomalies_are_told_from_held_out_normals(trained: ModelVersion) -> None:
@@ -72,12 +72,12 @@ def test_map_adds_up_to_the_log_odds_where_pools_are_averages() -> None:
 
 def test_fewer_than_two_anomalies_are_refused(normals: list[Path], tmp_path: Path) -> None:
     with pytest.raises(TooFewImages, match="at least 2 different images of anomalies"):
-        training.train(normals, destination=tmp_path, anomalies=make_anomalies(tmp_path / "bad", 1), **CHOICE)
+        trainings.train(normals, destination=tmp_path, anomalies=make_anomalies(tmp_path / "bad", 1), **CHOICE)
 
 
 def test_two_anomalies_and_twenty_normals_are_enough(tmp_path: Path) -> None:
     normals, anomalies = make_normals(tmp_path / "good", 20), make_anomalies(tmp_path / "bad", 2)
-    version = training.train(
+    version = trainings.train(
         normals, destination=tmp_path / "models", anomalies=anomalies, **CHOICE | {"false_alarm_rate": 0.05}
     )
     assert version.manifest.calibration.method == "cross"

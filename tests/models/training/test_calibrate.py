@@ -19,8 +19,8 @@ from models.errors import DatasetError, ModelError
 from models.evaluation.metrics import image_auroc
 from models.registry import WEIGHTS, ModelVersion, list_versions, verify
 from models.runtime.openvino_detector import OpenVinoDetector
-from models.training import train as training
 from models.training.calibrate import in_unit_of
+from tests.support import trainings
 from tests.support.made_images import image_size, make_normals, read
 
 OPTIONS: dict[str, Any] = {
@@ -38,7 +38,7 @@ OPTIONS: dict[str, Any] = {
 
 def train(images: list[Path], destination: Path, **changes: Any) -> ModelVersion:
     given = {"product": "bar", "false_alarm_rate": 0.05, **OPTIONS, **changes}
-    return training.train(images, destination=destination, **given)
+    return trainings.train(images, destination=destination, **given)
 
 
 def make_anomalies(folder: Path, count: int) -> list[Path]:
@@ -126,7 +126,7 @@ def test_one_network_for_several_products_with_a_threshold_for_each(normals: lis
         return {"total_wh": 3.0, "cpu_wh": 2.0, "emissions_g": None, "duration_s": 60.0, "source": "estimated"}
 
     products = [ProductImages("bar", normals, 0.1), ProductImages("bolt", bolts, 0.05)]
-    trained = training.train_jointly(products, destination=tmp_path / "models", meter=meter, **OPTIONS)
+    trained = trainings.train_jointly(products, destination=tmp_path / "models", meter=meter, **OPTIONS)
     bar, bolt = (each.manifest for each in trained)
     assert [list_versions(tmp_path / "models", name) for name in ("bar", "bolt")] == [[trained[0].version]] * 2
     assert [each.product for each in trained] == ["bar", "bolt"]
@@ -150,7 +150,7 @@ def test_one_network_measures_each_product_by_its_own_ordinary_images(normals: l
     dark = darker(normals, tmp_path / "dark")
     options = OPTIONS | {"kind": "feature", "steps": 20, "method": "split"}
     products = [ProductImages("light", normals, 0.2), ProductImages("dark", dark, 0.2)]
-    light_version, dark_version = training.train_jointly(products, destination=tmp_path / "models", **options)
+    light_version, dark_version = trainings.train_jointly(products, destination=tmp_path / "models", **options)
 
     light_tensors, dark_tensors = (load_file(version.folder / WEIGHTS) for version in (light_version, dark_version))
     shared = {name for name, tensor in light_tensors.items() if torch.equal(tensor, dark_tensors[name])}
@@ -173,5 +173,5 @@ def test_no_product_gets_a_version_where_one_cannot_have_it(normals: list[Path],
         ProductImages("a/b", make_normals(tmp_path / "more", 26), 0.1),
     ]
     with pytest.raises(ModelError, match="plain name"):
-        training.train_jointly(products, destination=tmp_path / "models", **OPTIONS, method="split")
+        trainings.train_jointly(products, destination=tmp_path / "models", **OPTIONS, method="split")
     assert [path for path in (tmp_path / "models").rglob("*") if path.is_file()] == []

@@ -23,6 +23,7 @@ from models.registry import ModelVersion, list_versions, verify
 from models.runtime.export import check_parity
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
+from tests.support import trainings
 from tests.support.made_images import NORMALS, image_size, make_normals, read
 
 REPORTED: list[Progress] = []
@@ -43,7 +44,7 @@ def train(images: list[Path], destination: Path, **changes: Any) -> ModelVersion
         "side": 64,
         "method": "split",
     }
-    return training.train(images, destination=destination, **given | changes)
+    return trainings.train(images, destination=destination, **given | changes)
 
 
 def choose(images: list[Path], anomalies: Sequence[Path] = (), rate: float = 0.1, **changes: Any) -> Chosen:

@@ -15,7 +15,7 @@ from service.commands import evaluate as command
 from service.errors import TamisError, UsageError
 from service.evaluation.text_report import SCORE_COLUMNS
 from service.storage.database.open import open_database
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from tests.support.brightness_version import image, install, mask
 
 

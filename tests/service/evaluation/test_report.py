@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from models.data.datasets import Sample
+from models.data.select_images import ProductImages
 from models.errors import DatasetError
 from models.evaluation.evaluate import ScoredFile
 from service.errors import TamisError, UsageError
@@ -308,9 +309,11 @@ def test_a_smaller_subset_is_a_part_of_every_larger_one(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_in_child", refuse)
     pool = [Path(f"{index}.png") for index in range(20)]
     for seed in (1, 1, 2):
-        job = TrainingJob((), "", "bar", "pixel", "fast", 0.1, seed=seed)
+        job = TrainingJob(
+            products=(ProductImages("bar", (), 0.1),), models_root=Path(), kind="pixel", profile="fast", seed=seed
+        )
         assert [point.error for point in learning_curve(job, pool, [9, 4], evaluate=None)] == ["too few"] * 2
-    four, nine, four_again, nine_again, other, _ = (job.images for job in jobs)
+    four, nine, four_again, nine_again, other, _ = (job.products[0].normals for job in jobs)
     assert nine[:4] == four and (four, nine) == (four_again, nine_again) and other != four
 
 

@@ -35,7 +35,7 @@ from service.scoring.shadow import Shadows
 from service.settings import IGNORED_NAMES
 from service.storage import images, regions
 from service.storage.database.open import open_database
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 from tests.conftest import BrightnessDetector, BrightnessScorers, image_bytes
 
 LIMITS = PipelineLimits(

@@ -26,7 +26,7 @@ from service.retraining.training_data import select_training_data
 from service.root import RETRAINING_LOCK
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
-from service.training.run import EnergyExceeded
+from service.training.job import EnergyExceeded
 from tests.support import brightness_version
 from tests.support.daemon_process import wait_until
 from tests.support.labelled_root import AT, PRODUCT, label, train_champion

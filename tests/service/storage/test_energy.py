@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from service.storage import energy
-from service.storage.energy import EnergySample
+from service.storage.energy_sample import EnergySample
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

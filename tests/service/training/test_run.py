@@ -9,13 +9,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from models import errors as model_errors
+from models.data.select_images import ProductImages
 from models.errors import MemoryExceeded, TooFewImages
 from models.progress import Progress
 from models.registry import list_versions, verify
@@ -24,9 +27,10 @@ from service.imaging.decode import DecodeError
 from service.names import check_product
 from service.storage import versions
 from service.storage.database.open import open_database
+from service.storage.energy_sample import EnergySample
 from service.training import child as training_process
 from service.training import run as training
-from service.training.job import JobProduct, TrainingJob
+from service.training.job import TrainingFailed, TrainingJob, TrainingMade, event_as_line, event_of_line
 from service.training.run import run_joint_training, run_training, train_in_child
 from tests.support.made_images import NORMALS, make_normals
 
@@ -36,17 +40,22 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def job(root: Path, tmp_path: Path) -> TrainingJob:
     return TrainingJob(
-        images=tuple(map(str, make_normals(tmp_path / "good"))),
-        models_root=str(root / "models"),
-        product="bar",
+        products=(ProductImages("bar", make_normals(tmp_path / "good"), 0.1),),
+        models_root=root / "models",
         kind="pixel",
         profile="fast",
-        false_alarm_rate=0.1,
         steps=5,
         side=64,
         method="split",
         energy_cpu_max_w=20.0,
     )
+
+
+def changed(job: TrainingJob, *, product: dict[str, Any] | None = None, **changes: Any) -> TrainingJob:
+    """Return `job` with `changes`, and those of its first `product`."""
+    if product is not None:
+        changes["products"] = (replace(job.products[0], **product), *job.products[1:])
+    return job.model_copy(update=changes)
 
 
 @pytest.fixture
@@ -57,13 +66,13 @@ def engine(root: Path) -> Engine:
 def test_first_version_is_champion_and_later_ones_challengers_unless_promoted(job: TrainingJob, engine: Engine) -> None:
     told: list[Progress] = []
     first = run_training(engine, job, report=told.append)
-    second = run_training(engine, replace(job, seed=1, build=".tmp-second"))
+    second = run_training(engine, changed(job, seed=1, build=".tmp-second"))
     with engine.connect() as connection:
         rows = {row.version: row for row in versions.versions(connection, "bar")}
         assert rows[first.version].state == "champion"
         assert rows[second.version].state == "challenger"
         energy = connection.execute(text("SELECT kind, images, total_wh, source FROM energy")).all()
-    third = run_training(engine, replace(job, seed=2, build=".tmp-third"), promote=True)
+    third = run_training(engine, changed(job, seed=2, build=".tmp-third"), promote=True)
     with engine.connect() as connection:
         champion = versions.champion(connection, "bar")
     assert champion is not None and champion.version == third.version
@@ -76,29 +85,29 @@ def test_first_version_is_champion_and_later_ones_challengers_unless_promoted(jo
     assert row.training_wh is not None and row.training_wh > 0
     assert [(one.kind, one.images) for one in energy] == [("training", NORMALS - 9)] * 2
     assert {progress.stage for progress in told} == {"reading", "training", "exporting", "calibrating"}
-    assert list(Path(job.models_root).glob(".tmp-*")) == []
+    assert list(job.models_root.glob(".tmp-*")) == []
 
 
 def test_too_few_images_are_the_same_error_in_the_parent(job: TrainingJob, engine: Engine) -> None:
     with pytest.raises(TooFewImages, match=r"needs 115 .* found 30; 30 do for a rate of 0\.0667 or more"):
-        run_training(engine, replace(job, false_alarm_rate=0.01))
+        run_training(engine, changed(job, product={"false_alarm_rate": 0.01}))
     with engine.connect() as connection:
         assert versions.versions(connection) == []
-    assert list(Path(job.models_root).iterdir()) == []
+    assert list(job.models_root.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["TooFewImages", "ParityFailed", "ModelCorrupt", "DatasetError"])
 def test_model_errors_of_the_child_keep_their_class_and_message(name: str) -> None:
-    error = training._error({"type": name, "message": "what was found", "code": None})
+    error = training._error(TrainingFailed(type=name, message="what was found"))
     assert type(error) is getattr(model_errors, name) and str(error) == "what was found"
 
 
 def test_other_errors_of_the_child_keep_their_message() -> None:
-    error = training._error({"type": "DecodeError", "message": "cut short", "code": "damaged"})
+    error = training._error(TrainingFailed(type="DecodeError", message="cut short", code="damaged"))
     assert isinstance(error, DecodeError) and (error.code, str(error)) == ("damaged", "cut short")
-    full = training._error({"type": "OSError", "message": "No space left on device", "code": None})
+    full = training._error(TrainingFailed(type="OSError", message="No space left on device"))
     assert isinstance(full, TamisError) and "No space left" in str(full)
-    assert type(training._error({"type": "annotations", "message": "odd", "code": None})) is TamisError
+    assert type(training._error(TrainingFailed(type="annotations", message="odd"))) is TamisError
 
 
 def test_killed_child_is_a_clear_error_and_leaves_nothing(job: TrainingJob, engine: Engine) -> None:
@@ -110,8 +119,8 @@ def test_killed_child_is_a_clear_error_and_leaves_nothing(job: TrainingJob, engi
             children[0].kill()
 
     with pytest.raises(TamisError, match=r"product bar: .* ended by signal SIGKILL; .*out of memory"):
-        run_training(engine, replace(job, steps=100_000), report=kill_in_the_loop, on_start=children.append)
-    assert list(Path(job.models_root).iterdir()) == []
+        run_training(engine, changed(job, steps=100_000), report=kill_in_the_loop, on_start=children.append)
+    assert list(job.models_root.iterdir()) == []
 
 
 def test_child_killed_in_export_leaves_no_partial_version(job: TrainingJob, engine: Engine) -> None:
@@ -120,13 +129,13 @@ def test_child_killed_in_export_leaves_no_partial_version(job: TrainingJob, engi
 
     def kill_in_export(progress: Progress) -> None:
         if progress.stage == "exporting":
-            builds.extend(Path(job.models_root).glob(".tmp-*"))
+            builds.extend(job.models_root.glob(".tmp-*"))
             children[0].kill()
 
     with pytest.raises(TamisError, match="SIGKILL"):
         run_training(engine, job, report=kill_in_export, on_start=children.append)
     assert [build.name for build in builds] == [job.build]
-    assert list(Path(job.models_root).iterdir()) == []
+    assert list(job.models_root.iterdir()) == []
 
 
 def test_interrupt_of_the_parent_ends_the_child(job: TrainingJob) -> None:
@@ -137,9 +146,9 @@ def test_interrupt_of_the_parent_ends_the_child(job: TrainingJob) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_in_child(replace(job, steps=100_000), report=interrupt, on_start=children.append)
+        train_in_child(changed(job, steps=100_000), report=interrupt, on_start=children.append)
     assert children[0].returncode is not None
-    assert list(Path(job.models_root).iterdir()) == []
+    assert list(job.models_root.iterdir()) == []
 
 
 SIGTERM_TO_ITSELF = """
@@ -154,7 +163,7 @@ def terminate(progress):
         os.kill(os.getpid(), signal.SIGTERM)
 
 try:
-    train_in_child(TrainingJob(**json.load(sys.stdin)), report=terminate, on_start=children.append)
+    train_in_child(TrainingJob.from_json(sys.stdin.buffer.read()), report=terminate, on_start=children.append)
 except SystemExit as ended:
     is_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     print(json.dumps([ended.code, children[0].returncode is not None, is_default]))
@@ -165,10 +174,10 @@ def test_sigterm_of_the_parent_ends_the_child(job: TrainingJob) -> None:
     # In a process of its own: only a main thread handles signals, and the one that runs this may be none.
     ended = subprocess.run(
         [sys.executable, "-c", SIGTERM_TO_ITSELF],
-        input=json.dumps(asdict(replace(job, steps=100_000))), capture_output=True, text=True, check=True,
+        input=changed(job, steps=100_000).as_json().decode(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(ended.stdout) == [143, True, True]
-    assert list(Path(job.models_root).iterdir()) == []
+    assert list(job.models_root.iterdir()) == []
 
 
 def test_training_in_another_thread_can_be_ended_through_its_child(job: TrainingJob) -> None:
@@ -179,7 +188,7 @@ def test_training_in_another_thread_can_be_ended_through_its_child(job: Training
     def in_thread() -> None:
         try:
             train_in_child(
-                replace(job, steps=100_000),
+                changed(job, steps=100_000),
                 report=lambda progress: running.set() if progress.stage == "training" else None,
                 on_start=children.append,
             )
@@ -192,19 +201,47 @@ def test_training_in_another_thread_can_be_ended_through_its_child(job: Training
     children[0].terminate()
     thread.join(60)
     assert len(failures) == 1 and "exit code 143" in str(failures[0])
-    assert list(Path(job.models_root).iterdir()) == []
+    assert list(job.models_root.iterdir()) == []
 
 
 def test_what_a_dead_training_left_is_removed_and_a_running_one_is_left_alone(job: TrainingJob) -> None:
-    old, new = (Path(job.models_root) / name for name in (".tmp-old", ".tmp-new"))
+    old, new = (job.models_root / name for name in (".tmp-old", ".tmp-new"))
     for build in (old, new):
         build.mkdir()
         (build / "model.bin").write_bytes(b"half")
     long_ago = time.time() - training.ABANDONED_AFTER_S - 60
     os.utime(old, (long_ago, long_ago))
     with pytest.raises(TooFewImages):
-        train_in_child(replace(job, images=job.images[:5]))
-    assert [path.name for path in Path(job.models_root).iterdir()] == [".tmp-new"]
+        train_in_child(changed(job, product={"normals": job.products[0].normals[:5]}))
+    assert [path.name for path in job.models_root.iterdir()] == [".tmp-new"]
+
+
+def test_job_and_events_come_out_of_their_json_as_they_were(job: TrainingJob) -> None:
+    odd = changed(job, product={"normals": (Path("not-utf8-\udc80.png"),)}, warm=Path("\udc80"))
+    found = TrainingJob.from_json(odd.as_json())
+    assert found.as_json() == odd.as_json() and list(found.products[0].normals) == list(odd.products[0].normals)
+    sample = EnergySample("training", datetime.now(UTC), 1.5, 3, 1.0, None, 0.5, 1.5, None, "estimated", None)
+    for event in (
+        Progress("reading", 1, 2, "note \udc80"),
+        TrainingFailed(type="ParityFailed", message="m", energy=sample),
+        TrainingMade(versions=((Path("/v"), "ab"),), energy=sample),
+    ):
+        line = event_as_line(event)
+        assert line.isascii() and event_of_line(line.encode()) == event
+
+
+def test_training_a_pixel_model_imports_neither_timm_nor_scikit_learn(job: TrainingJob) -> None:
+    script = (
+        "import sys, service.training.child as t\n"
+        "t.main()\n"
+        "unneeded = {'timm', 'torchvision', 'sklearn', 'scipy.stats', 'sqlalchemy'}\n"
+        "print(sorted(unneeded & set(sys.modules)), file=sys.stderr)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], input=job.as_json(), cwd=REPOSITORY, capture_output=True, check=False
+    )
+    assert isinstance(event_of_line(ended.stdout.splitlines()[-1]), TrainingMade), ended.stderr
+    assert ended.stderr.splitlines()[-1] == b"[]", ended.stderr
 
 
 def test_stray_output_of_libraries_does_not_mix_with_events(job: TrainingJob) -> None:
@@ -215,16 +252,11 @@ def test_stray_output_of_libraries_does_not_mix_with_events(job: TrainingJob) ->
         "t._train = noisy\n"
         "t.main()\n"
     )
-    given = json.dumps(asdict(job)).encode()
+    given = job.as_json()
     ended = subprocess.run(
         [sys.executable, "-c", script], input=given, cwd=REPOSITORY, capture_output=True, check=False
     )
-    assert json.loads(ended.stdout) == {
-        "event": "error",
-        "type": "DecodeError",
-        "message": "cut short",
-        "code": "damaged",
-    }
+    assert event_of_line(ended.stdout) == TrainingFailed(type="DecodeError", message="cut short", code="damaged")
     assert b"stray" in ended.stderr and b"raw" in ended.stderr
 
 
@@ -296,8 +328,8 @@ def test_products_trained_jointly_are_registered_together_and_share_the_energy(
 ) -> None:
     bolts = make_normals(tmp_path / "bolts", 26)
     anomalies = tuple(map(str, make_normals(tmp_path / "bad", 32)[30:]))
-    beside = JobProduct("bolt", tuple(map(str, bolts)), 0.1, anomalies)
-    trained = run_joint_training(engine, replace(job, beside=(beside,)))
+    beside = ProductImages("bolt", bolts, 0.1, anomalies)
+    trained = run_joint_training(engine, changed(job, products=(*job.products, beside)))
     with engine.connect() as connection:
         rows = versions.versions(connection)
         energy = connection.execute(text("SELECT images, total_wh FROM energy")).all()
@@ -312,10 +344,10 @@ def test_products_trained_jointly_are_registered_together_and_share_the_energy(
 def test_training_ends_before_it_takes_more_memory_than_it_may(job: TrainingJob, engine: Engine) -> None:
     message = r"product bar: expected to need at most 0\.1 GB of memory; found \d\.\d\d GB, .*--memory-gb"
     with pytest.raises(MemoryExceeded, match=message):
-        run_training(engine, replace(job, memory_gb=0.1))
+        run_training(engine, changed(job, memory_bytes=100_000_000))
     with pytest.raises(MemoryExceeded, match=r"expected at least 1\.6 GB of memory; found a limit of 1\.2 GB"):
-        run_training(engine, replace(job, memory_gb=1.2))
-    assert list(Path(job.models_root).iterdir()) == []
+        run_training(engine, changed(job, memory_bytes=1_200_000_000))
+    assert list(job.models_root.iterdir()) == []
 
 
 def test_memory_that_was_needed_is_on_record(job: TrainingJob, engine: Engine) -> None:
@@ -326,7 +358,7 @@ def test_memory_that_was_needed_is_on_record(job: TrainingJob, engine: Engine) -
 @pytest.mark.parametrize("name", ["all", "All"])
 def test_no_model_is_trained_for_a_product_named_all(name: str, job: TrainingJob, engine: Engine) -> None:
     with pytest.raises(UsageError, match="stands for all of them"):
-        run_training(engine, replace(job, product=name))
+        run_training(engine, changed(job, product={"product": name}))
 
 
 def test_command_trains_one_network_for_every_sub_folder(
