@@ -34,7 +34,7 @@ CACHE_KEPT_SHARE = 0.8
 _READ_BYTES = 1 << 18
 _HEADER_BYTES = 1 << 16
 
-Kind = Literal["picture", "map"]
+Kind = Literal["image", "map"]
 
 
 class NotShown(Exception):

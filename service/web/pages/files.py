@@ -92,9 +92,9 @@ def _small(site: Site, id: str, kind: Kind) -> Response:
 
 
 VIEWS: dict[str, tuple[Kind, Callable[[Site, str, Kind], Response]]] = {
-    "picture": ("picture", _whole),
+    "picture": ("image", _whole),
     "map": ("map", _whole),
-    "thumb": ("picture", _small),
+    "thumb": ("image", _small),
     "map-thumb": ("map", _small),
 }
 """What can be seen of an image, by the last part of its address."""

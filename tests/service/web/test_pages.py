@@ -12,6 +12,7 @@ from service.storage import drift, shadow, thresholds
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
 from service.storage.shadow import ShadowRecord
+from service.web import images
 from service.web.pages.thresholds import stops_of
 from tests.support.brightness_version import install
 from tests.support.made_root import fill
@@ -143,6 +144,16 @@ def test_thumbnail_is_small_kept_and_made_anew_when_its_cache_is_gone(visitor: V
     same = visitor.get(f"/images/{ids[0]}/thumb", **{"if-none-match": first.headers["etag"]})
     other = visitor.get(f"/images/{ids[1]}/thumb", **{"if-none-match": first.headers["etag"]})
     assert (same.status_code, other.status_code) == (304, 200)
+
+
+def test_thumbnails_that_are_kept_have_a_bound(
+    visitor: Visitor, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = 5 * len(visitor.get(f"/images/{ids[0]}/thumb").content)
+    monkeypatch.setattr(images, "CACHE_BYTES_MAX", bound)
+    for id in ids:
+        assert visitor.get(f"/images/{id}/thumb").status_code == 200
+    assert 0 < sum(path.stat().st_size for path in (visitor.root / "maps" / ".thumbs").rglob("*.jpg")) <= bound
 
 
 @pytest.mark.parametrize("suffix", [".tiff", ".bmp", ".webp", ".jpg"])
