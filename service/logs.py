@@ -1,4 +1,4 @@
-"""Logs: one line an event on stderr, for people (`plain`) or machines (`json`)."""
+"""Logs: one line per event on stderr, for people (`plain`) or machines (`json`)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _shown(value: Any) -> str:
 
 
 class RateLimit:
-    """Lets `lines_max` lines through in each `period_s`, and counts those it keeps back."""
+    """Lets `lines_max` lines through in each `period_s`, and counts those that it suppresses."""
 
     def __init__(self, lines_max: int, period_s: float) -> None:
         self._lines_max = lines_max
@@ -78,6 +78,6 @@ class RateLimit:
         return True
 
     def take_left_out(self) -> int:
-        """Return how many lines were kept back since the last call."""
+        """Return how many lines were suppressed since the last call."""
         left_out, self._left_out = self._left_out, 0
         return left_out

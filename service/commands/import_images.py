@@ -1,4 +1,4 @@
-"""`tamis import`: takes images that never went through into the training set, with the label that they are given."""
+"""`tamis import`: copies images that were never inspected into the training set, with a label."""
 
 from __future__ import annotations
 

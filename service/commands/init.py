@@ -1,6 +1,6 @@
 """`tamis init ROOT`: makes the folders, the settings file and the database of a root.
 
-What is there already stays as it is. Owns the list of folders and the look of a new `tamis.toml`.
+What exists already stays as it is. Owns the look of a new `tamis.toml`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ EXAMPLES: dict[str, Any] = {
 
 _PREAMBLE = """\
 # Settings of this root. Every setting is listed with its default; take away the '#' before a name to change it.
-# An environment variable TAMIS_<NAME> goes over this file, an option of a command over both.
+# An environment variable TAMIS_<NAME> overrides this file, an option of a command overrides both.
 # `tamis doctor` shows each setting with its value and where it came from; docs/settings.md says more.
 """
 
@@ -132,15 +132,14 @@ def settings_text() -> str:
         lines.append(f"# {about.description}{' (not set by default)' if unset else ''}")
         if name == "products":
             lines.append("#[products.NAME]")
-            lines += [f"#{own} = {toml_value(_example_of(own))}" for own in ProductSettings.model_fields]
+            examples = {
+                own: EXAMPLES.get(own, Settings.model_fields[own].default) for own in ProductSettings.model_fields
+            }
+            lines += [f"#{own} = {toml_value(value)}" for own, value in examples.items()]
         else:
             lines.append(f"#{name} = {toml_value(EXAMPLES[name] if unset else about.default)}")
         lines.append("")
     return "\n".join(lines)
-
-
-def _example_of(name: str) -> Any:
-    return EXAMPLES[name] if name in EXAMPLES else Settings.model_fields[name].default
 
 
 def toml_value(value: Any) -> str:

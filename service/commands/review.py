@@ -1,4 +1,4 @@
-"""`tamis review`: says of images what a person sees in them, by id or one after the other at the terminal."""
+"""`tamis review`: labels images, by id or one after the other at the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from sqlalchemy import Engine
 
 from service import settings as settings_module
-from service.commands.options import AsJson, By, Root, print_json, print_table, who
+from service.commands.options import AsJson, By, Root, print_json, print_table, printable, who
 from service.errors import UsageError
 from service.labelling.label import Labelled, label_images
 from service.storage import reviews
@@ -71,7 +71,7 @@ def review(
 
 @dataclass
 class _Walk:
-    """One person's walk through the review queue. Questions go to stderr, so that stdout is the report's."""
+    """One person going through the review queue. Questions go to stderr, since the report is on stdout."""
 
     root: Path
     engine: Engine
@@ -82,7 +82,7 @@ class _Walk:
     before: list[dict[str, Any]] = field(default_factory=list)
 
     def go(self) -> list[Labelled]:
-        """Ask until the queue or the input is at its end; return what was labelled and not undone."""
+        """Ask until the queue or the input ends; return what was labelled and not undone."""
         typer.echo(KEYS, err=True)
         again: dict[str, Any] | None = None
         while True:
@@ -103,7 +103,7 @@ class _Walk:
         return list(self.labelled.values())
 
     def _undo_at_the_end(self) -> bool:
-        """Say that the queue is at its end; return whether to undo what was said last."""
+        """Say that the queue is empty; return whether to undo the last answer."""
         typer.echo("nothing more to review", err=True)
         if not self.before:
             return False
@@ -115,7 +115,7 @@ class _Walk:
             return reviews.next_in_queue(connection, self.product, set(self.skipped))
 
     def _ask(self, image: dict[str, Any]) -> str:
-        path = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(self.root / image["path"]))
+        path = printable(str(self.root / image["path"]))
         judged = f"{image['verdict']}, score {image['score']:.4g}, threshold {image['threshold']:.4g}"
         typer.echo(f"{image['id']}  {path}\n  {judged}", err=True)
         while True:
@@ -138,7 +138,7 @@ class _Walk:
         self.before.append(image)
 
     def _undo(self) -> dict[str, Any] | None:
-        """Take back what was said last; return that image, to be asked for again."""
+        """Undo the last answer; return that image, to be asked about again."""
         if not self.before:
             typer.echo("nothing to undo", err=True)
             return None

@@ -33,7 +33,7 @@ CAUSES = {
     "defects": "many defects, in the same light",
     "unknown": "cause unknown",
 }
-# A status is asked for often; what goes beyond so many images is left to `tamis retention --dry-run`.
+# A status is asked for often, so it looks at no more images; `tamis retention --dry-run` looks at all.
 FORESEEN_MAX = 2000
 
 
@@ -98,11 +98,7 @@ def _drift(connection: Connection) -> dict[str, Any]:
 
 def _thresholds(connection: Connection) -> dict[str, Any]:
     return {
-        product: {
-            "false_alarm_rate": choice.false_alarm_rate,
-            "chosen_by": choice.chosen_by,
-            "chosen_at": choice.chosen_at,
-        }
+        product: {name: getattr(choice, name) for name in ("false_alarm_rate", "chosen_by", "chosen_at")}
         for product, choice in sorted(thresholds.latest(connection).items())
         if choice.false_alarm_rate is not None
     }
@@ -112,7 +108,7 @@ def _retention(root: Path, engine: Engine, rules: Sequence[Rule], now: datetime)
     try:
         return foreseen(root, engine, rules, now, images_max=FORESEEN_MAX)
     except TamisError as error:
-        # What is wrong there is a line of the status, not its end.
+        # Reported as a line of the status; the rest of it still holds.
         return {"rules": rules_document(rules), "last_run": last_run(root), "error": str(error)}
 
 

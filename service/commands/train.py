@@ -1,12 +1,12 @@
-"""`tamis train`: a detector from a folder of normal images, in a process of its own, registered when it is good.
+"""`tamis train`: trains a detector on a folder of normal images, in a process of its own, and registers it.
 
-With `--product all` one network for every sub-folder's product. How far it is, is shown by `training_progress`.
+With `--product all` it trains one network for the products of all sub-folders.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,8 +153,8 @@ def _repeat(
             )
             reason = f"repeats {version}"
             again = run_joint_training(engine, repeat.job, promote=promote, reason=reason, report=report)
-        about = {"repeats": version, "identical": repeat.is_same(again)}
-        _report(engine, again, as_json, many=len(again) > 1, about=about)
+        same = repeat.is_same(again)
+        _report(engine, again, as_json, many=len(again) > 1, repeats=version, identical=same)
 
 
 def _check_parts(kind: Kind, anomalies: Path | None, backbone: str | None, backbone_weights: Path | None) -> None:
@@ -191,23 +191,15 @@ def _refuse_given(context: typer.Context) -> None:
             raise UsageError(f"--from-version: expected no --{name.replace('_', '-')}, which the version says itself")
 
 
-def _report(
-    engine: Engine,
-    trained: Sequence[ModelVersion],
-    as_json: bool,
-    *,
-    many: bool,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the versions, as JSON in a list if there may be `many`; `about` is said of each."""
-    about = about or {}
+def _report(engine: Engine, trained: Sequence[ModelVersion], as_json: bool, *, many: bool, **about: Any) -> None:
+    """Print the versions, as JSON in a list if there may be `many`; `about` is added to each."""
     with engine.connect() as connection:
         rows = [versions.get(connection, version.product, version.version) for version in trained]
     documents = []
     for version, row in zip(trained, rows, strict=True):
         if row is None:
             raise TamisError(f"model {version.product}/{version.version}: expected it in the database; found it gone")
-        documents.append(_document(version, row) | dict(about))
+        documents.append(_document(version, row) | about)
         if not as_json:
             _print(version, row)
     if as_json:

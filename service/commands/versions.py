@@ -30,6 +30,9 @@ LIST_COLUMNS = (
     *("image_auroc", "f1", "threshold", "images", "shadow", "reason"),
 )
 
+# A longer list, such as the calibration's scores, is not shown.
+LIST_MAX = 16
+
 Product = Annotated[str, typer.Argument(help="The product.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
 
@@ -65,14 +68,17 @@ def show(
         seen = _seen_in_shadow(connection, row)
     folder = _folder(root, row)
     manifest = registry.verify(folder, row.sha256).manifest.as_plain()
-    facts = {name: value for name, value in manifest.items() if not _is_long(value)}
+    facts = {name: value for name, value in manifest.items() if not (isinstance(value, list) and len(value) > LIST_MAX)}
     document = {**_plain(row), "shadow": seen, "folder": str(folder), "verified": True, "manifest": facts}
     if as_json:
         print_json(document)
         return
     lines = {**facts, **{name: value for name, value in document.items() if name not in ("manifest", "shadow")}}
     lines["shadow"] = _shadow_text(seen)
-    print_table([{"fact": name, "value": _text(value)} for name, value in lines.items()], ("fact", "value"))
+    print_table(
+        [{"fact": name, "value": None if value is None else str(value)} for name, value in lines.items()],
+        ("fact", "value"),
+    )
 
 
 @app.command()
@@ -142,11 +148,3 @@ def _shadow_text(seen: dict[str, Any] | None) -> str | None:
         f"{seen['images']} images, {seen['disagreements']} judged otherwise; anomalies {seen['challenger_rate']:.2%},"
         f" the champion's {seen['champion_rate']:.2%}"
     )
-
-
-def _is_long(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 16
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

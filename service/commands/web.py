@@ -58,7 +58,7 @@ def _require_libraries() -> None:
 
 
 def _refuse_open_door(settings: Settings) -> None:
-    """Raise ConfigurationError where others on the network could label and promote without saying who they are."""
+    """Raise ConfigurationError where anybody on the network could label and promote without a password."""
     from service.web.security import is_loopback
 
     if settings.web_password is not None and not settings.web_password.get_secret_value():
@@ -78,7 +78,7 @@ def _serve(root: Path, settings: Settings) -> None:
     from service.web.app import create_app
 
     class Server(uvicorn.Server):
-        """uvicorn's server, but ended by a signal it ends as asked: exit code 0, and not by that signal."""
+        """uvicorn's server, except that a signal ends it with exit code 0, not by that signal."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ def _listening(settings: Settings) -> socket.socket:
     except OSError as error:
         listening.close()
         message = f"web page: expected {host} port {port} to be free; found: {error.strerror}"
-        # A port that is taken, or an address that is not there yet, may come; permission will not.
+        # A taken port may become free and a missing address appear; permission will not come.
         if error.errno in (errno.EACCES, errno.EPERM):
             raise ConfigurationError(f"{message}. Ports below 1024 need a reverse proxy before the page") from None
         raise TamisError(message) from None

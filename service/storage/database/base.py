@@ -1,7 +1,4 @@
-"""What every kind of database of a root has in common: who may write when, and what its troubles are called.
-
-`service.storage.database.open` opens one; what only SQLite or only PostgreSQL does is in the files of those names.
-"""
+"""What SQLite and PostgreSQL have in common here: who may write when, and which errors may pass."""
 
 from __future__ import annotations
 
@@ -39,8 +36,8 @@ class DatabaseCorrupt(ConfigurationError):
 class Database(Engine):
     """An engine whose `begin()` writes and whose `connect()` reads; `known_as` is what messages call it.
 
-    Writers wait for each other from their beginning on: a transaction that reads first and writes later could otherwise
-    decide by what another has changed meanwhile. `connect()` sees one moment, waits for no writer and may not write.
+    Writers take turns from the beginning of their transactions, so that none decides by rows that another is changing.
+    `connect()` sees one moment, waits for no writer and may not write.
     """
 
     root: Path
@@ -65,13 +62,13 @@ class Database(Engine):
         return self.begin()
 
     def check_at_open(self) -> None:
-        """Raise DatabaseCorrupt where damage is found in no more time than a start has."""
+        """Raise DatabaseCorrupt where a check that is quick enough for a start finds damage."""
 
     def check_owner(self, connection: Connection) -> None:
-        """Raise ConfigurationError where the database, which has a schema, is that of another root."""
+        """Raise ConfigurationError where the database, which has a schema, is another root's."""
 
     def take_possession(self, connection: Connection) -> None:
-        """Say in a new database, within the transaction that makes its schema, that it is this root's."""
+        """Mark a new database as this root's, in the transaction that makes its schema."""
 
     def unopened(self, error: DBAPIError) -> TamisError:
         """Return the error for a database that did not open: final, or one that may pass."""
@@ -82,7 +79,7 @@ class Database(Engine):
         raise NotImplementedError
 
     def broken_references(self, connection: Connection) -> list[str]:
-        """Return for each reference that does not hold the table that it is in."""
+        """Return the table of each broken reference."""
         raise NotImplementedError
 
     def check(self, connection: Connection, *, quick: bool) -> list[str]:
@@ -111,11 +108,10 @@ def write(
     *,
     away_timeout_s: float = AWAY_TIMEOUT_S,
 ) -> Result:
-    """Return what `work` does in a transaction that may write, begun anew when the server came back after going away.
+    """Return what `work` returns in a transaction that may write, begun again when a server that went away is back.
 
-    A connection that is lost at the end leaves open whether its transaction holds: `done` returns the result of one
-    that does, and None where there is nothing of it; without it, doing it twice must do no harm. Gives up after
-    `away_timeout_s` with the error, and at once with any other.
+    Where the connection was lost at the commit, `done` returns the result if the transaction holds, else None; without
+    `done`, repeating `work` must do no harm. Raises the error after `away_timeout_s`, and any other at once.
     """
     until: float | None = None
     while True:

@@ -1,4 +1,4 @@
-"""An INSERT that leaves rows that are there already as they are, worded alike for every database."""
+"""An INSERT that skips rows that exist already, for every database."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def _compile(statement: _InsertNew, compiler: SQLCompiler, **options: Any) -> st
 
 
 def insert_new(table: Table) -> Insert:
-    """Return an INSERT into `table` that passes over rows whose primary key, or other unique key, is there already."""
-    # Inline: it asks for no key in return, which would have to stand behind the conflict.
+    """Return an INSERT into `table` that skips rows whose primary key, or other unique key, exists already."""
+    # Inline: without RETURNING, which would have to come after ON CONFLICT.
     return _InsertNew(table).inline()

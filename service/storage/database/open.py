@@ -1,6 +1,5 @@
-"""Opens the database of a root, SQLite's or PostgreSQL's: refuses what is not safe to use.
+"""Opens the database of a root, SQLite's or PostgreSQL's, and refuses one that is not safe to use.
 
-Owns which database is a root's, and the schema's revision at open; the statements are in the files of the nouns.
 Read with `engine.connect()`, write with `engine.begin()`: see `Database`.
 """
 
@@ -19,8 +18,7 @@ from service.storage.database import schema, sqlite
 from service.storage.database.base import Database, DatabaseCorrupt, trouble
 from service.storage.database.journal import JournalChoice
 
-__all__ = ["BUSY_TIMEOUT_S", "DATABASE_FILE", "DatabaseCorrupt", "has_database", "name_of_database", "open_database",
-           "trouble"]  # fmt: skip
+__all__ = ["BUSY_TIMEOUT_S", "DatabaseCorrupt", "has_database", "name_of_database", "open_database", "trouble"]
 
 # Longer than a minute, so that a lock of a minute is waited out and nothing is lost.
 BUSY_TIMEOUT_S = 90.0
@@ -37,11 +35,11 @@ def open_database(
 ) -> Database:
     """Return the database of `root`, at the program's revision: `tamis.db`, or the one that `database_url` names.
 
-    `create` makes the file, or the tables, where there is none. `migrate` brings an older schema up to date; with
-    `read_only` it only demands that it is. `journal` overrides the choice made for this SQLite. A statement waits
-    `busy_timeout_s` for another's lock; `trouble` tells that error. Raises ConfigurationError
-    for a network file system, a missing or corrupt file, a database that is not Tamis's or another root's, or a newer
-    schema; TamisError where it is locked for longer than `busy_timeout_s`, or no server answers.
+    `create` makes the file, or the tables, where there are none. `migrate` upgrades an older schema; with `read_only`
+    it only requires the newest. `journal` overrides the choice made for this SQLite. A statement waits
+    `busy_timeout_s` for a lock. Raises ConfigurationError for a network file system, a missing or corrupt file, a
+    database that is not Tamis's or not this root's, or a newer schema; TamisError where it stays locked, or no server
+    answers.
     """
     url = database_url(root)
     _refuse_network(root)
@@ -105,7 +103,7 @@ def _revision(engine: Database, *, new: bool) -> str | None:
 
 
 def _server(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -> Database:
-    # Imported where it is asked for: SQLAlchemy's part for PostgreSQL takes memory from a daemon that needs none of it.
+    # Imported only where needed: a daemon on SQLite saves the memory of SQLAlchemy's part for PostgreSQL.
     from service.storage.database import postgresql
 
     return postgresql.engine_of(root, url, read_only=read_only, busy_timeout_s=busy_timeout_s)

@@ -1,7 +1,6 @@
 """PostgreSQL, the database of a root whose setting `database_url` names one; needs the extra `postgres`.
 
-A database, or a schema of one, belongs to one root: another's images would be missing to it. Which one is said by a
-comment in the database and a file in the root that bear the same id.
+A database, or a schema of one, belongs to one root: a comment in the database and a file in the root bear the same id.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from ulid import ULID
 from service.errors import ConfigurationError, TamisError
 from service.root import DATABASE_OWNER_FILE
 from service.storage.database.base import WRITES, Database, DatabaseCorrupt, trouble
-
-"""File in the root with the id that the comment in its database bears."""
 
 DRIVERS = ("postgresql", "postgres", "postgresql+psycopg")
 _EXPECTED = "expected a URL like postgresql://user@host/database"
@@ -45,7 +42,7 @@ class PostgreSQL(Database):
             )
 
     def take_possession(self, connection: Connection) -> None:
-        # First the file: a database that is nobody's is taken at the next try, one that is another's never.
+        # The file first: after a crash in between, the next try finds a database that is still nobody's.
         id = _id_of(self.root) or _make_id(self.root)
         connection.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS '{_COMMENT}{id}'")
 
@@ -59,7 +56,7 @@ class PostgreSQL(Database):
         return set(connection.exec_driver_sql(statement).scalars())
 
     def broken_references(self, connection: Connection) -> list[str]:
-        # It lets none break; one whose check was left out on purpose is not valid.
+        # The server lets none break, but one may have been added without its check.
         statement = (
             "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND NOT convalidated"
             " AND connamespace = current_schema()::regnamespace"
@@ -92,7 +89,7 @@ def shown(url: str) -> str:
 def engine_of(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -> PostgreSQL:
     """Return the engine of the database at `url`; nothing is asked of the server yet.
 
-    Raises ConfigurationError for a URL that is none, and where the driver is not installed.
+    Raises ConfigurationError for an invalid URL, and where the driver is not installed.
     """
     parsed = _url_of(url)
     if not root.is_dir():
@@ -100,7 +97,7 @@ def engine_of(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -
     given = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "tamis"}
     arguments = {name: value for name, value in given.items() if name not in parsed.query}
     try:
-        # Asked before each use whether the server still answers: it may have been started again since the last one.
+        # Pre-ping: the server may have been restarted since the last use.
         plain = create_engine(parsed, connect_args=arguments, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
@@ -114,7 +111,7 @@ def engine_of(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -
     def set_up(connection: Any, entry: ConnectionPoolEntry) -> None:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            # A verdict on record is to last through a power cut, whatever else the server keeps.
+            # A recorded verdict must survive a power cut, whatever the server's default.
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') = 'off'"
@@ -131,7 +128,7 @@ def engine_of(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         if connection.get_execution_options().get(WRITES, False) and not read_only:
-            # Before anything is read, so that all that is read is what the last writer left.
+            # Before any read, so that it sees what the last writer left.
             connection.exec_driver_sql(
                 f"SELECT set_config('lock_timeout', '{busy_timeout_s * 1000:.0f}ms', true), {_LOCK}"
             )

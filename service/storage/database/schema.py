@@ -1,7 +1,6 @@
-"""The revision of a database's schema: reads it, judges it, and brings it up to the program's.
+"""The revision of a database's schema: reads it, checks it, and upgrades it to the program's.
 
-Owns the decision whether to upgrade; the steps themselves are in `migrations`. Alembic is only imported when
-there is something to do, because the daemon's start should not wait for it.
+The steps are in `migrations`. Alembic is only imported when there is something to do.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def upgrade(connection: Connection, *, new: bool) -> None:
     """Run the missing migrations on `connection`, which holds the write lock and has foreign keys off.
 
     The revision is read again under the lock: another process may have been faster. Raises ConfigurationError
-    where the references between tables do not hold afterwards; the caller then rolls back.
+    where references between tables are broken afterwards; the caller then rolls back.
     """
     before, database = check_revision(connection, new=new), _database(connection)
     if before == migrations.HEAD:
@@ -74,7 +73,7 @@ def upgrade(connection: Connection, *, new: bool) -> None:
     from alembic.config import Config
 
     config = Config()
-    # The folder, not a relative path: it is found in a wheel and from any working directory.
+    # An absolute path, found in a wheel and from any working directory.
     config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
