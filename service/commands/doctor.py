@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from service.commands.options import AsJson, Root, print_json
+from service.names import printable
 from service.operations.doctor import examine
 
 EXIT_FAILED = 1
@@ -20,15 +21,10 @@ def doctor(root: Root, as_json: AsJson = False) -> None:
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            typer.echo(f"{finding.level:<8} {_shown(finding.check)}: {_shown(finding.found)}")
+            typer.echo(f"{finding.level:<8} {printable(finding.check)}: {printable(finding.found)}")
             if finding.advice:
-                typer.echo(f"{'':<8}   → {_shown(finding.advice)}")
+                typer.echo(f"{'':<8}   → {printable(finding.advice)}")
         counts = Counter(finding.level for finding in findings)
         typer.echo(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _shown(text: str) -> str:
-    # Paths and names come from outside: control characters must not reach the terminal.
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

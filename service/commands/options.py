@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.errors import UsageError
+from service.names import printable
 
 Root = Annotated[
     Path,
@@ -63,8 +64,3 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
-
-
-def printable(text: str) -> str:
-    """Return `text` without control characters: names come from outside, and these must not reach the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

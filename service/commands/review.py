@@ -12,9 +12,10 @@ import typer
 from sqlalchemy import Engine
 
 from service import settings as settings_module
-from service.commands.options import AsJson, By, Root, print_json, print_table, printable, who
+from service.commands.options import AsJson, By, Root, print_json, print_table, who
 from service.errors import UsageError
 from service.labelling.label import Labelled, label_images
+from service.names import printable
 from service.storage import reviews
 from service.storage.database.open import open_database
 

@@ -14,7 +14,7 @@ from models.detector import Detector, UInt8Array
 from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
 from models.regions import Region
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json, printable
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
 from service.errors import TamisError
 from service.evaluation.outcome import UNKNOWN
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
