@@ -34,7 +34,7 @@ _LATEST = "(SELECT max(latest.id) FROM reviews AS latest WHERE latest.image_id =
 
 
 @dataclass(frozen=True, slots=True)
-class Filters:
+class ReviewFilters:
     """Which images a person wants to see; None is any. `since` is inclusive, `until` exclusive."""
 
     product: str | None = None
@@ -59,7 +59,7 @@ class ReviewPage:
     whole: bool = True
 
 
-def page(connection: Connection, filters: Filters, after: str | None = None, limit: int = 48) -> ReviewPage:
+def page(connection: Connection, filters: ReviewFilters, after: str | None = None, limit: int = 48) -> ReviewPage:
     """Return the images that come after `after`, at most `limit`.
 
     `after` is the id of an image or, of those reviewed, the number of a review. Raises UsageError where there is
@@ -113,7 +113,7 @@ _OF_IMAGE = f"JOIN images AS i ON i.id = c.id LEFT JOIN reviews AS r ON r.id = {
 _OF_REVIEW = "JOIN reviews AS r ON r.id = c.id JOIN images AS i ON i.id = r.image_id"
 
 
-def _by_uncertainty(connection: Connection, filters: Filters) -> _Way:
+def _by_uncertainty(connection: Connection, filters: ReviewFilters) -> _Way:
     """In order of uncertainty; product and time are read off the index before any row is."""
     table = f"images{_by(connection, 'images_by_uncertainty')}"
     columns = ("uncertainty", "received_at", "id")
@@ -123,13 +123,13 @@ def _by_uncertainty(connection: Connection, filters: Filters) -> _Way:
     return _Way(table, columns, carried, ["uncertainty IS NOT NULL"], _OF_IMAGE, outside, "id")
 
 
-def _by_time(filters: Filters) -> _Way:
+def _by_time(filters: ReviewFilters) -> _Way:
     """In order of time, by the index of the filters that have one."""
     columns, carried = ("received_at", "id"), "received_at, id, product"
     return _Way("images", columns, carried, _indexed(filters), _OF_IMAGE, _unindexed(filters), "id")
 
 
-def _by_review(filters: Filters) -> _Way:
+def _by_review(filters: ReviewFilters) -> _Way:
     """What was labelled, what was labelled last first; an image is where its latest review is."""
     outside = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
     outside += [f"i.{one}" for one in _indexed(filters, of_verdict=False)]
@@ -137,7 +137,7 @@ def _by_review(filters: Filters) -> _Way:
 
 
 def _walk(
-    connection: Connection, filters: Filters, way: _Way, last: Mapping[str, Any] | None, limit: int
+    connection: Connection, filters: ReviewFilters, way: _Way, last: Mapping[str, Any] | None, limit: int
 ) -> ReviewPage:
     order = ", ".join(f"{column} DESC" for column in way.columns)
     parameters = _parameters(filters)
@@ -166,7 +166,7 @@ def _walk(
     return ReviewPage(found, None if last is None else str(last["id"]), whole=False)
 
 
-def _are_few(connection: Connection, filters: Filters) -> bool:
+def _are_few(connection: Connection, filters: ReviewFilters) -> bool:
     conditions = _indexed(filters)
     if not conditions:
         return False
@@ -177,7 +177,7 @@ def _are_few(connection: Connection, filters: Filters) -> bool:
     return int(connection.execute(statement, _parameters(filters) | {"most": FEW + 1}).scalar_one()) <= FEW
 
 
-def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | None, limit: int) -> ReviewPage:
+def _sorted(connection: Connection, filters: ReviewFilters, last: dict[str, Any] | None, limit: int) -> ReviewPage:
     conditions = ["i.uncertainty IS NOT NULL", *(f"i.{one}" for one in _indexed(filters)), *_unindexed(filters)]
     parameters = _parameters(filters)
     if last is not None:
@@ -192,7 +192,7 @@ def _sorted(connection: Connection, filters: Filters, last: dict[str, Any] | Non
     return ReviewPage(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
 
 
-def _indexed(filters: Filters, *, of_verdict: bool = True) -> list[str]:
+def _indexed(filters: ReviewFilters, *, of_verdict: bool = True) -> list[str]:
     """Return the conditions that an index serves, without a table's name."""
     conditions = ["product = :product"] if filters.product is not None else []
     if of_verdict:
@@ -201,18 +201,18 @@ def _indexed(filters: Filters, *, of_verdict: bool = True) -> list[str]:
     return conditions + (["received_at < :until"] if filters.until is not None else [])
 
 
-def _of_verdict(filters: Filters, table: str) -> list[str]:
+def _of_verdict(filters: ReviewFilters, table: str) -> list[str]:
     if filters.which == "quarantined":
         return [f"{table}state = 'quarantined'"]
     return [f"{table}verdict = :which"] if filters.which is not None else []
 
 
-def _of_score(filters: Filters) -> list[str]:
+def _of_score(filters: ReviewFilters) -> list[str]:
     conditions = ["i.score >= :score_min"] if filters.score_min is not None else []
     return conditions + (["i.score <= :score_max"] if filters.score_max is not None else [])
 
 
-def _unindexed(filters: Filters) -> list[str]:
+def _unindexed(filters: ReviewFilters) -> list[str]:
     conditions = _of_score(filters)
     if filters.which != "quarantined":
         # What lies nowhere can't be looked at.
@@ -220,7 +220,7 @@ def _unindexed(filters: Filters) -> list[str]:
     return [*conditions, "r.label IS NULL"] if filters.reviewed == "no" else conditions
 
 
-def _index_of(filters: Filters) -> str:
+def _index_of(filters: ReviewFilters) -> str:
     product = "product_" if filters.product is not None else ""
     verdict = "verdict_" if filters.which is not None else ""
     return f"images_by_{product}{verdict}received_at_id"
@@ -231,7 +231,7 @@ def _by(connection: Connection, index: str | None) -> str:
     return f" INDEXED BY {index}" if index is not None and connection.dialect.name == "sqlite" else ""
 
 
-def _parameters(filters: Filters) -> dict[str, Any]:
+def _parameters(filters: ReviewFilters) -> dict[str, Any]:
     return {
         "product": filters.product,
         "which": filters.which,

@@ -25,7 +25,7 @@ from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
 from service.storage import images, retrainings, review_pages, thresholds, versions
 from service.storage import statistics as tallies
-from service.storage.review_pages import Filters, Order, Reviewed, Which
+from service.storage.review_pages import Order, Reviewed, ReviewFilters, Which
 from service.storage.tables import ImageState, Verdict
 from service.web.images import map_path
 from service.web.pages import image as image_page
@@ -188,7 +188,7 @@ def _add_review(router: APIRouter, site: Site) -> None:
 
         `whole` is false where many images in a row did not match and the search stopped early: go on with `next`.
         """
-        filters = Filters(
+        filters = ReviewFilters(
             product=product,
             which=verdict,
             score_min=score_min,

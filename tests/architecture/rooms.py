@@ -33,7 +33,7 @@ ROOMS: Mapping[str, str] = {
         "augment classifier feature feature_cache fit_result limits logistic_regression optimise pixel "
         "segmentation_head trim warm_start"
     ),
-    "models.training": "calibrate draft_check train",
+    "models.training": "calibrate draft_check options train",
     "migrations": (
         "ddl env versions.0001_first versions.0002_regions_and_review_queue versions.0003_people_in_the_loop"
     ),
@@ -44,8 +44,8 @@ ROOMS: Mapping[str, str] = {
     "service.imaging": "decode overlay read synthetic_parts",
     "service.storage.database": "base chunks insert_new journal open postgresql schema sqlite",
     "service.storage": (
-        "drift energy images regions retention retrainings review_pages reviews shadow states statistics tables "
-        "thresholds training_images versions"
+        "drift energy energy_sample images regions retention retrainings review_pages reviews shadow states "
+        "statistics tables thresholds training_images versions"
     ),
     "service.energy": "grid_intensity meter",
     "service.scoring": "active_versions decide detector_loader scorers shadow threshold_policy threshold_preview",

@@ -16,7 +16,7 @@ from service.errors import UsageError
 from service.labelling.label import label_images
 from service.storage import review_pages, shadow, versions
 from service.storage import statistics as tallies
-from service.storage.review_pages import Filters, Order, Reviewed, Which
+from service.storage.review_pages import Order, Reviewed, ReviewFilters, Which
 from service.web.images import map_path
 from service.web.security import caller, plain
 from service.web.site import FormText, Site, back_to, is_part, query
@@ -42,9 +42,9 @@ class FilterFields(BaseModel):
     order: str | None = None
     after: str | None = None
 
-    def filters(self) -> Filters:
+    def filters(self) -> ReviewFilters:
         """Return them with their types. Raises UsageError naming the field."""
-        return Filters(
+        return ReviewFilters(
             product=self.product or None,
             which=_one_of("verdict", self.verdict, get_args(Which)),
             score_min=_number("score_min", self.score_min),
@@ -62,7 +62,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
         filters, part = fields.filters(), is_part(request)
         with site.reading.connect() as connection:
             page = review_pages.page(connection, filters, fields.after or None, PAGE)
-            first = not fields.after and filters == Filters(product=filters.product)
+            first = not fields.after and filters == ReviewFilters(product=filters.product)
             differing = _disagreements(connection, filters.product) if first else []
             products = [] if part else tallies.products(connection)
             waiting = None if part else review_pages.waiting(connection)

@@ -27,6 +27,7 @@ NAMES = {module: names_in(path) for module, path in PATHS.items()}
 TRAINING_ONLY = frozenset({"torch", "torchvision", "timm"})
 MODULES_SIDE_BY_SIDE = {"service": 12, "models": 8}
 FILES_IN_A_FOLDER_MAX = 20
+LINES_MAX, LINES_OF_MOST, LONGER_ONES_MAX = 80, 60, 8
 
 
 def importing(*libraries: str, below: str = "") -> dict[str, set[str]]:
@@ -87,6 +88,26 @@ def test_no_folder_is_so_full_that_nothing_is_found_in_it() -> None:
     assert full == {}
     for package, at_most in MODULES_SIDE_BY_SIDE.items():
         assert len(folders[Path(package)]) <= at_most, sorted(folders[Path(package)])
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, path in PATHS.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+    }
+    assert {name: lines for name, lines in long.items() if lines > LINES_MAX} == {}
+    assert sum(lines > LINES_OF_MOST for lines in long.values()) <= LONGER_ONES_MAX
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, path in PATHS.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in owners.items() if len(modules) > 1} == {}
 
 
 def test_models_know_nothing_of_the_service() -> None:
