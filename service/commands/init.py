@@ -132,10 +132,8 @@ def settings_text() -> str:
         lines.append(f"# {about.description}{' (not set by default)' if unset else ''}")
         if name == "products":
             lines.append("#[products.NAME]")
-            examples = {
-                own: EXAMPLES.get(own, Settings.model_fields[own].default) for own in ProductSettings.model_fields
-            }
-            lines += [f"#{own} = {toml_value(value)}" for own, value in examples.items()]
+            defaults = {own: Settings.model_fields[own].default for own in ProductSettings.model_fields}
+            lines += [f"#{own} = {toml_value(EXAMPLES.get(own, default))}" for own, default in defaults.items()]
         else:
             lines.append(f"#{name} = {toml_value(EXAMPLES[name] if unset else about.default)}")
         lines.append("")

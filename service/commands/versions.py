@@ -75,10 +75,8 @@ def show(
         return
     lines = {**facts, **{name: value for name, value in document.items() if name not in ("manifest", "shadow")}}
     lines["shadow"] = _shadow_text(seen)
-    print_table(
-        [{"fact": name, "value": None if value is None else str(value)} for name, value in lines.items()],
-        ("fact", "value"),
-    )
+    rows = [{"fact": name, "value": None if value is None else str(value)} for name, value in lines.items()]
+    print_table(rows, ("fact", "value"))
 
 
 @app.command()

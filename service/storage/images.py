@@ -114,18 +114,12 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageToLabel:
+class ImageToLabel(StoredImage):
     """What a label needs to know of an image."""
 
-    id: str
-    product: str
     file_name: str
-    state: str
-    path: str
-    destination: str
     verdict: str | None
     received_at: datetime
-    sha256: str | None
     width: int | None
     bytes: int | None
     duplicate_of: str | None

@@ -8,7 +8,7 @@ transaction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
@@ -232,14 +232,8 @@ def _by(connection: Connection, index: str | None) -> str:
 
 
 def _parameters(filters: ReviewFilters) -> dict[str, Any]:
-    return {
-        "product": filters.product,
-        "which": filters.which,
-        "score_min": filters.score_min,
-        "score_max": filters.score_max,
-        "since": None if filters.since is None else time_text(filters.since),
-        "until": None if filters.until is None else time_text(filters.until),
-    }
+    values = asdict(filters)
+    return {name: time_text(value) if isinstance(value, datetime) else value for name, value in values.items()}
 
 
 def _place_of(connection: Connection, id: str) -> dict[str, Any]:
