@@ -16,9 +16,10 @@ import typer
 from service.commands.options import AsJson, print_json
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.filesystem import mount_table as filesystem
-from service.root import FOLDERS, SETTINGS_FILE
+from service.root import DATABASE_FILE, FOLDERS, SETTINGS_FILE
 from service.settings import ProductSettings, Settings
 from service.settings_file import database_url
+from service.storage.database.open import has_database, name_of_database, open_database
 
 # The first setting of each group, in the order of the class, and what the group is called.
 GROUPS = {
@@ -188,10 +189,6 @@ def _make_settings(root: Path, made: Made) -> None:
 
 
 def _make_database(root: Path, made: Made) -> None:
-    # Imported here: `tamis --help` should not wait for SQLAlchemy.
-    from service.root import DATABASE_FILE
-    from service.storage.database.open import has_database, name_of_database, open_database
-
     name = DATABASE_FILE if database_url(root) is None else name_of_database(root)
     if has_database(root):
         made.kept.append(name)  # an older one is left for `tamis db upgrade`

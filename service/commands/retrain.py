@@ -19,6 +19,7 @@ from service.commands.options import AsJson, Root, print_json
 from service.errors import TamisError
 from service.names import ALL_PRODUCTS, check_product
 from service.progress_bar import training_progress
+from service.retraining import retrain as retraining
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
@@ -41,42 +42,31 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """Retrain from new labels; a version that the gate finds better becomes the champion."""
-    # Not above: it brings scipy, and every command, the daemon's too, imports this module.
-    from service.retraining import retrain as retraining
-
     settings = settings_module.load(root)
     if product != ALL_PRODUCTS:
         check_product(product)
     signal.signal(signal.SIGTERM, _end_once)
     step_back()
-    engine = open_database(root)
     rows: list[RetrainingRow] = []
     failures: list[str] = []
-    try:
+
+    def retrain_one(product: str) -> RetrainingRow:
+        with training_progress() as report:
+            return retraining.retrain(
+                root, engine, settings, product, trigger=trigger, fresh=fresh, force=force, steps=steps, report=report
+            )
+
+    with open_database(root) as engine:
         for one in [product] if product != ALL_PRODUCTS else _products(engine):
             try:
-                with training_progress() as report:
-                    row = retraining.retrain(
-                        root,
-                        engine,
-                        settings,
-                        one,
-                        trigger=trigger,
-                        fresh=fresh,
-                        force=force,
-                        steps=steps,
-                        report=report,
-                    )
+                rows.append(retrain_one(one))
             except (TamisError, ModelError) as error:
                 if product != ALL_PRODUCTS:
                     raise
                 failures.append(f"product {one}: {error}")
                 continue
-            rows.append(row)
             if not as_json:
-                _print(row)
-    finally:
-        engine.dispose()
+                _print(rows[-1])
     if as_json:
         documents = [document(row) for row in rows]
         print_json(documents[0] if product != ALL_PRODUCTS else {"retrainings": documents, "failed": failures})

@@ -6,6 +6,7 @@ import typer
 
 from service import settings as settings_module
 from service.commands.options import Root
+from service.daemon.run import run as run_daemon
 from service.errors import RootMissing, TamisError
 
 
@@ -15,12 +16,10 @@ def run(
     log_format: str | None = typer.Option(None, help="plain or json."),
 ) -> None:
     """Watch ROOT/incoming, score what arrives, sort it and keep the record; until SIGTERM."""
-    from service.daemon.run import run as run_daemon
-
     root = root.resolve()
     try:
         settings = settings_module.load(root, instance=instance, log_format=log_format)
     except RootMissing as error:
-        # Not 78, after which the service would stay down: it is to go on once the disk is there.
+        # Not 78, after which systemd would not restart it: it must go on once the disk is there.
         raise TamisError(f"{error}; or, where it is a disk of its own, mount it") from None
     raise typer.Exit(run_daemon(root, settings))

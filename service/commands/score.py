@@ -13,6 +13,7 @@ from models.data.datasets import SUFFIXES, images_under
 from models.detector import Detector, UInt8Array
 from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
 from models.regions import Region
+from models.runtime.load_detector import load_detector
 from service import settings as settings_module
 from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
 from service.errors import TamisError
@@ -55,9 +56,6 @@ def score(
         with engine.connect() as connection:
             chosen_rate = chosen(connection).get(product)
     decider = decider_of(settings, product, model, false_alarm_rate, chosen_rate)
-
-    from models.runtime.load_detector import load_detector
-
     detector = load_detector(model, settings.scoring_threads)
     read = image_reader(settings, draft=model.draft)
     pixel_threshold = model.manifest.calibration.pixel_threshold

@@ -284,16 +284,11 @@ def count(connection: Connection, **filters: Unpack[Filters]) -> int:
 
 
 def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
+    names = {"of_id": "id", "to_state": "state", "to_path": "path", "at": "placed_at"}
+    names |= {"latency": "latency_ms", "code": "error_code"}
     return [
-        {
-            "of_id": one.id,
-            "to_state": one.state,
-            "to_path": one.path,
-            "at": one.placed_at,
-            "latency": one.latency_ms,
-            "code": one.error_code,
-            "text": None if one.error is None else _storable(one.error),
-        }
+        {name: getattr(one, its) for name, its in names.items()}
+        | {"text": None if one.error is None else _storable(one.error)}
         for one in finished
     ]
 
