@@ -29,6 +29,11 @@ from tests.service.web.test_api import (
     test_rate_is_tried_without_a_change_and_chosen_with_one,
 )
 from tests.service.web.test_pages import (
+    test_every_filter_narrows_the_wall_and_is_kept_by_its_links,
+    test_explorer_says_how_many_change_sides_and_applies_without_retraining,
+    test_image_page_tells_history_model_and_neighbours,
+    test_pages_of_the_wall_follow_their_links_to_all_images,
+    test_promotion_and_rollback_ask_first_and_say_what_will_be,
     test_reading_changes_nothing,
     test_today_says_what_came_what_is_wrong_and_what_it_cost,
     test_today_says_where_drift_began_and_forgets_it_with_its_champion,
