@@ -30,12 +30,9 @@ class Scored:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Scores images. Implementations are safe to call from one thread at a time."""
+    """Scores images of `input_size`, height and width. Implementations are safe to call from one thread at a time."""
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that `score` takes."""
-        ...
+    input_size: tuple[int, int]
 
     def score(self, images: UInt8Array) -> Scored:
         """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.

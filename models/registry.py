@@ -190,14 +190,6 @@ def share_files(shared: Path, build: Path) -> None:
             shutil.copy2(path, build / path.name)
 
 
-def list_versions(models_root: Path, product: str) -> list[str]:
-    """Return the names of the product's versions that have a `model.json`, oldest first, unverified."""
-    folder = models_root / product
-    if not folder.is_dir():
-        return []
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and (p / MANIFEST).is_file())
-
-
 def remove_build(build: Path) -> None:
     """Remove an unpublished folder of `publish`, whatever it holds; nothing happens if it is gone already."""
     if not build.name.startswith(BUILD_PREFIX):

@@ -126,18 +126,13 @@ class _Found:
         self.skipped: list[tuple[Path, str]] = []
         normals = self._distinct(given.normals)
         anomalies = self._distinct(given.anomalies)
+        self.calibrate = self._distinct(given.calibrate)
+        normals = {sha256: path for sha256, path in normals.items() if sha256 not in self.calibrate} | self.calibrate
         if both := sorted(set(normals) & set(anomalies)):
             raise DatasetError(
                 f"training of product {given.product}: expected each image to be normal or an anomaly; found the "
                 f"same bytes as both in {normals[both[0]]} and {anomalies[both[0]]}"
                 + (f" and {len(both) - 1} more" if len(both) > 1 else "")
-            )
-        self.calibrate = self._distinct(given.calibrate)
-        normals = {sha256: path for sha256, path in normals.items() if sha256 not in self.calibrate} | self.calibrate
-        if both := sorted(set(self.calibrate) & set(anomalies)):
-            raise DatasetError(
-                f"training of product {given.product}: expected each image to be normal or an anomaly; found the "
-                f"same bytes as both in {self.calibrate[both[0]]} and {anomalies[both[0]]}"
             )
         most = TRAINING_IMAGES_MAX + max(CALIBRATION_IMAGES_MAX, calibration_images_needed(given.false_alarm_rate))
         self.sizes = self._sizes(in_seeded_order(normals, seed)[:most], image_size)

@@ -140,10 +140,7 @@ def look_moved(before: npt.ArrayLike, after: npt.ArrayLike) -> dict[str, Moved |
 
 
 def cause_of(
-    reference: npt.ArrayLike,
-    scores: npt.ArrayLike,
-    threshold: float | None,
-    image_statistics: dict[str, Moved | None],
+    reference: npt.ArrayLike, scores: npt.ArrayLike, threshold: float | None, image_statistics: dict[str, Moved | None]
 ) -> Cause:
     """Return why `scores` `(m,)`, those since drift began, are not like the reference, as far as that can be told.
 

@@ -57,17 +57,8 @@ def share_p_value(beyond: int, images: int, false_alarms: int, n: int) -> float:
     a, b = float(false_alarms), float(n + 1 - false_alarms)
     if b <= 0:
         return 1.0
-    term = math.exp(
-        math.lgamma(images + 1)
-        - math.lgamma(beyond + 1)
-        - math.lgamma(images - beyond + 1)
-        + math.lgamma(beyond + a)
-        + math.lgamma(images - beyond + b)
-        - math.lgamma(images + a + b)
-        + math.lgamma(a + b)
-        - math.lgamma(a)
-        - math.lgamma(b)
-    )
+    log_betas = _log_beta(beyond + a, images - beyond + b) - _log_beta(a, b)
+    term = math.exp(_log_choose(images, beyond) + log_betas)
     total = 0.0
     for j in range(beyond, images + 1):
         total += term
@@ -82,11 +73,15 @@ def binomial_p_value(k: int, n: int, p: float) -> float:
     if p <= 0:
         return 0.0
     log_p, log_q = math.log(p), math.log1p(-p)
-    terms = (
-        math.exp(math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) + j * log_p + (n - j) * log_q)
-        for j in range(k, n + 1)
-    )
-    return min(1.0, sum(terms))
+    return min(1.0, sum(math.exp(_log_choose(n, j) + j * log_p + (n - j) * log_q) for j in range(k, n + 1)))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def _ks_exact(distance: float, n: int, m: int) -> float:
@@ -109,5 +104,4 @@ def _ks_exact(distance: float, n: int, m: int) -> float:
     paths = float(row[m])
     if paths == 0:
         return 1.0
-    log_all = math.lgamma(n + m + 1) - math.lgamma(n + 1) - math.lgamma(m + 1)
-    return min(1.0, max(0.0, 1.0 - math.exp(math.log(paths) + log_scale - log_all)))
+    return min(1.0, max(0.0, 1.0 - math.exp(math.log(paths) + log_scale - _log_choose(n + m, n))))

@@ -50,10 +50,7 @@ def roc(scores: Scores, labels: Labels) -> Curve | None:
     if not anomalies or not normals:
         return None
     true, called, _ = falling_steps(scores, labels)
-    return Curve(
-        x=np.concatenate(([0.0], (called - true) / normals)),
-        y=np.concatenate(([0.0], true / anomalies)),
-    )
+    return Curve(x=np.concatenate(([0.0], (called - true) / normals)), y=np.concatenate(([0.0], true / anomalies)))
 
 
 def precision_recall(scores: Scores, labels: Labels) -> Curve | None:

@@ -150,10 +150,8 @@ def evaluate(
     began = time.perf_counter()
     scores: list[ImageScore] = []
     failures: list[Failure] = []
-    # Without any mask there is nothing to compare maps with, and their comparison is most of the work.
-    pixels = metrics.PixelHistograms() if any(sample.mask for sample in samples) else None
-    unusable: tuple[type[Exception], ...] = (DatasetError, *unreadable)
-    masked, scoring_seconds, done = 0, 0.0, 0
+    counted = _PixelCounts(samples, image_size, (DatasetError, *unreadable), resampling, failures)
+    scoring_seconds, done = 0.0, 0
     paths = [sample.path for sample in samples]
     batches = score_files(
         detector, paths, read, unreadable=unreadable, batch_size=batch_size, decode_threads=decode_threads
@@ -166,31 +164,52 @@ def evaluate(
             scores.append(ImageScore(sample, scored.score))
             if watch is not None:
                 watch(sample, scored)
-            if pixels is None or (sample.label == 1 and sample.mask is None):
-                continue
-            try:
-                common_map, mask = at_common_size(scored.map, sample, image_size)
-                pixels.add(common_map, mask)
-                if resampling is not None:
-                    resampling.add(sample.path, common_map, mask)
-                masked += sample.mask is not None
-            except unusable as error:
-                failures.append(Failure(scored.index, sample.mask or sample.path, str(error)))
+            counted.add(sample, scored)
         done += len(batch.scored) + len(batch.failures)
         if report is not None:
             report(done, len(samples))
     return Evaluation(
-        metrics=metrics_of(scores, threshold, pixels),
+        metrics=metrics_of(scores, threshold, counted.pixels),
         threshold=threshold,
         normals=sum(image.sample.label == 0 for image in scores),
         anomalies=sum(image.sample.label == 1 for image in scores),
-        masked=masked,
-        regions=pixels.regions if pixels is not None else 0,
+        masked=counted.masked,
+        regions=counted.pixels.regions if counted.pixels is not None else 0,
         scores=tuple(scores),
         failures=tuple(failures),
         scoring_seconds=scoring_seconds,
         seconds=time.perf_counter() - began,
     )
+
+
+class _PixelCounts:
+    """The maps of scored images, compared with their masks; those that cannot be are listed in `failures`."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        image_size: ImageSize,
+        unusable: tuple[type[Exception], ...],
+        resampling: ImageHistograms | None,
+        failures: list[Failure],
+    ) -> None:
+        # Without any mask there is nothing to compare maps with, and their comparison is most of the work.
+        self.pixels = metrics.PixelHistograms() if any(sample.mask for sample in samples) else None
+        self.masked = 0
+        self._image_size, self._unusable = image_size, unusable
+        self._resampling, self._failures = resampling, failures
+
+    def add(self, sample: Sample, scored: ScoredFile) -> None:
+        if self.pixels is None or (sample.label == 1 and sample.mask is None):
+            return
+        try:
+            common_map, mask = at_common_size(scored.map, sample, self._image_size)
+            self.pixels.add(common_map, mask)
+            if self._resampling is not None:
+                self._resampling.add(sample.path, common_map, mask)
+            self.masked += sample.mask is not None
+        except self._unusable as error:
+            self._failures.append(Failure(scored.index, sample.mask or sample.path, str(error)))
 
 
 def score_files(
@@ -289,9 +308,7 @@ def metrics_of(
 
 
 def _score_batch(
-    detector: Detector,
-    decoded: list[tuple[int, Path, Future[UInt8Array]]],
-    unreadable: tuple[type[Exception], ...],
+    detector: Detector, decoded: list[tuple[int, Path, Future[UInt8Array]]], unreadable: tuple[type[Exception], ...]
 ) -> tuple[list[ScoredFile], list[Failure]]:
     images, places, failures = [], [], []
     for index, path, future in decoded:

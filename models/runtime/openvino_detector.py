@@ -25,14 +25,9 @@ class OpenVinoDetector(Detector):
 
         Raises ModelCorrupt if the graph cannot be read or does not score an image of the version's input size.
         """
-        self._input_size = version.input_size
+        self.input_size = version.input_size
         self._compiled = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
         self.use_streams(threads or allowed_cores())
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that `score` takes."""
-        return self._input_size
 
     def use_streams(self, streams: int) -> None:
         """Score at most `streams` images side by side from now on, of the cores that the graph was compiled for."""
@@ -42,7 +37,7 @@ class OpenVinoDetector(Detector):
 
     def measure(self) -> Measured:
         """Return how many streams do best here, and how fast each number was; takes less than half a second."""
-        black = np.zeros((self._streams, *self._input_size, 3), dtype=np.uint8)
+        black = np.zeros((self._streams, *self.input_size, 3), dtype=np.uint8)
 
         def run(count: int) -> None:
             # Of so many images at once the queue uses no more streams than that.
@@ -55,15 +50,14 @@ class OpenVinoDetector(Detector):
 
         Raises ValueError for another shape or dtype.
         """
-        check_images(images, self._input_size)
+        check_images(images, self.input_size)
         results: list[tuple[Float32Array, Float32Array] | None] = [None] * len(images)
         for index in range(len(images)):
             self._queue.start_async({0: images[index : index + 1]}, (results, index))
         self._queue.wait_all()
         kept = [result for result in results if result is not None]
         return Scored(
-            scores=np.concatenate([scores for scores, _ in kept]),
-            maps=np.concatenate([maps for _, maps in kept]),
+            scores=np.concatenate([scores for scores, _ in kept]), maps=np.concatenate([maps for _, maps in kept])
         )
 
 

@@ -38,22 +38,15 @@ def compile_for_cpu(model: Any, threads: int = 0) -> Any:
     Each stream has one thread, so what one input gives does not depend on what runs beside it.
     """
     threads = threads or allowed_cores()
-    return (
-        openvino()
-        .Core()
-        .compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "THROUGHPUT",
-                "NUM_STREAMS": str(threads),
-                "INFERENCE_NUM_THREADS": str(threads),
-                "INFERENCE_PRECISION_HINT": "f32",
-                # Training runs beside scoring; two processes pinned to the same cores would starve.
-                "ENABLE_CPU_PINNING": "NO",
-            },
-        )
-    )
+    config = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": str(threads),
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Training runs beside scoring; two processes pinned to the same cores would starve.
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    return openvino().Core().compile_model(model, "CPU", config)
 
 
 def queue_of(compiled: Any, requests: int) -> Any:

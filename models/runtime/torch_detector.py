@@ -38,24 +38,19 @@ class TorchDetector(Detector):
 
         Raises CannotRebuild, and what torch raises where the device does not do.
         """
-        self._input_size = version.input_size
+        self.input_size = version.input_size
         self._device = torch.device(device)
         self._half = half and self._device.type == "cuda"
         self._network = network_of(version).to(self._device).to(memory_format=torch.channels_last)
-        self._images = torch.zeros((BATCH_SIZE, *self._input_size, 3), dtype=torch.uint8, device=self._device)
+        self._images = torch.zeros((BATCH_SIZE, *self.input_size, 3), dtype=torch.uint8, device=self._device)
         self._run = self._captured() if self._device.type == "cuda" else self._forward
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that `score` takes."""
-        return self._input_size
 
     def score(self, images: UInt8Array) -> Scored:
         """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.
 
         Raises ValueError for another shape or dtype.
         """
-        check_images(images, self._input_size)
+        check_images(images, self.input_size)
         scores, maps = [], []
         for start in range(0, len(images), BATCH_SIZE):
             part = torch.from_numpy(np.ascontiguousarray(images[start : start + BATCH_SIZE]))

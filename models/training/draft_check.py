@@ -48,11 +48,7 @@ def check_drafts(
 
 
 def check_draft(
-    detector: Detector,
-    images: Sequence[Path],
-    read: Read,
-    read_draft: ReadDraft | None,
-    false_alarm_rate: float,
+    detector: Detector, images: Sequence[Path], read: Read, read_draft: ReadDraft | None, false_alarm_rate: float
 ) -> DraftCheck:
     """Compare the scores of up to 64 held-out normal `images`, read whole and as drafts.
 

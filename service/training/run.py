@@ -50,18 +50,6 @@ class Trained:
         return self.versions[0]
 
 
-def run_training(
-    engine: Engine,
-    job: TrainingJob,
-    *,
-    promote: bool = False,
-    report: Callable[[Progress], None] = lambda progress: None,
-    on_start: Callable[[subprocess.Popen[bytes]], None] = lambda child: None,
-) -> ModelVersion:
-    """Train one product in a child process, register the version as `run_joint_training` does, and return it."""
-    return run_joint_training(engine, job, promote=promote, report=report, on_start=on_start)[0]
-
-
 def run_joint_training(
     engine: Engine,
     job: TrainingJob,

@@ -13,7 +13,8 @@ import pytest
 
 from models import registry
 from models.errors import ModelCorrupt, ModelError
-from models.registry import list_versions, publish, remove_build, verify
+from models.registry import publish, remove_build, verify
+from tests.support.trainings import list_versions
 
 CALIBRATION = {"false_alarm_rate": 0.1, "threshold": 0.5, "pixel_threshold": 0.7, "scores": [0.5, 0.25]}
 VERSION = "20260102T030405Z-pixel-abcdef"

@@ -33,10 +33,10 @@ from service.storage import images, retrainings, versions
 from service.storage.database.open import open_database
 from service.storage.retrainings import RetrainingRow
 from service.training.job import TrainingJob
-from service.training.run import run_training
 from service.web.pages.review import LABELS_MAX
 from tests.conftest import REAL_DATA
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
+from tests.support.trainings import run_training
 from tests.support.web_process import WebProcess
 
 pytestmark = [pytest.mark.realdata, pytest.mark.long]

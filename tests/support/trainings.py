@@ -1,4 +1,4 @@
-"""Trains in the process of the test, with all choices as keywords."""
+"""Trains in the process of the test, with all choices as keywords, or in a child as the service does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Engine
+
 from models.data.select_images import ProductImages
-from models.registry import ModelVersion
+from models.registry import MANIFEST, ModelVersion
 from models.training.options import Reading, TrainingOptions
+from service.training.job import TrainingJob
+from service.training.run import run_joint_training
 
 
 def train_jointly(products: Sequence[ProductImages], **choices: Any) -> list[ModelVersion]:
@@ -26,3 +30,14 @@ def train(
 ) -> ModelVersion:
     """Train on the normal `images` of one product; return the version. `choices` are `train_jointly`'s."""
     return train_jointly([ProductImages(product, images, false_alarm_rate, anomalies)], **choices)[0]
+
+
+def run_training(engine: Engine, job: TrainingJob, **options: Any) -> ModelVersion:
+    """Train one product in a child process and register the version; return it."""
+    return run_joint_training(engine, job, **options)[0]
+
+
+def list_versions(models_root: Path, product: str) -> list[str]:
+    """Return the names of the product's versions that have a `model.json`, oldest first."""
+    folders = (models_root / product).glob(f"[!.]*/{MANIFEST}")
+    return sorted(path.parent.name for path in folders)

@@ -17,11 +17,12 @@ from models.calibration.thresholds import threshold_at
 from models.data.select_images import ProductImages
 from models.errors import DatasetError, ModelError
 from models.evaluation.metrics import image_auroc
-from models.registry import WEIGHTS, ModelVersion, list_versions, verify
+from models.registry import WEIGHTS, ModelVersion, verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training.calibrate import in_unit_of
 from tests.support import trainings
 from tests.support.made_images import image_size, make_normals, read
+from tests.support.trainings import list_versions
 
 OPTIONS: dict[str, Any] = {
     "kind": "pixel",

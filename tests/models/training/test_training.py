@@ -19,12 +19,13 @@ from models.calibration.thresholds import threshold_at
 from models.data.select_images import Chosen, ProductImages, choose_images, fitting_size
 from models.errors import DatasetError, ParityFailed
 from models.progress import Progress
-from models.registry import ModelVersion, list_versions, verify
+from models.registry import ModelVersion, verify
 from models.runtime.export import check_parity
 from models.runtime.openvino_detector import OpenVinoDetector
 from models.training import train as training
 from tests.support import trainings
 from tests.support.made_images import NORMALS, image_size, make_normals, read
+from tests.support.trainings import list_versions
 
 REPORTED: list[Progress] = []
 

@@ -21,7 +21,7 @@ from models import errors as model_errors
 from models.data.select_images import ProductImages
 from models.errors import MemoryExceeded, TooFewImages
 from models.progress import Progress
-from models.registry import list_versions, verify
+from models.registry import verify
 from service.errors import TamisError, UsageError
 from service.imaging.decode import DecodeError
 from service.names import check_product
@@ -31,8 +31,9 @@ from service.storage.energy_sample import EnergySample
 from service.training import child as training_process
 from service.training import run as training
 from service.training.job import TrainingFailed, TrainingJob, TrainingMade, event_as_line, event_of_line
-from service.training.run import run_joint_training, run_training, train_in_child
+from service.training.run import run_joint_training, train_in_child
 from tests.support.made_images import NORMALS, make_normals
+from tests.support.trainings import list_versions, run_training
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
