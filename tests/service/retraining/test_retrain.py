@@ -20,6 +20,7 @@ from models.progress import Progress
 from models.registry import ModelVersion, file_sha256, write_manifest
 from service import settings as settings_module
 from service.errors import TamisError
+from service.retraining import gate, gate_scoring
 from service.retraining.lock import retraining_lock
 from service.retraining.retrain import clear_up, retrain
 from service.retraining.training_data import select_training_data
@@ -47,6 +48,13 @@ def engine(root: Path) -> Iterator[Engine]:
 def champion(root: Path, engine: Engine) -> ModelVersion:
     (root / "tamis.toml").write_text(SETTINGS)
     return train_champion(root, engine)
+
+
+@pytest.fixture
+def costs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does not depend on the cost of an image: measured for a moment, and no difference is too much."""
+    monkeypatch.setattr(gate_scoring, "_TURN_S_MIN", 0.0)
+    monkeypatch.setattr(gate, "COST_MARGIN", 1e6)
 
 
 def labelled(root: Path, engine: Engine) -> None:
@@ -80,10 +88,10 @@ def test_a_better_challenger_becomes_champion_and_the_report_says_why(
     assert (row.state, row.outcome, row.champion) == ("done", "promoted", champion.version), row.reason
     assert row.challenger is not None and "better in" in (row.reason or "")
     assert states(engine) == {row.challenger: "champion", champion.version: "retired"}
-    gate = json.loads(row.gate or "")
-    figures = {figure["name"]: figure for figure in gate["figures"]}
-    assert (gate["normals"], gate["normals_from"]) == (20, "golden")
-    assert (gate["anomalies"], gate["anomalies_from"]) == (12, "golden")
+    found = json.loads(row.gate or "")
+    figures = {figure["name"]: figure for figure in found["figures"]}
+    assert (found["normals"], found["normals_from"]) == (20, "golden")
+    assert (found["anomalies"], found["anomalies_from"]) == (12, "golden")
     assert figures["image_auroc"]["challenger"] > figures["image_auroc"]["champion"]
     assert figures["cpu_ms_per_image"]["challenger"] > 0 and figures["wh_per_1000_images"]["challenger"] > 0
     page = (root / (row.report or "")).read_text()
@@ -123,6 +131,7 @@ def test_without_new_labels_nothing_is_trained_unless_forced(
     assert run(root, engine).outcome == "skipped"
 
 
+@pytest.mark.usefixtures("costs_do_not_count")
 def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -134,7 +143,7 @@ def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
         row = retrainings.runs(connection, PRODUCT)[-1]
     assert "drawn defects stand in" in (root / (row.report or "")).read_text()
     # The same defects are drawn on the same images each time, so the same version is judged alike.
-    auroc = [{figure["name"]: figure for figure in gate["figures"]}["image_auroc"] for gate in (first, second)]
+    auroc = [{figure["name"]: figure for figure in found["figures"]}["image_auroc"] for found in (first, second)]
     if row.outcome != "promoted":
         assert auroc[0]["champion"] == auroc[1]["champion"]
 
@@ -143,13 +152,14 @@ def test_with_too_few_golden_normals_those_that_calibrated_are_judged_by(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
     label(root, engine, range(100, 105), "normal", "train")
-    gate = json.loads(run(root, engine).gate or "")
-    assert (gate["decision"], gate["normals"]) == ("not judged", 0)  # 9 calibrated: too few as well
+    found = json.loads(run(root, engine).gate or "")
+    assert (found["decision"], found["normals"]) == ("not judged", 0)  # 9 calibrated: too few as well
     row = run(root, engine, force=True)
     assert row.outcome == "challenger" and "too few" in (root / (row.report or "")).read_text()
     assert states(engine)[champion.version] == "champion"
 
 
+@pytest.mark.usefixtures("costs_do_not_count")
 def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -160,6 +170,7 @@ def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
     assert states(engine) == {champion.version: "champion", row.challenger: "challenger"}
 
 
+@pytest.mark.usefixtures("costs_do_not_count")
 def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine, champion: ModelVersion) -> None:
     labelled(root, engine)
     label(root, engine, range(300, 301), "normal", "train")
@@ -178,9 +189,10 @@ def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine,
     assert states(engine)["rival"] == "champion"
 
 
+@pytest.mark.usefixtures("costs_do_not_count")
 def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engine) -> None:
     (root / "tamis.toml").write_text(SETTINGS)
-    champion = train_champion(root, engine, 40, steps=200)
+    champion = train_champion(root, engine, 40, steps=STEPS)
     labelled(root, engine)
     row = run(root, engine, fresh=True, steps=2)
     assert row.outcome == "rejected" and row.reason, row
