@@ -112,11 +112,9 @@ def _too_few(found: int, rate: float, needed: int, method: Method | None) -> str
     cross = found if method != "split" and found >= _cross_least() else 0
     usable = max(split, cross)
     fewest = _cross_least() if method == "cross" else TRAINING_IMAGES_MIN + 1
-    advice = (
-        f"{found} do for a rate of {lowest_rate(usable):g} or more"
-        if usable > 0
-        else f"at least {fewest} are needed at any rate"
-    )
+    advice = f"at least {fewest} are needed at any rate"
+    if usable > 0:
+        advice = f"{found} do for a rate of {lowest_rate(usable):g} or more"
     return (
         f"training at a false-alarm rate of {rate:g}: needs {least} different normal images ({needed} to "
         f"calibrate, {TRAINING_IMAGES_MIN} to train each network); found {found}; {advice}"

@@ -1,9 +1,8 @@
 """Turns the scores of held-out normal images, and of known anomalies, into a threshold and into p-values.
 
-Pure arithmetic, of split conformal prediction where normals alone decide; who the held-out images are is
-decided in training, and what follows from a verdict in the service. A rate is taken as the decimal number that
-it prints as, so that 0.05 of 20 is 1 and float error moves no verdict. By every policy an image is an anomaly
-if and only if its score is above the threshold; p-values are of the normals, whatever the policy.
+Pure arithmetic, of split conformal prediction where normals alone decide. A rate is taken as the decimal number that
+it prints as, so that 0.05 of 20 is 1 and float error moves no verdict. By every policy an image is an anomaly if and
+only if its score is above the threshold; p-values are of the normals, whatever the policy.
 """
 
 from __future__ import annotations
@@ -70,13 +69,7 @@ def threshold_by(policy: Policy, normal_scores: npt.ArrayLike, anomaly_scores: n
     if isinstance(policy, AtBestF1):
         return threshold_for_f1(normal_scores, anomaly_scores, policy.prevalence)
     if isinstance(policy, AtLeastCost):
-        return threshold_for_cost(
-            normal_scores,
-            anomaly_scores,
-            cost_of_miss=policy.cost_of_miss,
-            cost_of_false_alarm=policy.cost_of_false_alarm,
-            prevalence=policy.prevalence,
-        )
+        return threshold_for_cost(normal_scores, anomaly_scores, policy)
     if not math.isfinite(policy.threshold):
         raise ValueError(f"fixed threshold: expected a finite number; found {policy.threshold!r}")
     return float(policy.threshold)
@@ -119,30 +112,23 @@ def threshold_for_f1(
     return _best(normal_scores, anomaly_scores, prevalence, f1, "f1")
 
 
-def threshold_for_cost(
-    normal_scores: npt.ArrayLike,
-    anomaly_scores: npt.ArrayLike,
-    *,
-    cost_of_miss: float,
-    cost_of_false_alarm: float,
-    prevalence: float,
-) -> float:
+def threshold_for_cost(normal_scores: npt.ArrayLike, anomaly_scores: npt.ArrayLike, policy: AtLeastCost) -> float:
     """Return the threshold of least expected cost, from scores `(n,)` of normals and `(m,)` of known anomalies.
 
     With R(t) the share of the anomalies above t, F(t) that of the normals and q the prevalence, the expected
     cost per image is q (1 - R) cost_of_miss + (1 - q) F cost_of_false_alarm (Elkan, The Foundations of
-    Cost-Sensitive Learning, IJCAI 2001). Costs are in any unit, the same for both. Ties as in
-    `threshold_for_f1`. Where to call everything an anomaly, or nothing, costs least, that is what comes of it.
-    Raises NoAnomalyScores if m is 0, ValueError for a cost that is not positive.
+    Cost-Sensitive Learning, IJCAI 2001). Ties as in `threshold_for_f1`. Raises NoAnomalyScores if m is 0, ValueError
+    for a cost that is not positive.
     """
-    for name, cost in (("cost of a miss", cost_of_miss), ("cost of a false alarm", cost_of_false_alarm)):
+    miss, alarm = policy.cost_of_miss, policy.cost_of_false_alarm
+    for name, cost in (("cost of a miss", miss), ("cost of a false alarm", alarm)):
         if not (math.isfinite(cost) and cost > 0):
             raise ValueError(f"{name}: expected a finite number above 0; found {cost!r}")
 
     def saved(false_alarms: Float64Array, recall: Float64Array, share: float) -> Float64Array:
-        return -(share * (1 - recall) * cost_of_miss + (1 - share) * false_alarms * cost_of_false_alarm)
+        return -(share * (1 - recall) * miss + (1 - share) * false_alarms * alarm)
 
-    return _best(normal_scores, anomaly_scores, prevalence, saved, "cost")
+    return _best(normal_scores, anomaly_scores, policy.prevalence, saved, "cost")
 
 
 def wider_threshold(calibration_scores: npt.ArrayLike, threshold: float, factor: float) -> float:

@@ -67,13 +67,7 @@ def intervals(
     scores, labels = checked(judged.scores, labels)
     found = _resampled([judged], labels, seed, resamples)[0]
     counts = at_threshold(scores, labels, judged.threshold)
-    result: dict[str, Interval | None] = {}
-    coarse = _coarse(judged)
-    for name, values in found.items():
-        value = known.get(name)
-        if value is not None and name in PIXEL_METRICS:
-            values = np.clip(values + (value - coarse[name]), 0.0, 1.0)
-        result[name] = None if value is None else _percentiles(values)
+    result = _bootstrapped(found, known, _coarse(judged), 0.0)
     if known.get("recall") is not None:
         result["recall"] = wilson(counts.true_positives, counts.true_positives + counts.false_negatives)
     if known.get("false_alarm_rate") is not None:
@@ -86,9 +80,6 @@ def difference_intervals(
     second: ScoredVersion,
     labels: Labels,
     differences: Mapping[str, float | None],
-    *,
-    seed: int = SEED,
-    resamples: int = RESAMPLES,
 ) -> dict[str, Interval | None]:
     """Return the interval of each metric of `second` less that of `first`; None where `differences` has None.
 
@@ -96,16 +87,8 @@ def difference_intervals(
     hard for both cancels. `labels` `(N,)` belong to the scores of both. None where no resample differs.
     """
     _, labels = checked(first.scores, labels)
-    before, after = _resampled([first, second], labels, seed, resamples)
-    coarse_before, coarse_after = _coarse(first), _coarse(second)
-    result: dict[str, Interval | None] = {}
-    for name in [name for name in before if name in after]:
-        value = differences.get(name)
-        values = after[name] - before[name]
-        if value is not None and name in PIXEL_METRICS:
-            values = np.clip(values + (value - (coarse_after[name] - coarse_before[name])), -1.0, 1.0)
-        result[name] = None if value is None else _percentiles(values)
-    return result
+    before, after = _resampled([first, second], labels, SEED, RESAMPLES)
+    return _bootstrapped(_less(after, before), differences, _less(_coarse(second), _coarse(first)), -1.0)
 
 
 def wilson(successes: int, trials: int) -> Interval | None:
@@ -185,6 +168,23 @@ def _measure(judged: ScoredVersion, labels: Counts) -> Callable[[Weights], dict[
             }
 
     return measure
+
+
+def _less(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: after[name] - value for name, value in before.items() if name in after}
+
+
+def _bootstrapped(
+    found: Mapping[str, Float64Array], known: Mapping[str, float | None], coarse: Mapping[str, float], least: float
+) -> dict[str, Interval | None]:
+    """Return the percentile intervals of `found`; pixel metrics moved from `coarse` to `known`, from `least` to 1."""
+    result = {}
+    for name, values in found.items():
+        value = known.get(name)
+        if value is not None and name in PIXEL_METRICS:
+            values = np.clip(values + (value - coarse[name]), least, 1.0)
+        result[name] = None if value is None else _percentiles(values)
+    return result
 
 
 def _percentiles(values: Float64Array) -> Interval | None:

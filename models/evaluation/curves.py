@@ -82,14 +82,5 @@ def sweep(
         except TooFewImages:
             continue
         found = at_threshold(scores, labels, threshold)
-        points.append(
-            SweepPoint(
-                calibrated_rate=rate,
-                threshold=threshold,
-                false_alarm_rate=found.false_alarm_rate,
-                recall=found.recall,
-                precision=found.precision,
-                f1=found.f1,
-            )
-        )
+        points.append(SweepPoint(rate, threshold, found.false_alarm_rate, found.recall, found.precision, found.f1))
     return points

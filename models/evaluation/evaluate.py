@@ -98,8 +98,7 @@ class Metrics:
 class Evaluation:
     """The metrics at `threshold`, what they rest on, and the pace.
 
-    `images` counts scored images; `failures` lists those, and masks, that could not be read.
-    `scoring_seconds` is the time from file to score, `seconds` with masks and metrics.
+    `failures` lists images and masks that could not be read. `scoring_seconds` is from file to score, `seconds` all.
     """
 
     metrics: Metrics
@@ -140,12 +139,10 @@ def evaluate(
 ) -> Evaluation:
     """Score `samples` and return the metrics; an image is called an anomaly iff it scores above `threshold`.
 
-    `read` and `image_size` raise one of `unreadable` for a file that is no image; it is then listed and
-    left out, and so is an image whose score or map is not finite. An anomaly without a mask counts for the
-    image metrics and is left out of the pixel metrics, as its defects are somewhere unknown.
-    `report(done, total)` is called after each batch, `watch` with each scored image and its map, which it should
-    not keep for all of them. `resampling` gets the maps that pixel metrics count, for confidence intervals. At most
-    two batches of images and one map at common size are held.
+    `read` and `image_size` raise one of `unreadable` for a file that is no image; it is then listed and left out, and
+    so is an image whose score or map is not finite. An anomaly without a mask counts for the image metrics alone.
+    `report(done, total)` is called after each batch, `watch` with each scored image and its map, which it should not
+    keep for all of them. `resampling` gets the maps that pixel metrics count, for confidence intervals.
     """
     began = time.perf_counter()
     scores: list[ImageScore] = []
@@ -223,8 +220,7 @@ def score_files(
 ) -> Iterator[ScoredBatch]:
     """Yield the scores of `paths` in batches, in order; the next batch is decoded while one is scored.
 
-    While the caller works on a batch nothing runs here, so that `ScoredBatch.seconds` is the whole cost from
-    file to score and nothing else.
+    Nothing runs here while the caller works on a batch: `ScoredBatch.seconds` is the whole cost from file to score.
     """
     remaining = iter(enumerate(paths))
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
@@ -252,9 +248,8 @@ def at_common_size(
 ) -> tuple[Float32Array, BoolArray | None]:
     """Return the map and the mask of `sample` at one size: float32 `(H, W)`, and bool `(H, W)` or None.
 
-    The size is that of the image, shrunk until its longer side has `metrics.COMMON_SIDE_MAX` pixels. The
-    map covers the whole image, whatever its sides. Raises DatasetError for a mask whose size is not its
-    image's.
+    The size is that of the image, shrunk until its longer side has `metrics.COMMON_SIDE_MAX` pixels. Raises
+    DatasetError for a mask whose size is not its image's.
     """
     height, width = image_size(sample.path)
     size = metrics.common_size(height, width)
@@ -325,6 +320,5 @@ def _score_batch(
         if np.isfinite(score) and np.isfinite(anomaly_map).all():
             scored.append(ScoredFile(index, path, float(score), anomaly_map))
         else:
-            message = f"expected a finite score and anomaly map; found score {score}"
-            failures.append(Failure(index, path, message))
+            failures.append(Failure(index, path, f"expected a finite score and anomaly map; found score {score}"))
     return scored, failures

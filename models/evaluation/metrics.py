@@ -158,15 +158,13 @@ def best_f1(scores: Scores, labels: Labels) -> BestF1 | None:
 class PixelHistograms:
     """Pixel AUROC and AUPRO over any number of maps in 25 MB, by histograms of the maps' values.
 
-    Both are areas under curves that need, at each threshold t, no more than the number of normal pixels
-    above t, the number of defect pixels above t, and the sum over defect regions of the share of the region
-    above t. The last is a sum over pixels as well, each weighing 1 / (size of its region). So three
-    histograms are enough, and one image is looked at a time.
+    Both are areas under curves that need, at each threshold t, only the numbers of normal and of defect pixels above
+    t, and the sum over defect regions of the share of the region above t: a sum over pixels too, each weighing
+    1 / (size of its region). So three histograms are enough.
 
     A bin holds the float32 values that share sign, exponent and the 11 leading bits of the fraction: at most
-    0.05 % of a value wide, at any scale and without knowing the range beforehand. From one corner of a bin to
-    the next both curves only rise, so that the chord errs by at most half of the bin's rectangle; the sum of
-    these is returned as `Area.error`.
+    0.05 % of a value wide, at any scale. From one corner of a bin to the next both curves only rise, so the chord
+    errs by at most half of the bin's rectangle; `Area.error` is the sum of these.
     """
 
     def __init__(self) -> None:

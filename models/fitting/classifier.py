@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from models.calibration.split import balanced
-from models.data.select_images import Read
 from models.fitting.feature_cache import FrozenNetwork, reporting
-from models.fitting.fit_result import FitResult
-from models.fitting.limits import TrainingLimits
+from models.fitting.fit_result import FitRequest, FitResult
 from models.networks.classifier import PARTS, POOLS, ClassifierScoringGraph, PooledFeatures
 from models.networks.pretrained import BackboneSource, load_pretrained
 from models.progress import Progress
@@ -24,19 +22,8 @@ if TYPE_CHECKING:
 STEPS = 500  # iterations of the solver, at most
 
 
-def fit_classifier(
-    products: Sequence[Sequence[Path]],
-    size: tuple[int, int],
-    seed: int,
-    steps: int,
-    limits: TrainingLimits,
-    read: Read,
-    report: Callable[[Progress], None],
-    *,
-    anomalies: Sequence[Path],
-    source: BackboneSource,
-) -> FitResult:
-    """Return the classifier of the normals of all `products` against `anomalies`, at least two, the same for each.
+def fit_classifier(request: FitRequest, *, anomalies: Sequence[Path], source: BackboneSource) -> FitResult:
+    """Return the classifier of the normals of all products against `anomalies`, at least two, the same for each.
 
     Raises BackboneUnavailable if there are no weights for `source`.
     """
@@ -45,19 +32,21 @@ def fit_classifier(
 
     backbone, channels, about = load_pretrained(source)
     # The same image in two folds would be learnt from and left out at once.
-    normals = list(dict.fromkeys(balanced(products)))
+    normals = list(dict.fromkeys(balanced(request.products)))
     paths = [*normals, *anomalies]
-    images = reporting((read(path, size) for path in paths), len(paths), "features", report)
+    size, report = request.size, request.report
+    images = reporting((request.read(path, size) for path in paths), len(paths), "features", report)
     features = FrozenNetwork(PooledFeatures(backbone), size).first_outputs(images).astype(np.float64)
     labels = np.arange(len(features)) >= len(normals)
     report(Progress("training", 0, 1))
-    head = fit_linear_head(features, labels, _columns(channels), seed, steps, limits.deadline)
+    columns = _columns(channels)
+    head = fit_linear_head(features, labels, columns, request.seed, request.steps, request.limits.deadline)
     uncertain = "cross-validation tells anomalies from normals no better than chance" if head.auroc <= 0.5 else None
     report(Progress("training", 1, 1, uncertain))
     weight, centre = (torch.tensor(values, dtype=torch.float32) for values in (head.weight, head.centre))
     graph = ClassifierScoringGraph(backbone, channels, POOLS[head.pool], weight, centre, head.offset).eval()
     return FitResult(
-        graphs=[graph] * len(products),
+        graphs=[graph] * len(request.products),
         stride=graph.stride,
         steps=head.iterations,
         loss=head.log_loss,

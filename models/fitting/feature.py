@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -21,25 +21,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.calibration.split import balanced
-from models.data.select_images import Read
 from models.detector import Float32Array, UInt8Array
 from models.fitting.augment import harmless, vary
 from models.fitting.feature_cache import CROP_SIDE, KEPT, POOL_BYTES, SEEN, FrozenNetwork, crop_pool, position_pool
-from models.fitting.fit_result import FitResult
-from models.fitting.limits import TrainingLimits
+from models.fitting.fit_result import FitRequest, FitResult
 from models.fitting.optimise import optimise
 from models.fitting.segmentation_head import fit_head
 from models.fitting.trim import mean_of_highest, worst
 from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart, start_features
-from models.networks.backbone import (
-    BACKBONE,
-    DETAIL,
-    FEATURES,
-    STRIDE,
-    WEIGHTS_SHA256,
-    FeatureExtractor,
-    load_extractor,
-)
+from models.networks import backbone
+from models.networks.backbone import DETAIL, FEATURES, STRIDE, FeatureExtractor, load_extractor
 from models.networks.feature_autoencoder import WIDTHS, FeatureAutoencoder, Standardisation, Whitening
 from models.networks.feature_detector import (
     ERROR_SHARE,
@@ -48,9 +39,7 @@ from models.networks.feature_detector import (
     FeaturesAndResiduals,
     FeatureScoringGraph,
 )
-from models.networks.segmentation_head import WIDTH as HEAD_WIDTH
-from models.networks.segmentation_head import SegmentationHead
-from models.progress import Progress
+from models.networks.segmentation_head import WIDTH, SegmentationHead
 from models.synthetic_defects.draw import draw_defects, share_by_position
 
 STEPS = 800
@@ -68,17 +57,6 @@ IMAGES_FEW = 160
 DRAWN, PLAIN = 900, 300
 CROPS_EACH = 2
 IMAGES_HELD = 1000
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What every step of one fit is given."""
-
-    size: tuple[int, int]
-    seed: int
-    limits: TrainingLimits
-    read: Read
-    report: Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -114,34 +92,24 @@ class _Base:
     loss: float
 
 
-def fit_feature(
-    products: Sequence[Sequence[Path]],
-    size: tuple[int, int],
-    seed: int,
-    steps: int,
-    limits: TrainingLimits,
-    read: Read,
-    report: Callable[[Progress], None],
-    warm: WarmStart | None = None,
-    trim_fraction: float = 0.0,
-) -> FitResult:
-    """Return the detectors fitted to the normal images of `products`, each in the order of its seeded hashes.
+def fit_feature(request: FitRequest, warm: WarmStart | None = None, trim_fraction: float = 0.0) -> FitResult:
+    """Return the detectors fitted to the normal images of the products, each in the order of its seeded hashes.
 
     All products share autoencoder and head, which start from the weights of `warm` if they fit, in half the steps.
     Each has its own overview and its own scale of the evidence. The `trim_fraction` of the images that is rebuilt
     worst is left out.
     """
-    run = _Run(size, seed, limits, read, report)
+    products, size, seed = request.products, request.size, request.seed
     held_out = [paths[: min(max(round(TUNE_SHARE * len(paths)), TUNE_MIN), TUNE_MAX)] for paths in products]
     all_held_out = frozenset(chain(*held_out))
-    tunes = [[read(path, size) for path in paths] for paths in held_out]
+    tunes = [[request.read(path, size) for path in paths] for paths in held_out]
     fitting = balanced([[path for path in paths if path not in all_held_out] for paths in products])
 
-    base = _fit_base(run, fitting, len(products), list(chain(*tunes)), steps, warm, trim_fraction)
+    base = _fit_base(request, fitting, list(chain(*tunes)), warm, trim_fraction)
     fitting = [path for path in fitting if path not in base.trimmed]
     network = FrozenNetwork(base.network, size)
     changes = harmless(list(chain(*tunes)), lambda images: _errors(network, images), seed)
-    head, head_steps = _fit_head(run, base, network, fitting, changes)
+    head, head_steps = _fit_head(request, base, network, fitting, changes)
 
     graphs = []
     for overview, tune in zip(base.overviews, tunes, strict=True):
@@ -157,12 +125,12 @@ def fit_feature(
         architecture={
             "features": FEATURES,
             "autoencoder_widths": list(WIDTHS),
-            "head_width": HEAD_WIDTH,
+            "head_width": WIDTH,
             "head_steps": head_steps,
             "tuning_images": len(all_held_out),
             "harmless_changes": changes,
         },
-        backbone={"name": BACKBONE, "weights_sha256": WEIGHTS_SHA256},
+        backbone={"name": backbone.BACKBONE, "weights_sha256": backbone.WEIGHTS_SHA256},
         map_meaning="softplus of the log of the mean of one over tail probability, of head and autoencoder",
         score_meaning="log of the mean of one over tail probability, of head and novelty (autoencoder and overview)",
         warm_start=warm.version if warm is not None and base.warm_head is not None else None,
@@ -171,23 +139,21 @@ def fit_feature(
 
 
 def _fit_base(
-    run: _Run,
+    request: FitRequest,
     paths: Sequence[Path],
-    products: int,
     tune: Sequence[UInt8Array],
-    steps: int,
     warm: WarmStart | None,
     trim_fraction: float,
 ) -> _Base:
-    """Fit whitening, overviews and autoencoder to the images `paths`, those of the `products` in turn."""
-    extractor = load_extractor()
-    pool, validation = _pools(run, extractor, paths, products, tune)
+    """Fit whitening, overviews and autoencoder to the images `paths`, those of the products in turn."""
+    extractor, steps, products = load_extractor(), request.steps, len(request.products)
+    pool, validation = _pools(request, extractor, paths, tune)
     whitening, standardisation = _scales(pool)
     trimmed: frozenset[Path] = frozenset()
     if trim_fraction > 0:
         weights = start_features(warm, whitening, standardisation)
         first = max(2, round(TRIM_STEPS_SHARE * steps))
-        judge = weights[0] if weights else _fit_autoencoder(run, pool, validation, whitening, first)[0]
+        judge = weights[0] if weights else _fit_autoencoder(request, pool, validation, whitening, first)[0]
         trimmed = worst(pool.paths, _pool_errors(pool, whitening, judge), trim_fraction)
         pool = pool.without(trimmed)
         whitening, standardisation = _scales(pool)
@@ -195,23 +161,25 @@ def _fit_base(
     warm_autoencoder, warm_head = start_features(warm, whitening, standardisation) or (None, None)
     if warm_autoencoder:
         steps = max(2, round(WARM_STEPS_SHARE * steps))
-    autoencoder, done, loss = _fit_autoencoder(run, pool, validation, whitening, steps, warm_autoencoder)
+    autoencoder, done, loss = _fit_autoencoder(request, pool, validation, whitening, steps, warm_autoencoder)
     network = FeaturesAndResiduals(extractor, whitening, autoencoder, standardisation).eval()
     return _Base(network, overviews, trimmed, warm_head, steps, done, loss)
 
 
 def _pools(
-    run: _Run, extractor: FeatureExtractor, paths: Sequence[Path], products: int, tune: Sequence[UInt8Array]
+    request: FitRequest, extractor: FeatureExtractor, paths: Sequence[Path], tune: Sequence[UInt8Array]
 ) -> tuple[_Pool, Tensor]:
     """Return the features to fit to, and of positions of the images `tune`, by which the fit is validated."""
-    network = FrozenNetwork(extractor, run.size)
+    network = FrozenNetwork(extractor, request.size)
     copies = math.ceil(IMAGES_FEW / len(paths))
     rows = [path for path in paths for _ in range(copies)]
-    room = min(POOL_BYTES, run.limits.pool_bytes // 2)
-    positions, overviews = position_pool(network, _lit(run, paths, copies), len(rows), run.seed, run.report, room)
-    product = torch.arange(len(paths)).remainder(products).repeat_interleave(copies)
+    room = min(POOL_BYTES, request.limits.pool_bytes // 2)
+    positions, overviews = position_pool(
+        network, _lit(request, paths, copies), len(rows), request.seed, request.report, room
+    )
+    product = torch.arange(len(paths)).remainder(len(request.products)).repeat_interleave(copies)
     room = 2 * KEPT * max(VALIDATION_POSITIONS, len(tune))
-    validation, _ = position_pool(network, tune, len(tune), run.seed, run.report, room)
+    validation, _ = position_pool(network, tune, len(tune), request.seed, request.report, room)
     return _Pool(rows, product, positions, overviews), validation
 
 
@@ -229,7 +197,7 @@ def _overview(overviews: Tensor) -> Whitening:
 
 
 def _fit_autoencoder(
-    run: _Run,
+    request: FitRequest,
     pool: _Pool,
     validation: Tensor,
     whitening: Whitening,
@@ -239,9 +207,9 @@ def _fit_autoencoder(
     """Return the autoencoder, the steps done and the last loss; takes half of the time left at most."""
     autoencoder = warm_weights or FeatureAutoencoder()
     rate = LEARNING_RATE * (WARM_RATE_SHARE if warm_weights else 1)
-    rng = torch.Generator().manual_seed(run.seed)
+    rng = torch.Generator().manual_seed(request.seed)
     now = time.monotonic()
-    deadline = now + (run.limits.deadline - now) / 2
+    deadline = now + (request.limits.deadline - now) / 2
 
     def loss_of(positions: Tensor) -> Tensor:
         with torch.no_grad():
@@ -253,7 +221,7 @@ def _fit_autoencoder(
         return loss_of(pool.positions[torch.randint(len(pool.positions), (POSITIONS,), generator=rng)])
 
     validation_loss = functools.partial(loss_of, validation)
-    done, last = optimise(autoencoder, loss, rate, steps, deadline, run.report, validation_loss=validation_loss)
+    done, last = optimise(autoencoder, loss, rate, steps, deadline, request.report, validation_loss=validation_loss)
     return autoencoder, done, last
 
 
@@ -274,32 +242,32 @@ def _whitened(whitening: Whitening, positions: Tensor) -> Tensor:
 
 
 def _fit_head(
-    run: _Run, base: _Base, network: FrozenNetwork, paths: Sequence[Path], changes: Sequence[str]
+    request: FitRequest, base: _Base, network: FrozenNetwork, paths: Sequence[Path], changes: Sequence[str]
 ) -> tuple[SegmentationHead, int]:
     """Return the head fitted to what `network` makes of drawn defects and of normal images, and the steps done."""
-    most = max(1, min(run.limits.pool_bytes // (4 * run.size[0] * run.size[1] * 3), IMAGES_HELD))
-    held = {path: run.read(path, run.size) for path in list(dict.fromkeys(paths))[:most]}
+    seed = request.seed
+    most = max(1, min(request.limits.pool_bytes // (4 * request.size[0] * request.size[1] * 3), IMAGES_HELD))
+    held = {path: request.read(path, request.size) for path in list(dict.fromkeys(paths))[:most]}
     # As many of each product, so that a shared head does not know best the one with the most images.
     normal = [held[path] for path in paths if path in held]
-    share = run.limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
+    share = request.limits.pool_bytes / (3 * (DRAWN + PLAIN) * CROPS_EACH * SEEN * CROP_SIDE**2)
     # A training cut short on purpose sees fewer images, too.
     share = min(1.0, share, base.steps / STEPS)
 
-    count = max(16, round(share * DRAWN))
-    drawn = crop_pool(network, _drawn(normal, count, changes, run.seed), count, CROPS_EACH, run.seed, run.report)
-    count = max(16, round(share * PLAIN))
-    plain = crop_pool(network, _plain(normal, count, changes, run.seed), count, CROPS_EACH, run.seed, run.report)
+    drawn, plain = (
+        crop_pool(network, images(normal, count, changes, seed), count, CROPS_EACH, seed, request.report)
+        for images, count in ((_drawn, max(16, round(share * DRAWN))), (_plain, max(16, round(share * PLAIN))))
+    )
     steps = max(2, round(HEAD_STEPS_SHARE * base.steps))
-    normals = list(held.values())
-    return fit_head(network, normals, drawn, plain, run.seed, steps, run.limits.deadline, run.report, base.warm_head)
+    return fit_head(request, network, list(held.values()), drawn, plain, steps, base.warm_head)
 
 
-def _lit(run: _Run, paths: Sequence[Path], copies: int) -> Iterator[UInt8Array]:
+def _lit(request: FitRequest, paths: Sequence[Path], copies: int) -> Iterator[UInt8Array]:
     """Yield each image as it is and `copies` - 1 times in slightly other light; if it comes again, only the latter."""
-    rng = np.random.default_rng([run.seed, 0])
+    rng = np.random.default_rng([request.seed, 0])
     seen: set[Path] = set()
     for path in paths:
-        image = run.read(path, run.size)
+        image = request.read(path, request.size)
         for copy in range(copies):
             yield image if copy == 0 and path not in seen else vary(image, (), rng)
         seen.add(path)

@@ -1,13 +1,30 @@
-"""What fitting a network gives: the value that each kind's fit returns to the training."""
+"""What the fit of every kind gets from the training, and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from models.data.select_images import Read
+from models.fitting.limits import TrainingLimits
+from models.progress import Progress
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What to fit to: the normal images of each product, read at `size`, in `steps` steps within `limits`."""
+
+    products: Sequence[Sequence[Path]]
+    size: tuple[int, int]
+    seed: int
+    steps: int
+    limits: TrainingLimits
+    read: Read
+    report: Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.calibration.split import balanced
-from models.data.select_images import Read
 from models.detector import Float32Array
-from models.fitting.fit_result import FitResult
-from models.fitting.limits import TrainingLimits
+from models.fitting.fit_result import FitRequest, FitResult
 from models.fitting.optimise import optimise
 from models.fitting.trim import mean_of_highest, worst
 from models.fitting.warm_start import TRIM_STEPS_SHARE, WARM_RATE_SHARE, WARM_STEPS_SHARE, WarmStart
 from models.networks.pixel_autoencoder import BOTTLENECK, WIDTHS, PixelAutoencoder, PixelScoringGraph, as_pixels
-from models.progress import Progress
 
 STEPS = 400
 IMAGES = 16  # in a step
@@ -28,22 +24,13 @@ LEARNING_RATE = 2e-3
 ERROR_SHARE = 0.03
 
 
-def fit_pixel(
-    products: Sequence[Sequence[Path]],
-    size: tuple[int, int],
-    seed: int,
-    steps: int,
-    limits: TrainingLimits,
-    read: Read,
-    report: Callable[[Progress], None],
-    warm: WarmStart | None = None,
-    trim_fraction: float = 0.0,
-) -> FitResult:
-    """Return the detector fitted to the normals of all `products`, starting from the weights of `warm` if they fit."""
-    held = balanced(products)[: limits.pool_bytes // (size[0] * size[1] * 3)]
-    images = torch.from_numpy(np.stack([read(path, size) for path in held]))
+def fit_pixel(request: FitRequest, warm: WarmStart | None = None, trim_fraction: float = 0.0) -> FitResult:
+    """Return the detector of all products, starting from the weights of `warm` if they fit."""
+    size, steps, deadline = request.size, request.steps, request.limits.deadline
+    held = balanced(request.products)[: request.limits.pool_bytes // (size[0] * size[1] * 3)]
+    images = torch.from_numpy(np.stack([request.read(path, size) for path in held]))
     autoencoder = PixelAutoencoder()
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(request.seed)
 
     warm_weights = warm is not None and warm.fill(autoencoder, "autoencoder")
     rate = LEARNING_RATE * (WARM_RATE_SHARE if warm_weights else 1)
@@ -56,13 +43,13 @@ def fit_pixel(
     if trim_fraction > 0:
         if not warm_weights:
             first = max(2, round(TRIM_STEPS_SHARE * steps))
-            optimise(autoencoder, loss, LEARNING_RATE, first, limits.deadline, report, "training to trim")
+            optimise(autoencoder, loss, LEARNING_RATE, first, deadline, request.report, "training to trim")
         left_out = worst(held, _errors(autoencoder.eval(), images), trim_fraction)
         images = images[torch.tensor([path not in left_out for path in held])]
     steps = max(2, round(WARM_STEPS_SHARE * steps)) if warm_weights else steps
-    done, last = optimise(autoencoder, loss, rate, steps, limits.deadline, report)
+    done, last = optimise(autoencoder, loss, rate, steps, deadline, request.report)
     return FitResult(
-        graphs=[PixelScoringGraph(autoencoder).eval()] * len(products),
+        graphs=[PixelScoringGraph(autoencoder).eval()] * len(request.products),
         stride=PixelScoringGraph.stride,
         steps=done,
         loss=last,

@@ -6,16 +6,16 @@ crops seldom show them (hard negative mining; Shrivastava et al., CVPR 2016).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from models.detector import UInt8Array
 from models.fitting.feature_cache import Crops, FrozenNetwork, hardest_crops
+from models.fitting.fit_result import FitRequest
 from models.fitting.optimise import optimise
 from models.networks.segmentation_head import SegmentationHead, defect_loss
-from models.progress import Progress
 
 LEARNING_RATES = (3e-3, 2e-3)
 # Crops in a step of each round: with drawn defects, of normal images, of false alarms.
@@ -26,14 +26,12 @@ DROPPED = 0.1
 
 
 def fit_head(
+    request: FitRequest,
     network: FrozenNetwork,
     normal: Sequence[UInt8Array],
     drawn: Crops,
     plain: Crops,
-    seed: int,
     steps: int,
-    deadline: float,
-    report: Callable[[Progress], None],
     warm_weights: SegmentationHead | None = None,
 ) -> tuple[SegmentationHead, int]:
     """Return the head, starting from `warm_weights` if given, and the steps done, at most twice `steps`.
@@ -41,24 +39,20 @@ def fit_head(
     `normal` are searched for its false alarms.
     """
     head = (warm_weights or SegmentationHead()).to(memory_format=torch.channels_last)
-    done = _round(head, (drawn, plain), 0, seed, steps, deadline, report)
+    done = _round(request, head, (drawn, plain), 0, steps)
     hard = hardest_crops(
-        network, lambda seen: head(seen.contiguous(memory_format=torch.channels_last)), normal, FALSE_ALARMS, report
+        network,
+        lambda seen: head(seen.contiguous(memory_format=torch.channels_last)),
+        normal,
+        FALSE_ALARMS,
+        request.report,
     )
-    done += _round(head, (drawn, plain, hard), 1, seed, steps, deadline, report)
+    done += _round(request, head, (drawn, plain, hard), 1, steps)
     return head.to(memory_format=torch.contiguous_format), done
 
 
-def _round(
-    head: SegmentationHead,
-    pools: Sequence[Crops],
-    number: int,
-    seed: int,
-    steps: int,
-    deadline: float,
-    report: Callable[[Progress], None],
-) -> int:
-    rng = torch.Generator().manual_seed(2 * seed + number)
+def _round(request: FitRequest, head: SegmentationHead, pools: Sequence[Crops], number: int, steps: int) -> int:
+    rng = torch.Generator().manual_seed(2 * request.seed + number)
 
     def loss() -> Tensor:
         seen, shares = [], []
@@ -72,4 +66,4 @@ def _round(
         return defect_loss(head(crops)[:, 0], torch.cat(shares))
 
     stage = f"training the head, round {number + 1} of {len(ROUNDS)}"
-    return optimise(head, loss, LEARNING_RATES[number], steps, deadline, report, stage)[0]
+    return optimise(head, loss, LEARNING_RATES[number], steps, request.limits.deadline, request.report, stage)[0]

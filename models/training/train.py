@@ -23,7 +23,7 @@ from models.calibration.split import FOLDS
 from models.data.image_list import write_image_list
 from models.data.select_images import Chosen, ProductImages, choose_images
 from models.detector import Detector
-from models.fitting.fit_result import FitResult
+from models.fitting.fit_result import FitRequest, FitResult
 from models.fitting.limits import TrainingLimits, memory_peak_bytes
 from models.manifest import Backbone, Calibration, DraftCheck, Manifest, Parity, Training, TrainingEnergy
 from models.progress import Progress
@@ -172,7 +172,7 @@ def _fitting(options: TrainingOptions, chosen: Sequence[Chosen], reading: Readin
     steps = options.steps or steps
 
     def network(products: Sequence[Sequence[Path]], limits: TrainingLimits, report: Report) -> FitResult:
-        return fit(products, chosen[0].input_size, options.seed, steps, limits, reading.read, report)
+        return fit(FitRequest(products, chosen[0].input_size, options.seed, steps, limits, reading.read, report))
 
     return network, steps
 

@@ -125,7 +125,7 @@ def test_no_threshold_has_a_higher_f1(normals: list[float], anomalies: list[floa
 def test_no_threshold_costs_less(
     normals: list[float], anomalies: list[float], miss: float, alarm: float, share: float
 ) -> None:
-    threshold = threshold_for_cost(normals, anomalies, cost_of_miss=miss, cost_of_false_alarm=alarm, prevalence=share)
+    threshold = threshold_for_cost(normals, anomalies, AtLeastCost(miss, alarm, share))
     found = cost_of(normals, anomalies, threshold, miss, alarm, share)
     for other in np.arange(-0.5, 13, 0.25):
         assert cost_of(normals, anomalies, other, miss, alarm, share) >= found - 1e-9
@@ -134,8 +134,8 @@ def test_no_threshold_costs_less(
 def test_threshold_is_in_the_middle_of_the_gap_and_of_equally_good_ones_the_lowest() -> None:
     assert threshold_for_f1([1, 2, 3], [7, 8]) == 5.0
     # At 3 one normal is called an anomaly; at 6 one anomaly is missed: both cost the same.
-    equal = {"cost_of_miss": 3.0, "cost_of_false_alarm": 3.0, "prevalence": 0.5}
-    assert threshold_for_cost([1, 2, 5], [4, 7, 8], **equal) == 3.0
+    equal = AtLeastCost(3.0, 3.0, prevalence=0.5)
+    assert threshold_for_cost([1, 2, 5], [4, 7, 8], equal) == 3.0
 
 
 def test_neighbouring_floats_are_parted() -> None:
@@ -148,7 +148,7 @@ def test_neighbouring_floats_are_parted() -> None:
 @pytest.mark.parametrize(("miss", "alarm", "called"), [(1e9, 1.0, 6), (1.0, 1e9, 0)])
 def test_costs_may_call_everything_or_nothing_an_anomaly(miss: float, alarm: float, called: int) -> None:
     scores = [[1.0, 4.0, 9.0], [1.0, 2.0, 5.0]]
-    threshold = threshold_for_cost(*scores, cost_of_miss=miss, cost_of_false_alarm=alarm, prevalence=0.5)
+    threshold = threshold_for_cost(*scores, AtLeastCost(miss, alarm, 0.5))
     assert sum(score > threshold for part in scores for score in part) == called
 
 
