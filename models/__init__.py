@@ -1,5 +1,2 @@
-"""Detectors: what they are, how they are trained, calibrated, judged and kept.
-
-This package knows tensors and files and nothing of the service: no database, no settings, no folders
-under watch. Importing it has no effect and does not import torch.
-"""
+"""Detectors: what they are, how they are trained, calibrated and judged. Knows tensors and files, nothing of the
+service: no database, no settings. Importing it has no effect and does not import torch."""

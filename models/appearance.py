@@ -1,8 +1,5 @@
 """How an image looks as a whole: brightness, contrast and sharpness, three figures that follow the light and the lens.
-
-They tell a change of the light from a change of the parts; no verdict rests on them. Pure, and less than a
-millisecond for an image of 384 x 384.
-"""
+They tell a change of the light from a change of the parts; no verdict rests on them. Pure."""
 
 from __future__ import annotations
 
@@ -34,11 +31,10 @@ class Appearance:
 
 
 def appearance_of(pixels: UInt8Array) -> Appearance:
-    """Return how `pixels`, uint8 `(H, W, 3)` RGB, look.
+    """Return how `pixels`, uint8 `(H, W, 3)` RGB, look; comparable with images of the same size.
 
-    The luma is that of ITU-R BT.601, rounded to whole grey levels. The Laplacian at a pixel is four times its luma
-    less that of the four neighbours; pixels at the edge have none. All three scale with the light, and sharpness
-    with the size at which an image is seen too: they compare with those of images of the same size.
+    The luma is that of ITU-R BT.601, rounded to whole grey levels. The Laplacian at a pixel is four times its luma less
+    that of the four neighbours; pixels at the edge have none.
     """
     grey = Image.fromarray(pixels).convert("L")
     counts = np.asarray(grey.histogram(), dtype=np.float64)

@@ -1,8 +1,5 @@
-"""The one seam between the service and what it knows of images.
-
-Everything that scores, be it a graph on OpenVINO or a stand-in in a test, is a `Detector`. The daemon,
-`tamis score` and `tamis evaluate` see nothing else.
-"""
+"""The one seam between the service and what it knows of images: everything that scores, be it a graph on OpenVINO or a
+stand-in in a test, is a `Detector`."""
 
 from __future__ import annotations
 
@@ -18,11 +15,8 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a detector says of N images; in both fields higher is more anomalous.
-
-    `scores` is float32 `(N,)`; `maps` is float32 `(N, h, w)`, the anomaly map, whose sides divide those of
-    the input by the detector's stride.
-    """
+    """What a detector says of N images: `scores` float32 `(N,)` and anomaly maps `maps` float32 `(N, h, w)`, whose
+    sides divide those of the input by the detector's stride. In both higher is more anomalous."""
 
     scores: Float32Array
     maps: Float32Array
@@ -35,11 +29,8 @@ class Detector(Protocol):
     input_size: tuple[int, int]
 
     def score(self, images: UInt8Array) -> Scored:
-        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.
-
-        The score of an image does not depend on the others in the call. Raises ValueError for another
-        shape or dtype.
-        """
+        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1, each for itself. Raises
+        ValueError for another shape or dtype."""
         ...
 
 

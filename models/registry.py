@@ -1,9 +1,6 @@
-"""Owns a model version on disk: what its folder holds, how it comes to lie there, whether it is what it was.
-
-A version is the folder `<models>/<product>/<version>`: written elsewhere on the same file system, renamed
-into place, never changed afterwards. `model.json` lists the sha256 of every other file, and the sha256 of its
-own bytes stands for the whole. Which version is in use is not a matter of this folder.
-"""
+"""Owns a model version on disk: the folder `<models>/<product>/<version>`, written elsewhere on the same file system,
+renamed into place, never changed afterwards. `model.json` lists the sha256 of every other file, and the sha256 of its
+own bytes stands for the whole. Which version is in use is not a matter of this folder."""
 
 from __future__ import annotations
 
@@ -75,10 +72,8 @@ class ModelVersion:
 
     @property
     def calibration_look(self) -> Float32Array | None:
-        """How those images look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known.
-
-        None for versions from before this was kept. In an order of its own, not that of the scores.
-        """
+        """How those images look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known, in an
+        order of its own; None for versions from before this was kept."""
         statistics = self.manifest.calibration.image_statistics
         if statistics is None:
             return None
@@ -101,11 +96,8 @@ class ModelVersion:
 
 
 def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
-    """Return the version in `folder`, having read all its files and compared their hashes.
-
-    `sha256` is the one that `model.json` itself must have, where it is known. Raises ModelCorrupt naming the
-    file, what was expected and what was found.
-    """
+    """Return the version in `folder`, having read all its files and compared their hashes; `sha256` is that of
+    `model.json`, if known. Raises ModelCorrupt naming the file, what was expected and what was found."""
     version = read_manifest(folder, sha256)
     files = version.manifest.files
     for name in sorted(set(files) | set(REQUIRED)):
@@ -114,10 +106,8 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
 
 
 def read_manifest(folder: Path, sha256: str | None = None) -> ModelVersion:
-    """Return the version in `folder`, of whose files only `model.json` was read: for who asks for its figures alone.
-
-    Arguments and errors are those of `verify`.
-    """
+    """Return the version in `folder`, of whose files only `model.json` was read. Arguments and errors as of
+    `verify`."""
     path = folder / MANIFEST
     try:
         content = path.read_bytes()

@@ -65,10 +65,8 @@ def fixed_calibration(calibrate: int, train: int, false_alarm_rate: float) -> in
 
 
 def balanced(products: Sequence[Sequence[T]]) -> list[T]:
-    """Return the images of all products in turn, as many of each: those with fewer come again until it is so.
-
-    At most 4,000 altogether, the first ones of each. With one product it is what is given.
-    """
+    """Return the images of all products in turn, as many of each, those with fewer several times; at most 4,000 in
+    all."""
     each = min(max(map(len, products)), TRAINING_IMAGES_MAX // len(products))
     return [images[number % len(images)] for number in range(each) for images in products]
 

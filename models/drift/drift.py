@@ -1,9 +1,5 @@
-"""Drift: whether the latest scores of a product are still like those it is compared with, since when, and why. Pure.
-
-Two tests of a window of scores against a reference, the calibration's scores: the two-sample Kolmogorov-Smirnov
-test, for any change, and the share beyond the threshold, for few images that are far out. They are made again and
-again over overlapping windows, so the level is low, and the level to leave drift is another than that to enter it.
-"""
+"""Drift: whether the latest scores of a product are still like its calibration's, since when, and why. Pure. Tests are
+made again and again over overlapping windows, so the level is low, and drift ends at another level than it begins."""
 
 from __future__ import annotations
 
@@ -43,11 +39,9 @@ MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 
 @dataclass(frozen=True, slots=True)
 class ScoreComparison:
-    """A window of `images` scores against a reference: both tests, each with its p-value.
-
-    `distance` is that of Kolmogorov and Smirnov, 0 to 1; `beyond` is how many scores are above the threshold, and with
-    its p-value None where there is no threshold.
-    """
+    """A window of `images` scores against a reference, each test with its p-value: `distance` is that of Kolmogorov and
+    Smirnov, 0 to 1, for any change; `beyond`, for few images that are far out, is how many scores are above the
+    threshold, None where there is none."""
 
     images: int
     distance: float

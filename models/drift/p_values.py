@@ -1,8 +1,5 @@
-"""Tail probabilities that drift is judged by: of a Kolmogorov-Smirnov distance, a share beyond a threshold, a number.
-
-Written out here, as `scipy.stats` would take more memory than the rest of the scoring process has to spare; the
-tests hold them against it. Pure.
-"""
+"""Tail probabilities that drift is judged by. Written out, as `scipy.stats` would take more memory than the rest of the
+scoring process has to spare; the tests hold them against it. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""How sure a metric is: confidence intervals of the metrics of one model, and of the differences between two.
-
-Resamples images, normals and anomalies apart so that each resample has as many of both, with a seed. Pure; what
-pixels contribute comes from `models.evaluation.pixel_histograms`.
-"""
+"""How sure a metric is: confidence intervals of the metrics of one model, and of the differences between two. Resamples
+images with a seed, normals and anomalies apart so that each resample has as many of both. Pure."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""Curves over all thresholds: ROC, precision against recall, and what each calibrated false-alarm rate would give.
-
-Pure functions of scores and labels, for people who choose a rate. Conventions are those of
-`models.evaluation.metrics`: an image is called an anomaly if and only if its score is above the threshold.
-"""
+"""Curves over all thresholds: ROC, precision against recall, and what each calibrated false-alarm rate would give. Pure
+functions of scores and labels, with the conventions of `models.evaluation.metrics`."""
 
 from __future__ import annotations
 
@@ -54,11 +51,8 @@ def roc(scores: Scores, labels: Labels) -> Curve | None:
 
 
 def precision_recall(scores: Scores, labels: Labels) -> Curve | None:
-    """Return precision over recall; None without both labels.
-
-    A point for each distinct score, without interpolation: the area under its steps is
-    `metrics.average_precision` (Davis and Goadrich, ICML 2006).
-    """
+    """Return precision over recall, a point for each distinct score without interpolation; None without both labels.
+    The area under its steps is `metrics.average_precision` (Davis and Goadrich, ICML 2006)."""
     scores, labels = checked(scores, labels)
     anomalies = int(labels.sum())
     if anomalies in (0, len(labels)):
@@ -70,11 +64,8 @@ def precision_recall(scores: Scores, labels: Labels) -> Curve | None:
 def sweep(
     calibration_scores: npt.ArrayLike, scores: Scores, labels: Labels, rates: Sequence[float] = SWEEP_RATES
 ) -> list[SweepPoint]:
-    """Return what each of `rates` comes to on `scores` and `labels`, by rising rate.
-
-    The thresholds come from `calibration_scores` `(n,)`, those of held-out normal images; a rate that they are
-    too few for is left out.
-    """
+    """Return what each of `rates` comes to on `scores` and `labels`, by rising rate. A rate for which the
+    `calibration_scores` `(n,)` of held-out normals are too few is left out."""
     points = []
     for rate in sorted(set(rates)):
         try:

@@ -1,8 +1,5 @@
-"""Evaluate: runs a detector over labelled images and says how good it is and how fast.
-
-Owns the way from files to scores in bounded memory, for judging and for bulk scoring, and the common size at
-which maps meet masks. Reading an image is handed in; formulas are in `models.evaluation.metrics`.
-"""
+"""Evaluate: runs a detector over labelled images and says how good it is and how fast. Owns the way from files to
+scores in bounded memory, also for bulk scoring; formulas are in `models.evaluation.metrics`."""
 
 from __future__ import annotations
 
@@ -73,11 +70,8 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All metrics of one evaluation; None where the labels or masks they need are not there.
-
-    `pixel_auroc_error` and `aupro_error` bound how far binning may have moved those two. docs/evaluation.md
-    defines each.
-    """
+    """All metrics of one evaluation; None where labels or masks are missing. docs/evaluation.md defines each.
+    `pixel_auroc_error` and `aupro_error` bound how far binning may have moved those two."""
 
     precision: float | None
     recall: float | None
@@ -218,10 +212,8 @@ def score_files(
     batch_size: int = BATCH_SIZE,
     decode_threads: int = DECODE_THREADS,
 ) -> Iterator[ScoredBatch]:
-    """Yield the scores of `paths` in batches, in order; the next batch is decoded while one is scored.
-
-    Nothing runs here while the caller works on a batch: `ScoredBatch.seconds` is the whole cost from file to score.
-    """
+    """Yield the scores of `paths` in batches, in order; the next batch is decoded while one is scored. Nothing runs
+    here while the caller works on a batch: `ScoredBatch.seconds` is the whole cost from file to score."""
     remaining = iter(enumerate(paths))
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
 

@@ -29,13 +29,9 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A network as trained, and how that went.
-
-    `graphs` are exported, one for each product, the same object where products do not differ. A graph takes uint8
-    `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`; `map_meaning` and `score_meaning` say in
-    words what those are. `comparable`: scores and maps of two networks fitted to parts of the same images are in the
-    same unit, as probabilities are.
-    """
+    """A network as trained. `graphs` are exported, one for each product, the same object where products do not differ.
+    A graph takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`. `comparable`: scores
+    and maps of networks fitted to parts of the same images are in the same unit, as probabilities are."""
 
     graphs: Sequence[nn.Module]
     stride: int

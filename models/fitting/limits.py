@@ -1,8 +1,5 @@
-"""The limits of a training: when it has to end and how much memory its process may take.
-
-Owns how memory is divided between the process itself and the pools of a fit, and how a process measures its memory. The
-service ends a process that takes too much.
-"""
+"""The limits of a training: when it has to end and how much memory its process may take. Owns how memory is divided
+between the process and the pools of a fit, and how it is measured; the service ends a process that takes too much."""
 
 from __future__ import annotations
 
@@ -53,10 +50,7 @@ def resident_bytes() -> int:
 
 
 def memory_peak_bytes() -> int:
-    """Return the most memory that this process ever held (VmHWM), in bytes.
-
-    Not `getrusage`: its ru_maxrss counts what the parent held when it started this process.
-    """
+    """Return the most memory that this process ever held (VmHWM), in bytes; ru_maxrss counts what its parent held."""
     return _status("VmHWM")
 
 

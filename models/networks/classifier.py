@@ -1,8 +1,5 @@
 """The detector `classifier`: a pretrained network without its last layer and a linear head, normal against anomaly.
-
-Owns how levels are pooled, and how pooled features become probability and map. Fitting the head is
-`models.fitting.classifier`'s, the network `models.networks.pretrained`'s.
-"""
+Owns how levels are pooled, and how pooled features become probability and map."""
 
 from __future__ import annotations
 
@@ -56,10 +53,8 @@ class ClassifierScoringGraph(nn.Module):
         centre: Tensor,
         offset: float,
     ) -> None:
-        """Take the head: log-odds are `weight · (features - centre) + offset`, features those of `parts` in turn.
-
-        `weight` and `centre` are float32 `(features,)`; `channels` are those of the three levels.
-        """
+        """Take the head: log-odds are `weight · (features - centre) + offset`, float32 `(features,)` of `parts` in
+        turn. `channels` are those of the three levels."""
         super().__init__()
         self.backbone = backbone
         self.parts = tuple(parts)

@@ -1,8 +1,5 @@
-"""The detector `feature` as one graph: three kinds of evidence of an image, brought to one score and one map.
-
-The head finds what looks like a drawn defect, the autoencoder finds places unlike any seen, the overview finds images
-that differ as a whole. Each is scaled by held-out normal images, so that they can be added up.
-"""
+"""The detector `feature` as one graph. The head finds what looks like a drawn defect, the autoencoder places unlike any
+seen, the overview images that differ as a whole; each is scaled by held-out normal images, so that they add up."""
 
 from __future__ import annotations
 

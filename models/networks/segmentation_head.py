@@ -1,8 +1,5 @@
-"""The head of the detector `feature`: learns from drawn defects which features and residuals mean a defect.
-
-Owns the network and its loss. Which defects are drawn is `models.synthetic_defects.draw`'s, the training loop
-`models.fitting.segmentation_head`'s.
-"""
+"""The head of the detector `feature`: learns from drawn defects which features and residuals mean a defect. Owns the
+network and its loss; `models.fitting.segmentation_head` trains it."""
 
 from __future__ import annotations
 

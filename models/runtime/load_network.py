@@ -1,8 +1,5 @@
-"""Rebuilds the torch network of a version from its `model.json` and `model.safetensors`.
-
-What trained and exported it need not be there any more: kind and weights say all. A kind is added by naming how
-its empty network is made.
-"""
+"""Rebuilds the torch network of a version from its `model.json` and `model.safetensors`: kind and weights say all. A
+kind is added by naming how its empty network is made."""
 
 from __future__ import annotations
 
@@ -20,10 +17,8 @@ class CannotRebuild(Exception):
 
 
 def network_of(version: ModelVersion) -> nn.Module:
-    """Return the scoring network of `version`, in eval mode, on the CPU: what was exported as its graph.
-
-    It takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map. Raises CannotRebuild.
-    """
+    """Return the scoring network of `version`, what was exported as its graph, in eval mode on the CPU. It takes uint8
+    `(N, H, W, 3)` and returns score `(N,)` and map. Raises CannotRebuild."""
     make = _NETWORKS.get(version.kind)
     if make is None:
         raise CannotRebuild(

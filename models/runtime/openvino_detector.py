@@ -1,8 +1,5 @@
-"""Scores images with a version's exported graph on OpenVINO: what the daemon, `score` and `evaluate` run.
-
-The graph has all preprocessing inside and holds no Python; torch is neither needed nor imported. Images go
-through one at a time, one stream per thread, so an image's score does not depend on its batch.
-"""
+"""Scores images with a version's exported graph on OpenVINO, without torch: what the daemon, `score` and `evaluate`
+run. Images go through one at a time, one stream per thread, so an image's score does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -21,10 +18,8 @@ class OpenVinoDetector(Detector):
     """The detector of one version; call it from one thread at a time."""
 
     def __init__(self, version: ModelVersion, threads: int = 0) -> None:
-        """Load and compile the graph of `version` for `threads` cores; 0 is every core this process may use.
-
-        Raises ModelCorrupt if the graph cannot be read or does not score an image of the version's input size.
-        """
+        """Compile the graph of `version` for `threads` cores; 0 is every core this process may use. Raises ModelCorrupt
+        if it cannot be read or does not score an image of the version's input size."""
         self.input_size = version.input_size
         self._compiled = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
         self.use_streams(threads or allowed_cores())
@@ -46,10 +41,7 @@ class OpenVinoDetector(Detector):
         return measure_streams(run, self._streams)
 
     def score(self, images: UInt8Array) -> Scored:
-        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.
-
-        Raises ValueError for another shape or dtype.
-        """
+        """Score `images` as `Detector.score` says."""
         check_images(images, self.input_size)
         results: list[tuple[Float32Array, Float32Array] | None] = [None] * len(images)
         for index in range(len(images)):

@@ -1,8 +1,5 @@
-"""Gives OpenVINO to whoever needs it, without its telemetry.
-
-The package `openvino` reports its use over the network as soon as it is imported, through the package
-`openvino_telemetry` if it finds that. Here it does not: this program talks to no one.
-"""
+"""Gives OpenVINO to whoever needs it, without its telemetry: as soon as it is imported it reports its use over the
+network through the package `openvino_telemetry`, if it finds that. This program talks to no one."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Scores images with a version's network in torch on a GPU; the only module of scoring that brings torch.
-
-Images go through in batches of one fixed size, filled up with black: the same kernels run every time, so that an
-image's score does not depend on its batch. Whether it may stand in for the graph that ships is checked when made.
-"""
+"""Scores images with a version's network in torch on a GPU; the only module of scoring that brings torch. Images go
+through in batches of one fixed size, filled up with black: the same kernels run every time, so that an image's score
+does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -34,10 +32,8 @@ class TorchDetector(Detector):
     """The detector of one version on one device; call it from one thread at a time."""
 
     def __init__(self, version: ModelVersion, device: str = "cuda", *, half: bool = False) -> None:
-        """Rebuild the network of `version` on `device`; with `half`, and CUDA, most of it runs in float16.
-
-        Raises CannotRebuild, and what torch raises where the device does not do.
-        """
+        """Rebuild the network of `version` on `device`; with `half`, and CUDA, most of it runs in float16. Raises
+        CannotRebuild, and what torch raises where the device does not do."""
         self.input_size = version.input_size
         self._device = torch.device(device)
         self._half = half and self._device.type == "cuda"
@@ -46,10 +42,7 @@ class TorchDetector(Detector):
         self._run = self._captured() if self._device.type == "cuda" else self._forward
 
     def score(self, images: UInt8Array) -> Scored:
-        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1.
-
-        Raises ValueError for another shape or dtype.
-        """
+        """Score `images` as `Detector.score` says."""
         check_images(images, self.input_size)
         scores, maps = [], []
         for start in range(0, len(images), BATCH_SIZE):

@@ -94,10 +94,8 @@ def sizes_asked(asked: str | None, normals: Path | None) -> list[int]:
 
 
 def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path], int]:
-    """Return the images of `folder` whose bytes are not among `evaluated`, and how many are.
-
-    Raises DatasetError where there is none to train on.
-    """
+    """Return the images of `folder` whose bytes are not among `evaluated`, and how many are; DatasetError if all
+    are."""
     shown = shown_name(str(folder))
     found = images_under(folder)
     if not found:
@@ -111,10 +109,8 @@ def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path]
 
 
 def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int | None) -> TrainingJob:
-    """Return the training that made `version`, without its images and its place; calibrated for `rate`.
-
-    Raises UsageError for a kind that does not learn from normal images alone.
-    """
+    """Return the training that made `version`, without its images and its place; calibrated for `rate`. Raises
+    UsageError for a kind that does not learn from normal images alone."""
     if version.kind not in LEARNS_FROM_NORMALS:
         raise UsageError(
             f"--learning-curve: expected a version of kind {' or '.join(LEARNS_FROM_NORMALS)}, which learn from "

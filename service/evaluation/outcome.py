@@ -1,7 +1,4 @@
-"""The results of an evaluation, as values that the terminal, the JSON document and the page all show.
-
-Owns the comparison of two versions on the same images, not how it is shown.
-"""
+"""The results of an evaluation, as values that the terminal, the JSON document and the page all show."""
 
 from __future__ import annotations
 
@@ -157,10 +154,8 @@ class LearningPoint:
 
 
 def compare(first: EvaluatedVersion, second: EvaluatedVersion) -> VersionComparison:
-    """Return `second` beside `first`; differences are `second` minus `first`.
-
-    Where only one of them scored an image, image metrics are of those that both scored, and pixel metrics unknown.
-    """
+    """Return `second` beside `first`; differences are `second` minus `first`. Where only one of them scored an image,
+    image metrics are of those that both scored, and pixel metrics unknown."""
     scored = {image.sample: image for image in second.result.scores}
     before = [image for image in first.result.scores if image.sample in scored]
     after = [scored[image.sample] for image in before]

@@ -1,8 +1,5 @@
-"""Plots of the report: SVG that takes its colours from the page, so that it suits dark and light.
-
-Draws with matplotlib, without its global state, in placeholder colours that are then replaced by the page's CSS
-variables. Text stays text.
-"""
+"""Plots of the report: SVG drawn by matplotlib, without its global state, in placeholder colours that are then replaced
+by the page's CSS variables, so that it suits dark and light. Text stays text."""
 
 from __future__ import annotations
 

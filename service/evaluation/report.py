@@ -1,7 +1,5 @@
-"""The report: one HTML file, `index.html`, with everything in it. Owns where it is written and what it overwrites.
-
-The page loads nothing from a network; a policy in its head forbids it. What it shows is computed elsewhere.
-"""
+"""The report: one HTML file, `index.html`, with everything in it; a policy in its head forbids loading anything. Owns
+where it is written and what it overwrites."""
 
 from __future__ import annotations
 

@@ -37,10 +37,8 @@ class Thumbnail:
 
 
 def thumbnail(mistake: Mistake, pixel_threshold: float, read: Read) -> Thumbnail:
-    """Return `mistake` drawn: its image with the labelled defect outlined, and its map over it.
-
-    The image is read again, at most `SIDE_MAX` pixels on the longer side.
-    """
+    """Return `mistake` drawn, at most `SIDE_MAX` pixels on the longer side: its image, read again, with the labelled
+    defect outlined, and its map over it."""
     try:
         size = common_size(*upright_size(mistake.sample.path), SIDE_MAX)
         image = read(mistake.sample.path, size)

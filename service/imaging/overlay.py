@@ -1,8 +1,5 @@
-"""Draws an anomaly map over its image, for people to see where the anomaly is.
-
-Everything is drawn in units of the calibrated pixel threshold, so that colours mean the same for every image and model:
-nothing below half of it, yellow at it, red from three times it on.
-"""
+"""Draws an anomaly map over its image, in units of the calibrated pixel threshold, so that colours mean the same for
+every image and model: nothing below half of it, yellow at it, red from three times it on."""
 
 from __future__ import annotations
 
@@ -61,11 +58,9 @@ def overlay(
     regions: Sequence[Region] = (),
     image_size: tuple[int, int] | None = None,
 ) -> UInt8Array:
-    """Return `image`, uint8 `(H, W, 3)`, with `anomaly_map`, float32 `(h, w)`, drawn over it, smooth.
-
-    The map is drawn in units of `pixel_threshold`: what normal images reach hardly shows. `regions` are framed; they
-    are in pixels of an image of `image_size` (height, width), of `image` if not given.
-    """
+    """Return `image`, uint8 `(H, W, 3)`, with `anomaly_map`, float32 `(h, w)`, drawn over it in units of
+    `pixel_threshold`. `regions` are framed; they are in pixels of an image of `image_size` (height, width), of `image`
+    if not given."""
     canvas = Image.fromarray(np.ascontiguousarray(image))
     draw_over(canvas, anomaly_map, pixel_threshold, regions, image_size or image.shape[:2])
     return np.asarray(canvas)
@@ -99,10 +94,7 @@ def side_by_side(
     image_size: tuple[int, int] | None = None,
 ) -> UInt8Array:
     """Return image, map and overlay with framed regions, each uint8 `(H, W, 3)`, from left to right with gaps.
-
-    Arguments as of `overlay`. The map's scale is the overlay's, on dark: black at 0, yellow at the pixel
-    threshold, red from three times it on.
-    """
+    Arguments as of `overlay`. The map's scale is the overlay's, on dark."""
     height, width = image.shape[:2]
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
     steps = _enlarged(grey, (height, width), (0, 0, width, height))
@@ -151,10 +143,7 @@ def _png(drawn: UInt8Array) -> bytes:
 
 
 def _grey_grid(units: Float32Array) -> UInt8Array:
-    """Return the map in units of the threshold, 0 to `_FULL_AT` as grey levels 0 to 255.
-
-    On the grid on which the regions are found, so that frames and colours agree.
-    """
+    """Return the map in units of the threshold, 0 to `_FULL_AT`, as grey levels, on the grid of the regions."""
     grid = np.minimum(on_common_grid(units), np.float32(_FULL_AT)) * np.float32(255 / _FULL_AT)
     return np.rint(grid).astype(np.uint8)
 

@@ -1,8 +1,5 @@
-"""Draws machined flanges as a camera over a conveyor belt would see them, whole or with one known defect.
-
-The images of `tamis demo`. Owns what the part and its defects look like. All randomness comes from the generator that
-is passed in.
-"""
+"""Draws machined flanges as a camera over a conveyor belt would see them, whole or with one known defect: the images of
+`tamis demo`. All randomness comes from the generator that is passed in."""
 
 from __future__ import annotations
 
@@ -92,11 +89,8 @@ class _Window:
 
 
 def draw(rng: np.random.Generator, defect: str | None, size: tuple[int, int] = (480, 640)) -> Drawn:
-    """Draw one part, `size` being (height, width) in pixels; the same generator state draws the same image.
-
-    Pose, light, surface, blur and sensor noise vary within what a fixed camera sees. Raises ValueError for
-    a `defect` that is not one of DEFECTS.
-    """
+    """Draw one part, `size` being (height, width) in pixels; the same generator state draws the same image. Raises
+    ValueError for a `defect` that is not one of DEFECTS."""
     if defect is not None and defect not in DEFECTS:
         raise ValueError(f"defect: expected one of {', '.join(DEFECTS)}, or None; found {defect!r}")
     height, width = size
