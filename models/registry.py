@@ -47,7 +47,6 @@ class ModelVersion:
 
     @property
     def product(self) -> str:
-        """The product that it was trained for."""
         return self.manifest.product
 
     @property
@@ -57,7 +56,6 @@ class ModelVersion:
 
     @property
     def kind(self) -> str:
-        """The kind of detector: `feature`, `pixel` or `classifier`."""
         return self.manifest.kind
 
     @property

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES
-from models.drift.p_values import binomial_p_value, ks_distance, ks_p_value, share_p_value
+from models.drift.p_values import Float64Array, binomial_p_value, ks_distance, ks_p_value, share_p_value
 
-Float64Array = npt.NDArray[np.float64]
 Cause = Literal["light", "defects", "unknown"]
 
 IMAGES_MIN = 20

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from models.data import datasets
 from models.data.datasets import Sample
@@ -28,8 +27,6 @@ Read = Callable[[Path, tuple[int, int]], UInt8Array]
 
 ImageSize = Callable[[Path], tuple[int, int]]
 """Returns the height and width in pixels of the image at a path."""
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,6 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """The number of images scored."""
         return len(self.scores)
 
     @property
@@ -237,7 +233,7 @@ def score_files(
 
 def at_common_size(
     anomaly_map: Float32Array, sample: Sample, image_size: ImageSize
-) -> tuple[Float32Array, BoolArray | None]:
+) -> tuple[Float32Array, metrics.BoolArray | None]:
     """Return the map and the mask of `sample` at one size: float32 `(H, W)`, and bool `(H, W)` or None.
 
     The size is that of the image, shrunk until its longer side has `metrics.COMMON_SIDE_MAX` pixels. Raises

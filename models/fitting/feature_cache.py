@@ -17,7 +17,7 @@ from models.detector import Float32Array, UInt8Array
 from models.networks.backbone import DETAIL, FEATURES, OVERVIEW, STRIDE
 from models.progress import Progress
 from models.runtime.export import converted
-from models.runtime.openvino_runtime import compile_queue
+from models.runtime.openvino_runtime import allowed_cores, compile_for_cpu, queue_of
 
 POOL_BYTES = 600_000_000
 CROP_SIDE = 24  # positions
@@ -34,7 +34,7 @@ class FrozenNetwork:
     def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
         """Compile `network`, in eval mode, for images of `size`, height and width in pixels."""
         self.size = size
-        self._queue = compile_queue(converted(network, size))
+        self._queue = queue_of(compile_for_cpu(converted(network, size)), allowed_cores())
 
     def run(self, images: Iterable[UInt8Array], take: Take) -> None:
         """Give `take` the outputs for each image, in any order; the arrays are reused after it returns."""

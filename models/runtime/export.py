@@ -18,7 +18,7 @@ from torch import nn
 
 from models.detector import Detector, UInt8Array
 from models.errors import ParityFailed
-from models.registry import GRAPH, WEIGHTS, file_sha256
+from models.registry import GRAPH, WEIGHTS
 from models.runtime.openvino_runtime import openvino
 
 PARITY_TOLERANCE = 1e-3
@@ -62,9 +62,8 @@ def check_parity(graph: nn.Module, detector: Detector, images: UInt8Array) -> fl
     return worst
 
 
-def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> str:
-    """Write every tensor of `graph` to `model.safetensors`; return the file's sha256. Equal weights, equal bytes."""
+def save_weights(graph: nn.Module, build: Path, about: Mapping[str, Any]) -> None:
+    """Write every tensor of `graph` to `model.safetensors`: equal weights, equal bytes."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in sorted(graph.state_dict().items())}
     # One entry only: the order of several would not be the same each time.
     save_file(tensors, build / WEIGHTS, metadata={"tamis": json.dumps(about, sort_keys=True)})
-    return file_sha256(build / WEIGHTS)

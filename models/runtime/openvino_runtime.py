@@ -24,11 +24,6 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def compile_queue(model: Any, threads: int = 0) -> Any:
-    """Return an AsyncInferQueue of `model`, compiled as by `compile_for_cpu`, with a request for each thread."""
-    return queue_of(compile_for_cpu(model, threads), threads or allowed_cores())
-
-
 def compile_for_cpu(model: Any, threads: int = 0) -> Any:
     """Return `model`, an ov.Model of static shape, compiled in float32 for `threads` cores (0: all).
 

@@ -24,7 +24,6 @@ class Measured:
 
     @property
     def chosen_images_per_s(self) -> float:
-        """Images a second with what was chosen."""
         return self.images_per_s[self.streams]
 
 

@@ -21,8 +21,6 @@ PROBES = 8
 TOLERANCE = 0.01
 _WARM_UP_RUNS = 3
 
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 
 class GpuUnusable(Exception):
     """The GPU cannot score this version as its graph on the CPU does; the message says why."""

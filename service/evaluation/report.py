@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.data.datasets import Sample
 from models.evaluation.bootstrap import RESAMPLES, Interval
 from models.evaluation.curves import precision_recall, roc
 from models.evaluation.evaluate import Metrics
@@ -155,30 +154,28 @@ def _section_values(section: Section, plots: Plots, number: int) -> dict[str, An
     }
 
 
-def facts_of(evaluated_version: EvaluatedVersion) -> dict[str, str | None]:
-    """Return what the page says of a version, as text; None is unknown."""
-    manifest, row = evaluated_version.version.manifest, evaluated_version.row
-    training = manifest.training
-    height, width = evaluated_version.version.input_size
-    source = manifest.energy.source if manifest.energy else None
+def facts_of(evaluated_version: EvaluatedVersion) -> dict[str, Any]:
+    """Return what the page says of a version; None is unknown."""
+    version, row = evaluated_version.version, evaluated_version.row
+    manifest, training, (height, width) = version.manifest, version.manifest.training, version.input_size
+    source = f" ({manifest.energy.source})" if manifest.energy and manifest.energy.source else ""
+    energy = None if row.training_wh is None else f"{row.training_wh:.3g} Wh{source}"
     return {
-        "product": evaluated_version.version.product,
-        "version": evaluated_version.version.version,
-        "kind": evaluated_version.version.kind,
+        "product": version.product,
+        "version": version.version,
+        "kind": version.kind,
         "profile": manifest.profile,
         "state": row.state,
-        "made": f"{evaluated_version.version.created_at:%Y-%m-%d %H:%M} UTC",
+        "made": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
         "Tamis version": manifest.tamis_version,
         "input size": f"{width} × {height} px",
-        "training images": _text(training.images),
+        "training images": training.images,
         "training time": None if training.seconds is None else f"{training.seconds:.0f} s",
-        "training energy": None
-        if row.training_wh is None
-        else f"{row.training_wh:.3g} Wh" + (f" ({source})" if source else ""),
-        "calibration": f"{len(evaluated_version.version.calibration_scores)} held-out images",
+        "training energy": energy,
+        "calibration": f"{len(version.calibration_scores)} held-out images",
         "threshold": f"{evaluated_version.result.threshold:.6g}",
         "threshold set": evaluated_version.promise,
-        "trained for a rate of": f"{evaluated_version.version.trained_false_alarm_rate:g}",
+        "trained for a rate of": f"{version.trained_false_alarm_rate:g}",
         "pixel threshold": f"{manifest.calibration.pixel_threshold:.6g}",
     }
 
@@ -194,34 +191,22 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": _number,
+        "number": lambda value: UNKNOWN if value is None else f"{value:.4f}",
         "signed": lambda value: UNKNOWN if value is None else f"{value:+z.4f}",
         "interval": _interval,
         "quantity": lambda value: UNKNOWN if value is None else f"{value:.4g}",
         "fact": lambda value: UNKNOWN if value is None else printable(str(value)),
-        "file": _file,
+        "file": lambda sample: printable("/".join(sample.path.parts[-2:])),
         "path": lambda path: printable(str(path)),
         "printable": printable,
     }
     return environment
 
 
-def _number(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.4f}"
-
-
 def _interval(interval: Interval | None, signed: bool = False) -> str:
     if interval is None:
         return UNKNOWN
     return f"{interval.low:+z.3f} to {interval.high:+z.3f}" if signed else f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def _file(sample: Sample) -> str:
-    return printable("/".join(sample.path.parts[-2:]))
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _require_libraries() -> None:

@@ -101,23 +101,16 @@ def plan(
     return works
 
 
+@dataclass(frozen=True)
 class Bench:
     """Evaluates by one meter; every evaluation and every training is a row of energy. `scoring_progress` and
     `training_progress` take a name to show and give a function that shows progress."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        settings: Settings,
-        meter: EnergyMeter,
-        scoring_progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
-        training_progress: Callable[[str], Callable[[Progress], None]],
-    ) -> None:
-        self._engine = engine
-        self._settings = settings
-        self._meter = meter
-        self._scoring_progress = scoring_progress
-        self._training_progress = training_progress
+    engine: Engine
+    settings: Settings
+    meter: EnergyMeter
+    scoring_progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+    training_progress: Callable[[str], Callable[[Progress], None]]
 
     def evaluate(self, work: Work) -> Evaluated:
         """Evaluate the object's version, and the other where one is asked for."""
@@ -133,23 +126,23 @@ class Bench:
 
         def evaluate_one(version: ModelVersion) -> Evaluation:
             # The child has metered the training; it does not belong to this evaluation.
-            self._meter.take("idle")
-            threshold = threshold_of(self._settings, work.product, version, work.rate)
+            self.meter.take("idle")
+            threshold = threshold_of(self.settings, work.product, version, work.rate)
             shown = f"{work.object}, trained on {version.manifest.training.images}"
             result = self._scored(version, threshold, work, shown)
-            self._record(self._meter.take("evaluation", images=result.images))
+            self._record(self.meter.take("evaluation", images=result.images))
             return result
 
         def progress(images: int) -> Callable[[Progress], None]:
-            return self._training_progress(f"learning curve, {images} images")
+            return self.training_progress(f"learning curve, {images} images")
 
-        job = job_like(work.first.version, work.rate, self._settings, steps)
+        job = job_like(work.first.version, work.rate, self.settings, steps)
         return list(learning_curve(job, pool, sizes, evaluate_one, progress=progress, record=self._record))
 
     def _evaluate(self, candidate: CandidateVersion, work: Work, shown: str) -> EvaluatedVersion:
         histograms, mistakes = ImageHistograms(), WorstMistakes(candidate.threshold)
         result = self._scored(candidate.version, candidate.threshold, work, shown, histograms, mistakes)
-        sample = self._meter.take("evaluation", images=result.images)
+        sample = self.meter.take("evaluation", images=result.images)
         self._record(sample)
         return EvaluatedVersion(candidate.version, candidate.row, work.policy, result, sample, histograms, mistakes)
 
@@ -164,15 +157,15 @@ class Bench:
     ) -> Evaluation:
         from models.runtime.load_detector import load_detector
 
-        with self._scoring_progress(shown) as report:
+        with self.scoring_progress(shown) as report:
             result = evaluation.evaluate(
-                load_detector(version, self._settings.scoring_threads),
+                load_detector(version, self.settings.scoring_threads),
                 work.samples,
                 threshold,
-                image_reader(self._settings, draft=version.draft),
+                image_reader(self.settings, draft=version.draft),
                 upright_size,
                 unreadable=UNREADABLE,
-                decode_threads=self._settings.decoders,
+                decode_threads=self.settings.decoders,
                 report=report,
                 resampling=histograms,
                 watch=mistakes.offer if mistakes is not None else None,
@@ -187,5 +180,5 @@ class Bench:
 
     def _record(self, sample: EnergySample | None) -> None:
         if sample is not None:
-            with self._engine.begin() as connection:
+            with self.engine.begin() as connection:
                 energy.add(connection, sample)

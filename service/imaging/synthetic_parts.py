@@ -25,11 +25,10 @@ LIGHT = np.deg2rad(-128.0)  # where the lamp stands, as an angle in the image: a
 
 @dataclass(frozen=True)
 class Drawn:
-    """An image, uint8 `(H, W, 3)` RGB; where its defect is, bool `(H, W)`; and the defect's name or None."""
+    """An image, uint8 `(H, W, 3)` RGB, and where its defect is, bool `(H, W)`."""
 
     image: UInt8Array
     mask: npt.NDArray[np.bool_]
-    defect: str | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def draw(rng: np.random.Generator, defect: str | None, size: tuple[int, int] = (
     _stamp(scene)
     if defect in _ON_TOP:
         _ON_TOP[defect](scene)
-    return Drawn(image=_photograph(scene.canvas, rng), mask=scene.mask > 0.25, defect=defect)
+    return Drawn(image=_photograph(scene.canvas, rng), mask=scene.mask > 0.25)
 
 
 def _belt(rng: np.random.Generator, size: tuple[int, int], scale: float) -> Float32Array:

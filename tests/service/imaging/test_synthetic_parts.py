@@ -22,7 +22,6 @@ def test_image_and_mask_have_the_asked_size_and_types(defect: str | None) -> Non
     assert drawn.image.dtype == np.uint8
     assert drawn.mask.shape == (240, 320)
     assert drawn.mask.dtype == np.bool_
-    assert drawn.defect == defect
 
 
 @pytest.mark.parametrize("defect", [None, *DEFECTS])
