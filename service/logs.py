@@ -25,17 +25,13 @@ def fields(**values: Any) -> dict[str, Any]:
     return {_FIELDS: values}
 
 
-def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    return getattr(record, _FIELDS, {})
-
-
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **_fields_of(record),
+            **getattr(record, _FIELDS, {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -45,7 +41,9 @@ class _JsonFormatter(logging.Formatter):
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         parts = [record.levelname.lower() + ":" if record.levelno >= logging.WARNING else "", record.getMessage()]
-        parts += [f"{name}={_shown(value)}" for name, value in _fields_of(record).items() if value is not None]
+        parts += [
+            f"{name}={_shown(value)}" for name, value in getattr(record, _FIELDS, {}).items() if value is not None
+        ]
         line = " ".join(part for part in parts if part).replace("\n", "\\n")
         return line + "\n" + self.formatException(record.exc_info) if record.exc_info else line
 

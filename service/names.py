@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 from ulid import ULID
 
@@ -77,9 +77,9 @@ def safe_name(name: str, bytes_max: int = NAME_BYTES_MAX) -> str:
     return stem.encode()[: bytes_max - len(suffix.encode())].decode("utf-8", "ignore") + suffix
 
 
-def shown_name(name: str) -> str:
+def shown_name(name: str | PurePath) -> str:
     """Return `name` as text that can be stored and sent: bytes that are not UTF-8 become `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:

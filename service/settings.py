@@ -305,13 +305,11 @@ def load(root: Path, **options: Any) -> Settings:
     Raises ConfigurationError naming the field, what was expected and what was found.
     """
     path = root / SETTINGS_FILE
-    if not root.is_dir():
-        raise RootMissing(f"root {root}: no such folder; make one with `tamis init {root}`")
     if not path.is_file():
-        raise RootMissing(f"root {root}: no {SETTINGS_FILE} in it; make one with `tamis init {root}`")
+        lacking = f"no {SETTINGS_FILE} in it" if root.is_dir() else "no such folder"
+        raise RootMissing(f"root {root}: {lacking}; make one with `tamis init {root}`")
     table = read_toml(path)
     _refuse_unknown(table, path)
-
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
         loaded = Settings(**given | {SETTINGS_FILE: table})
@@ -321,15 +319,13 @@ def load(root: Path, **options: Any) -> Settings:
     return loaded
 
 
-def origins(root: Path, settings: Settings, **options: Any) -> dict[str, str]:
-    """Return for each setting where its value came from: `default`, `tamis.toml`, `TAMIS_…` or `option`."""
+def origins(root: Path) -> dict[str, str]:
+    """Return for each setting where its value came from: `default`, `tamis.toml` or `TAMIS_…`."""
     table = read_toml(root / SETTINGS_FILE)
     found = {}
-    for name in type(settings).model_fields:
+    for name in Settings.model_fields:
         variable = ENVIRONMENT_PREFIX + name.upper()
-        if options.get(name) is not None:
-            found[name] = "option"
-        elif any(key == variable or key.startswith(variable + "__") for key in map(str.upper, os.environ)):
+        if any(key == variable or key.startswith(variable + "__") for key in map(str.upper, os.environ)):
             found[name] = variable
         else:
             found[name] = SETTINGS_FILE if name in table else "default"
@@ -368,8 +364,8 @@ def _suggestion(name: str, known: set[str]) -> str:
 
 
 def _describe(error: ValidationError, path: Path) -> str:
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        lines.append(f"setting {name}: {problem['msg']}; found {problem['input']!r}")
-    return f"{path} and TAMIS_* variables: " + "; ".join(lines)
+    problems = [
+        f"setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}; found {problem['input']!r}"
+        for problem in error.errors()
+    ]
+    return f"{path} and TAMIS_* variables: {'; '.join(problems)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from sqlalchemy import Engine, select
 
 import migrations
-from service.commands.options import AsJson, Root, print_json
+from service.commands.options import AsJson, Root, print_json, print_result
 from service.errors import TamisError, UsageError
 from service.operations.backup import backup as copy_database
 from service.operations.restore import mark_restored
@@ -33,12 +34,9 @@ def upgrade(root: Root, as_json: AsJson = False) -> None:
     """Bring the schema up to date; `tamis run` does so by itself."""
     before = _revision(root)
     open_database(root).dispose()
-    if as_json:
-        print_json({"before": before, "after": migrations.HEAD})
-    elif before == migrations.HEAD:
-        typer.echo(f"{name_of_database(root)}: at revision {before} already")
-    else:
-        typer.echo(f"{name_of_database(root)}: upgraded from revision {before} to {migrations.HEAD}")
+    after = migrations.HEAD
+    change = f"at revision {before} already" if before == after else f"upgraded from revision {before} to {after}"
+    print_result({"before": before, "after": after}, f"{name_of_database(root)}: {change}", as_json)
 
 
 @app.command()
@@ -103,10 +101,7 @@ def backup(
             size = copy_database(engine, destination, force=force)
         except OSError as error:
             raise TamisError(f"backup {destination}: expected to write it; found {error.strerror}") from error
-    if as_json:
-        print_json({"backup": destination, "bytes": size})
-    else:
-        typer.echo(f"{destination}: {size:,} bytes, checked")
+    print_result({"backup": destination, "bytes": size}, f"{destination}: {size:,} bytes, checked", as_json)
 
 
 @app.command()
@@ -114,10 +109,8 @@ def restore(root: Root, source: Annotated[Path, typer.Argument(help="The backup.
     """Put a backup in the place of the database; what it does not know is scored anew at the next start."""
     _refuse_server(root, "pg_restore --clean --if-exists --dbname=URL FILE and then `tamis db reconcile`")
     kept = restore_database(root, source)
-    if as_json:
-        print_json({"restored": source, "database_before": kept})
-    else:
-        typer.echo(f"{name_of_database(root)}: restored from {source}; the one before is {kept}")
+    line = f"{name_of_database(root)}: restored from {source}; the one before is {kept}"
+    print_result({"restored": source, "database_before": kept}, line, as_json)
 
 
 @app.command()
@@ -143,11 +136,8 @@ def _revision(root: Path) -> str | None:
 
 def _count_files(engine: Engine, root: Path) -> tuple[int, int]:
     """Return the number of rows that should have a file, and of those whose file is not there."""
-    rows = missing = 0
-    for path in _paths(engine):
-        rows += 1
-        missing += not os.path.lexists(root / path)
-    return rows, missing
+    there = Counter(os.path.lexists(root / path) for path in _paths(engine))
+    return there.total(), there[False]
 
 
 def _paths(engine: Engine) -> Iterator[str]:

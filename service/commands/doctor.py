@@ -11,8 +11,6 @@ from service.commands.options import AsJson, Root, print_json
 from service.names import printable
 from service.operations.doctor import examine
 
-EXIT_FAILED = 1
-
 
 def doctor(root: Root, as_json: AsJson = False) -> None:
     """Look at a root and this machine, and say what is wrong and what to do; exit code 1 if there is an error."""
@@ -27,4 +25,4 @@ def doctor(root: Root, as_json: AsJson = False) -> None:
         counts = Counter(finding.level for finding in findings)
         typer.echo(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok")
     if any(finding.level == "error" for finding in findings):
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(1)

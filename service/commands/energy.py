@@ -56,15 +56,14 @@ def report(root: Path, since: datetime | None, per: Per | None) -> dict[str, Any
 def _totals(kinds: list[dict[str, Any]]) -> dict[str, Any]:
     of = {row["kind"]: row for row in kinds}
     scoring, idle = of.get("scoring", {}), of.get("idle", {})
-    sources = {row["source"] for row in kinds}
     return {
         "images": scoring.get("images", 0),
-        "total_wh": _sum(row["total_wh"] for row in kinds),
-        "emissions_g": _sum(row["emissions_g"] for row in kinds),
+        "total_wh": storage.sum_known(row["total_wh"] for row in kinds),
+        "emissions_g": storage.sum_known(row["emissions_g"] for row in kinds),
         "wh_per_1000_images": scoring.get("wh_per_1000_images"),
         "g_per_1000_images": scoring.get("g_per_1000_images"),
         "idle_share": idle.get("share"),
-        "source": sources.pop() if len(sources) == 1 else ("mixed" if sources else None),
+        "source": storage.source_of(kinds),
     }
 
 
@@ -96,8 +95,3 @@ def _summary(found: dict[str, Any]) -> str:
 
 def _figure(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
-
-
-def _sum(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

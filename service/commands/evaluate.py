@@ -16,7 +16,7 @@ import typer
 from models.data.datasets import Dataset, Sample, read_dataset
 from models.errors import DatasetError
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json
 from service.energy.meter import EnergyMeter
 from service.errors import UsageError
 from service.evaluation import report as page
@@ -64,9 +64,7 @@ def evaluate(
         str | None,
         typer.Option("--learning-curve", metavar="N,N,N", help="Train on so many images of --from, and evaluate."),
     ] = None,
-    normals: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal images for that.")
-    ] = None,
+    normals: Annotated[Path | None, folder_option("--from", help="Normal images for that.")] = None,
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
 ) -> None:
     """Evaluate a model on labelled images: metrics, images per second, energy."""
@@ -144,11 +142,11 @@ def _sections(
     read = image_reader(settings)
 
     def section(one: Evaluated) -> page.Section:
-        evaluated_version = one.evaluated_version
-        pixel_threshold = evaluated_version.version.manifest.calibration.pixel_threshold
+        pixel_threshold = one.evaluated_version.version.manifest.calibration.pixel_threshold
+        mistakes = one.evaluated_version.mistakes
         missed, alarms = (
             [thumbnail(mistake, pixel_threshold, read) for mistake in worst]
-            for worst in (evaluated_version.mistakes.missed, evaluated_version.mistakes.false_alarms)
+            for worst in (mistakes.missed, mistakes.false_alarms)
         )
         return page.Section(one, missed, alarms, learned)
 

@@ -40,7 +40,7 @@ def import_images(
         raise UsageError("--label: expected normal or anomaly for images to import; found none")
     files = images_under(folder)
     if not files:
-        raise TamisError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
+        raise TamisError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
     done: Counter[str] = Counter()
     found = []
     with open_database(root) as engine:
@@ -67,4 +67,4 @@ def import_images(
     else:
         typer.echo(", ".join(f"{count:,} {outcome}" for outcome, count in counts.items() if count))
     if done[SKIPPED] == len(found):
-        raise TamisError(f"{shown_name(str(folder))}: expected images; none of {len(found)} can be read")
+        raise TamisError(f"{shown_name(folder)}: expected images; none of {len(found)} can be read")

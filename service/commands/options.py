@@ -26,6 +26,11 @@ FalseAlarmRate = Annotated[float | None, typer.Option(help="Sets the threshold, 
 PIPE_WIDTH = 400
 
 
+def folder_option(*names: str, help: str) -> Any:
+    """Return an option that takes a folder of images."""
+    return typer.Option(*names, metavar="DIR", exists=True, file_okay=False, help=help)
+
+
 def check_rate(asked: float | None) -> None:
     """Raise UsageError for a false-alarm rate outside (0, 1)."""
     if asked is not None and not 0 < asked < 1:
@@ -47,6 +52,14 @@ def print_json(document: Any) -> None:
     text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
     # Paths may hold bytes that are not UTF-8; escaped, the document is still JSON.
     typer.echo(text.encode("utf-8", "backslashreplace").decode())
+
+
+def print_result(document: Any, line: str, as_json: bool) -> None:
+    """Print what a command did: `document` as JSON if asked for, else `line`."""
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(line)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None = None) -> None:

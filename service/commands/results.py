@@ -136,18 +136,17 @@ def _with_regions(engine: Engine, pages: Iterable[list[dict[str, Any]]]) -> Iter
 
 
 def _write(pages: Iterable[list[dict[str, Any]]], format: Format, output: Path | None, total: int) -> None:
+    rows = chain.from_iterable(pages)
     if format == "table":
-        rows = [row | {"received_at": row["received_at"][:19] + "Z"} for row in chain.from_iterable(pages)]
-        print_table(rows, TABLE_COLUMNS)
-    elif format == "parquet":
-        with _opened(output, binary=True) as file:
+        print_table([row | {"received_at": row["received_at"][:19] + "Z"} for row in rows], TABLE_COLUMNS)
+        return
+    with _opened(output, binary=format == "parquet") as file:
+        if format == "parquet":
             _write_parquet(pages, file)
-    else:
-        with _opened(output, binary=False) as file:
-            if format == "csv":
-                _write_csv(chain.from_iterable(pages), file)
-            else:
-                _write_json(chain.from_iterable(pages), file, total)
+        elif format == "csv":
+            _write_csv(rows, file)
+        else:
+            _write_json(rows, file, total)
 
 
 def _write_csv(rows: Iterable[Row], file: TextIO) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import asdict
+from datetime import datetime
 from types import FrameType
 from typing import Annotated, Any, Literal
 
@@ -48,18 +49,15 @@ def retrain(
     signal.signal(signal.SIGTERM, _end_once)
     step_back()
     rows: list[RetrainingRow] = []
-    failures: list[str] = []
-
-    def retrain_one(product: str) -> RetrainingRow:
-        with training_progress() as report:
-            return retraining.retrain(
-                root, engine, settings, product, trigger=trigger, fresh=fresh, force=force, steps=steps, report=report
-            )
-
+    failures = []
+    asked: dict[str, Any] = {"trigger": trigger, "fresh": fresh, "force": force, "steps": steps}
     with open_database(root) as engine:
-        for one in [product] if product != ALL_PRODUCTS else _products(engine):
+        with engine.connect() as connection:
+            products = [product] if product != ALL_PRODUCTS else sorted(versions.champions(connection))
+        for one in products:
             try:
-                rows.append(retrain_one(one))
+                with training_progress() as report:
+                    rows.append(retraining.retrain(root, engine, settings, one, report=report, **asked))
             except (TamisError, ModelError) as error:
                 if product != ALL_PRODUCTS:
                     raise
@@ -68,25 +66,15 @@ def retrain(
             if not as_json:
                 _print(rows[-1])
     if as_json:
-        documents = [document(row) for row in rows]
+        documents = [_document(row) for row in rows]
         print_json(documents[0] if product != ALL_PRODUCTS else {"retrainings": documents, "failed": failures})
     if failures:
         raise TamisError("; ".join(failures))
 
 
-def document(row: RetrainingRow) -> dict[str, Any]:
-    """Return a run as it is printed as JSON."""
-    times = {
-        name: None if value is None else value.isoformat()
-        for name, value in asdict(row).items()
-        if name.endswith("_at")
-    }
+def _document(row: RetrainingRow) -> dict[str, Any]:
+    times = {name: value.isoformat() for name, value in asdict(row).items() if isinstance(value, datetime)}
     return {**asdict(row), **times, "gate": None if row.gate is None else json.loads(row.gate)}
-
-
-def _products(engine: Any) -> list[str]:
-    with engine.connect() as connection:
-        return sorted(versions.champions(connection))
 
 
 def _print(row: RetrainingRow) -> None:

@@ -23,7 +23,6 @@ SOURCE = "command"
 COLUMNS = ("id", "label", "state", "path")
 KEYS = "n normal, a anomaly, s skip, u undo, q quit"
 
-
 Label = Literal["normal", "anomaly", "none"]
 
 
@@ -86,20 +85,13 @@ class _Walk:
         """Ask until the queue or the input ends; return what was labelled and not undone."""
         typer.echo(KEYS, err=True)
         again: dict[str, Any] | None = None
-        while True:
-            image = again or self._next()
-            if image is None and not self._undo_at_the_end():
-                break
-            if image is None:
-                again = self._undo()
-                continue
-            again = None
-            answer = self._ask(image)
-            if answer == "q":
-                break
-            if answer == "u":
+        while (image := again or self._next()) is not None or self._undo_at_the_end():
+            if image is None or (answer := self._ask(image)) == "u":
                 again = self._undo() or image
+            elif answer == "q":
+                break
             else:
+                again = None
                 self._take(image, answer)
         return list(self.labelled.values())
 

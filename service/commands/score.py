@@ -50,7 +50,7 @@ def score(
     check_rate(false_alarm_rate)
     files = list(_files(paths))
     if not files:
-        raise TamisError(f"{', '.join(map(_shown, paths))}: expected images ({SUFFIXES}); found none")
+        raise TamisError(f"{', '.join(map(shown_name, paths))}: expected images ({SUFFIXES}); found none")
     with open_database(root, read_only=True) as engine:
         model, row = load_version(root, engine, product, version)
         with engine.connect() as connection:
@@ -119,9 +119,9 @@ def _outcomes(
 def _row(outcome: ScoredFile | Failure, decider: ThresholdDecider) -> dict[str, Any]:
     if isinstance(outcome, Failure):
         nothing = dict.fromkeys((*DECIDED, "regions"))
-        return {"file": _shown(outcome.path), **nothing, "error": shown_name(outcome.error)}
+        return {"file": shown_name(outcome.path), **nothing, "error": shown_name(outcome.error)}
     decision = decider.decide(outcome.score)
-    return {"file": _shown(outcome.path), **{name: getattr(decision, name) for name in DECIDED}, "error": None}
+    return {"file": shown_name(outcome.path), **{name: getattr(decision, name) for name in DECIDED}, "error": None}
 
 
 def _locate(outcome: ScoredFile, pixel_threshold: float, read: Read, map_path: Path | None) -> Sequence[Region]:
@@ -139,7 +139,7 @@ def _save(path: Path, drawn: UInt8Array) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_overlay(path, drawn)
     except OSError as error:
-        raise TamisError(f"map {_shown(path)}: cannot be written: {error.strerror or error}") from None
+        raise TamisError(f"map {shown_name(path)}: cannot be written: {error.strerror or error}") from None
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -152,7 +152,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return UNKNOWN
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _shown(path: Path) -> str:
-    return shown_name(str(path))

@@ -84,13 +84,10 @@ def _drift(connection: Connection) -> dict[str, Any]:
     lie = images.find(connection, list(began))
     return {
         product: {
-            "state": row.state,
-            "cause": row.cause,
+            **{name: getattr(row, name) for name in ("state", "cause", "first_image_id", "version")},
             "began_at": began.get(row.first_image_id or ""),
-            "first_image_id": row.first_image_id,
             "first_image_path": lie[row.first_image_id].path if row.first_image_id in lie else None,
             "found_at": row.at,
-            "version": row.version,
         }
         for product, row in sorted(found.items())
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -46,19 +46,18 @@ def threshold(
                 choose_rate(root, connection, settings, product, rate, by=who(by), at=datetime.now(UTC))
         with engine.connect() as connection:
             choice = thresholds.latest(connection).get(product)
-    document = {"product": product, "exploration": found and asdict(found), "applied": changing} | _as_document(choice)
-    if as_json:
-        print_json(document)
-    else:
+    if not as_json:
         _print(product, found, choice, changing)
-
-
-def _as_document(choice: thresholds.Choice | None) -> dict[str, Any]:
-    return {
+        return
+    document = {
+        "product": product,
+        "exploration": found and asdict(found),
+        "applied": changing,
         "chosen_rate": choice and choice.false_alarm_rate,
         "chosen_by": choice and choice.chosen_by,
         "chosen_at": choice and choice.chosen_at.isoformat(),
     }
+    print_json(document)
 
 
 def _print(product: str, found: ThresholdPreview | None, choice: thresholds.Choice | None, changed: bool) -> None:

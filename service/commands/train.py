@@ -20,7 +20,7 @@ from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
 from models.registry import ModelVersion
 from models.training.options import MINUTES_MAX
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json
 from service.errors import TamisError, UsageError
 from service.names import ALL_PRODUCTS, check_product, shown_name
 from service.progress_bar import training_progress
@@ -29,12 +29,9 @@ from service.settings import Settings
 from service.storage import versions
 from service.storage.database.open import open_database
 from service.storage.versions import VersionRow
-from service.training.job import TrainingJob
+from service.training.job import TrainingJob, from_settings
 from service.training.reproduce import repeat_of
 from service.training.run import run_joint_training
-
-UNKNOWN = "unknown"
-
 
 Kind = Literal["feature", "pixel", "classifier"]
 # How large images are scored: with the area of 256, 384 or 768 pixels squared.
@@ -46,15 +43,17 @@ Calibration = Literal["auto", "split", "cross"]
 GIVEN_BY_VERSION = (
     *("kind", "profile", "anomalies", "backbone", "false_alarm_rate", "calibration", "seed", "memory_gb", "steps"),
 )
+# What a version's row says of it, in JSON.
+ROW_FACTS = (
+    *("product", "version", "kind", "state", "threshold", "false_alarm_rate"),
+    *("image_auroc", "training_wh", "sha256"),
+)
 
 
 def train(
     context: typer.Context,
     root: Root,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="Normal images, at any depth."),
-    ] = None,
+    folder: Annotated[Path | None, folder_option("--from", help="Normal images, at any depth.")] = None,
     from_version: Annotated[
         str | None, typer.Option(metavar="VERSION", help="Repeat a version: the same images, roles, seed and steps.")
     ] = None,
@@ -66,10 +65,7 @@ def train(
     ] = "feature",
     profile: Annotated[Profile, typer.Option(help="Size at which images are scored.")] = "balanced",
     anomalies: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", exists=True, file_okay=False, help="Images of defects: a classifier's, others score them."
-        ),
+        Path | None, folder_option(help="Images of defects: a classifier's, others score them.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="The classifier's pretrained network, by timm's name.")] = None,
     backbone_weights: Annotated[
@@ -97,9 +93,16 @@ def train(
             "train: expected images, --from DIR, or a version to repeat, --from-version VERSION; found "
             + ("both" if folder is not None else "neither")
         )
+    weights = backbone_weights and backbone_weights.absolute()
     if from_version is not None:
         _refuse_given(context)
-        _repeat(root, settings, product, from_version, minutes_max, backbone_weights, promote=promote, as_json=as_json)
+        with open_database(root) as engine:
+            with training_progress() as report:
+                repeat = repeat_of(root, engine, product, from_version, settings, minutes_max, weights, report)
+                reason = f"repeats {from_version}"
+                again = run_joint_training(engine, repeat.job, promote=promote, reason=reason, report=report)
+            about = {"repeats": from_version, "identical": repeat.is_same(again)}
+            _report(engine, again, as_json, many=len(again) > 1, **about)
         return
     assert folder is not None
     check_rate(false_alarm_rate)
@@ -114,47 +117,14 @@ def train(
         minutes_max=minutes_max,
         memory_bytes=int(memory_gb * BYTES_PER_GB),
         backbone=backbone,
-        backbone_weights=backbone_weights and backbone_weights.absolute(),
+        backbone_weights=weights,
         steps=steps,
-        file_bytes_max=settings.file_bytes_max,
-        pixels_max=settings.pixels_max,
-        energy_tracking=settings.energy_tracking,
-        energy_country=settings.energy_country,
-        energy_cpu_max_w=settings.energy_cpu_max_w,
+        **from_settings(settings),
     )
     with open_database(root) as engine:
         with training_progress() as report:
             trained = run_joint_training(engine, job, promote=promote, report=report)
         _report(engine, trained, as_json, many=product == ALL_PRODUCTS)
-
-
-def _repeat(
-    root: Path,
-    settings: Settings,
-    product: str,
-    version: str,
-    minutes_max: float,
-    backbone_weights: Path | None,
-    *,
-    promote: bool,
-    as_json: bool,
-) -> None:
-    with open_database(root) as engine:
-        with training_progress() as report:
-            repeat = repeat_of(
-                root,
-                engine,
-                product,
-                version,
-                settings,
-                minutes_max=minutes_max,
-                backbone_weights=backbone_weights,
-                report=report,
-            )
-            reason = f"repeats {version}"
-            again = run_joint_training(engine, repeat.job, promote=promote, reason=reason, report=report)
-        same = repeat.is_same(again)
-        _report(engine, again, as_json, many=len(again) > 1, repeats=version, identical=same)
 
 
 def _check_parts(kind: Kind, anomalies: Path | None, backbone: str | None, backbone_weights: Path | None) -> None:
@@ -173,15 +143,8 @@ def _products(
     defects = _by_product(anomalies, product) if anomalies is not None else {}
     if strange := sorted(set(defects) - set(images)):
         raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
-    return tuple(
-        ProductImages(
-            name,
-            normals,
-            settings.false_alarm_rate_of(name) if asked_rate is None else asked_rate,
-            defects.get(name, ()),
-        )
-        for name, normals in images.items()
-    )
+    rates = {name: settings.false_alarm_rate_of(name) if asked_rate is None else asked_rate for name in images}
+    return tuple(ProductImages(name, images[name], rates[name], defects.get(name, ())) for name in images)
 
 
 def _refuse_given(context: typer.Context) -> None:
@@ -216,19 +179,19 @@ def _by_product(folder: Path, product: str) -> dict[str, tuple[Path, ...]]:
     loose = [entry for entry in images_under(folder) if entry.parent == folder]
     if loose:
         raise DatasetError(
-            f"{shown_name(str(folder))}: expected images in sub-folders alone, one for each product; "
+            f"{shown_name(folder)}: expected images in sub-folders alone, one for each product; "
             f"found {shown_name(loose[0].name)} beside them"
         )
     folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
-        raise DatasetError(f"{shown_name(str(folder))}: expected a sub-folder for each product; found none")
+        raise DatasetError(f"{shown_name(folder)}: expected a sub-folder for each product; found none")
     return {check_product(entry.name): _images(entry) for entry in folders}
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
     images = images_under(folder)
     if not images:
-        raise DatasetError(f"{shown_name(str(folder))}: expected images ({SUFFIXES}) at any depth; found none")
+        raise DatasetError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
     return tuple(Path(os.path.abspath(path)) for path in images)  # noqa: PTH100  (links stay as they are given)
 
 
@@ -236,29 +199,21 @@ def _document(version: ModelVersion, row: VersionRow) -> dict[str, Any]:
     manifest = version.manifest
     training, calibration = manifest.training, manifest.calibration
     return {
-        "product": row.product,
-        "version": row.version,
-        "kind": row.kind,
+        **{name: getattr(row, name) for name in ROW_FACTS},
         "profile": manifest.profile,
-        "state": row.state,
-        "folder": shown_name(str(version.folder)),
+        "folder": shown_name(version.folder),
         "input_size": manifest.input_size,
-        "threshold": row.threshold,
-        "false_alarm_rate": row.false_alarm_rate,
         "training_images": training.images,
         "calibration_images": calibration.images,
         "calibration_method": calibration.method,
         "training_anomalies": training.anomalies,
         "calibration_anomalies": len(calibration.anomaly_scores),
-        "image_auroc": row.image_auroc,
         "joint": manifest.joint,
         "skipped": len(training.skipped),
         "steps": training.steps,
         "seconds": training.seconds,
         "memory_peak_mb": training.memory_peak_mb,
-        "training_wh": row.training_wh,
         "energy": manifest.energy and manifest.energy.model_dump(exclude_unset=True),
-        "sha256": row.sha256,
     }
 
 
@@ -268,20 +223,17 @@ def _print(version: ModelVersion, row: VersionRow) -> None:
     assert training.seconds is not None and training.memory_peak_mb is not None
     height, width = version.input_size
     skipped = f", {len(training.skipped)} skipped" if training.skipped else ""
-    if calibration.method == "cross":
-        images = f"{training.images} to train and, in folds, to calibrate{skipped}"
-    else:
-        images = f"{training.images} to train, {calibration.images} to calibrate{skipped}"
+    held_out = " and, in folds," if calibration.method == "cross" else f", {calibration.images}"
     known = f"{training.anomalies} to train, {len(calibration.anomaly_scores)} to calibrate"
     auroc = "" if row.image_auroc is None else f", image AUROC {row.image_auroc:.3f}"
     facts = {
         "version": f"{row.product}/{row.version}",
         "state": f"{row.state} ({row.reason})",
-        "images": images,
+        "images": f"{training.images} to train{held_out} to calibrate{skipped}",
         **({"anomalies": known + auroc} if training.anomalies or calibration.anomaly_scores else {}),
         "input size": f"{width} x {height} pixels",
         "threshold": f"{row.threshold:.6g} at a false-alarm rate of {row.false_alarm_rate:g}",
-        "energy": UNKNOWN if row.training_wh is None else f"{row.training_wh:.3g} Wh",
+        "energy": "unknown" if row.training_wh is None else f"{row.training_wh:.3g} Wh",
         "time": f"{training.seconds:.0f} s, at most {training.memory_peak_mb / 1000:.2f} GB of memory",
     }
     for name, value in facts.items():

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from models import registry
 from models.registry import ModelVersion
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json, print_table
+from service.commands.options import AsJson, Root, print_json, print_result, print_table
 from service.commands.threshold import threshold
 from service.errors import TamisError
 from service.root import MODELS
@@ -119,10 +119,7 @@ def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVers
 
 def _say_champion(row: VersionRow | None, as_json: bool) -> None:
     assert row is not None
-    if as_json:
-        print_json(_plain(row))
-    else:
-        typer.echo(f"champion of {row.product}: {row.version} ({row.reason})")
+    print_result(_plain(row), f"champion of {row.product}: {row.version} ({row.reason})", as_json)
 
 
 def _folder(root: Path, row: VersionRow) -> Path:

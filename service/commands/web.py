@@ -95,7 +95,8 @@ def _serve(root: Path, settings: Settings) -> None:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            log.info("serving", extra=fields(root=root, address=f"http://{_shown(settings)}"))
+            host = f"[{settings.web_host}]" if ":" in settings.web_host else settings.web_host
+            log.info("serving", extra=fields(root=root, address=f"http://{host}:{settings.web_port}"))
             notifier.ready()
 
     notifier = Notifier()
@@ -143,8 +144,3 @@ def _listening(settings: Settings) -> socket.socket:
             raise ConfigurationError(f"{message}. Ports below 1024 need a reverse proxy before the page") from None
         raise TamisError(message) from None
     return listening
-
-
-def _shown(settings: Settings) -> str:
-    host = f"[{settings.web_host}]" if ":" in settings.web_host else settings.web_host
-    return f"{host}:{settings.web_port}"

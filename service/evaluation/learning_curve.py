@@ -24,7 +24,7 @@ from service.evaluation.outcome import LearningPoint
 from service.names import shown_name
 from service.settings import Settings
 from service.storage.energy_sample import EnergySample
-from service.training.job import TrainingJob
+from service.training.job import TrainingJob, from_settings
 from service.training.run import train_in_child
 
 LEARNS_FROM_NORMALS = ("feature", "pixel")
@@ -94,9 +94,11 @@ def sizes_asked(asked: str | None, normals: Path | None) -> list[int]:
 
 
 def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path], int]:
-    """Return the images of `folder` whose bytes are not among `evaluated`, and how many are; DatasetError if all
-    are."""
-    shown = shown_name(str(folder))
+    """Return the images of `folder` whose bytes are not among `evaluated`, and how many are.
+
+    Raises DatasetError where there is none to train on.
+    """
+    shown = shown_name(folder)
     found = images_under(folder)
     if not found:
         raise DatasetError(f"{shown}: expected images ({SUFFIXES}) at any depth; found none")
@@ -125,11 +127,7 @@ def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int 
         seed=training.seed or 0,
         minutes_max=training.minutes_max or MINUTES_MAX,
         steps=steps,
-        file_bytes_max=settings.file_bytes_max,
-        pixels_max=settings.pixels_max,
-        energy_tracking=settings.energy_tracking,
-        energy_country=settings.energy_country,
-        energy_cpu_max_w=settings.energy_cpu_max_w,
+        **from_settings(settings),
     )
 
 

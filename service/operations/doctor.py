@@ -147,7 +147,7 @@ def _settings(root: Path) -> tuple[Settings, list[Finding]]:
         advice = "correct it as the message says; docs/settings.md lists every setting"
         return Settings.model_construct(), [Finding("settings", "error", str(error), advice)]
     values = {name: getattr(settings, name) for name in Settings.model_fields}
-    return settings, checks.check_settings(values, origins(root, settings))
+    return settings, checks.check_settings(values, origins(root))
 
 
 def _mount(name: str, path: Path, watch_mode: str) -> Finding:

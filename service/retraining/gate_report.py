@@ -19,7 +19,7 @@ from models.registry import ModelVersion
 from service import __version__
 from service.evaluation.outcome import UNKNOWN
 from service.evaluation.report import GENERATOR
-from service.names import shown_name
+from service.names import printable
 from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult
 from service.root import REPORTS
 
@@ -167,4 +167,4 @@ def _interval(figure: Figure) -> str:
 
 def _text(value: str) -> str:
     """Return text from outside as HTML, with what cannot be shown replaced."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown_name(str(value))))
+    return escape(printable(str(value)))

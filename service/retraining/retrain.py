@@ -35,7 +35,7 @@ from service.storage import energy, retrainings, versions
 from service.storage.energy_sample import EnergySample
 from service.storage.retrainings import KnownImage, NewLabels, RetrainingRow
 from service.storage.thresholds import chosen
-from service.training.job import EnergyExceeded, TrainingJob
+from service.training.job import EnergyExceeded, TrainingJob, from_settings
 from service.training.run import register_trained, train_in_child
 
 RETRAINING_BUILD = f"{BUILD_PREFIX}retrain-"
@@ -208,12 +208,8 @@ def _job(begun: _Begun, champion: ModelVersion, data: TrainingData) -> TrainingJ
         retraining=row.id,
         steps=begun.steps,
         backbone=manifest.backbone.name if manifest.backbone and champion.kind == "classifier" else None,
-        file_bytes_max=settings.file_bytes_max,
-        pixels_max=settings.pixels_max,
-        energy_tracking=settings.energy_tracking,
-        energy_country=settings.energy_country,
-        energy_cpu_max_w=settings.energy_cpu_max_w,
         build=f"{RETRAINING_BUILD}{uuid.uuid4().hex}",
+        **from_settings(settings),
     )
 
 

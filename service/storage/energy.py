@@ -6,6 +6,7 @@ alone whose energy is known.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast
@@ -67,6 +68,18 @@ def per_day(connection: Connection, since: datetime | None = None) -> list[dict[
     return days
 
 
+def sum_known(values: Iterable[float | None]) -> float | None:
+    """Return the sum of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def source_of(rows: Iterable[dict[str, Any]]) -> str | None:
+    """Return the source of all `rows`, `mixed` where they have several; None without rows."""
+    sources = {row["source"] for row in rows}
+    return "mixed" if len(sources) > 1 else next(iter(sources), None)
+
+
 def _sums(of_images: ColumnElement[bool] | None = None) -> list[ColumnElement[Any]]:
     """Return the columns of a report; what is per image only counts rows for which `of_images` holds."""
 
@@ -103,7 +116,7 @@ def _dicts(connection: Connection, statement: Select[Any]) -> list[dict[str, Any
 
 
 def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    total = sum(row["total_wh"] for row in rows if row["total_wh"] is not None)
+    total = sum_known(row["total_wh"] for row in rows)
     for row in rows:
         row["share"] = _ratio(row["total_wh"], total)
     return rows

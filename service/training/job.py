@@ -15,6 +15,7 @@ from models.registry import BUILD_PREFIX
 from models.training.options import TrainingOptions
 from service.errors import TamisError
 from service.imaging.decode import FILE_BYTES_MAX, PIXELS_MAX
+from service.settings import Settings
 from service.storage.energy_sample import EnergySample
 
 
@@ -50,6 +51,12 @@ class TrainingJob(TrainingOptions):
     def from_json(cls, content: bytes) -> TrainingJob:
         """Return the job that `as_json` gave."""
         return cls.model_validate(json.loads(content))
+
+
+def from_settings(settings: Settings) -> dict[str, Any]:
+    """Return the fields of a job that are settings of the same name."""
+    names = {"file_bytes_max", "pixels_max", "energy_tracking", "energy_country", "energy_cpu_max_w"}
+    return settings.model_dump(include=names)
 
 
 class EnergyExceeded(TamisError):

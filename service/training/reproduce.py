@@ -22,7 +22,7 @@ from service.names import shown_name
 from service.root import MODELS
 from service.settings import Settings
 from service.storage import images, training_images, versions
-from service.training.job import TrainingJob
+from service.training.job import TrainingJob, from_settings
 
 SHOWN = 3
 
@@ -48,9 +48,8 @@ def repeat_of(
     product: str,
     version: str,
     settings: Settings,
-    *,
     minutes_max: float,
-    backbone_weights: Path | None = None,
+    backbone_weights: Path | None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Repeat:
     """Return how to train `version` of `product` again, its images found and their hashes checked.
@@ -71,19 +70,15 @@ def repeat_of(
         seed=training.seed or 0,
         minutes_max=max(minutes_max, training.minutes_max or 0),
         steps=training.steps_asked or training.steps,
-        file_bytes_max=settings.file_bytes_max,
-        pixels_max=settings.pixels_max,
-        energy_tracking=settings.energy_tracking,
-        energy_country=settings.energy_country,
-        energy_cpu_max_w=settings.energy_cpu_max_w,
         backbone=backbone.name if first.kind == "classifier" and backbone else None,
-        backbone_weights=backbone_weights and backbone_weights.absolute(),
+        backbone_weights=backbone_weights,
         # What a training holds in memory depends on each byte that it may.
         memory_bytes=round(training.memory_max_mb * 1e6) if training.memory_max_mb else MEMORY_BYTES,
         warm=_warm(root, first),
         trim_fraction=training.trim_fraction,
         threads=training.threads,
         chosen=_choose_again(root, engine, of, report),
+        **from_settings(settings),
     )
     return Repeat(job, of)
 

@@ -41,10 +41,10 @@ class Line:
     values: Sequence[float | None]
 
 
-def bars(said: str, all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], unit: str = "") -> Markup:
+def bars(said: str, all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]]) -> Markup:
     """Return stacked bars from left to right; `labels` are (place, text)."""
     step = INNER_WIDTH / max(1, len(all_bars))
-    return _svg(said, _stacks(all_bars, labels, unit, 0.1 * step, max(0.5, 0.8 * step)))
+    return _svg(said, _stacks(all_bars, labels, 0.1 * step, max(0.5, 0.8 * step)))
 
 
 def lines(
@@ -92,7 +92,7 @@ def histogram(said: str, scores: Sequence[float], threshold: float | None, marks
         title = f"{low + place * width:.4g} to {low + (place + 1) * width:.4g}{more}: {below + above}"
         all_bars.append(Bar(title, (("normal", below), ("anomaly", above))))
     labels = [(place, f"{low + place * width:.3g}") for place in range(0, PLACES, 12)]
-    drawn = _stacks(all_bars, labels, "", 0.5, INNER_WIDTH / PLACES - 1)
+    drawn = _stacks(all_bars, labels, 0.5, INNER_WIDTH / PLACES - 1)
     for kind, at in shown:
         x = LEFT + (at - low) / (high - low) * INNER_WIDTH
         drawn.append(
@@ -108,13 +108,11 @@ def time_labels(times: Sequence[datetime], form: str) -> list[tuple[int, str]]:
     return [(place, f"{at:{form}}") for place, at in enumerate(times) if place % every == 0]
 
 
-def _stacks(
-    all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], unit: str, margin: float, width: float
-) -> list[str]:
+def _stacks(all_bars: Sequence[Bar], labels: Sequence[tuple[int, str]], margin: float, width: float) -> list[str]:
     """Return the frame and the bars, each `width` wide and `margin` right of where its place begins."""
     top = _round_up(max((bar.total for bar in all_bars), default=0.0))
     step = INNER_WIDTH / max(1, len(all_bars))
-    drawn = [_frame(top, unit), _labels(labels, step)]
+    drawn = [_frame(top), _labels(labels, step)]
     for place, bar in enumerate(all_bars):
         below, shapes = 0.0, []
         for kind, value in bar.parts:
@@ -138,7 +136,7 @@ def _svg(said: str, drawn: Sequence[str]) -> Markup:
     )
 
 
-def _frame(top: float, unit: str) -> str:
+def _frame(top: float, unit: str = "") -> str:
     parts = []
     for tick in range(TICKS + 1):
         value = top * tick / TICKS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from typing import Any
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.storage import energy as storage
+from service.storage.energy import sum_known
 from service.web import charts
 from service.web.charts import Bar, Line
 from service.web.site import NotFound, Site
@@ -111,13 +111,12 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
 
 
 def _of_kind(kind: str, rows: Rows) -> dict[str, Any]:
-    sources = {row["source"] for row in rows}
     return {
         "kind": kind,
         **{name: sum(row[name] for row in rows) for name in ("rows", "images", "rows_without_wh", "rows_without_g")},
         **{name: sum_known(row[name] for row in rows) for name in ("total_wh", "emissions_g")},
         **{name: _weighted(rows, name) for name in ("wh_per_1000_images", "g_per_1000_images")},
-        "source": sources.pop() if len(sources) == 1 else ("mixed" if sources else None),
+        "source": storage.source_of(rows),
         "share": None,
     }
 
@@ -175,9 +174,3 @@ def _weighted(rows: Rows, name: str) -> float | None:
     known = [(row[name], row["images"]) for row in rows if row[name] is not None and row["images"]]
     images = sum(count for _, count in known)
     return sum(value * count for value, count in known) / images if images else None
-
-
-def sum_known(values: Iterable[float | None]) -> float | None:
-    """Return the sum of what is known; None where nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

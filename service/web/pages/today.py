@@ -18,10 +18,10 @@ from service.instances import instances, read_status
 from service.storage import drift, review_pages, versions
 from service.storage import energy as energy_rows
 from service.storage import statistics as tallies
+from service.storage.energy import sum_known
 from service.web import charts
 from service.web.charts import Bar, Line
 from service.web.hourly_counts import Hour, Hours
-from service.web.pages.energy import sum_known
 from service.web.site import NotFound, Site, is_part, query
 
 DAY = timedelta(days=1)
@@ -67,9 +67,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
 def health(site: Site) -> dict[str, Any]:
     """Return the state of the root's daemons, and what is known to be wrong, as sentences."""
     daemons = [read_status(site.root, name) for name in instances(site.root)]
-    wrong = []
-    if not daemons:
-        wrong.append("no daemon has run on this root yet: tamis run starts one")
+    wrong = [] if daemons else ["no daemon has run on this root yet: tamis run starts one"]
     for daemon in daemons:
         if not daemon["running"]:
             wrong.append(f"daemon {daemon['instance']} is not running: images wait in incoming")
@@ -125,30 +123,28 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         "energy_wh": sum_known(row["total_wh"] for row in costs),
         "emissions_g": sum_known(row["emissions_g"] for row in costs),
         "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
-        "rate_chart": rate_chart(counted, each),
-        "count_chart": count_chart(counted, each),
+        **_charts(counted, each),
         "histograms": [one for name in drawn if (one := histogram(site.reading, name))],
         **found,
     }
 
 
-def rate_chart(counted: list[Hour], each: int) -> Any:
-    """Return the anomaly rate over time, in %, a point for every `each` hours."""
-    groups = _grouped(counted, each)
-    rates = [100 * a / (n + a) if n + a else None for _, n, a in groups]
+def _charts(counted: list[Hour], each: int) -> dict[str, Any]:
+    """Return the anomaly rate over time, in %, and the images by verdict, a place for every `each` hours."""
+    groups = [counted[start : start + each] for start in range(0, len(counted), each)]
+    sums = [(group[0].at, sum(h.normal for h in group), sum(h.anomaly for h in group)) for group in groups]
+    labels = charts.time_labels([at for at, _, _ in sums], "%H:%M" if each == 1 else "%m-%d")
+    rates = [100 * a / (n + a) if n + a else None for _, n, a in sums]
     known = [rate for rate in rates if rate is not None]
     said = f"Anomaly rate over time: {min(known):.1f} to {max(known):.1f} %" if known else "Anomaly rate: no images"
-    return charts.lines(said, [Line("anomaly", rates)], _labels(groups, each), unit="%", least_top=1.0)
-
-
-def count_chart(counted: list[Hour], each: int) -> Any:
-    """Return the number of images over time by verdict, a bar for every `each` hours."""
-    groups = _grouped(counted, each)
     drawn = [
-        Bar(f"{at:%Y-%m-%d %H:%M}: {n} normal, {a} anomalies", (("normal", n), ("anomaly", a))) for at, n, a in groups
+        Bar(f"{at:%Y-%m-%d %H:%M}: {n} normal, {a} anomalies", (("normal", n), ("anomaly", a))) for at, n, a in sums
     ]
-    total = sum(n + a for _, n, a in groups)
-    return charts.bars(f"Images over time: {total:,} in all", drawn, _labels(groups, each))
+    total = sum(n + a for _, n, a in sums)
+    return {
+        "rate_chart": charts.lines(said, [Line("anomaly", rates)], labels, unit="%", least_top=1.0),
+        "count_chart": charts.bars(f"Images over time: {total:,} in all", drawn, labels),
+    }
 
 
 def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
@@ -173,12 +169,3 @@ def histogram(reading: Engine, product: str) -> dict[str, Any] | None:
         "threshold": threshold,
         "chart": charts.histogram(said, found, threshold),
     }
-
-
-def _grouped(counted: list[Hour], each: int) -> list[tuple[datetime, int, int]]:
-    groups = [counted[start : start + each] for start in range(0, len(counted), each)]
-    return [(group[0].at, sum(h.normal for h in group), sum(h.anomaly for h in group)) for group in groups]
-
-
-def _labels(groups: list[tuple[datetime, int, int]], each: int) -> list[tuple[int, str]]:
-    return charts.time_labels([at for at, _, _ in groups], "%H:%M" if each == 1 else "%m-%d")
