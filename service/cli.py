@@ -1,7 +1,6 @@
 """The program `tamis`: finds the command asked for and turns errors into messages and exit codes.
 
-The module of a command is imported only when that command is called, so that `tamis --help` and every other command
-start without what it needs.
+The module of a command is imported only when it is called, so that `tamis --help` and the others start without it.
 """
 
 from __future__ import annotations

@@ -96,8 +96,7 @@ def product_of(folder: str) -> str:
 def check_product(name: str) -> str:
     """Return `name`, for which a model may be trained.
 
-    Raises UsageError for one that cannot name a folder on every system as it stands, or that stands for all products,
-    whatever its case.
+    Raises UsageError for one that cannot name a folder on every system, or that stands for all products in any case.
     """
     if name.casefold() == ALL_PRODUCTS:
         raise UsageError(f"product: expected the name of one product; found {name!r}, which stands for all of them")

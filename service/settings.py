@@ -1,7 +1,6 @@
 """Every setting, with its default, unit and meaning; owns where a value came from.
 
-Values come from `ROOT/tamis.toml`, overridden by `TAMIS_*` environment variables, overridden by options of
-a command. Parts of the service are given the values they need, never the whole object.
+Options of a command go over `TAMIS_*` environment variables, those over `ROOT/tamis.toml`.
 """
 
 from __future__ import annotations

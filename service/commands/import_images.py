@@ -41,7 +41,7 @@ def import_images(
     files = images_under(folder)
     if not files:
         raise TamisError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
-    done: Counter[str] = Counter()
+    done = Counter[str]()
     found = []
     with open_database(root) as engine:
         for one in importing.import_images(
@@ -51,9 +51,7 @@ def import_images(
             label,
             product,
             by=who(by),
-            burst_gap_s=settings.burst_gap_s,
-            file_bytes_max=settings.file_bytes_max,
-            pixels_max=settings.pixels_max,
+            **settings.model_dump(include={"burst_gap_s", "file_bytes_max", "pixels_max"}),
         ):
             found.append(one)
             done[one.outcome] += 1

@@ -96,8 +96,7 @@ def init(
 def make_root(root: Path) -> Made:
     """Make what is missing of a root, with modes that honour the umask, and return what was made and kept.
 
-    Raises UsageError for a path that cannot be a root, ConfigurationError for a network file system, TamisError
-    where the folder cannot be written.
+    Raises UsageError for what cannot be a root, ConfigurationError on a network file system, TamisError if unwritable.
     """
     root = root.absolute()
     _refuse_unfit(root)

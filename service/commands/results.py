@@ -1,7 +1,6 @@
 """`tamis results`: prints or exports rows of the view `results`, newest first.
 
-Rows are read in pages, each in a short transaction of its own: an export of millions needs little memory and
-holds up no writer.
+Rows are read in pages, each in a short transaction: an export of millions needs little memory and holds up no writer.
 """
 
 from __future__ import annotations
@@ -99,8 +98,7 @@ def moment(text: str, now: datetime) -> datetime:
 def safe_cell(value: Any) -> Any:
     r"""Return `value` as it may stand in a CSV file that a spreadsheet opens.
 
-    Names come from outside. Text that a spreadsheet would run as a formula gets a leading `'`; control
-    characters are written as `\x1b`. Numbers stay as they are.
+    Text that a spreadsheet would run as a formula gets a leading `'`; control characters are written as `\x1b`.
     """
     if not isinstance(value, str):
         return value

@@ -75,7 +75,7 @@ def show(
         return
     lines = {**facts, **{name: value for name, value in document.items() if name not in ("manifest", "shadow")}}
     lines["shadow"] = _shadow_text(seen)
-    rows = [{"fact": name, "value": None if value is None else str(value)} for name, value in lines.items()]
+    rows = [{"fact": name, "value": value if value is None else str(value)} for name, value in lines.items()]
     print_table(rows, ("fact", "value"))
 
 
@@ -95,8 +95,7 @@ def promote(
         verified = registry.verify(_folder(root, row), row.sha256) if row is not None else None
         with engine.begin() as connection:
             _refuse_unfit(connection, settings, verified)
-            versions.promote(connection, product, version, reason)
-            now = versions.champion(connection, product)
+            now = versions.promote(connection, product, version, reason)
     _say_champion(now, as_json)
 
 
@@ -117,8 +116,7 @@ def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVers
         raise TamisError(reason)
 
 
-def _say_champion(row: VersionRow | None, as_json: bool) -> None:
-    assert row is not None
+def _say_champion(row: VersionRow, as_json: bool) -> None:
     print_result(_plain(row), f"champion of {row.product}: {row.version} ({row.reason})", as_json)
 
 

@@ -85,8 +85,10 @@ def get(connection: Connection, product: str, version: str) -> VersionRow | None
     return None if row is None else VersionRow(*row)
 
 
-def promote(connection: Connection, product: str, version: str, reason: str | None, at: datetime | None = None) -> None:
-    """Make `version` the champion of `product`; the champion so far retires.
+def promote(
+    connection: Connection, product: str, version: str, reason: str | None, at: datetime | None = None
+) -> VersionRow:
+    """Make `version` the champion of `product`, and return it; the champion so far retires.
 
     The champion itself stays as it is. `at` is the time of it, now if not given. Raises TamisError for an
     unknown version, with those there are.
@@ -94,8 +96,7 @@ def promote(connection: Connection, product: str, version: str, reason: str | No
     wanted = get(connection, product, version)
     if wanted is None:
         raise TamisError(_unknown(connection, product, version))
-    if wanted.state != "champion":
-        _crown(connection, product, version, "promote", reason, at)
+    return wanted if wanted.state == "champion" else _crown(connection, product, version, "promote", reason, at)
 
 
 def reject(connection: Connection, product: str, version: str, reason: str) -> None:
@@ -117,10 +118,7 @@ def rollback(connection: Connection, product: str, reason: str | None, at: datet
     if len(line) < 2:
         found = f"{line[0]} alone" if line else "none"
         raise TamisError(f"product {product}: expected an earlier champion to go back to; found {found}")
-    _crown(connection, product, line[-2], "rollback", reason, at)
-    row = get(connection, product, line[-2])
-    assert row is not None
-    return row
+    return _crown(connection, product, line[-2], "rollback", reason, at)
 
 
 def previous(connection: Connection, product: str) -> str | None:
@@ -154,7 +152,7 @@ def _line(history: Iterable[tuple[str, str]]) -> list[str]:
 
 def _crown(
     connection: Connection, product: str, version: str, action: str, reason: str | None, at: datetime | None
-) -> None:
+) -> VersionRow:
     of_product = _versions.c.product == product
     # First the old one steps down: at no time are there two, the index would refuse it.
     retired = f"{'replaced by' if action == 'promote' else 'rolled back to'} {version}"
@@ -163,6 +161,9 @@ def _crown(
     connection.execute(update(_versions).where(of_product, wanted).values(state="champion", reason=reason))
     change = {"product": product, "version": version, "action": action, "reason": reason}
     connection.execute(insert(_promotions).values(change | {"at": at or datetime.now(UTC)}))
+    row = get(connection, product, version)
+    assert row is not None
+    return row
 
 
 def _unknown(connection: Connection, product: str, version: str) -> str:

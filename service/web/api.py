@@ -1,7 +1,6 @@
 """The JSON API under `/api/v1`: what the pages show, and what can be done on them, for scripts and controllers.
 
-Answers are the rows of the public views with what belongs to them. An error is `{"error": "…"}` with the sentence
-that a command would print.
+Answers are rows of the public views. An error is `{"error": "…"}` with the sentence that a command would print.
 """
 
 from __future__ import annotations
@@ -188,16 +187,8 @@ def _add_review(router: APIRouter, site: Site) -> None:
 
         `whole` is false where many images in a row did not match and the search stopped early: go on with `next`.
         """
-        filters = ReviewFilters(
-            product=product,
-            which=verdict,
-            score_min=score_min,
-            score_max=score_max,
-            since=moment("since", since),
-            until=moment("until", until),
-            reviewed=reviewed,
-            order=order,
-        )
+        begin, end = moment("since", since), moment("until", until)
+        filters = ReviewFilters(product, verdict, score_min, score_max, begin, end, reviewed, order)
         with site.reading.connect() as connection:
             page = review_pages.page(connection, filters, cursor, limit)
         return {"images": page.rows, "next": page.after, "whole": page.whole}
@@ -267,17 +258,9 @@ def _add_thresholds(router: APIRouter, site: Site) -> None:
         for product in products:
             one = previewed(site, product, _rate_of(product), 1)
             choice = choices.get(product)
-            found.append(
-                {
-                    "product": product,
-                    "version": one.version,
-                    "policy": one.policy,
-                    "false_alarm_rate": one.present_rate,
-                    "threshold": one.present_threshold,
-                    "lowest_rate": one.lowest_rate,
-                    "chosen": asdict(choice) if choice is not None and one.chosen else None,
-                }
-            )
+            same = {name: getattr(one, name) for name in ("product", "version", "policy", "lowest_rate")}
+            in_force = {"false_alarm_rate": one.present_rate, "threshold": one.present_threshold}
+            found.append(same | in_force | {"chosen": asdict(choice) if choice is not None and one.chosen else None})
         return {"thresholds": found}
 
     @router.get("/thresholds/{product}")

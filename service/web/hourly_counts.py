@@ -1,7 +1,6 @@
 """Images per hour: an hour that is over is counted once, and its count kept.
 
-A page that refreshes itself counts the present hour and no more, however many images there are; long spans are
-counted a day at a time, each in a transaction of its own.
+A page that refreshes itself counts only the present hour; long spans are counted a day at a time.
 """
 
 from __future__ import annotations

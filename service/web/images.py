@@ -1,7 +1,6 @@
 """Images for the page: opened below the root only, converted for browsers, scaled down for the wall.
 
-Owns the cache of thumbnails, `maps/.thumbs/`, and its bound. Whatever a row says of where a file lies, nothing
-is opened that is not a regular file in a folder of images, reached without following a link.
+Whatever a row says, only a regular file in a folder of images is opened. Owns the cache of thumbnails and its bound.
 """
 
 from __future__ import annotations

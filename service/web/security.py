@@ -1,8 +1,7 @@
 """The guard before every page: who may call, under which host name, from which site, and who they say they are.
 
-Pure ASGI, around everything else, so that no route can forget it: the Host must be one of ours, a write must come
-from our own pages and not from another site (or, to the API, be JSON, which no form can send), a password is asked
-for where there is one. Every answer leaves with the headers that keep foreign scripts out.
+Pure ASGI, around everything else, so that no route can forget it. Every answer leaves with the headers that keep
+foreign scripts out.
 """
 
 from __future__ import annotations
@@ -173,8 +172,8 @@ def _host_name(host: str) -> str:
 def _check_site(request: Request) -> None:
     """Raise HTTPException for a write that another site caused, as the browser's own headers say.
 
-    With neither header a form is refused: the browser is too old to be told apart from an attack through it. The API
-    goes on: what calls it so is a program, since no browser sends JSON to another site without asking first.
+    With neither header a form is refused: it may be an attack through an old browser. A program may call the API so, as
+    no browser sends JSON to another site without asking first.
     """
     site, origin, host = (request.headers.get(name) for name in ("sec-fetch-site", "origin", "host"))
     if site not in (None, "same-origin", "none"):

@@ -1,7 +1,6 @@
 """Signing in: the one password, how often it may be tried, and the signed cookie of those who knew it.
 
-Nothing is kept on the server. A cookie says when it was given, signed with a key that lives as long as the process:
-after a restart, and so after a change of the password, people sign in again.
+The key that signs a cookie lives as long as the process: after a restart, as for a new password, people sign in again.
 """
 
 from __future__ import annotations

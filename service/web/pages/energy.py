@@ -51,21 +51,16 @@ class Days:
         start = max(first_day, today - DAY * (days - 1))
         wanted = [start + DAY * number for number in range((today - start).days + 1)]
         with self._lock:
-            found: list[tuple[datetime, Rows]] = []
-            summed = 0
-            for day in reversed(wanted):
-                rows = self._kept.get(day)
-                if rows is None:
-                    if summed >= DAYS_MAX:
-                        return found[::-1], False
-                    summed += 1
-                    # A day at a time, so that no writer waits for all of them.
-                    with self._engine.connect() as connection:
-                        rows = storage.per_kind(connection, day, day + DAY)
-                    if day + DAY + SETTLED_AFTER < now:
-                        self._kept[day] = rows
-                found.append((day, rows))
-        return found[::-1], True
+            missing = [day for day in reversed(wanted) if day not in self._kept]
+            found = {}
+            for day in missing[:DAYS_MAX]:
+                # A day at a time, so that no writer waits for all of them.
+                with self._engine.connect() as connection:
+                    found[day] = storage.per_kind(connection, day, day + DAY)
+            self._kept |= {day: rows for day, rows in found.items() if day + DAY + SETTLED_AFTER < now}
+            found |= self._kept
+        left = missing[DAYS_MAX:]
+        return [(day, found[day]) for day in wanted if not left or day > left[0]], not left
 
 
 def add_routes(router: APIRouter, site: Site) -> None:

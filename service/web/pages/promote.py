@@ -60,10 +60,7 @@ def promote(
     registry.verify(site.root / MODELS / row.product / row.version, row.sha256)
     with site.writing.begin() as connection:
         _check_expected(connection, product, expected)
-        versions.promote(connection, product, version, _reason("promoted", reason, by))
-        found = versions.champion(connection, product)
-    assert found is not None
-    return found
+        return versions.promote(connection, product, version, _reason("promoted", reason, by))
 
 
 def roll_back(site: Site, product: str, reason: str | None, by: str | None, expected: str | None = None) -> VersionRow:
@@ -83,10 +80,8 @@ def _before(connection: Connection, product: str) -> tuple[VersionRow, VersionRo
     versions_of(connection, product)
     now, previous = versions.champion(connection, product), versions.previous(connection, product)
     if now is None or previous is None:
-        raise TamisError(
-            f"product {product}: expected an earlier champion to go back to; found {now.version if now else 'none'}"
-            f"{' alone' if now else ''}"
-        )
+        found = f"{now.version} alone" if now else "none"
+        raise TamisError(f"product {product}: expected an earlier champion to go back to; found {found}")
     return now, version_of(connection, product, previous)
 
 
