@@ -30,7 +30,7 @@ from service.logs import fields
 from service.names import shown_name
 from service.root import KINDS, QUARANTINE
 from service.storage import images, reviews
-from service.storage.images import ImageToLabel, Sent
+from service.storage.images import Sent, StoredImage
 from service.storage.reviews import NewReview
 from service.storage.states import MISSING, PLACED, QUARANTINED
 
@@ -90,7 +90,7 @@ class FolderLabels:
                 self._reviewed = reviews.newest_id(connection) or 0
             while found := reviews.images_after(connection, self._reviewed):
                 self._reviewed = found[-1][0]
-                for row in images.subjects(connection, {id for _, id in found}).values():
+                for row in images.find(connection, {id for _, id in found}).values():
                     for kind in KINDS:
                         if (path := path_in_folder(kind, row.destination, row.path, row.id)) != row.path:
                             self._index.forget_name(path)
@@ -121,7 +121,7 @@ class FolderLabels:
         left = [path for path in paths if not any(lying.get(id) == path for id in ids[path])]
         for path in self._waiting.keys() & (set(paths) - set(left)):
             del self._waiting[path]
-        rows = images.subjects(connection, [id for path in left for id in ids[path] if id in lying])
+        rows = images.find(connection, [id for path in left for id in ids[path] if id in lying])
         moved, foreign = {}, []
         for path in left:
             known = [rows[id] for id in ids[path] if id in rows]
@@ -166,7 +166,7 @@ class FolderLabels:
                 yield
         return digest.hexdigest()
 
-    def _has_left(self, row: ImageToLabel, path: str) -> bool:
+    def _has_left(self, row: StoredImage, path: str) -> bool:
         """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it."""
         if row.state == MISSING:
             return row.path == path or not os.path.lexists(self._root / row.path)
@@ -184,7 +184,7 @@ class FolderLabels:
         now = datetime.now(UTC)
         concerned: list[int] = []
         with self._engine.begin() as connection:
-            rows = images.subjects(connection, set(moved.values()))
+            rows = images.find(connection, set(moved.values()))
             taken: set[str] = set()
             for path, id in moved.items():
                 row = rows[id]
@@ -198,7 +198,7 @@ class FolderLabels:
         training_set.reconcile(self._root, self._engine, concerned)
 
     def _take(
-        self, connection: Connection, row: ImageToLabel, path: str, status: os.stat_result, now: datetime
+        self, connection: Connection, row: StoredImage, path: str, status: os.stat_result, now: datetime
     ) -> list[int]:
         kind = kind_of(path)
         # A move into quarantine/ is not a label, and the image stays what it was.

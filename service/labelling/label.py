@@ -22,7 +22,7 @@ from service.names import destination, shown_name
 from service.root import QUARANTINE
 from service.settings import load
 from service.storage import images, reviews
-from service.storage.images import ImageToLabel, Sent
+from service.storage.images import Sent, StoredImage
 from service.storage.reviews import NewReview
 from service.storage.states import PLACED, QUARANTINED, SCORED
 from service.storage.tables import Verdict
@@ -93,7 +93,7 @@ def stored_text(value: str | None) -> str | None:
     return (shown_name(value.strip()) or None) if value is not None else None
 
 
-def belongs_at(subject: ImageToLabel, label: str | None) -> str:
+def belongs_at(subject: StoredImage, label: str | None) -> str:
     """Return where the file of `subject` belongs once it is labelled so, relative to the root; pure.
 
     A file that lies in the right folder stays where it is.
@@ -107,8 +107,8 @@ def belongs_at(subject: ImageToLabel, label: str | None) -> str:
     return path_in_folder(kind, subject.destination, otherwise, subject.id)
 
 
-def _subjects(connection: Connection, ids: Sequence[str]) -> list[ImageToLabel]:
-    found = images.subjects(connection, ids)
+def _subjects(connection: Connection, ids: Sequence[str]) -> list[StoredImage]:
+    found = images.find(connection, ids)
     if unknown := [id for id in ids if id not in found]:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         raise TamisError(
@@ -117,7 +117,7 @@ def _subjects(connection: Connection, ids: Sequence[str]) -> list[ImageToLabel]:
     return [found[id] for id in ids]
 
 
-def _send(connection: Connection, subjects: Sequence[ImageToLabel], label: str | None) -> None:
+def _send(connection: Connection, subjects: Sequence[StoredImage], label: str | None) -> None:
     sent = []
     for one in subjects:
         if one.state not in (SCORED, PLACED, QUARANTINED):

@@ -23,7 +23,7 @@ from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.root import TRAINING
 from service.storage import images, training_images
-from service.storage.images import ImageToLabel
+from service.storage.images import StoredImage
 from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
 
@@ -33,7 +33,7 @@ OTHER = {"normal": "anomaly", "anomaly": "normal"}
 
 def keep(
     connection: Connection,
-    subjects: Sequence[ImageToLabel],
+    subjects: Sequence[StoredImage],
     label: str | None,
     *,
     by: str | None,
@@ -119,7 +119,7 @@ def partial_name() -> str:
 
 
 def _add(
-    connection: Connection, subject: ImageToLabel, label: str, by: str | None, now: datetime, burst_gap_s: float
+    connection: Connection, subject: StoredImage, label: str, by: str | None, now: datetime, burst_gap_s: float
 ) -> None:
     assert subject.sha256 is not None
     taken_at = _taken_at(connection, subject)
@@ -139,15 +139,15 @@ def _add(
     training_images.add(connection, new)
 
 
-def _taken_at(connection: Connection, subject: ImageToLabel) -> datetime:
+def _taken_at(connection: Connection, subject: StoredImage) -> datetime:
     """Return when the bytes of `subject` were first received: dropped again later, they still belong to that burst."""
     if subject.duplicate_of is None:
         return subject.received_at
-    first = images.subjects(connection, [subject.duplicate_of]).get(subject.duplicate_of)
+    first = images.find(connection, [subject.duplicate_of]).get(subject.duplicate_of)
     return subject.received_at if first is None else first.received_at
 
 
-def _label_of_bytes(connection: Connection, subject: ImageToLabel) -> str | None:
+def _label_of_bytes(connection: Connection, subject: StoredImage) -> str | None:
     assert subject.sha256 is not None
     same = images.with_bytes(connection, subject.sha256)
     return training_images.label_of_bytes(connection, subject.product, [one.id for one in same])

@@ -7,7 +7,7 @@ repeated without harm.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack, cast
 
@@ -102,7 +102,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What recovery needs to know of an image."""
+    """What recovery, a delivery and a label need to know of an image."""
 
     id: str
     state: str
@@ -111,22 +111,14 @@ class StoredImage:
     sha256: str | None
     product: str
     error_code: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ImageToLabel(StoredImage):
-    """What a label needs to know of an image."""
-
     file_name: str
     verdict: str | None
     received_at: datetime
     width: int | None
-    bytes: int | None
     duplicate_of: str | None
 
 
 _insert = insert_new(_images)
-_RECORDED = tuple(ImageRecord.__dataclass_fields__)
 _change = update(_images).where(_images.c.id == bindparam("of_id"))
 # What a finish does not know keeps what was known before.
 _finish = _change.values(
@@ -139,10 +131,8 @@ _finish = _change.values(
 )
 # A label may have sent the image elsewhere since its delivery began.
 _finish_where_sent = _finish.where(_images.c.destination == bindparam("to_path"))
-_send = _change.values(state=bindparam("to_state"), path=bindparam("from_path"), destination=bindparam("to_path"))
 _set_latency = _change.values(latency_ms=func.coalesce(_images.c.latency_ms, bindparam("latency")))
 _lying = select(_images.c.id, _images.c.path, _images.c.state).where(_images.c.id.in_(bindparam("ids", expanding=True)))
-_subject = select(*(_images.c[name] for name in ImageToLabel.__dataclass_fields__))
 # Of the images with the same bytes, the earliest is the one that duplicates none. Made once, as the others here:
 # SQLAlchemy takes longer to know a statement again than SQLite to answer it.
 _first_of = select(_images.c.sha256, _images.c.id).where(
@@ -162,15 +152,9 @@ def record(connection: Connection, records: Sequence[ImageRecord], energy_id: in
     rows = []
     for one in records:
         first = earliest.setdefault(one.sha256, one.id) if one.sha256 is not None else one.id
-        rows.append(
-            {name: getattr(one, name) for name in _RECORDED}
-            | {
-                "file_name": _storable(one.file_name),
-                "error": None if one.error is None else _storable(one.error),
-                "duplicate_of": first if first != one.id else None,
-                "energy_id": energy_id,
-            }
-        )
+        added = {"duplicate_of": first if first != one.id else None, "energy_id": energy_id}
+        stored = {"file_name": _storable(one.file_name), "error": _storable(one.error)}
+        rows.append(asdict(one) | stored | added)
     connection.execute(_insert, rows)
 
 
@@ -204,21 +188,15 @@ def set_latencies(connection: Connection, finished: Sequence[Finished]) -> None:
 
 def send(connection: Connection, sent: Sequence[Sent]) -> None:
     """Say where each image is, and where it belongs from now on."""
-    names = {"of_id": "id", "to_state": "state", "from_path": "path", "to_path": "destination"}
     if sent:
-        connection.execute(_send, [{name: getattr(one, its) for name, its in names.items()} for one in sent])
+        rows = [{"of_id": one.id, "state": one.state, "path": one.path, "destination": one.destination} for one in sent]
+        connection.execute(_change, rows)
 
 
 def find(connection: Connection, ids: Collection[str]) -> dict[str, StoredImage]:
-    """Return the stored images of `ids` by id; an unknown id is left out."""
+    """Return the images of `ids` by id; an unknown id is left out."""
     rows = (row for chunk in chunks(ids) for row in connection.execute(_stored.where(_images.c.id.in_(chunk))))
     return {row.id: StoredImage(*row) for row in rows}
-
-
-def subjects(connection: Connection, ids: Collection[str]) -> dict[str, ImageToLabel]:
-    """Return the images of `ids`, by id, as a label needs them; an unknown id is left out."""
-    rows = (row for chunk in chunks(ids) for row in connection.execute(_subject.where(_images.c.id.in_(chunk))))
-    return {row.id: ImageToLabel(*row) for row in rows}
 
 
 def lying(connection: Connection, ids: Collection[str]) -> dict[str, str]:
@@ -226,22 +204,18 @@ def lying(connection: Connection, ids: Collection[str]) -> dict[str, str]:
 
     Asked for each of a million files at a start: no more than that is read.
     """
-    found: dict[str, str] = {}
-    for chunk in chunks(ids):
-        rows = connection.execute(_lying, {"ids": chunk})
-        found.update((id, path if state in ("placed", "quarantined") else "") for id, path, state in rows)
-    return found
+    rows = (row for chunk in chunks(ids) for row in connection.execute(_lying, {"ids": chunk}))
+    return {row.id: row.path if row.state in ("placed", "quarantined") else "" for row in rows}
 
 
-def with_bytes(connection: Connection, sha256: str) -> list[ImageToLabel]:
+def with_bytes(connection: Connection, sha256: str) -> list[StoredImage]:
     """Return the images with these bytes, of whatever product, the earliest first."""
     first = connection.execute(_first_of, {"hashes": [sha256]}).first()
     if first is None:
         return []
-    statement = _subject.where(or_(_images.c.id == first.id, _images.c.duplicate_of == first.id))
-    return sorted(
-        (ImageToLabel(*row) for row in connection.execute(statement)), key=lambda one: (one.received_at, one.id)
-    )
+    statement = _stored.where(or_(_images.c.id == first.id, _images.c.duplicate_of == first.id))
+    found = (StoredImage(*row) for row in connection.execute(statement))
+    return sorted(found, key=lambda one: (one.received_at, one.id))
 
 
 def unfinished(connection: Connection) -> list[StoredImage]:
@@ -287,18 +261,14 @@ def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
     names = {"of_id": "id", "to_state": "state", "to_path": "path", "at": "placed_at"}
     names |= {"latency": "latency_ms", "code": "error_code"}
     return [
-        {name: getattr(one, its) for name, its in names.items()}
-        | {"text": None if one.error is None else _storable(one.error)}
-        for one in finished
+        {name: getattr(one, its) for name, its in names.items()} | {"text": _storable(one.error)} for one in finished
     ]
 
 
 def _earliest(connection: Connection, hashes: Collection[str]) -> dict[str, str]:
     """Return the id of the earliest image for each of `hashes` that is known."""
-    found: dict[str, str] = {}
-    for chunk in chunks(hashes):
-        found.update((row.sha256, row.id) for row in connection.execute(_first_of, {"hashes": chunk}))
-    return found
+    rows = (row for chunk in chunks(hashes) for row in connection.execute(_first_of, {"hashes": chunk}))
+    return {row.sha256: row.id for row in rows}
 
 
 def _conditions(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
@@ -316,6 +286,6 @@ def _conditions(table: FromClause, filters: Filters) -> list[ColumnElement[bool]
     return [*conditions, columns.uncertain == 1] if uncertain else conditions
 
 
-def _storable(text: str) -> str:
+def _storable(text: str | None) -> str | None:
     """Return `text` with what is not Unicode, as in a name that is not UTF-8, written as `\\udcff`."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -43,109 +43,86 @@ metadata = MetaData()
 _views = MetaData()
 
 
-def _columns(type: Any, names: str) -> list[Column[Any]]:
-    return [Column(name, type, primary_key=name == "id") for name in names.split()]
+def _table(name: str, columns: dict[Any, str]) -> Table:
+    """Return the table of these `columns`, names by type."""
+    by_type = [(one, type) for type, names in columns.items() for one in names.split()]
+    return Table(name, metadata, *(Column(one, type, primary_key=one == "id") for one, type in by_type))
 
 
 # Energy of a micro-batch, of a stretch of idling, of a training or an evaluation. NULL is unknown.
-energy_table = Table(
+energy_table = _table(
     "energy_rows",
-    metadata,
-    *_columns(Integer, "id images"),
-    *_columns(Text, "kind source country"),
-    *_columns(Float, "duration_s cpu_wh gpu_wh ram_wh total_wh emissions_g"),
-    *_columns(UTCTime, "started_at"),
+    {
+        Integer: "id images",
+        Text: "kind source country",
+        Float: "duration_s cpu_wh gpu_wh ram_wh total_wh emissions_g",
+        UTCTime: "started_at",
+    },
 )
 # An image that was dropped: its verdict, and where its file is (`path`) and should be, relative to ROOT.
-images_table = Table(
+images_table = _table(
     "images",
-    metadata,
-    *_columns(Text, "id product file_name path destination state verdict model_version sha256 mode duplicate_of"),
-    *_columns(Text, "error_code error"),
-    *_columns(Float, "score threshold p_value latency_ms uncertainty brightness contrast sharpness"),
-    *_columns(Integer, "width height attempts energy_id uncertain"),
-    *_columns(BigInteger, "bytes"),
-    *_columns(UTCTime, "received_at decided_at placed_at"),
+    {
+        Text: "id product file_name path destination state verdict model_version sha256 mode duplicate_of"
+        " error_code error",
+        Float: "score threshold p_value latency_ms uncertainty brightness contrast sharpness",
+        Integer: "width height attempts energy_id uncertain",
+        BigInteger: "bytes",
+        UTCTime: "received_at decided_at placed_at",
+    },
 )
 # A part of an image above the pixel threshold, in pixels of the upright image; `number` 1 has the highest peak.
 # Written with its image and never changed.
-regions_table = Table(
-    "region_rows",
-    metadata,
-    *_columns(Text, "image_id"),
-    *_columns(Integer, "number x y width height area"),
-    *_columns(Float, "area_share peak mean"),
+regions_table = _table(
+    "region_rows", {Text: "image_id", Integer: "number x y width height area", Float: "area_share peak mean"}
 )
 # What a person said of an image; rows are only ever added, and the latest of an image holds. `label` NULL takes back
 # what was said before; `source` is the way that it came (page, folder, command).
-reviews_table = Table(
-    "reviews",
-    metadata,
-    *_columns(Integer, "id"),
-    *_columns(Text, "image_id label labelled_by source note"),
-    *_columns(UTCTime, "labelled_at"),
+reviews_table = _table(
+    "reviews", {Integer: "id", Text: "image_id label labelled_by source note", UTCTime: "labelled_at"}
 )
 # A model version that was published, and whether it is the champion of its product.
-versions_table = Table(
+versions_table = _table(
     "versions",
-    metadata,
-    *_columns(Text, "product version kind state reason sha256"),
-    *_columns(Float, "threshold image_auroc f1 false_alarm_rate training_wh"),
-    *_columns(Integer, "images"),
-    *_columns(UTCTime, "created_at"),
+    {
+        Text: "product version kind state reason sha256",
+        Float: "threshold image_auroc f1 false_alarm_rate training_wh",
+        Integer: "images",
+        UTCTime: "created_at",
+    },
 )
 # A change of champion, as it happened; rows are only ever added. A rollback goes back along them.
-promotions_table = Table(
-    "promotions",
-    metadata,
-    *_columns(Integer, "id"),
-    *_columns(Text, "product version action reason"),
-    *_columns(UTCTime, "at"),
-)
+promotions_table = _table("promotions", {Integer: "id", Text: "product version action reason", UTCTime: "at"})
 # An image that a person vouched for, once per product and bytes; `label` NULL once that was taken back. `path` is its
 # file, relative to ROOT, `image_id` the image it came from, NULL for an imported one. `role` never changes.
-training_images_table = Table(
+training_images_table = _table(
     "training_pictures",
-    metadata,
-    *_columns(Integer, "id"),
-    *_columns(Text, "product sha256 label role path file_name image_id added_by"),
-    *_columns(UTCTime, "taken_at added_at"),
+    {Integer: "id", Text: "product sha256 label role path file_name image_id added_by", UTCTime: "taken_at added_at"},
 )
 # A retraining of one product: why, when, and what came of it. `review_id` is the latest review it knew of, `gate` the
 # comparison that decided, as JSON, `report` a file below ROOT, `saved_g` an estimate of what choosing the hour saved.
-retrainings_table = Table(
+retrainings_table = _table(
     "retraining_runs",
-    metadata,
-    *_columns(Integer, "id review_id"),
-    *_columns(Text, "product trigger state champion challenger outcome reason gate report"),
-    *_columns(Float, "total_wh saved_g"),
-    *_columns(UTCTime, "requested_at planned_at started_at ended_at"),
+    {
+        Integer: "id review_id",
+        Text: "product trigger state champion challenger outcome reason gate report",
+        Float: "total_wh saved_g",
+        UTCTime: "requested_at planned_at started_at ended_at",
+    },
 )
 # What the challenger `version` of `product` scored; `champion_verdict` is that of the image's own row, repeated so
 # that an index holds where the two differ.
-shadow_scores_table = Table(
-    "shadow_scores",
-    metadata,
-    *_columns(Text, "image_id product version verdict champion_verdict"),
-    *_columns(Float, "score threshold"),
+shadow_scores_table = _table(
+    "shadow_scores", {Text: "image_id product version verdict champion_verdict", Float: "score threshold"}
 )
 # A false-alarm rate that a person chose for a product; rows are only ever added and the latest holds. NULL goes back
 # to the settings.
-thresholds_table = Table(
-    "threshold_choices",
-    metadata,
-    *_columns(Integer, "id"),
-    *_columns(Text, "product chosen_by"),
-    *_columns(Float, "false_alarm_rate"),
-    *_columns(UTCTime, "chosen_at"),
+thresholds_table = _table(
+    "threshold_choices", {Integer: "id", Text: "product chosen_by", Float: "false_alarm_rate", UTCTime: "chosen_at"}
 )
 # A change of a product's drift state; rows are only ever added. `figures` are the statistics, as JSON.
-drift_table = Table(
-    "drift_events",
-    metadata,
-    *_columns(Integer, "id"),
-    *_columns(Text, "product version state cause first_image_id figures"),
-    *_columns(UTCTime, "at"),
+drift_table = _table(
+    "drift_events", {Integer: "id", Text: "product version state cause first_image_id figures", UTCTime: "at"}
 )
 
 

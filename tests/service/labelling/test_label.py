@@ -68,9 +68,9 @@ class House:
         [labelled] = label_images(self.root, self.engine, [id], label, by="ada", source=source)
         return labelled
 
-    def row(self, id: str) -> images.ImageToLabel:
+    def row(self, id: str) -> images.StoredImage:
         with self.engine.connect() as connection:
-            return images.subjects(connection, [id])[id]
+            return images.find(connection, [id])[id]
 
     def said(self, id: str) -> list[str | None]:
         """Return all labels of an image, the first first."""
