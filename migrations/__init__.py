@@ -1,7 +1,6 @@
 """The database's schema as steps from one revision to the next, run by Alembic.
 
-Lists the revisions so that the program knows its own without importing Alembic; a test holds the list and the
-files together.
+Lists the revisions, so that the program knows its own without importing Alembic; a test compares list and files.
 """
 
 REVISIONS = ("0001", "0002", "0003")

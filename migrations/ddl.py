@@ -19,12 +19,10 @@ def on_sqlite() -> bool:
 
 
 def columns(kind: Any, names: str, *, null: bool = True) -> list[sa.Column[Any]]:
-    """Return columns of one kind, by their names."""
     return [sa.Column(name, kind, nullable=null) for name in names.split()]
 
 
 def check(name: str, condition: str) -> sa.CheckConstraint:
-    """Return the constraint `name`."""
     return sa.CheckConstraint(condition, name=op.f(name))
 
 

@@ -7,8 +7,6 @@ from migrations.ddl import append_only, check, columns, finite, one_of, only_whe
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 # The latest review of an image is joined by its number, found in the index; so filters on `results` reach
 # the indexes of `images`, and columns that are not asked for cost nothing.

@@ -11,8 +11,6 @@ from migrations.ddl import check, columns, finite, on_sqlite, only_where, whole
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 REGIONS = """
 CREATE VIEW regions AS
@@ -31,6 +29,7 @@ LEFT JOIN reviews AS r ON r.id = (SELECT max(latest.id) FROM reviews AS latest W
 WHERE i.uncertainty IS NOT NULL AND i.state IN ('scored', 'placed') AND r.label IS NULL
 ORDER BY i.uncertainty DESC, i.received_at DESC, i.id DESC
 """
+LEAST = {"number": 1, "x": 0, "y": 0, "width": 1, "height": 1, "area": 1}
 
 
 def upgrade() -> None:
@@ -51,12 +50,7 @@ def upgrade() -> None:
         *columns(sa.Integer, "number x y width height area", null=False),
         *columns(sa.Float, "area_share peak mean", null=False),
         sa.PrimaryKeyConstraint("image_id", "number"),
-        check("region_rows_number", whole("number", 1)),
-        check("region_rows_x", whole("x", 0)),
-        check("region_rows_y", whole("y", 0)),
-        check("region_rows_width", whole("width", 1)),
-        check("region_rows_height", whole("height", 1)),
-        check("region_rows_area", whole("area", 1)),
+        *(check(f"region_rows_{name}", whole(name, least)) for name, least in LEAST.items()),
         check("region_rows_area_share", "area_share > 0 AND area_share <= 1"),
         check("region_rows_peak", finite("peak")),
         check("region_rows_mean", finite("mean")),

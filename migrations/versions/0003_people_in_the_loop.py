@@ -10,8 +10,6 @@ from migrations.ddl import check, columns, finite, only_where
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 VERDICTS = "'normal', 'anomaly'"
 

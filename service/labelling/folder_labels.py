@@ -1,8 +1,7 @@
 """Folder labels: a person drags files between `normal/`, `anomaly/` and `quarantine/`, and that labels them.
 
-A file is recognised by the ULID in its name, else by its bytes among images whose file is gone. Where an image still
-lies where its row says, the other file is a copy and not a label. What the service itself moves is never taken for a
-person's move: it moves files under the database's write lock, and here too it is decided under that lock.
+A file is recognised by the ULID in its name, else by its bytes among images whose file is gone; while an image lies
+where its row says, another file is a copy. As the service moves files, so a label is decided under the write lock.
 """
 
 from __future__ import annotations
@@ -141,14 +140,11 @@ class FolderLabels:
         known = self._waiting.get(path)
         if state is None:
             return None
+        sha256 = known.sha256 if known is not None else None
         if known is None or known.state != state:
-            sha256 = None
-            if 0 < state.size <= FILE_BYTES_MAX:
-                sha256 = yield from self._hash(path)
-        elif known.sha256 is None:
+            sha256 = (yield from self._hash(path)) if 0 < state.size <= FILE_BYTES_MAX else None
+        elif sha256 is None:
             return None
-        else:
-            sha256 = known.sha256
         with self._engine.connect() as connection:
             same = images.with_bytes(connection, sha256) if sha256 is not None else []
         self._wait(path, _Undecided(state, sha256 if same else None))
@@ -168,9 +164,9 @@ class FolderLabels:
 
     def _has_left(self, row: StoredImage, path: str) -> bool:
         """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it."""
-        if row.state == MISSING:
-            return row.path == path or not os.path.lexists(self._root / row.path)
-        return row.state in (PLACED, QUARANTINED) and row.path != path and not os.path.lexists(self._root / row.path)
+        if row.path == path:
+            return row.state == MISSING
+        return row.state in (MISSING, PLACED, QUARANTINED) and not os.path.lexists(self._root / row.path)
 
     def _wait(self, path: str, why: _Undecided) -> None:
         self._waiting.pop(path, None)

@@ -1,8 +1,7 @@
 """Folder watch: looks for labels by folder beside the daemon's loop, on so little of a core that scoring is not slowed.
 
-Owns one thread and its pace: every few seconds it asks each folder for its mtime and reads the names of those that
-changed, and after each piece of work of some milliseconds it rests ten times as long. It uses no file events: for each
-image that the service delivers, the library for these would cost more than all else that the daemon does with it.
+Owns one thread and its pace: after each piece of work of some milliseconds it rests ten times as long. No file events:
+for each image delivered, the library for these would cost more than all else that the daemon does with it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,20 +52,16 @@ class FolderWatch:
         self.error: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to look."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_TIMEOUT_S)
 
     def _run(self) -> None:
         try:
-            with ExitStack() as stack:
-                engine = open_database(self._root, migrate=False, busy_timeout_s=LOCK_TIMEOUT_S)
-                stack.callback(engine.dispose)
+            with open_database(self._root, migrate=False, busy_timeout_s=LOCK_TIMEOUT_S) as engine:
                 self._engine = engine
                 self._labels = FolderLabels(self._root, engine, self._names, self._burst_gap_s)
                 self._look_for_ever()

@@ -102,9 +102,9 @@ class _Importing:
                 path_now = in_label(row.path, self.label)
                 training_images.set_labels(connection, [(row.id, self.label, path_now)])
             reconcile(self.root, self.engine, [row.id])
-            if _is_kept(self.root, path_now):
+            if os.path.lexists(self.root / path_now):
                 return Imported(name, RELABELLED, path_now)
-        elif row is not None and _is_kept(self.root, row.path):
+        elif row is not None and os.path.lexists(self.root / row.path):
             return Imported(name, LABELLED if labelled else UNCHANGED, row.path)
         return Imported(name, ADDED, self._keep(path, file))
 
@@ -123,7 +123,6 @@ class _Importing:
 
     def _keep(self, path: Path, file: FileBytes) -> str:
         """Put the bytes of `file` into the training set, with a row; return where."""
-        now = datetime.now(UTC)
         taken_at, known = _taken_at(file)
         # From the bytes, so that a second try finds what the first one left.
         id = str(ULID.from_bytes(bytes.fromhex(file.sha256)[:16]))
@@ -147,23 +146,20 @@ class _Importing:
                         file_name=shown_name(path.name),
                         image_id=None,
                         taken_at=taken_at,
-                        added_at=now,
+                        added_at=datetime.now(UTC),
                         added_by=self.by,
                     ),
                 )
                 row = training_images.of_hash(connection, self.product, file.sha256)
                 assert row is not None
-                if not _is_kept(self.root, row.path):
-                    make_folders((self.root / row.path).parent, self.root)
-                    staged.rename(self.root / row.path)
-                    sync_folder((self.root / row.path).parent)
+                kept = self.root / row.path
+                if not os.path.lexists(kept):
+                    make_folders(kept.parent, self.root)
+                    staged.rename(kept)
+                    sync_folder(kept.parent)
         finally:
             staged.unlink(missing_ok=True)
         return row.path
-
-
-def _is_kept(root: Path, path: str) -> bool:
-    return os.path.lexists(root / path)
 
 
 def _taken_at(file: FileBytes) -> tuple[datetime, bool]:

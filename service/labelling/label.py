@@ -99,10 +99,8 @@ def belongs_at(subject: StoredImage, label: str | None) -> str:
     A file that lies in the right folder stays where it is.
     """
     kind = label or subject.verdict or QUARANTINE
-    # While it is on its way, where it goes; else where it lies.
-    now_at = subject.destination if subject.state == SCORED else subject.path
-    if kind_of(now_at) == kind:
-        return now_at
+    if kind_of(_going_to(subject)) == kind:
+        return _going_to(subject)
     otherwise = destination(kind, subject.product, subject.received_at, subject.file_name, subject.id)
     return path_in_folder(kind, subject.destination, otherwise, subject.id)
 
@@ -118,11 +116,13 @@ def _subjects(connection: Connection, ids: Sequence[str]) -> list[StoredImage]:
 
 
 def _send(connection: Connection, subjects: Sequence[StoredImage], label: str | None) -> None:
-    sent = []
-    for one in subjects:
-        if one.state not in (SCORED, PLACED, QUARANTINED):
-            continue
-        target = belongs_at(one, label)
-        if target != (one.destination if one.state == SCORED else one.path):
-            sent.append(Sent(one.id, SCORED, one.path, target))
-    images.send(connection, sent)
+    movable = [one for one in subjects if one.state in (SCORED, PLACED, QUARANTINED)]
+    targets = [(one, belongs_at(one, label)) for one in movable]
+    images.send(
+        connection, [Sent(one.id, SCORED, one.path, target) for one, target in targets if target != _going_to(one)]
+    )
+
+
+def _going_to(subject: StoredImage) -> str:
+    """Return where the file of `subject` goes while it is on its way, else where it lies."""
+    return subject.destination if subject.state == SCORED else subject.path

@@ -1,8 +1,7 @@
 """Training set: images that a person labelled, kept in `training/<product>/<label>/` whatever becomes of the original.
 
 The rows are the truth. `keep` writes them in the transaction of the label; `reconcile` makes the files agree with them,
-after each label and when the daemon starts, and may be repeated. A file is only ever unlinked once its bytes were found
-elsewhere.
+and may be repeated. A file is only ever unlinked once its bytes were found elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from service.inspection.relocate import BATCH_IMAGES, batches
 from service.labelling.roles import role_among
 from service.names import new_id, safe_name, split_suffix
 from service.root import TRAINING
-from service.storage import images, training_images
+from service.storage import images, reviews, training_images
 from service.storage.images import StoredImage
 from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
@@ -74,7 +73,8 @@ def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> list[str]:
         try:
             with engine.connect() as connection:
                 rows = training_images.find(connection, part)
-                lacking = [row for row in rows if _lacks_file(root, row)]
+                wanted = [row for row in rows if row.label is not None]
+                lacking = [row for row in wanted if not any(map(os.path.lexists, _places(root, row)))]
                 sources = {row.id: _sources(connection, row) for row in lacking}
             for row in lacking:
                 if (copy := _stage(root, row, sources[row.id])) is not None:
@@ -102,7 +102,6 @@ def reconcile_all(root: Path, engine: Engine) -> Iterator[list[str]]:
 
 
 def path_in_training(product: str, label: str, file_name: str, id: str) -> str:
-    """Return where a training image is kept, relative to the root."""
     stem, suffix = split_suffix(safe_name(file_name))
     return f"{TRAINING}/{product}/{label}/{stem}.{id}{suffix}"
 
@@ -148,19 +147,17 @@ def _taken_at(connection: Connection, subject: StoredImage) -> datetime:
 
 
 def _label_of_bytes(connection: Connection, subject: StoredImage) -> str | None:
+    """Return the label given last to an image of the product with the same bytes, if it was not taken back since."""
     assert subject.sha256 is not None
-    same = images.with_bytes(connection, subject.sha256)
-    return training_images.label_of_bytes(connection, subject.product, [one.id for one in same])
+    same = [one.id for one in images.with_bytes(connection, subject.sha256) if one.product == subject.product]
+    labelled = [row for row in reviews.latest(connection, same).values() if row.label is not None]
+    return max(labelled, key=lambda row: row.id).label if labelled else None
 
 
 def _places(root: Path, row: TrainingImageRow) -> tuple[Path, Path]:
     """Return where the file of `row` belongs, and where it would with the other label."""
     label = row.path.split("/")[2]
     return root / row.path, root / in_label(row.path, OTHER[label])
-
-
-def _lacks_file(root: Path, row: TrainingImageRow) -> bool:
-    return row.label is not None and not any(os.path.lexists(place) for place in _places(root, row))
 
 
 def _is_to_be_changed(root: Path, row: TrainingImageRow) -> bool:
@@ -212,23 +209,19 @@ def _agree(
     folders: set[Path] = set()
     for row in rows:
         wanted, other = _places(root, row)
+        there = [place for place in (wanted, other) if os.path.lexists(place)]
         if row.label is None:
-            for place in (wanted, other):
-                if os.path.lexists(place):
-                    _drop(root, connection, row, place)
-                    folders.add(place.parent)
-            continue
-        if not os.path.lexists(wanted) and os.path.lexists(other):
+            for place in there:
+                _drop(root, connection, row, place)
+                folders.add(place.parent)
+        elif wanted not in there and (there or row.id in staged):
+            source = other if there else staged.pop(row.id)
             make_folders(wanted.parent, root)
-            other.rename(wanted)
-            folders |= {wanted.parent, other.parent}
-        elif not os.path.lexists(wanted) and row.id in staged:
-            make_folders(wanted.parent, root)
-            staged.pop(row.id).rename(wanted)
-            folders.add(wanted.parent)
-        elif not os.path.lexists(wanted):
+            source.rename(wanted)
+            folders |= {wanted.parent, source.parent}
+        elif wanted not in there:
             absent.append(row.path)
-        elif os.path.lexists(other) and _same_bytes(other, wanted):
+        elif other in there and _same_bytes(other, wanted):
             other.unlink()
             folders.add(other.parent)
     for folder in sorted(folders):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -45,18 +46,13 @@ def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
 
 
 def _copy(engine: Engine, part: Path) -> None:
-    source = engine.raw_connection()
-    target = sqlite3.connect(part, isolation_level=None)
-    try:
+    with closing(engine.raw_connection()) as source, closing(sqlite3.connect(part, isolation_level=None)) as target:
         driver = source.driver_connection
         assert isinstance(driver, sqlite3.Connection)
         _in_steps(driver, target)
         # One file without a log beside it, whichever journal the original has.
         target.execute("PRAGMA journal_mode = DELETE")
         found = [row[0] for row in target.execute("PRAGMA integrity_check(1)")]
-    finally:
-        target.close()
-        source.close()
     if found != ["ok"]:
         raise TamisError(f"backup {part}: expected a sound copy; found: {found[0]}. `tamis db check` says more")
 

@@ -1,7 +1,6 @@
 """Checks whether a root and this machine are fit for the service: facts in, findings out.
 
-Pure; `service.operations.doctor` gathers the facts. Owns the levels and the advice: whatever is not ok says what to do
-about it.
+Pure; `service.operations.doctor` gathers the facts. Owns the levels and the advice on whatever is not ok.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -66,7 +65,6 @@ class LeftOver:
 
 
 def check_settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> list[Finding]:
-    """Return a finding for each setting: its value and where it came from."""
     return [Finding(f"setting {name}", "ok", f"{value!r}, from {origins[name]}") for name, value in values.items()]
 
 
@@ -76,21 +74,17 @@ def check_inotify(limits: InotifyLimits | None, folders: int) -> Finding:
     if limits is None:
         advised = 'set watch_mode = "polling" if new images are only seen at the rescan'
         return Finding(check, "warning", "this kernel does not say its inotify limits", advised)
-    found = (
-        f"{folders} folders to watch; max_user_watches {limits.max_user_watches}, max_user_instances"
-        f" {limits.max_user_instances}, max_queued_events {limits.max_queued_events}"
-    )
-    advice = []
+    found = f"{folders} folders to watch; {', '.join(f'{name} {value}' for name, value in asdict(limits).items())}"
     # The limit is the user's, so half of it is left to other programs of the same user.
-    if folders > limits.max_user_watches // 2:
-        advice.append(_sysctl("max_user_watches", 4 * folders))
+    too_low = {"max_user_watches": 4 * folders} if folders > limits.max_user_watches // 2 else {}
     if limits.max_user_instances < INSTANCES_FEW:
-        advice.append(_sysctl("max_user_instances", 128))
+        too_low["max_user_instances"] = 128
     if limits.max_queued_events < EVENTS_FEW:
-        advice.append(_sysctl("max_queued_events", 16384))
-    if not advice:
+        too_low["max_queued_events"] = 16384
+    if not too_low:
         return Finding(check, "ok", found)
-    return Finding(check, "warning", found, "; ".join(advice) + "; until then rescans and polling find the images")
+    advice = [f"sysctl -w fs.inotify.{one}={least} (and in /etc/sysctl.d to keep it)" for one, least in too_low.items()]
+    return Finding(check, "warning", found, "; ".join([*advice, "until then rescans and polling find the images"]))
 
 
 def check_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
@@ -111,31 +105,27 @@ def check_mount(name: str, mount: Mount, watch_mode: str) -> Finding:
 
 def check_folders(devices: Mapping[str, int | None]) -> Finding:
     """Check the folders of the root by the device each lies on; None is a folder that is not there."""
-    check = "folders"
     missing = sorted(name for name, device in devices.items() if device is None)
     if missing:
-        return Finding(check, "error", f"missing: {', '.join(missing)}", "make them with `tamis init ROOT`")
-    if len(set(devices.values())) == 1:
-        return Finding(check, "ok", f"all {len(devices)} on one file system")
-    home = devices["incoming"]
-    away = sorted(name for name, device in devices.items() if device != home)
+        return Finding("folders", "error", f"missing: {', '.join(missing)}", "make them with `tamis init ROOT`")
+    away = sorted(name for name, device in devices.items() if device != devices["incoming"])
+    if not away:
+        return Finding("folders", "ok", f"all {len(devices)} on one file system")
     if "processing" in away:
         found = "incoming and processing lie on two file systems, so an image cannot be claimed by a rename"
-        return Finding(check, "error", found, "mount the disk at the root, not at one of its folders")
+        return Finding("folders", "error", found, "mount the disk at the root, not at one of its folders")
     found = f"on another file system than incoming: {', '.join(away)}"
     advice = "images are copied there instead of renamed, which is slower; mount the disk at the root instead"
-    return Finding(check, "warning", found, advice)
+    return Finding("folders", "warning", found, advice)
 
 
 def check_renames(failure: str | None) -> Finding:
     """Check the trial of renaming a file incoming → processing → normal; `failure` is the error it met."""
-    if failure is None:
-        return Finding("renames", "ok", "a file went from incoming to processing to normal")
     advice = (
         "give the service's user the folders (chown -R tamis:tamis ROOT); under systemd give the unit one"
         " ReadWritePaths= for the whole root, not one a folder"
     )
-    return Finding("renames", "error", failure, advice)
+    return _unless("renames", failure, "a file went from incoming to processing to normal", advice)
 
 
 def check_sqlite(version: str, choice: JournalChoice) -> Finding:
@@ -161,20 +151,18 @@ def check_postgresql(facts: Mapping[str, str]) -> Finding:
 
 
 def check_database(revision: str | None, head: str, quick_check: str) -> list[Finding]:
-    """Check the schema's revision and the answer of the quick check."""
-    if revision == head:
-        found = [Finding("database revision", "ok", head)]
-    else:
-        advice = "bring it up to date with `tamis db upgrade`, after `tamis db backup`"
-        found = [Finding("database revision", "error", f"{revision or 'none'}, expected {head}", advice)]
-    if quick_check == "ok":
-        return [*found, Finding("database integrity", "ok", "quick check passed")]
-    advice = "stop the service, keep a copy of the database, put back a backup (docs/database.md, 'Backup')"
-    return [*found, Finding("database integrity", "error", quick_check, advice)]
+    other = None if revision == head else f"{revision or 'none'}, expected {head}"
+    damage = None if quick_check == "ok" else quick_check
+    put_back = "stop the service, keep a copy of the database, put back a backup (docs/database.md, 'Backup')"
+    return [
+        _unless(
+            "database revision", other, head, "bring it up to date with `tamis db upgrade`, after `tamis db backup`"
+        ),
+        _unless("database integrity", damage, "quick check passed", put_back),
+    ]
 
 
 def check_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
-    """Check what is free against the settings free_bytes_min and free_inodes_min."""
     found = [_check_free("free space", space.bytes, bytes_min, "bytes", "free_bytes_min")]
     if space.inodes is None:
         return [*found, Finding("free inodes", "ok", "this file system makes inodes as it needs them")]
@@ -182,25 +170,20 @@ def check_space(space: Space, bytes_min: int, inodes_min: int) -> list[Finding]:
 
 
 def check_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, retention: bool) -> Finding:
-    """Check when the disk is full at the rate of the last days, and whether retention does what it is there for.
-
-    `bytes_a_day` is of the images received; None where there were none. `retention` says whether any rule is set.
-    """
-    check = "retention"
+    """Check when the disk is full at the images' `bytes_a_day`; `retention` says whether any rule of it is set."""
     limits = "keep_normal_days, keep_anomaly_days, keep_normal_gb, keep_anomaly_gb"
+    state = "on" if retention else "off"
     if bytes_a_day is None:
-        return Finding(check, "ok", f"{'on' if retention else 'off'}; no images in the last days")
+        return Finding("retention", "ok", f"{state}; no images in the last days")
     days = max(0.0, space.bytes - bytes_min) / bytes_a_day if bytes_a_day else math.inf
-    found = f"{'on' if retention else 'off'}; {bytes_a_day / 1e9:.3g} GB of images a day"
+    found = f"{state}; {bytes_a_day / 1e9:.3g} GB of images a day"
+    if space.bytes >= 4 * bytes_min if retention else days >= FULL_WITHIN_DAYS:
+        return Finding("retention", "ok", found)
     if retention:
-        if space.bytes >= 4 * bytes_min:
-            return Finding(check, "ok", found)
         advice = f"keep less ({limits}), or make room: `tamis retention --dry-run` shows what may go"
-        return Finding(check, "warning", f"{found}, and free space is low all the same", advice)
-    if days >= FULL_WITHIN_DAYS:
-        return Finding(check, "ok", found)
+        return Finding("retention", "warning", f"{found}, and free space is low all the same", advice)
     advice = f"make room, or let old files go: {limits} (docs/retention.md)"
-    return Finding(check, "warning", f"{found}: no room for more in {days:.1f} days", advice)
+    return Finding("retention", "warning", f"{found}: no room for more in {days:.1f} days", advice)
 
 
 def check_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
@@ -221,20 +204,15 @@ def check_products(products: Collection[str], champions: Collection[str]) -> lis
 
 def check_champion(product: str, version: str, failure: str | None) -> Finding:
     """Check one champion; `failure` is what the registry's check of its files said."""
-    if failure is None:
-        return Finding(f"model of {product}", "ok", f"{version}, every file as registered")
     advice = (
         f"put the folder models/{product}/{version} back from a backup, or go to another version:"
         f" tamis models rollback --product {product}, or train again"
     )
-    return Finding(f"model of {product}", "error", failure, advice)
+    return _unless(f"model of {product}", failure, f"{version}, every file as registered", advice)
 
 
 def check_threshold(product: str, policy: Policy, refused: str | None, choice: Choice | None = None) -> Finding:
-    """Check whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot.
-
-    `choice` is what a person chose for the product, if anybody did.
-    """
+    """Check whether the champion's calibration can give a threshold by `policy`; `refused` says why it cannot."""
     check = f"threshold of {product}"
     if isinstance(policy, AtFalseAlarmRate):
         told = f"at a false-alarm rate of {policy.false_alarm_rate:g}"
@@ -254,7 +232,6 @@ def check_threshold(product: str, policy: Policy, refused: str | None, choice: C
 
 
 def check_drift(product: str, row: DriftRow) -> Finding:
-    """Check the drift state of a product."""
     check = f"drift of {product}"
     if row.state == "steady":
         return Finding(check, "ok", f"steady by version {row.version}")
@@ -266,43 +243,39 @@ def check_scoring(
     openvino: str | None, failure: str | None, flags: frozenset[str] | None, machine: str
 ) -> list[Finding]:
     """Check the scoring runtime and the processor's flags; `flags` is None where /proc/cpuinfo is not readable."""
-    if failure is not None:
-        advice = "install Tamis again into its environment: pip install --force-reinstall openvino"
-        found = [Finding("OpenVINO", "error", f"cannot be imported: {failure}", advice)]
-    else:
-        found = [Finding("OpenVINO", "ok", openvino or "importable")]
+    again = "install Tamis again into its environment: pip install --force-reinstall openvino"
+    cannot = None if failure is None else f"cannot be imported: {failure}"
+    found = _unless("OpenVINO", cannot, openvino or "importable", again)
     if flags is None:
         advice = "take ProcSubset=pid out of the unit: without /proc/cpuinfo the slowest code is chosen"
-        return [*found, Finding("processor", "warning", "/proc/cpuinfo shows no flags", advice)]
+        return [found, Finding("processor", "warning", "/proc/cpuinfo shows no flags", advice)]
     fast = [flag for flag in FAST_FLAGS if flag in flags]
     if fast or machine not in ("x86_64", "AMD64"):
-        return [*found, Finding("processor", "ok", f"{machine}: {', '.join(fast) or 'its own code path'}")]
+        return [found, Finding("processor", "ok", f"{machine}: {', '.join(fast) or 'its own code path'}")]
     advice = "scoring works, slowly; a virtual machine may hide AVX2: let it pass the host's processor through"
-    return [*found, Finding("processor", "warning", f"{machine} without AVX2", advice)]
+    return [found, Finding("processor", "warning", f"{machine} without AVX2", advice)]
 
 
 def check_energy(rapl: Literal["readable", "closed", "absent"], country: str | None) -> list[Finding]:
-    """Check where figures of energy come from and whether they can become grams of CO2e."""
-    if rapl == "readable":
-        found = [Finding("energy source", "ok", "measured by the processor (RAPL)")]
-    elif rapl == "absent":
-        found = [Finding("energy source", "ok", "estimated from load and the processor's model: it has no RAPL here")]
-    else:
-        advice = "let the service's user read it: deploy/tamis-rapl.conf, see docs/deployment.md, 'Energy'"
-        found = [Finding("energy source", "warning", "estimated: RAPL is there, but not readable", advice)]
-    if country is None:
-        advice = 'set energy_country, such as "FRA"; until then emissions are unknown (null)'
-        return [*found, Finding("energy country", "warning", "not set", advice)]
-    return [*found, Finding("energy country", "ok", country)]
+    closed = "estimated: RAPL is there, but not readable" if rapl == "closed" else None
+    known = "measured by the processor (RAPL)"
+    if rapl == "absent":
+        known = "estimated from load and the processor's model: it has no RAPL here"
+    readable = "let the service's user read it: deploy/tamis-rapl.conf, see docs/deployment.md, 'Energy'"
+    unset = "not set" if country is None else None
+    named = 'set energy_country, such as "FRA"; until then emissions are unknown (null)'
+    return [
+        _unless("energy source", closed, known, readable, "warning"),
+        _unless("energy country", unset, country or "", named, "warning"),
+    ]
 
 
 def check_permissions(mode: int, umask: int, owner: int, user: int) -> list[Finding]:
     """Check who else can look into the root; `mode` of its folder, `owner` and `user` (the caller) are ids."""
     shown = f"root {mode & 0o7777:04o}, umask {umask:04o}"
-    if mode & 0o007:
-        found = [Finding("permissions", "warning", f"{shown}: every local user can look in", "chmod o-rwx ROOT")]
-    else:
-        found = [Finding("permissions", "ok", f"{shown}: other local users are kept out")]
+    open_to_all = f"{shown}: every local user can look in" if mode & 0o007 else None
+    kept_out = f"{shown}: other local users are kept out"
+    found = [_unless("permissions", open_to_all, kept_out, "chmod o-rwx ROOT", "warning")]
     if owner != user:
         advice = "run tamis as the owner (sudo -u tamis tamis …), or the service cannot touch what this user makes"
         found.append(Finding("user", "warning", f"the root belongs to user {owner}; this is user {user}", advice))
@@ -310,7 +283,6 @@ def check_permissions(mode: int, umask: int, owner: int, user: int) -> list[Find
 
 
 def check_left_overs(left: Sequence[LeftOver]) -> Finding:
-    """Check images in the processing folders of instances that do not run."""
     dead = [one for one in left if one.images and not one.alive]
     if not dead:
         return Finding("left-overs", "ok", "no images in processing of instances that do not run")
@@ -342,6 +314,11 @@ def cpu_flags(cpuinfo: str) -> frozenset[str] | None:
     return frozenset(match[1].split()) if match else None
 
 
+def _unless(check: str, failure: str | None, found: str, advice: str, level: Level = "error") -> Finding:
+    """Return a finding of `level` for the `failure`, or one that all is well without any."""
+    return Finding(check, "ok", found) if failure is None else Finding(check, level, failure, advice)
+
+
 def _check_free(check: str, left: int, least: int, unit: str, setting: str) -> Finding:
     found = f"{left:_} {unit}; claiming stops below {least:_} ({setting})"
     if left < least:
@@ -349,7 +326,3 @@ def _check_free(check: str, left: int, least: int, unit: str, setting: str) -> F
     if left < 4 * least:
         return Finding(check, "warning", found, "make room on the root's disk soon, or lower the setting")
     return Finding(check, "ok", found)
-
-
-def _sysctl(name: str, value: int) -> str:
-    return f"sysctl -w fs.inotify.{name}={value} (and in /etc/sysctl.d to keep it)"

@@ -11,10 +11,10 @@ import os
 import platform
 import sqlite3
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import Connection
 
@@ -35,6 +35,7 @@ from service.storage import retention
 from service.storage.database.journal import journal_choice
 from service.storage.drift import DriftRow
 from service.storage.thresholds import Choice
+from service.storage.versions import VersionRow
 
 INOTIFY = Path("/proc/sys/fs/inotify")
 RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
@@ -48,7 +49,7 @@ def examine(root: Path) -> list[Finding]:
         raise ConfigurationError(f"root {root}: no such folder; make one with `tamis init {root}`")
     settings, findings = _settings(root)
     findings += [
-        _mount(name, path, settings.watch_mode) for name, path in (("root", root), ("incoming", root / INCOMING))
+        _mount(name, root / below, settings.watch_mode) for name, below in (("root", ""), (INCOMING, INCOMING))
     ]
     findings.append(checks.check_folders({name: _device(root / name) for name in FOLDERS}))
     failure, disk_now = try_renames(root)
@@ -61,9 +62,8 @@ def examine(root: Path) -> list[Finding]:
     findings += known.findings
     space = filesystem.free_space(root)
     findings += checks.check_space(space, settings.free_bytes_min, settings.free_inodes_min)
-    findings.append(
-        checks.check_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=bool(rules_of(settings)))
-    )
+    kept = bool(rules_of(settings))
+    findings.append(checks.check_growth(space, settings.free_bytes_min, known.bytes_a_day, retention=kept))
     findings += _models(root, settings, products, known.champions, known.choices)
     findings += [checks.check_drift(product, row) for product, row in sorted(known.drift.items())]
     findings += checks.check_scoring(*_openvino(), checks.cpu_flags(_text(CPUINFO)), platform.machine())
@@ -98,16 +98,13 @@ def try_renames(root: Path) -> tuple[str | None, datetime | None]:
 
 
 def read_inotify(folder: Path = INOTIFY) -> InotifyLimits | None:
-    """Return the kernel's limits of file events; None where it does not say."""
-    names = ("max_user_watches", "max_user_instances", "max_queued_events")
     try:
-        return InotifyLimits(*(int((folder / name).read_text()) for name in names))
+        return InotifyLimits(*(int((folder / one.name).read_text()) for one in fields(InotifyLimits)))
     except (OSError, ValueError):
         return None
 
 
 def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
-    """Return whether the processor's own energy counter can be read."""
     try:
         path.read_text()
     except FileNotFoundError:
@@ -118,7 +115,6 @@ def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
 
 
 def read_left_overs(root: Path) -> list[LeftOver]:
-    """Return for each processing folder how many claimed images lie in it and whether its lock is held."""
     found = []
     for name in instances(root) if (root / PROCESSING).is_dir() else ():
         images = sum(parse_claimed_name(path.name) is not None for path in (root / PROCESSING / name).rglob("*"))
@@ -132,8 +128,8 @@ def read_left_overs(root: Path) -> list[LeftOver]:
 @dataclass
 class _Database:
     findings: list[Finding]
-    champions: dict[str, Any]
-    newest: datetime | None
+    champions: dict[str, VersionRow] = field(default_factory=dict)
+    newest: datetime | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     drift: dict[str, DriftRow] = field(default_factory=dict)
     bytes_a_day: float | None = None
@@ -169,7 +165,7 @@ def _incoming(incoming: Path) -> tuple[set[str], int]:
 
 
 def _database(root: Path) -> _Database:
-    from service.storage import drift, thresholds, versions
+    from service.storage import drift, statistics, thresholds, versions
     from service.storage.database import schema
     from service.storage.database.open import open_database
 
@@ -177,32 +173,28 @@ def _database(root: Path) -> _Database:
         engine = open_database(root, migrate=False, read_only=True)
     except TamisError as error:
         advice = "do as the message says; no image was touched"
-        return _Database([Finding("database", "error", str(error), advice)], {}, None)
+        return _Database([Finding("database", "error", str(error), advice)])
     try:
-        with engine.connect() as connection:
+        with engine, engine.connect() as connection:
             revision = schema.revision_of(connection)
             [answer] = engine.check(connection, quick=True)
-            findings = checks.check_database(revision, migrations.HEAD, answer)
+            known = _Database(checks.check_database(revision, migrations.HEAD, answer))
             if engine.dialect.name == "postgresql":
-                findings.append(checks.check_postgresql(read_server(connection)))
+                known.findings.append(checks.check_postgresql(read_server(connection)))
             if revision != migrations.HEAD:
-                return _Database(findings, {}, None)
-            newest = connection.exec_driver_sql("SELECT max(received_at) FROM results").scalar_one()
-            champions = dict(versions.champions(connection))
-            choices, drifts = thresholds.latest(connection), drift.latest(connection)
-            bytes_a_day = _bytes_a_day(connection, datetime.now(UTC))
+                return known
+            newest = statistics.newest(connection)
+            known.newest = datetime.fromisoformat(newest) if newest else None
+            known.champions = versions.champions(connection)
+            known.choices, known.drift = thresholds.latest(connection), drift.latest(connection)
+            known.bytes_a_day = _bytes_a_day(connection, datetime.now(UTC))
+            return known
     except ConfigurationError as error:  # what the engine raises for damage that a statement met
         advice = "stop the service, keep a copy of the database, put back a backup"
-        return _Database([Finding("database integrity", "error", str(error), advice)], {}, None)
-    finally:
-        engine.dispose()
-    return _Database(
-        findings, champions, datetime.fromisoformat(newest) if newest else None, choices, drifts, bytes_a_day
-    )
+        return _Database([Finding("database integrity", "error", str(error), advice)])
 
 
 def read_server(connection: Connection) -> dict[str, str]:
-    """Return PostgreSQL's settings on which it depends whether commits last."""
     names = ("server_version", "fsync", "full_page_writes", "data_checksums")
     return {name: str(connection.exec_driver_sql(f"SHOW {name}").scalar_one()) for name in names}
 
@@ -210,13 +202,11 @@ def read_server(connection: Connection) -> dict[str, str]:
 def _bytes_a_day(connection: Connection, now: datetime) -> float | None:
     """Return the bytes of images received per day over the last 7 days, or since the first; None without images."""
     received, first = retention.received_bytes(connection, now - RATE_OF)
-    if first is None:
-        return None
-    return received / max((now - first) / timedelta(days=1), 1.0)
+    return None if first is None else received / max((now - first) / timedelta(days=1), 1.0)
 
 
 def _models(
-    root: Path, settings: Settings, products: set[str], champions: dict[str, Any], choices: dict[str, Choice]
+    root: Path, settings: Settings, products: set[str], champions: dict[str, VersionRow], choices: dict[str, Choice]
 ) -> list[Finding]:
     findings = []
     models = {product: (product, row) for product, row in champions.items()}

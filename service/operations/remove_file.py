@@ -27,8 +27,6 @@ FileIdentity = tuple[int, int, int, int, int]
 
 
 class NotRemovable(Exception):
-    """A file that is not removed, and why."""
-
     def __init__(self, why: Left) -> None:
         super().__init__(why)
         self.why: Left = why

@@ -1,8 +1,7 @@
 """Restore: a backup replaces the database, and images that it does not know are scored again.
 
-Owns the exchange of the files and the mark that tells the next start to look through the folders. Images delivered
-after the backup have no row in it; they go back to `processing/` under the ids in their names, and
-`service.inspection.recover` goes on with them as with any other claim. Every step may be repeated.
+Owns the exchange of the files and the mark that tells the next start to look through the folders: images delivered
+after the backup go back to `processing/` as claims, under the ids in their names. Every step may be repeated.
 """
 
 from __future__ import annotations
@@ -109,12 +108,8 @@ def _copy(backup: Path, fresh: Path) -> None:
 
 def _check(aside: Path, backup: Path) -> None:
     try:
-        engine = open_database(aside, migrate=False, read_only=True)
-        try:
-            with engine.connect() as connection:
-                found = engine.check(connection, quick=False)
-        finally:
-            engine.dispose()
+        with open_database(aside, migrate=False, read_only=True) as engine, engine.connect() as connection:
+            found = engine.check(connection, quick=False)
     except (TamisError, DBAPIError) as error:
         raise TamisError(f"restore {backup}: expected a sound database of Tamis; found: {error}") from error
     if found != ["ok"]:

@@ -1,8 +1,7 @@
 """Retention: removes the files of old images, by age or by total size, as the settings say; their rows stay.
 
-It works in slices that may be cut off anywhere: an image is marked, then its file and its row go under the database's
-write lock, so that no label can come in between; the next run first finishes what a crash left marked. Files of
-labelled images, of the training set and of any version's training stay.
+An image is marked, then its file goes under the database's write lock, so that no label can come in between; the next
+run finishes what a crash left marked. Files of labelled images, the training set and any version's training stay.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,29 +74,20 @@ def last_run(root: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+@dataclass(eq=False)
 class Retention:
     """Retention on one root. `stopping` is asked between slices; `rest` waits for so many seconds, or until then.
 
     `rests` is the rest after a slice, as a multiple of the time it took.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        engine: Engine,
-        rules: Sequence[Rule],
-        *,
-        stopping: Callable[[], bool] = lambda: False,
-        rest: Callable[[float], object] = time.sleep,
-        rests: float = RESTS_ALONE,
-    ) -> None:
-        self._root = root
-        self._engine = engine
-        self._rules = list(rules)
-        self._stopping = stopping
-        self._rest = rest
-        self._rests = rests
-        self._emptied: set[Path] = set()
+    root: Path
+    engine: Engine
+    rules: Sequence[Rule]
+    stopping: Callable[[], bool] = lambda: False
+    rest: Callable[[float], object] = time.sleep
+    rests: float = RESTS_ALONE
+    _emptied: set[Path] = field(default_factory=set, init=False)
 
     def run(self, now: datetime) -> Outcome:
         """Finish what an earlier run left, remove what must go at `now`, and write down what was done.
@@ -104,13 +95,13 @@ class Retention:
         Raises TamisError where another run is at work, where it is not known which images versions were made from,
         and where a mount is gone: what lies on it is only out of sight, not removed.
         """
-        path = self._root / PROCESSING / RETENTION_LOCK
+        path = self.root / PROCESSING / RETENTION_LOCK
         path.parent.stat()  # where the root's disk is gone, the lock must not make the folder in its place
         lock = ProcessLock(path)
         if lock.acquire() is not None:
             raise TamisError(f"{path}: expected no other run of retention; found one at work")
         try:
-            if gone := mounts_of(self._root).find_gone():
+            if gone := mounts_of(self.root).find_gone():
                 raise TamisError(f"retention: {gone_message(gone)}")
             return self._run(now)
         finally:
@@ -120,9 +111,9 @@ class Retention:
         outcome = Outcome()
         self._emptied.clear()
         self._finish_marked(now, outcome)
-        if self._rules:
-            trained = trained_on(self._root)
-            for rule in self._rules:
+        if self.rules:
+            trained = trained_on(self.root)
+            for rule in self.rules:
                 self._apply(rule, trained, now, outcome)
             outcome.folders = self._remove_empty_folders(now)
             self._write_last_run(now, outcome)
@@ -144,8 +135,8 @@ class Retention:
 
         Looks at no more than `images_max` images of each verdict.
         """
-        trained = trained_on(self._root) if self._rules else frozenset()
-        for rule in self._rules:
+        trained = trained_on(self.root) if self.rules else frozenset()
+        for rule in self.rules:
             looked_at = 0
             total = self._total(rule)
             for page in self._pages(rule, trained, PAGE):
@@ -155,7 +146,7 @@ class Retention:
                     if images_max is not None and looked_at > images_max:
                         break
                     try:
-                        removal.verify_size(self._root, one.image.path, one.image.bytes)
+                        removal.verify_size(self.root, one.image.path, one.image.bytes)
                     except NotRemovable as stays:
                         yield stays
                     else:
@@ -167,7 +158,7 @@ class Retention:
     def _apply(self, rule: Rule, trained: frozenset[str], now: datetime, outcome: Outcome) -> None:
         total = self._total(rule)
         for page in self._pages(rule, trained, SLICE):
-            if self._stopping():
+            if self.stopping():
                 outcome.complete = False
                 return
             going = plan(page, rule, total, now)
@@ -179,14 +170,14 @@ class Retention:
     def _total(self, rule: Rule) -> int:
         if rule.bytes_max is None:
             return 0
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return rows.total_bytes(connection, rule.verdict)
 
     def _pages(self, rule: Rule, trained: frozenset[str], size: int) -> Iterator[list[KeptImage]]:
         """Yield the removable images of the verdict, oldest first; each page is a read of its own, soon over."""
         after = None
         while True:
-            with self._engine.connect() as connection:
+            with self.engine.connect() as connection:
                 page = rows.removable(connection, rule.verdict, size, after)
             if not page:
                 return
@@ -195,13 +186,13 @@ class Retention:
 
     def _finish_marked(self, now: datetime, outcome: Outcome) -> None:
         """Bring the rows up to date whose files an earlier run removed, and take the mark from those still there."""
-        while not self._stopping():
-            with self._engine.begin() as connection:
+        while not self.stopping():
+            with self.engine.begin() as connection:
                 left = rows.marked(connection, SLICE)
                 gone = [
                     Going(image, "unfinished")
                     for image, placed in left
-                    if placed and removal.is_gone(self._root, image.path)
+                    if placed and removal.is_gone(self.root, image.path)
                 ]
                 for one in gone:
                     self._remove_map(one.image.id)
@@ -219,11 +210,11 @@ class Retention:
         stay: dict[str, str] = {}
         for image in (one.image for one in going):
             try:
-                seen[image.id] = removal.verify_content(self._root, image.path, image.bytes, image.sha256)
+                seen[image.id] = removal.verify_content(self.root, image.path, image.bytes, image.sha256)
             except NotRemovable as stays:
                 stay[image.id] = stays.why
         if seen:
-            with self._engine.begin() as connection:
+            with self.engine.begin() as connection:
                 rows.mark(connection, list(seen))
             self._unlink([one for one in going if one.image.id in seen], seen, stay, now)
         freed = 0
@@ -236,7 +227,7 @@ class Retention:
             if outcome.left.total() <= LEFT_LINES_MAX:
                 left = fields(id=one.image.id, path=one.image.path, reason=stay[one.image.id])
                 log.warning("retention leaves a file", extra=left)
-        self._rest(min(REST_MAX_S, self._rests * (time.monotonic() - began)))
+        self.rest(min(REST_MAX_S, self.rests * (time.monotonic() - began)))
         return freed
 
     def _unlink(
@@ -248,7 +239,7 @@ class Retention:
         """
         reasons: dict[str, str] = {}
         folders: set[Path] = set()
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             # Asked again now that nobody else can write: a label may have come since.
             paths = rows.still_removable(connection, list(seen))
             for one in going:
@@ -257,13 +248,13 @@ class Retention:
                     stay[image.id] = "spoken_of"
                     continue
                 try:
-                    removal.unlink(self._root, image.path, seen[image.id])
+                    removal.unlink(self.root, image.path, seen[image.id])
                 except NotRemovable as stays:
                     stay[image.id] = stays.why
                     continue
                 self._remove_map(image.id)
                 reasons[image.id] = _sentence(one, now)
-                folders.add((self._root / image.path).parent)
+                folders.add((self.root / image.path).parent)
             for folder in sorted(folders):
                 if folder.is_dir():
                     sync_folder(folder)
@@ -272,13 +263,13 @@ class Retention:
         self._emptied |= folders
 
     def _remove_map(self, id: str) -> None:
-        (self._root / MAPS / f"{id}.png").unlink(missing_ok=True)
+        (self.root / MAPS / f"{id}.png").unlink(missing_ok=True)
 
     def _remove_empty_folders(self, now: datetime) -> int:
         """Remove empty dated folders, but for those that images may still go to; return how many."""
         yesterday = f"{now - timedelta(days=1):%Y-%m-%d}"
         count = 0
-        for folder in sorted(path for top in FOLDERS for path in (self._root / top).glob("*/*")):
+        for folder in sorted(path for top in FOLDERS for path in (self.root / top).glob("*/*")):
             if not _DATED.fullmatch(folder.name) or folder.name >= yesterday:
                 continue
             with suppress(OSError):  # not empty, no folder, or not ours to remove
@@ -289,7 +280,7 @@ class Retention:
         return count
 
     def _write_last_run(self, now: datetime, outcome: Outcome) -> None:
-        path = self._root / PROCESSING / RETENTION_LAST_RUN
+        path = self.root / PROCESSING / RETENTION_LAST_RUN
         partial = path.with_name(f"{RETENTION_LAST_RUN}.{os.getpid()}.tmp")
         document = {"ran_at": now.isoformat(timespec="seconds"), **outcome.document()}
         partial.write_text(json.dumps(document), encoding="utf-8")

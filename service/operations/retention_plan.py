@@ -31,8 +31,6 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """An image whose file must go, and why."""
-
     image: KeptImage
     reason: Reason
 

@@ -1,1 +1,1 @@
-"""What Tamis keeps: one SQLite file per root, its tables, and one file of queries per noun."""
+"""Tables and the statements on them, a file for each noun. The caller owns the transaction."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select
+from sqlalchemy import Connection, Select, bindparam, func, insert, select
 
 from service.root import DEFAULT_PRODUCT
 from service.storage import versions
@@ -54,8 +54,6 @@ class ScoredImage:
 
 @dataclass(frozen=True, slots=True)
 class ChampionPeriod:
-    """A champion, and since when it is one."""
-
     row: VersionRow
     since: datetime
 
@@ -67,13 +65,8 @@ _last = select(*(_events.c[name] for name in DriftRow.__dataclass_fields__)).whe
 _crowned = select(_promotions.c.product, _promotions.c.at).where(
     _promotions.c.id.in_(select(func.max(_promotions.c.id)).group_by(_promotions.c.product))
 )
-_seen = select(
-    *(
-        _images.c[name]
-        for name in ("id", "received_at", "model_version", "score", "brightness", "contrast", "sharpness")
-    ),
-    last_label(_images.c.id).label("label"),
-).where(
+_SEEN = ("id", "received_at", "model_version", "score", "brightness", "contrast", "sharpness")
+_seen: Select[Any] = select(*(_images.c[name] for name in _SEEN), last_label(_images.c.id).label("label")).where(
     _images.c.product == bindparam("of_product"),
     _images.c.received_at >= bindparam("since", type_=_images.c.received_at.type),
 )
@@ -83,32 +76,24 @@ _oldest = _seen.order_by(_images.c.received_at, _images.c.id).limit(bindparam("r
 
 
 def add(connection: Connection, row: DriftRow) -> None:
-    """Insert a change of state."""
-    values = {name: getattr(row, name) for name in DriftRow.__dataclass_fields__}
-    connection.execute(_insert, values | {"figures": json.dumps(row.figures, allow_nan=False)})
+    connection.execute(_insert, asdict(row) | {"figures": json.dumps(row.figures, allow_nan=False)})
 
 
 def last(connection: Connection) -> dict[str, DriftRow]:
     """Return the last change of each product for which there is one, whichever version it was judged by."""
-    return {row.product: _row(row) for row in connection.execute(_last)}
+    rows = connection.execute(_last).mappings()
+    return {row["product"]: DriftRow(**{**row, "figures": json.loads(row["figures"])}) for row in rows}
 
 
 def latest(connection: Connection) -> dict[str, DriftRow]:
-    """Return the drift state of each product whose present champion, or that of `default`, has shown one.
-
-    A state is of one version's scores: a product that got a new champion has none until enough images came.
-    """
-    champions = versions.champions(connection)
-    found = {}
-    for product, row in last(connection).items():
-        champion = champions.get(product) or champions.get(DEFAULT_PRODUCT)
-        if champion is not None and champion.version == row.version:
-            found[product] = row
-    return found
+    """Return the drift state of each product whose present champion, or that of `default`, has shown one."""
+    # A state is of one version's scores: a product that got a new champion has none until enough images came.
+    of = {product: row.version for product, row in versions.champions(connection).items()}
+    rows = last(connection).items()
+    return {product: row for product, row in rows if of.get(product, of.get(DEFAULT_PRODUCT)) == row.version}
 
 
 def reigns(connection: Connection) -> dict[str, ChampionPeriod]:
-    """Return the champion of each product that has one, and since when."""
     crowned = {row.product: row.at for row in connection.execute(_crowned)}
     return {
         product: ChampionPeriod(row, crowned.get(product, row.created_at))
@@ -118,25 +103,16 @@ def reigns(connection: Connection) -> dict[str, ChampionPeriod]:
 
 def newest(connection: Connection, product: str, since: datetime, limit: int) -> list[ScoredImage]:
     """Return the `limit` latest images of `product` received from `since` on, oldest first."""
-    return _rows_of(connection, _newest, product, since, limit)[::-1]
+    asked = {"of_product": product, "since": since, "rows": limit}
+    return [ScoredImage(*row) for row in connection.execute(_newest, asked)][::-1]
 
 
 def oldest(connection: Connection, product: str, since: datetime, limit: int) -> list[ScoredImage]:
     """Return the first `limit` images of `product` received from `since` on, oldest first."""
-    return _rows_of(connection, _oldest, product, since, limit)
+    asked = {"of_product": product, "since": since, "rows": limit}
+    return [ScoredImage(*row) for row in connection.execute(_oldest, asked)]
 
 
 def received_at(connection: Connection, ids: Collection[str]) -> dict[str, datetime]:
     """Return when each of the images `ids` was received; an unknown one is left out."""
     return {row.id: row.received_at for row in connection.execute(_times, {"ids": list(ids)})}
-
-
-def _rows_of(
-    connection: Connection, statement: Select[Any], product: str, since: datetime, limit: int
-) -> list[ScoredImage]:
-    found = connection.execute(statement, {"of_product": product, "since": since, "rows": limit})
-    return [ScoredImage(*row) for row in found]
-
-
-def _row(row: Row[Any]) -> DriftRow:
-    return DriftRow(**{**row._mapping, "figures": json.loads(row.figures)})

@@ -1,7 +1,6 @@
 """Statements on energy: add what a micro-batch, idling or a training used, and sum it up.
 
-An unknown energy or emission is NULL and stays out of the sums; figures per 1,000 images are of those images
-alone whose energy is known.
+What is unknown is NULL and stays out of the sums; figures per 1,000 images are of images whose energy is known.
 """
 
 from __future__ import annotations
@@ -40,14 +39,15 @@ def per_kind(
     Keys: kind, rows, duration_s, images, total_wh, emissions_g, wh_per_1000_images, g_per_1000_images, share
     (of the energy of all kinds), source (measured, estimated or mixed), rows_without_wh, rows_without_g.
     """
-    statement = _since(select(_rows.c.kind, *_sums()).group_by(_rows.c.kind).order_by(_rows.c.kind), since)
+    statement = select(_rows.c.kind, *_sums()).group_by(_rows.c.kind).order_by(_rows.c.kind)
+    if since is not None:
+        statement = statement.where(_rows.c.started_at >= since)
     if until is not None:
         statement = statement.where(_rows.c.started_at < until)
-    return _with_shares(_dicts(connection, statement))
+    return _report(connection, statement)
 
 
 def first_at(connection: Connection) -> datetime | None:
-    """Return when the first row began; None where there is none."""
     found: datetime | None = connection.execute(select(func.min(_rows.c.started_at))).scalar_one()
     return found
 
@@ -61,8 +61,10 @@ def per_day(connection: Connection, since: datetime | None = None) -> list[dict[
     day = func.substr(_rows.c.started_at, 1, 10).label("day")
     scoring = _rows.c.kind == "scoring"
     idle_wh = func.sum(case((_rows.c.kind == "idle", _rows.c.total_wh))).label("idle_wh")
-    statement = _since(select(day, *_sums(scoring), idle_wh).group_by(day).order_by(day), since)
-    days = _with_shares(_dicts(connection, statement))
+    statement = select(day, *_sums(scoring), idle_wh).group_by(day).order_by(day)
+    if since is not None:
+        statement = statement.where(_rows.c.started_at >= since)
+    days = _report(connection, statement)
     for one in days:
         one["idle_share"] = _ratio(one["idle_wh"], one["total_wh"])
     return days
@@ -103,21 +105,12 @@ def _sums(of_images: ColumnElement[bool] | None = None) -> list[ColumnElement[An
     ]
 
 
-def _since(statement: Select[Any], since: datetime | None) -> Select[Any]:
-    return statement if since is None else statement.where(_rows.c.started_at >= since)
-
-
-def _dicts(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:
+def _report(connection: Connection, statement: Select[Any]) -> list[dict[str, Any]]:
     rows = [dict(row) for row in connection.execute(statement).mappings()]
+    total = sum_known(row["total_wh"] for row in rows)
     for row in rows:
         first, last = row.pop("first_source"), row.pop("last_source")
         row["source"] = first if first == last else "mixed"
-    return rows
-
-
-def _with_shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    total = sum_known(row["total_wh"] for row in rows)
-    for row in rows:
         row["share"] = _ratio(row["total_wh"], total)
     return rows
 

@@ -1,7 +1,6 @@
 """Statements on images: record verdicts, finish deliveries, find and search.
 
-The caller owns the transaction. `record` is the commit point of a micro-batch; all statements here may be
-repeated without harm.
+`record` is the commit point of a micro-batch; all statements here may be repeated without harm.
 """
 
 from __future__ import annotations
@@ -110,7 +109,6 @@ class StoredImage:
     destination: str
     sha256: str | None
     product: str
-    error_code: str | None
     file_name: str
     verdict: str | None
     received_at: datetime
@@ -266,7 +264,6 @@ def _finish_rows(finished: Sequence[Finished]) -> list[dict[str, Any]]:
 
 
 def _earliest(connection: Connection, hashes: Collection[str]) -> dict[str, str]:
-    """Return the id of the earliest image for each of `hashes` that is known."""
     rows = (row for chunk in chunks(hashes) for row in connection.execute(_first_of, {"hashes": chunk}))
     return {row.sha256: row.id for row in rows}
 

@@ -31,13 +31,10 @@ _of = (
 def without_row(connection: Connection, found: Mapping[str, Sequence[Region]]) -> dict[str, Sequence[Region]]:
     """Return those of `found`, regions by image, that are of images without a row yet, and are not empty.
 
-    To be asked before the images are recorded: an image that is on record keeps the regions that it has, as
-    it keeps its score.
+    Called before the images are recorded: an image on record keeps its regions, as it keeps its score.
     """
     some = {id: regions for id, regions in found.items() if regions}
-    if not some:
-        return {}
-    known = set(connection.execute(_known, {"ids": list(some)}).scalars())
+    known = set(connection.execute(_known, {"ids": list(some)}).scalars()) if some else set()
     return {id: regions for id, regions in some.items() if id not in known}
 
 

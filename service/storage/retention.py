@@ -1,7 +1,6 @@
 """Statements on what retention may remove: files that lie in their folder and that no person spoke of.
 
-The caller owns the transaction. An image on its way out is marked first, so that a crash between its file and its row
-leaves word of it; rows stay.
+An image on its way out is marked first, so that a crash between its file and its row leaves word of it; rows stay.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, func, literal, or_, select, update
 from sqlalchemy.sql.expression import tuple_
@@ -103,14 +101,11 @@ def unmark(connection: Connection, ids: Sequence[str]) -> None:
 def removed(connection: Connection, reasons: dict[str, str]) -> None:
     """Say that files are gone: `reasons` is a sentence by id. The rows stay, with the path where each lay."""
     if reasons:
-        rows: list[dict[str, Any]] = [{"of_id": id, "why": why} for id, why in reasons.items()]
-        connection.execute(_removed, rows)
+        connection.execute(_removed, [{"of_id": id, "why": why} for id, why in reasons.items()])
 
 
 def received_bytes(connection: Connection, since: datetime) -> tuple[int, datetime | None]:
     """Return the bytes of the images received from `since` on, and when the first of them was received."""
-    statement = select(func.coalesce(func.sum(_images.c.bytes), 0), func.min(_images.c.received_at)).where(
-        _images.c.received_at >= since
-    )
-    total, first = connection.execute(statement).one()
+    columns = func.coalesce(func.sum(_images.c.bytes), 0), func.min(_images.c.received_at)
+    total, first = connection.execute(select(*columns).where(_images.c.received_at >= since)).one()
     return int(total), first

@@ -87,12 +87,10 @@ def request(
 
 
 def change(connection: Connection, id: int, **values: Any) -> None:
-    """Set columns of run `id`."""
     connection.execute(update(_runs).where(_runs.c.id == id).values(values))
 
 
 def get(connection: Connection, id: int) -> RetrainingRow:
-    """Return run `id`."""
     return RetrainingRow(*connection.execute(_rows.where(_runs.c.id == id)).one())
 
 
@@ -110,7 +108,6 @@ def in_state(connection: Connection, state: str) -> list[RetrainingRow]:
 
 
 def waiting_for(connection: Connection, product: str) -> RetrainingRow | None:
-    """Return the run that waits for `product`, or None."""
     return _first(connection, _rows.where(_runs.c.product == product, _runs.c.state == "waiting"))
 
 
@@ -147,10 +144,8 @@ def known_images(connection: Connection, product: str) -> Mapping[str, KnownImag
 
 def newest(connection: Connection) -> tuple[int, ...]:
     """Return the ids of the last review, training image, drift event and run: while they stay, nothing is new."""
-    return tuple(
-        connection.execute(select(func.max(table.c.id))).scalar_one() or 0
-        for table in (_reviews, _training_images, _drift, _runs)
-    )
+    newest_ids = [select(func.max(table.c.id)) for table in (_reviews, _training_images, _drift, _runs)]
+    return tuple(connection.execute(statement).scalar_one() or 0 for statement in newest_ids)
 
 
 def drifting_since(connection: Connection, product: str) -> datetime | None:

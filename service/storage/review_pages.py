@@ -1,8 +1,7 @@
 """Statements behind the review page: images in the order in which a person should look at them, a page at a time.
 
 A page is reached from the last row of the one before it, never by counting rows, and reads a bounded number of
-rows whatever the filters: where few images match, it ends early and says where to go on. The caller owns the
-transaction.
+rows whatever the filters: where few images match, it ends early and says where to go on.
 """
 
 from __future__ import annotations
@@ -25,6 +24,17 @@ Which = Literal["normal", "anomaly", "quarantined"]
 STEPS = (200, 1000, 4000, 5000, 5000)
 # Up to so many images the filters' own index is read and sorted, and no index in order walked.
 FEW = 8000
+
+CONDITIONS = {
+    "product": "product = :product",
+    "which": "verdict = :which",
+    "since": "received_at >= :since",
+    "until": "received_at < :until",
+    "score_min": "score >= :score_min",
+    "score_max": "score <= :score_max",
+}
+# Those that an index serves.
+INDEXED = ("product", "which", "since", "until")
 
 _COLUMNS = """
     i.id, i.product, i.file_name, i.path, i.state, i.verdict, i.score, i.threshold, i.p_value, i.model_version,
@@ -117,8 +127,8 @@ def _by_uncertainty(connection: Connection, filters: ReviewFilters) -> _Way:
     """In order of uncertainty; product and time are read off the index before any row is."""
     table = f"images{_by(connection, 'images_by_uncertainty')}"
     columns = ("uncertainty", "received_at", "id")
-    outside = [*_unindexed(filters), *(f"c.{one}" for one in _indexed(filters, of_verdict=False))]
-    outside += _of_verdict(filters, "i.")
+    outside = [*_unindexed(filters), *_given(filters, "product", "since", "until", table="c.")]
+    outside += _given(filters, "which", table="i.")
     carried = "uncertainty, received_at, id, product"
     return _Way(table, columns, carried, ["uncertainty IS NOT NULL"], _OF_IMAGE, outside, "id")
 
@@ -126,13 +136,12 @@ def _by_uncertainty(connection: Connection, filters: ReviewFilters) -> _Way:
 def _by_time(filters: ReviewFilters) -> _Way:
     """In order of time, by the index of the filters that have one."""
     columns, carried = ("received_at", "id"), "received_at, id, product"
-    return _Way("images", columns, carried, _indexed(filters), _OF_IMAGE, _unindexed(filters), "id")
+    return _Way("images", columns, carried, _given(filters, *INDEXED), _OF_IMAGE, _unindexed(filters), "id")
 
 
 def _by_review(filters: ReviewFilters) -> _Way:
     """What was labelled, what was labelled last first; an image is where its latest review is."""
-    outside = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_of_verdict(filters, "i."), *_of_score(filters)]
-    outside += [f"i.{one}" for one in _indexed(filters, of_verdict=False)]
+    outside = ["r.label IS NOT NULL", f"r.id = {_LATEST}", *_given(filters, *CONDITIONS, table="i.")]
     return _Way("reviews", ("id",), "id", [], _OF_REVIEW, outside, "review_id")
 
 
@@ -167,7 +176,7 @@ def _walk(
 
 
 def _are_few(connection: Connection, filters: ReviewFilters) -> bool:
-    conditions = _indexed(filters)
+    conditions = _given(filters, *INDEXED)
     if not conditions:
         return False
     statement = text(
@@ -178,7 +187,7 @@ def _are_few(connection: Connection, filters: ReviewFilters) -> bool:
 
 
 def _sorted(connection: Connection, filters: ReviewFilters, last: dict[str, Any] | None, limit: int) -> ReviewPage:
-    conditions = ["i.uncertainty IS NOT NULL", *(f"i.{one}" for one in _indexed(filters)), *_unindexed(filters)]
+    conditions = ["i.uncertainty IS NOT NULL", *_given(filters, *INDEXED, table="i."), *_unindexed(filters)]
     parameters = _parameters(filters)
     if last is not None:
         conditions.append("(i.uncertainty, i.received_at, i.id) < (:last_uncertainty, :last_received_at, :last_id)")
@@ -192,28 +201,14 @@ def _sorted(connection: Connection, filters: ReviewFilters, last: dict[str, Any]
     return ReviewPage(found[:limit], found[limit - 1]["id"] if len(found) > limit else None)
 
 
-def _indexed(filters: ReviewFilters, *, of_verdict: bool = True) -> list[str]:
-    """Return the conditions that an index serves, without a table's name."""
-    conditions = ["product = :product"] if filters.product is not None else []
-    if of_verdict:
-        conditions += _of_verdict(filters, "")
-    conditions += ["received_at >= :since"] if filters.since is not None else []
-    return conditions + (["received_at < :until"] if filters.until is not None else [])
-
-
-def _of_verdict(filters: ReviewFilters, table: str) -> list[str]:
-    if filters.which == "quarantined":
-        return [f"{table}state = 'quarantined'"]
-    return [f"{table}verdict = :which"] if filters.which is not None else []
-
-
-def _of_score(filters: ReviewFilters) -> list[str]:
-    conditions = ["i.score >= :score_min"] if filters.score_min is not None else []
-    return conditions + (["i.score <= :score_max"] if filters.score_max is not None else [])
+def _given(filters: ReviewFilters, *names: str, table: str = "") -> list[str]:
+    """Return the conditions of those of the filters `names` that are set."""
+    conditions = CONDITIONS | ({"which": "state = 'quarantined'"} if filters.which == "quarantined" else {})
+    return [table + conditions[name] for name in names if getattr(filters, name) is not None]
 
 
 def _unindexed(filters: ReviewFilters) -> list[str]:
-    conditions = _of_score(filters)
+    conditions = _given(filters, "score_min", "score_max", table="i.")
     if filters.which != "quarantined":
         # What lies nowhere can't be looked at.
         conditions.append("i.state IN ('scored', 'placed', 'quarantined')")

@@ -1,6 +1,6 @@
 """Statements on reviews: what people said of images, by which way and when.
 
-Rows are only ever added; the latest of an image holds. The caller owns the transaction.
+Rows are only ever added; the latest of an image holds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ class NewReview:
 
 @dataclass(frozen=True, slots=True)
 class ReviewRow(NewReview):
-    """What a person said of an image, as it is kept."""
-
     id: int
 
 
@@ -48,7 +46,6 @@ def last_label(image_id: ColumnElement[str]) -> ScalarSelect[str | None]:
 
 
 def add(connection: Connection, new: Sequence[NewReview]) -> None:
-    """Append `new`, in their order."""
     if new:
         connection.execute(_insert, [asdict(one) for one in new])
 
@@ -74,21 +71,16 @@ def next_in_queue(connection: Connection, product: str | None, passed_over: Coll
     statement = select(review_queue_view).limit(len(passed_over) + 1)
     if product is not None:
         statement = statement.where(review_queue_view.c.product == product)
-    for row in connection.execute(statement).mappings():
-        if row["id"] not in passed_over:
-            return dict(row)
-    return None
+    rows = connection.execute(statement).mappings()
+    return next((dict(row) for row in rows if row["id"] not in passed_over), None)
 
 
 def newest_id(connection: Connection) -> int | None:
-    """Return the id of the latest review of any image."""
     statement = select(_reviews.c.id).order_by(_reviews.c.id.desc()).limit(1)
     return connection.execute(statement).scalar_one_or_none()
 
 
 def images_after(connection: Connection, review_id: int, limit: int = 1000) -> list[tuple[int, str]]:
     """Return the reviews after `review_id`, the oldest first, each with the id of its image; at most `limit`."""
-    statement = (
-        select(_reviews.c.id, _reviews.c.image_id).where(_reviews.c.id > review_id).order_by(_reviews.c.id).limit(limit)
-    )
-    return [(id, image_id) for id, image_id in connection.execute(statement)]
+    statement = select(_reviews.c.id, _reviews.c.image_id).where(_reviews.c.id > review_id)
+    return [(id, image_id) for id, image_id in connection.execute(statement.order_by(_reviews.c.id).limit(limit))]

@@ -1,7 +1,6 @@
 """Statements on shadow scores: what a challenger said of images that the champion judged.
 
-The caller owns the transaction; `record` is called in that of the image's own row. A version is named by its
-product and its name, since versions trained jointly share the name.
+A version is named by its product and its name, since versions trained jointly share the name.
 """
 
 from __future__ import annotations
@@ -57,18 +56,15 @@ SHADOWED = ("score", "threshold", "verdict")
 
 _insert = insert_new(_scores)
 _of_version = and_(_scores.c.product == bindparam("product"), _scores.c.version == bindparam("version"))
-_counts = (
-    select(_scores.c.verdict, _scores.c.champion_verdict, func.count())
-    .where(_of_version)
-    .group_by(_scores.c.verdict, _scores.c.champion_verdict)
-)
+_verdicts = (_scores.c.verdict, _scores.c.champion_verdict)
+_counts = select(*_verdicts, func.count()).where(_of_version).group_by(*_verdicts)
 _some = select(literal(1)).where(_of_version).limit(bindparam("enough"))
 _label = last_label(_scores.c.image_id)
 _differ = _scores.c.verdict != _scores.c.champion_verdict
 
 
 def record(connection: Connection, records: Sequence[ShadowRecord]) -> None:
-    """Insert `records`, of images that have their row; what is there already stays as it is."""
+    """Insert `records` in the transaction of their images' own rows; what is there already stays as it is."""
     if records:
         connection.execute(_insert, [asdict(one) for one in records])
 
@@ -101,13 +97,11 @@ def disagreements(
     is of the last row of the page before this one: whether it had a label, and its id.
     """
     rows: list[dict[str, Any]] = []
-    for labelled in (False, True):
-        if before is not None and before[0] > labelled:
-            continue
-        last = before[1] if before is not None and before[0] == labelled else None
-        rows += _differing(connection, product, version, limit - len(rows), labelled=labelled, before=last)
-        if len(rows) >= limit:
-            break
+    first, last = before or (False, None)
+    for labelled in (False, True)[first:]:
+        if len(rows) < limit:
+            rows += _differing(connection, product, version, limit - len(rows), labelled=labelled, before=last)
+        last = None
     return rows
 
 

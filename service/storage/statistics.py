@@ -1,6 +1,6 @@
 """Statements that count images, list what the latest scored, and look up one; each is bounded by an index.
 
-So an answer comes as soon with a million images. The caller owns the transaction and chooses short spans of time.
+So an answer comes as soon with a million images. The caller chooses short spans of time.
 """
 
 from __future__ import annotations
@@ -34,11 +34,9 @@ _latest = (
 def per_hour(
     connection: Connection, since: datetime, until: datetime, product: str | None = None
 ) -> dict[str, dict[str, int]]:
-    """Return for each UTC hour `YYYY-MM-DDTHH` with images their numbers: `normal` and `anomaly`.
-
-    Each verdict is read off an index alone.
-    """
+    """Return for each UTC hour `YYYY-MM-DDTHH` with images their numbers: `normal` and `anomaly`."""
     of_product = "product = :product AND " if product is not None else ""
+    # Each verdict is read off an index alone.
     statement = text(
         "SELECT substr(received_at, 1, 13) AS hour, count(*) AS images FROM images"
         f" WHERE {of_product}verdict = :verdict AND received_at >= :since AND received_at < :until GROUP BY 1"
@@ -52,15 +50,11 @@ def per_hour(
 
 
 def per_state(connection: Connection, since: datetime) -> dict[str, int]:
-    """Return the number of images per state, received from `since` on; a state without any is left out.
-
-    A count for each, since one grouped by state would read the whole index.
-    """
+    """Return the number of images per state, received from `since` on; a state without any is left out."""
+    # A count for each: one grouped by state would read the whole index.
     statement = text("SELECT count(*) FROM images WHERE state = :state AND received_at >= :since")
-    counts = {
-        state: connection.execute(statement, {"state": state, "since": time_text(since)}).scalar_one()
-        for state in get_args(ImageState)
-    }
+    asked = [{"state": state, "since": time_text(since)} for state in get_args(ImageState)]
+    counts = {one["state"]: connection.execute(statement, one).scalar_one() for one in asked}
     return {state: count for state, count in counts.items() if count}
 
 
@@ -109,7 +103,6 @@ def neighbours(
 
 
 def has_images(connection: Connection, product: str) -> bool:
-    """Return whether there is an image of `product`."""
     statement = text("SELECT 1 FROM images WHERE product = :product LIMIT 1")
     return connection.execute(statement, {"product": product}).first() is not None
 

@@ -42,8 +42,5 @@ def latest(connection: Connection) -> dict[str, Choice]:
 
 def chosen(connection: Connection) -> dict[str, float]:
     """Return the rate of each product for which one is chosen now."""
-    return {
-        product: choice.false_alarm_rate
-        for product, choice in latest(connection).items()
-        if choice.false_alarm_rate is not None
-    }
+    rates = {product: choice.false_alarm_rate for product, choice in latest(connection).items()}
+    return {product: rate for product, rate in rates.items() if rate is not None}

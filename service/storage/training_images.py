@@ -1,7 +1,6 @@
 """Statements on training images: what a person vouched for, once per product and bytes.
 
-The role is given when an image is added and never changes; only its label and, with it, its path do. The caller owns
-the transaction.
+The role is given when an image is added and never changes; only its label and, with it, its path do.
 """
 
 from __future__ import annotations
@@ -12,16 +11,14 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from service.storage.database.chunks import CHUNK, chunks
+from service.storage.database.chunks import chunks
 from service.storage.database.insert_new import insert_new
-from service.storage.tables import images_table as _images
-from service.storage.tables import reviews_table as _reviews
 from service.storage.tables import training_images_table as _training_images
 
 
 @dataclass(frozen=True, slots=True)
 class NewTrainingImage:
-    """An image to be added; `path` relative to ROOT, `image_id` None for an imported one."""
+    """An image to be added; `path` is where its file should be, relative to ROOT, `image_id` None of an import."""
 
     product: str
     sha256: str
@@ -37,10 +34,7 @@ class NewTrainingImage:
 
 @dataclass(frozen=True, slots=True)
 class TrainingImageRow(NewTrainingImage):
-    """An image of the training set; `label` None once it was taken back, `role` None where it is used for nothing.
-
-    `path` is where its file is or should be, relative to ROOT.
-    """
+    """An image of the training set; `label` None once it was taken back, `role` None where it is used for nothing."""
 
     id: int
 
@@ -62,9 +56,8 @@ _near = select(_training_images.c.role).where(
 
 def vouched(connection: Connection, product: str) -> list[TrainingImageRow]:
     """Return the images of `product` that a person vouches for, in the order in which they were added."""
-    of_product = _rows.where(_training_images.c.product == product, _training_images.c.label.is_not(None))
-    statement = of_product.order_by(_training_images.c.id)
-    return [TrainingImageRow(*row) for row in connection.execute(statement)]
+    statement = _rows.where(_training_images.c.product == product, _training_images.c.label.is_not(None))
+    return [TrainingImageRow(*row) for row in connection.execute(statement.order_by(_training_images.c.id))]
 
 
 def of_hash(connection: Connection, product: str, sha256: str) -> TrainingImageRow | None:
@@ -102,23 +95,3 @@ def set_labels(connection: Connection, changed: Sequence[tuple[int, str | None, 
     if changed:
         rows = [{"of_id": id, "to_label": label, "to_path": path} for id, label, path in changed]
         connection.execute(_set_label, rows)
-
-
-def label_of_bytes(connection: Connection, product: str, ids: Collection[str]) -> str | None:
-    """Return the label that was said last of the images `ids`, of those whose label was not taken back since."""
-    latest = (
-        select(_reviews.c.id)
-        .where(_reviews.c.image_id == _images.c.id)
-        .order_by(_reviews.c.id.desc())
-        .limit(1)
-        .correlate(_images)
-        .scalar_subquery()
-    )
-    statement = (
-        select(_reviews.c.label)
-        .join(_images, _reviews.c.id == latest)
-        .where(_images.c.id.in_(list(ids)[:CHUNK]), _images.c.product == product, _reviews.c.label.is_not(None))
-        .order_by(_reviews.c.id.desc())
-        .limit(1)
-    )
-    return connection.execute(statement).scalar_one_or_none()

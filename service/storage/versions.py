@@ -1,7 +1,6 @@
 """Statements on model versions: register them, and say which is the champion of its product.
 
-The files of a version belong to `models.registry`; that one is champion is a fact kept here, with the history
-that a rollback goes back over.
+The files of a version belong to `models.registry`; which is champion is kept here, with the history for rollbacks.
 """
 
 from __future__ import annotations
@@ -63,7 +62,6 @@ def champion(connection: Connection, product: str) -> VersionRow | None:
 
 
 def champions(connection: Connection, product: str | None = None) -> dict[str, VersionRow]:
-    """Return the champion of each product that has one."""
     statement = _rows.where(_versions.c.state == "champion")
     if product is not None:
         statement = statement.where(_versions.c.product == product)
@@ -79,7 +77,6 @@ def versions(connection: Connection, product: str | None = None) -> list[Version
 
 
 def get(connection: Connection, product: str, version: str) -> VersionRow | None:
-    """Return that version, or None."""
     statement = _rows.where(_versions.c.product == product, _versions.c.version == version)
     row = connection.execute(statement).one_or_none()
     return None if row is None else VersionRow(*row)
@@ -128,15 +125,13 @@ def previous(connection: Connection, product: str) -> str | None:
 
 
 def _challenger(product: str, version: str) -> Update:
-    columns = _versions.c
-    return update(_versions).where(
-        columns.product == product, columns.version == version, columns.state == "challenger"
-    )
+    of_version = update(_versions).where(_versions.c.product == product, _versions.c.version == version)
+    return of_version.where(_versions.c.state == "challenger")
 
 
 def _line_of(connection: Connection, product: str) -> list[str]:
     history = select(_promotions.c.action, _promotions.c.version).where(_promotions.c.product == product)
-    return _line((row.action, row.version) for row in connection.execute(history.order_by(_promotions.c.id)))
+    return _line(tuple(row) for row in connection.execute(history.order_by(_promotions.c.id)))
 
 
 def _line(history: Iterable[tuple[str, str]]) -> list[str]:

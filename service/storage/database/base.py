@@ -58,7 +58,6 @@ class Database(Engine):
                 yield connection
 
     def begin_schema_change(self) -> AbstractContextManager[Connection]:
-        """As `begin`, for migrations."""
         return self.begin()
 
     def check_at_open(self) -> None:
@@ -75,7 +74,6 @@ class Database(Engine):
         raise NotImplementedError
 
     def tables(self, connection: Connection) -> set[str]:
-        """Return the names of the tables."""
         raise NotImplementedError
 
     def broken_references(self, connection: Connection) -> list[str]:

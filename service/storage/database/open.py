@@ -71,13 +71,11 @@ def has_database(root: Path) -> bool:
     url = database_url(root)
     if url is None:
         return (root / DATABASE_FILE).exists()
-    engine = _server(root, url, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S)
-    try:
-        return _revision(engine, new=True) is not None
-    except DBAPIError as error:
-        raise engine.unopened(error) from error
-    finally:
-        engine.dispose()
+    with _server(root, url, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S) as engine:
+        try:
+            return _revision(engine, new=True) is not None
+        except DBAPIError as error:
+            raise engine.unopened(error) from error
 
 
 def name_of_database(root: Path) -> str:

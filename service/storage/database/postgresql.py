@@ -5,7 +5,6 @@ A database, or a schema of one, belongs to one root: a comment in the database a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from ulid import ULID
 
 from service.errors import ConfigurationError, TamisError
+from service.filesystem.durable import write_durably
 from service.root import DATABASE_OWNER_FILE
 from service.storage.database.base import WRITES, Database, DatabaseCorrupt, trouble
 
@@ -176,10 +176,7 @@ def _id_of(root: Path) -> str | None:
 def _make_id(root: Path) -> str:
     id = str(ULID())
     part = root / f"{DATABASE_OWNER_FILE}.{id}"
-    with part.open("x", encoding="ascii") as file:
-        file.write(f"{id}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(part, f"{id}\n".encode("ascii"))
     part.replace(root / DATABASE_OWNER_FILE)
     return id
 

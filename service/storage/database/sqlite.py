@@ -30,8 +30,7 @@ class SQLite(Database):
     """A database in a file of the root.
 
     `begin()` takes SQLite's write lock at once (BEGIN IMMEDIATE): a transaction that reads first and writes
-    later would otherwise fail, without waiting, when another has written in between. `connect()` begins
-    without a lock and may not write: SQLite then answers "attempt to write a readonly database".
+    later would otherwise fail, without waiting, when another has written in between.
     """
 
     @contextmanager

@@ -20,7 +20,7 @@ DESTINATION = "normal/default/2026-11-22/a.{id}.png"
 
 def stored(state: str) -> StoredImage:
     at = datetime(2026, 11, 22, tzinfo=UTC)
-    return StoredImage("X", state, "processing/main/x", "normal/x", None, "default", None, "x", None, at, None, None)
+    return StoredImage("X", state, "processing/main/x", "normal/x", None, "default", "x", None, at, None, None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -81,15 +82,21 @@ def test_writers_that_never_rest_do_not_keep_a_backup_from_ending(tmp_path: Path
     engine = open_database(tmp_path, create=True)
     fill(engine, record_of, range(200))
     monkeypatch.setattr(backup_module, "STEP_PAGES", 4)
-    limit, commits = backup_module._restart_limit(), []
+    in_steps, commits = backup_module._in_steps, []
 
-    def progress(status, remaining, total):
-        if remaining:
-            commits.append(remaining)
-            fill(engine, record_of, [1000 + len(commits)])
-        limit(status, remaining, total)
+    class Source(NamedTuple):
+        connection: sqlite3.Connection
 
-    monkeypatch.setattr(backup_module, "_restart_limit", lambda: progress)
+        def backup(self, target, *, progress=None, **options):
+            def commit_first(status, remaining, total):
+                if remaining:
+                    commits.append(remaining)
+                    fill(engine, record_of, [1000 + len(commits)])
+                progress(status, remaining, total)
+
+            self.connection.backup(target, progress=progress and commit_first, **options)
+
+    monkeypatch.setattr(backup_module, "_in_steps", lambda source, target: in_steps(Source(source), target))
     backup(engine, tmp_path / "copy.db")
     engine.dispose()
     assert len(commits) > backup_module.RESTARTS_MAX
