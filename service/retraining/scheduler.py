@@ -31,6 +31,7 @@ from service.training.run import child_environment
 log = logging.getLogger(__name__)
 
 END_WAIT_S = 15.0
+PIPES_WAIT_S = 5.0
 DURATION_UNKNOWN = timedelta(minutes=10)
 _SAID_BYTES_MAX = 400
 # What systemd told the daemon does not concern a child.
@@ -112,7 +113,7 @@ class Schedule:
                 self._child.terminate()
 
     def close(self) -> None:
-        """Wait until the running retraining has ended; kill it if it does not within 15 s."""
+        """Wait until the running retraining has ended; kill it if it does not within `END_WAIT_S`."""
         self.stop()
         if self._child is None:
             return
@@ -178,7 +179,7 @@ class Schedule:
                 return
             self._child = child = self._start_retraining(self._root, product, why)
         log.info("retraining started", extra=fields(product=product, trigger=why, pid=child.pid))
-        out, err = child.communicate()
+        out, err = _output(child)
         if child.returncode == 0:
             row = _parsed(out)
             log.info(
@@ -223,6 +224,27 @@ def start_process(root: Path, product: str, why: str) -> subprocess.Popen[str]:
         text=True,
         errors="replace",
     )
+
+
+def _output(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """Wait for `child` to end; return what it wrote to stdout and stderr.
+
+    A process that it started may outlive it and hold its pipes open; they are then read for `PIPES_WAIT_S` or a little
+    longer, not for ever: the daemon could not stop.
+    """
+    while True:
+        ended = child.poll() is not None
+        try:
+            return child.communicate(timeout=PIPES_WAIT_S)
+        except subprocess.TimeoutExpired as cut_off:
+            if ended:
+                log.warning("retraining left its output open", extra=fields(pid=child.pid))
+                return _decoded(cut_off.stdout), _decoded(cut_off.stderr)
+
+
+def _decoded(output: str | bytes | None) -> str:
+    # What was read before the timeout is bytes in text mode too.
+    return output.decode("utf-8", "replace") if isinstance(output, bytes) else output or ""
 
 
 def _parsed(out: str) -> dict[str, Any]:

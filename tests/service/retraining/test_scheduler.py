@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from service.retraining import scheduler
 from service.retraining.lock import retraining_lock
 from service.retraining.scheduler import Schedule
 from service.root import RETRAINING_LOCK
@@ -46,6 +47,8 @@ class House:
         self.started: list[tuple[str, str]] = []
         self.engine = engine
         self.state = "done"
+        self.code = "raise SystemExit({code})"
+        self.stdin = subprocess.DEVNULL
         self.schedule = Schedule(root, engine, load(root), self._start, self.clock)
 
     def look(self, now: datetime) -> list[tuple[str, str]]:
@@ -67,7 +70,8 @@ class House:
             retrainings.change(connection, row.id, review_id=labels.review_id, state=self.state, ended_at=now)
         code = 0 if self.state == "done" else 1
         return subprocess.Popen(
-            [sys.executable, "-S", "-c", f"raise SystemExit({code})"],
+            [sys.executable, "-S", "-c", self.code.format(code=code)],
+            stdin=self.stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -161,6 +165,31 @@ def test_scheduled_run_that_meets_one_by_hand_begins_when_that_has_ended(root: P
     with retraining_lock(root):
         assert house.look(SUNDAY + DAY) == [] and house.runs() == []
     assert house.look(SUNDAY + DAY + HOUR) == [(PRODUCT, "cron")]
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_retraining_whose_own_child_keeps_its_pipes_open_is_waited_for_no_longer_than_that(
+    root: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, state: str
+) -> None:
+    monkeypatch.setattr(scheduler, "PIPES_WAIT_S", 0.1)
+    caplog.set_level("INFO")
+    house = House(root, engine, WEEKLY)
+    house.state = state
+    label(root, engine, range(4), "normal", "train", at=SUNDAY - 5 * DAY)
+    # The grandchild ends when this process closes its end of the pipe that it reads.
+    house.stdin, held = os.pipe()
+    written = "print('{{\"outcome\": \"promoted\"}}', flush=True); sys.stderr.write('no room'); sys.stderr.flush()"
+    house.code = f"import subprocess, sys; {written}; subprocess.Popen(['cat']); sys.exit({{code}})"
+    try:
+        assert house.look(SUNDAY + DAY) == [(PRODUCT, "cron")]
+        house.schedule.close()
+    finally:
+        os.close(held)
+        os.close(house.stdin)
+    assert "retraining left its output open" in caplog.text
+    [ended] = [record for record in caplog.records if record.message in ("retraining ended", "retraining failed")]
+    told = ended.__dict__["fields"]
+    assert told["outcome"] == "promoted" if state == "done" else told["reason"] == "no room"
 
 
 def test_retraining_begins_in_the_daemon_after_labels_and_ends_with_it(root: Path) -> None:
