@@ -83,7 +83,7 @@ def _serve(root: Path, settings: Settings) -> None:
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             def stop(number: int, frame: FrameType | None) -> None:
-                notifier.stopping()
+                notifier.send("STOPPING=1")
                 self.handle_exit(number, frame)
 
             before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
@@ -97,7 +97,7 @@ def _serve(root: Path, settings: Settings) -> None:
             await super().startup(sockets)
             host = f"[{settings.web_host}]" if ":" in settings.web_host else settings.web_host
             log.info("serving", extra=fields(root=root, address=f"http://{host}:{settings.web_port}"))
-            notifier.ready()
+            notifier.send("READY=1")
 
     notifier = Notifier()
     listening = _listening(settings)

@@ -1,7 +1,6 @@
 """Background jobs: what the daemon does beside the scoring, each job at its times and never twice at once.
 
-Owns the timekeeper (APScheduler), its threads, which give way to scoring, and when each job is due; what a job does is
-its own. A job that fails is logged and tried again at its next time: none is worth stopping the scoring for.
+A job that fails is logged and tried again at its next time: none is worth stopping the scoring for.
 """
 
 from __future__ import annotations

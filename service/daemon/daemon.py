@@ -1,46 +1,51 @@
-"""The daemon's loop: moves images along, scans, recovers and reports, until told to stop.
+"""The daemon: opens its parts, then moves images along, scans, recovers and reports, until told to stop.
 
-Owns when the loop's own duties are due. `service.daemon.run` opens the parts and ends the process.
+Watches first and then scans, so that nothing dropped in between is missed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
 from service import __version__
-from service.daemon.background_jobs import BackgroundJobs
+from service.daemon.background_jobs import BackgroundJobs, jobs_for
 from service.daemon.metering import Metering
+from service.daemon.parts import limits_of, load_models, open_scoring, start_watching
 from service.daemon.systemd import Notifier
 from service.daemon.wake import StopRequest
 from service.drift.monitor import DriftWatch
-from service.errors import ConfigurationError
-from service.filesystem.mount_table import lack_of_space, mount_of, sends_events
-from service.filesystem.mounts import Mounts, gone_message
+from service.filesystem.file_state import NameFilter
+from service.filesystem.mount_table import lack_of_space
+from service.filesystem.mounts import gone_message
 from service.inspection.claim import Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline
-from service.inspection.recover import Recovered
+from service.inspection.record import Recorder
+from service.inspection.recover import recover
+from service.inspection.settle import Settling
 from service.inspection.watch import Watcher
-from service.instances import instance_lock, other_instances, write_status
+from service.instances import instance_lock, lock_root, mounts_of, other_instances, write_status
 from service.labelling.folder_watch import FolderWatch
 from service.logs import fields
+from service.operations.restore import take_back
 from service.retraining.scheduler import Schedule
 from service.root import INCOMING, INSTANCE_STATUS, PROCESSING
-from service.scoring.scorers import ScorerCache
 from service.settings import Settings
-from service.storage.database.open import trouble
+from service.storage.database.open import open_database, trouble
 
 log = logging.getLogger(__name__)
 
+LOOK_TIMEOUT_S = 0.2
 STATUS_INTERVAL_S = 1.0
 SPACE_INTERVAL_S = 1.0
 PAUSED_INTERVAL_S = 5.0
@@ -48,23 +53,6 @@ STUCK_AFTER_S = 30.0
 DRIFT_INTERVAL_S = 5.0
 # Looked at in one go, so that the thread that records is never kept for long.
 DRIFT_PRODUCTS_MAX = 4
-
-
-def start_watching(watcher: Watcher, root: Path, mode: str) -> str:
-    """Start `watcher` where there are file events and `mode`, a `watch_mode`, allows; return `events` or `polling`."""
-    if mode == "polling" or (mode == "auto" and not sends_events(mount_of(root / INCOMING).type)):
-        return "polling"
-    try:
-        watcher.start()
-    except OSError as error:
-        if mode == "events":
-            raise ConfigurationError(
-                f"{root / INCOMING}: watch_mode is 'events' and the kernel gives none: {error}; "
-                "raise fs.inotify.max_user_watches and max_user_instances, or set watch_mode to 'auto'"
-            ) from None
-        log.warning("no file events; polling", extra=fields(reason=error))
-        return "polling"
-    return "events"
 
 
 @dataclass
@@ -78,31 +66,61 @@ class _DueTimes:
     drift: float = float("-inf")
 
 
-@dataclass(kw_only=True, eq=False)
 class Daemon:
-    """One instance on one root, made of its opened parts; closing them is for whoever opened them."""
+    """One instance on one root."""
 
-    root: Path
-    settings: Settings
-    notifier: Notifier
-    stop: StopRequest
-    started_at: datetime
-    mounts: Mounts
-    watcher: Watcher
-    watching: str
-    scorers: ScorerCache
-    intake: Intake
-    claims: Claims
-    recover: Callable[..., Recovered]
-    pipeline: Pipeline
-    metering: Metering
-    drift: DriftWatch | None
-    folders: FolderWatch
-    jobs: BackgroundJobs
-    retrainings: Schedule
-    _due: _DueTimes = field(default_factory=_DueTimes)
-    _paused: str | None = None
-    _status_written: dict[str, object] = field(default_factory=dict)
+    def __init__(self, root: Path, settings: Settings, stop: StopRequest, stack: ExitStack) -> None:
+        """Open everything that the loop needs, in the order in which `stack` closes it backwards."""
+        self.root, self.settings, self.stop = root, settings, stop
+        self.started_at = datetime.now(UTC)
+        self.notifier = Notifier()
+        self._due = _DueTimes()
+        self._paused: str | None = None
+        self._status_written: dict[str, object] = {}
+        lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
+        self.mounts = mounts_of(root, settings.instance)
+        names = NameFilter(settings.ignored_names)
+        self.watcher = Watcher(root / INCOMING, stop.wake.set)
+        stack.callback(self.watcher.stop)
+        self.watching = start_watching(self.watcher, root, settings.watch_mode)
+        self.scorers, shadows = open_scoring(
+            root, settings, lambda: looking.connect(), lambda images: self.pipeline.use_batch_size(images), stack
+        )
+        settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
+        self.intake = Intake(root, names, self.scorers, settling, shadows)
+        # What lies there settles while the rest opens, which takes about as long.
+        self.intake.look_ahead(time.monotonic())
+        engine = open_database(root)
+        stack.callback(engine.dispose)
+        # The loop itself never waits for a lock: what it cannot read now it reads with the next round.
+        looking = open_database(root, migrate=False, read_only=True, busy_timeout_s=LOOK_TIMEOUT_S)
+        stack.callback(looking.dispose)
+        self.claims = Claims(root, settings.instance)
+        self.claims.prune()
+        take_back(root, engine, self.claims)
+        recorder = Recorder(root, engine, self.claims, anomaly_maps=settings.anomaly_maps, mounts=self.mounts)
+        self.pipeline = Pipeline(root, limits_of(settings), self.intake, self.claims, recorder, stop.wake.set)
+        self.metering = Metering(settings, self.pipeline, recorder)
+        stack.callback(self.metering.close)
+        stack.callback(self.pipeline.close)
+        attempts_max, has_model = settings.attempts_max, self.scorers.has
+        self.recover = partial(
+            recover, root, looking, self.claims, recorder, attempts_max=attempts_max, has_model=has_model
+        )
+        self.drift: DriftWatch | None = DriftWatch(root, settings, looking, engine)
+        gap_s, interval_s = settings.burst_gap_s, settings.rescan_interval_s
+        self.folders = FolderWatch(root, names, burst_gap_s=gap_s, rescan_interval_s=interval_s, failed=stop.wake.set)
+        stack.callback(self.folders.stop)
+        self.folders.start()
+        load_models(self.scorers, settings.models_loaded_max)
+        self.retrainings = Schedule(root, engine, settings)
+        jobs_stop = threading.Event()
+        self.jobs = BackgroundJobs(jobs_for(root, engine, settings, self.retrainings, jobs_stop), jobs_stop)
+        stack.callback(self.jobs.close)
+        stack.callback(self.retrainings.close)
+        self.jobs.start()
+        # Last, since it takes seconds of a core; what has settled by then waits for nobody.
+        self.metering.start()
 
     def loop(self) -> None:
         """Move images along until told to stop, then bring what is in flight to its end."""
@@ -116,7 +134,7 @@ class Daemon:
                 products=",".join(self.scorers.products) or "none",
             ),
         )
-        self.notifier.ready()
+        self.notifier.send("READY=1")
         while not self.stop.made:
             now = time.monotonic()
             if self.folders.error is not None:
@@ -235,7 +253,7 @@ class Daemon:
     def _report_status(self, now: float) -> None:
         interval = self.notifier.watchdog_interval_s
         if interval is not None and now >= self._due.ping and self.pipeline.stuck_for_s(now) < STUCK_AFTER_S:
-            self.notifier.watchdog()
+            self.notifier.send("WATCHDOG=1")
             self._due.ping = now + interval
         if now >= self._due.status:
             self._due.status = now + STATUS_INTERVAL_S
@@ -272,8 +290,8 @@ class Daemon:
         waiting = len(self.intake) + sum(self.intake.waiting.values())
         self._status_written = status
         write_status(self.root, self.settings.instance, status)
-        self.notifier.status(
-            f"{'paused: ' + self._paused if self._paused else 'sorting'}; "
+        self.notifier.send(
+            f"STATUS={'paused: ' + self._paused if self._paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
             f"{pipeline.counts.quarantined} quarantined, {waiting} waiting"
         )
@@ -299,7 +317,7 @@ class Daemon:
 
     def _drain(self) -> None:
         log.info("stopping", extra=fields(in_flight=len(self.pipeline.in_flight)))
-        self.notifier.stopping()
+        self.notifier.send("STOPPING=1")
         self.retrainings.stop()
         while True:
             now = time.monotonic()
@@ -308,7 +326,7 @@ class Daemon:
                 break
             interval = self.notifier.watchdog_interval_s
             if interval is not None and self.pipeline.stuck_for_s(now) < STUCK_AFTER_S:
-                self.notifier.watchdog()
+                self.notifier.send("WATCHDOG=1")
             self.stop.wake.wait(min(next_at - now, 1.0) if next_at is not None else 1.0)
         self._write_status()
         log.info("stopped", extra=fields(placed=self.pipeline.counts.placed))

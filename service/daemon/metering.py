@@ -62,5 +62,5 @@ class Metering:
         except Exception:
             log.exception("no energy meter; energy is unknown")
             return
-        self._pipeline.use_meter(self._meter)
+        self._pipeline.meter = self._meter
         self.idle_row_due = time.monotonic() + settings.energy_idle_row_s

@@ -19,30 +19,15 @@ class Notifier:
         """How often to ping, s: half of the time after which systemd restarts us; None when it does not watch."""
         return int(self._watchdog_us) / 2e6 if self._watchdog_us.isdigit() and int(self._watchdog_us) > 0 else None
 
-    def ready(self) -> None:
-        """The daemon watches and scores."""
-        self._send("READY=1")
-
-    def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._send("STATUS=" + text.replace("\n", " "))
-
-    def watchdog(self) -> None:
-        """The loop has advanced."""
-        self._send("WATCHDOG=1")
-
-    def stopping(self) -> None:
-        """The daemon is on its way out."""
-        self._send("STOPPING=1")
-
-    def _send(self, message: str) -> None:
+    def send(self, message: str) -> None:
+        """Send `message`, one assignment such as `READY=1`; never waits, and does not mind if nobody listens."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             try:
                 sender.connect(address)
-                sender.send(message.encode(), socket.MSG_DONTWAIT)
+                sender.send(message.replace("\n", " ").encode(), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 # Nobody reads fast enough. A word on how we are is not worth making images wait.
                 return

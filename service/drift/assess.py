@@ -2,7 +2,6 @@
 
 Owns which images the tests of `models.drift.drift` compare: the latest since the champion became one, without those
 that people confirmed as anomalies, and the first ones, whose image statistics show whether the light changed.
-`service.drift.monitor` reads them and writes the outcome.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Drift monitor: checks the latest images of products, and records and logs each change of a product's drift state.
-
-It runs beside the loop, on the thread that records; `service.drift.assess` decides what the state is.
-"""
+"""Drift monitor: checks the latest images of products, and records and logs each change of a product's drift state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Energy: what the service used since it was last asked, in Wh and grams of CO2e.
 
-Owns the meter, a CodeCarbon tracker that never looks for its place on the network. Every joule that the
-tracker counts is given out once: the sum of all samples is the tracker's total.
+Owns the CodeCarbon tracker. Every joule that it counts is given out once: all samples add up to its total.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which file system a path lies on, whether it sends file events, and what is free on it.
-
-By the kernel's mount table the storage refuses network file systems and the daemon chooses between events and polling.
-"""
+"""Which file system a path lies on, whether it sends file events, and what is free on it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Opening below a root: folders and regular files, without following a link.
-
-Each part of a path is looked up in the one above it, held open: a link that takes its place meanwhile leads nowhere.
-"""
+"""Opening below a root without following a link: each part of a path is looked up in the one above it, held open."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Anomaly maps: draws for people where the detector looked, over an image that is an anomaly or uncertain.
 
-Owns the files in `maps/` until retention removes them. A map is no reason to stop: where none can be drawn or written,
-the verdict stands without it.
+A map is no reason to stop: where none can be drawn or written, the verdict stands without it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Claim: a settled file leaves `incoming/` for `processing/<instance>/` and gets its id.
 
-Owns that rename. A claim needs no row: the file's name in `processing/` is the log of claims. `service.instances` says
-which instance a processing folder belongs to.
+Owns that rename. A claim needs no row: the file's name in `processing/` is the log of claims.
 """
 
 from __future__ import annotations

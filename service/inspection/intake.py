@@ -1,7 +1,6 @@
 """Intake: which files in `incoming/` can be claimed now, and which model scores each.
 
-Owns what is known of files before their claim: hints and scans feed it, the pipeline takes from it. A file whose
-product has no model stays where it is and is counted.
+A file whose product has no model stays where it is and is counted.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class Intake:
     def scan(self, now: float) -> None:
         """Look at every file. Raises OSError when the folder cannot be read."""
         self.refresh_champions(now)
-        self._settling.begin_scan()
+        self._settling.left_out = False
         self.waiting = {}
         for path, state in scan(self._root / INCOMING, self._names):
             if self._can_score(path):

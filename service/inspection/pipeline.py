@@ -1,7 +1,7 @@
 """The pipeline: moves images from `incoming/` to their folders, step by step.
 
-Owns what is in flight. One thread, the caller's, makes every decision in `step`; decoding, scoring and recording run
-beside it and hand their results back. Every queue is bounded by `in_flight_max`.
+One thread, the caller's, makes every decision in `step`; decoding, scoring and recording run beside it and hand their
+results back. Every queue is bounded by `in_flight_max`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Pipeline:
         self._batches_scoring = 0
         self._batches_recording = 0
         self._rejected_lines = RateLimit(REJECTED_LINES_A_MINUTE, 60.0)
-        self._meter: EnergyMeter | None = None
+        self.meter: EnergyMeter | None = None
+        """Meters the energy of what follows, where there is one."""
         self.counts = Counts()
         self.recorded: set[str] = set()
         """Products of which images were recorded; whoever checks one takes it out."""
@@ -123,10 +124,6 @@ class Pipeline:
     def stuck_for_s(self, now: float) -> float:
         """For how long the slowest work beside the loop has been running, s."""
         return max((now - since for _, since in self._workers.at_work()), default=0.0)
-
-    def use_meter(self, meter: EnergyMeter) -> None:
-        """Have the energy of what follows metered."""
-        self._meter = meter
 
     def use_batch_size(self, images: int) -> None:
         """Put at most so many images into a micro-batch."""
@@ -160,13 +157,24 @@ class Pipeline:
 
     def idle_row(self) -> None:
         """Have the energy since the last sample recorded as idle, if nothing is at work."""
-        meter = self._meter
+        meter = self.meter
         if meter is not None and self.idle:
             self.run_on_recorder(lambda: self._recorder.add_row(meter.take("idle")))
 
-    def run_on_recorder(self, job: Callable[[], object]) -> None:
-        """Run `job`, which takes a few milliseconds, in the thread that records, after what waits there."""
-        self._record(job, lambda _result, _now: None)
+    def run_on_recorder(
+        self, job: Callable[[], Any], then: Callable[[Any, float], None] = lambda _result, _now: None
+    ) -> None:
+        """Run `job`, which takes a few milliseconds, in the thread that records, after what waits there.
+
+        `then` gets what it returned, and the time, in the loop's thread.
+        """
+        self._batches_recording += 1
+
+        def finished(future: Future[Any], now: float) -> None:
+            self._batches_recording -= 1
+            then(future.result(), now)
+
+        self._workers.run(self._workers.recording, f"record:{time.monotonic_ns()}", job, finished)
 
     def close(self) -> None:
         """End the threads beside the loop; images in flight stay in `processing/` for the next run."""
@@ -297,8 +305,8 @@ class Pipeline:
         self._rejected.append(InspectedImage(claim, file, error_code=code, error=message))
 
     def _commit(self, batch: list[InspectedImage]) -> None:
-        meter, began = self._meter, time.monotonic()
-        self._record(
+        meter, began = self.meter, time.monotonic()
+        self.run_on_recorder(
             lambda: self._recorder.commit(batch, meter),
             lambda report, now: self._finished(batch, report, now, now - began),
         )
@@ -339,15 +347,6 @@ class Pipeline:
                 lines_left_out=self._rejected_lines.take_left_out() or None,
             ),
         )
-
-    def _record(self, job: Callable[[], Any], then: Callable[[Any, float], None]) -> None:
-        self._batches_recording += 1
-
-        def finished(future: Future[Any], now: float) -> None:
-            self._batches_recording -= 1
-            then(future.result(), now)
-
-        self._workers.run(self._workers.recording, f"record:{time.monotonic_ns()}", job, finished)
 
     def _next_at(self, claiming: bool) -> float | None:
         times = [None if self._batch_on_its_way else self._batcher.next_due_at()]

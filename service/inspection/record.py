@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
+from models.appearance import FIGURES
 from models.regions import Region
 from service.energy.meter import EnergyMeter
 from service.filesystem.file_state import file_state
@@ -34,6 +35,9 @@ from service.storage.energy_sample import EnergySample
 from service.storage.images import Finished, ImageRecord
 from service.storage.shadow import ShadowRecord
 from service.storage.states import CONFLICT, MISSING, SCORED
+
+_OF_DECISION = ("verdict", "score", "threshold", "p_value", "uncertain", "uncertainty")
+_OF_IMAGE = ("width", "height", "mode")
 
 
 @dataclass(slots=True)
@@ -178,7 +182,8 @@ class Recorder:
 
 
 def _record_of(inspected: InspectedImage, decided_at: datetime) -> ImageRecord:
-    claim, decision, image, seen = inspected.claim, inspected.decision, inspected.image, inspected.appearance
+    claim, decision = inspected.claim, inspected.decision
+    parts = ((decision, _OF_DECISION), (inspected.image, _OF_IMAGE), (inspected.appearance, FIGURES))
     kind = decision.verdict if decision else QUARANTINE
     return ImageRecord(
         id=claim.id,
@@ -187,26 +192,15 @@ def _record_of(inspected: InspectedImage, decided_at: datetime) -> ImageRecord:
         path=shown_name(claim.path),
         destination=destination(kind, claim.product, claim.received_at, claim.file_name, claim.id),
         state=SCORED,
-        verdict=decision.verdict if decision else None,
-        score=decision.score if decision else None,
-        threshold=decision.threshold if decision else None,
-        p_value=decision.p_value if decision else None,
         model_version=inspected.model_version,
         sha256=inspected.file.sha256,
-        width=image.width if image else None,
-        height=image.height if image else None,
-        mode=image.mode if image else None,
         bytes=inspected.file.bytes,
         received_at=claim.received_at,
         decided_at=decided_at,
         attempts=claim.attempt,
         error_code=inspected.error_code,
         error=inspected.error,
-        uncertain=decision.uncertain if decision else None,
-        uncertainty=decision.uncertainty if decision else None,
-        brightness=seen.brightness if seen else None,
-        contrast=seen.contrast if seen else None,
-        sharpness=seen.sharpness if seen else None,
+        **{name: getattr(part, name, None) for part, names in parts for name in names},
     )
 
 

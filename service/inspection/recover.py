@@ -1,7 +1,6 @@
 """Recover: tell from the files in `processing/` and from the database where a run broke off, and go on from there.
 
-The plan is pure and covers every line of the recovery table in docs/architecture.md; each action may be repeated
-without harm. Runs at start and with every rescan.
+The plan covers every line of the recovery table in docs/architecture.md; each action may be repeated without harm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the threads beside the loop do with claimed files: read and decode one, score and decide a micro-batch.
-
-Knows nothing of the loop or of what follows.
-"""
+"""What the threads beside the loop do with claimed files: read and decode one, score and decide a micro-batch."""
 
 from __future__ import annotations
 
@@ -10,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.appearance import Appearance, appearance_of
 from models.detector import Float32Array
 from service.imaging.decode import DecodedImage, DecodeError, decode, read_file
 from service.inspection.claim import Claim
 from service.inspection.inspected_image import FileFacts, InspectedImage
 from service.scoring.decide import ScoreNotFinite
-from service.scoring.scorers import Scorer, score_images
+from service.scoring.scorers import Scorer
 from service.scoring.shadow import InShadow, Shadow, decide_in_shadow
 
 
@@ -61,10 +60,10 @@ def read_claim(
 def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
     """Score and decide `batch`, all of one scorer."""
     scorer = batch[0].scorer
-    scores, maps = score_images(scorer, [decoded.image.pixels for decoded in batch])
+    scored = scorer.detector.score(np.stack([decoded.image.pixels for decoded in batch]))
     inspected = [
         _decide(decoded, float(score), anomaly_map)
-        for decoded, score, anomaly_map in zip(batch, scores, maps, strict=True)
+        for decoded, score, anomaly_map in zip(batch, scored.scores, scored.maps, strict=True)
     ]
     beside = [(decoded.claim.id, decoded.shadow) for decoded in batch if decoded.shadow is not None]
     said = decide_in_shadow(beside) if beside else {}

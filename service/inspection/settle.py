@@ -1,8 +1,4 @@
-"""Settle: decide from what was seen of a file whether its writer is done with it.
-
-Pure: states and monotonic times in, paths out. The caller looks at the disk, and whether somebody holds the file open
-for writing.
-"""
+"""Settle: decide from what was seen of a file whether its writer is done with it. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ class Settling:
         self._candidates_max = candidates_max
         self._candidates: dict[str, UnsettledFile] = {}
         self.left_out = False
-        """Whether a file was turned away since the last `begin_scan`; the folder must be scanned again."""
+        """Whether a file was turned away since a scan began, which sets it back; another scan must follow."""
 
     def __len__(self) -> int:
         return len(self._candidates)
@@ -40,10 +36,6 @@ class Settling:
     def half_empty(self) -> bool:
         """Whether there is room for another scan's worth of files."""
         return len(self._candidates) * 2 <= self._candidates_max
-
-    def begin_scan(self) -> None:
-        """Forget that files were left out: the scan that follows sees them all."""
-        self.left_out = False
 
     def observe(self, path: str, state: FileState, now: float, *, closed: bool = False) -> None:
         """Take note that `path` is in `state` at `now`; `closed` when its writer has just closed or renamed it."""

@@ -1,8 +1,4 @@
-"""Watch: hints from the file system about what arrived, and the scan that finds the truth.
-
-Events only wake the loop and say where to look first; the next scan finds whatever they miss. Where the file system
-sends no events only the scans remain.
-"""
+"""Watch: hints from the file system about what arrived. They only wake the loop; the next scan finds what they miss."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Workers: the thread pools beside the loop, and the one queue through which they hand results back.
-
-The loop starts each piece of work, and calls `hand_over` to go on with what is done. Also knows for how long each has
-been running, so that the loop can tell when a stage is stuck.
-"""
+"""Workers: the thread pools beside the loop, and the one queue through which they hand results back."""
 
 from __future__ import annotations
 

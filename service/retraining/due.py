@@ -1,7 +1,6 @@
 """Due times of retrainings: whether a product is to be retrained now, and why. Pure.
 
-`now` is passed in everywhere. A time that passed while nothing ran is made up once: what counts is the first time after
-the labels that nothing has learned from yet.
+A time that passed while nothing ran is made up once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The gate: whether a challenger is good enough to replace the champion, from what both made of the same images.
+"""The gate: whether a challenger is good enough to replace the champion, from what both made of the same images. Pure.
 
-Pure. Owns the figures, the margins and the decision. `service.retraining.gate_scoring` scores the images,
-`service.retraining.retrain` acts on the decision.
+`service.retraining.gate_scoring` scores the images, `service.retraining.retrain` acts on the decision.
 """
 
 from __future__ import annotations
@@ -93,19 +92,13 @@ class GateResult:
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it, without the scores."""
-        return {
-            "decision": self.decision,
-            "reason": self.reason,
-            "normals": self.normals,
-            "normals_from": self.normals_from,
-            "anomalies": self.anomalies,
-            "anomalies_from": self.anomalies_from,
-            "champion": _about(self.champion),
-            "challenger": _about(self.challenger),
-            "figures": [
-                {**asdict(figure), "interval": _pair(figure.interval), "title": TITLES[figure.name]}
-                for figure in self.figures
-            ],
+        plain = ("decision", "reason", "normals", "normals_from", "anomalies", "anomalies_from")
+        document = {name: getattr(self, name) for name in plain}
+        document |= {name: _about(getattr(self, name)) for name in ("champion", "challenger")}
+        pairs = [figure.interval and [figure.interval.low, figure.interval.high] for figure in self.figures]
+        figures = zip(self.figures, pairs, strict=True)
+        return document | {
+            "figures": [asdict(one) | {"interval": pair, "title": TITLES[one.name]} for one, pair in figures]
         }
 
 
@@ -236,7 +229,3 @@ def _about(side: Side | None) -> Mapping[str, Any] | None:
     if side is None:
         return None
     return {"version": side.version, "threshold": side.threshold, "promised_rate": side.promised_rate}
-
-
-def _pair(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]

@@ -1,8 +1,4 @@
-"""The report on a retraining: one page with what the gate found, and all that it rests on.
-
-One HTML file with everything in it, in the style of the evaluation's report. Plots need matplotlib; without it the page
-says so and has the figures all the same.
-"""
+"""The report on a retraining: one HTML file with what the gate found, and all that it rests on."""
 
 from __future__ import annotations
 

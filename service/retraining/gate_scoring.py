@@ -1,8 +1,7 @@
 """Gate scoring: has both versions score the same golden images, decoded as in production, for the gate to compare.
 
-Where too few anomalies are known, defects drawn on the normals stand in for them. No torch comes into this process;
-what it takes is metered. What an image costs is measured apart from that, in turns of both versions: the neighbours of
-this process, and images not yet in memory, would count against whichever comes first.
+What an image costs is measured apart, in turns of both versions: the neighbours of this process, and images not yet in
+memory, would count against whichever comes first. No torch comes into this process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Promotion: what follows from the gate's result. Promotes, keeps or rejects the challenger, and finishes the run.
-
-All in one transaction. The daemon sees a new champion when it next looks the champions up.
-"""
+"""Promotion: promotes, keeps or rejects the challenger by the gate's result, and finishes the run: one transaction."""
 
 from __future__ import annotations
 

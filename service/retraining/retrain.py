@@ -1,7 +1,6 @@
 """Retrain: one retraining of one product, from the labels to the promotion, in the process that calls it.
 
-Owns the order of the steps, and the row that says how far it came. Training itself runs in a child,
-`service.training.run`; the gate decides what is good enough. A kill at any line leaves one champion, and the next
+Owns the order of the steps, and the row that says how far it came. A kill at any line leaves one champion, and the next
 retraining cleans up.
 """
 

@@ -1,7 +1,6 @@
 """Scheduler: starts retrainings beside the daemon when they are due, one at a time, each a process of its own.
 
-Owns the process that it started; the daemon's background jobs say when to look. `service.retraining.due` says what is
-due, `service.energy.grid_intensity` how long it may wait for greener power. The loop that scores never waits for it.
+Owns that process. `service.retraining.due` says what is due, `service.energy.grid_intensity` how long it may wait.
 """
 
 from __future__ import annotations

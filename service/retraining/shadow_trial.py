@@ -1,7 +1,6 @@
 """Shadow trial: what becomes of a challenger once its hours in the shadow are over.
 
-Promotes the one that passed the gate and caused no flood of alarms in the shadow; leaves every other to a person, and
-logs why, once. The scoring beside the champion is in `service.scoring.shadow`.
+Promotes the one that passed the gate and caused no flood of alarms; leaves every other to a person, and logs why.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Training data: which images a retraining learns from, and which ones the gate may compare on.
 
-What people last said of an image overrules the role that an earlier version gave it. Reads rows and lists, hashes
-files, writes nothing.
+What people last said of an image overrules the role that an earlier version gave it.
 """
 
 from __future__ import annotations

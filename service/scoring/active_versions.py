@@ -1,14 +1,10 @@
-"""Active versions: which version scores a product's images, which one scores beside it, and at which chosen rate.
-
-Owns what the database says of that, and the choice of a version by name for commands. The daemon's way, which falls
-back to older versions and alerts, is in `service.scoring.scorers`.
-"""
+"""Active versions: which version scores a product's images, which one scores beside it, and at which chosen rate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,32 +34,30 @@ class ActiveVersions:
     rates: Mapping[str, float] = field(default_factory=dict)
 
 
-class VersionLookup:
-    """Looks up active versions for the loop, which waits for nobody: None while the database is locked.
+def unless_locked(connect: Callable[[], Connection], read: Callable[[Connection], T]) -> T | None:
+    """Return what `read` finds, for the loop, which waits for nobody: None while the database is locked.
 
     `connect` gives connections that read, and give up soon on a lock.
     """
+    try:
+        with connect() as connection:
+            return read(connection)
+    except OperationalError as error:
+        if trouble(error) is None:
+            raise
+        return None
 
-    def __init__(self, connect: Callable[[], Connection], shadow_hours: float) -> None:
-        self._connect = connect
-        self._shadow_hours = shadow_hours
 
-    def active(self) -> ActiveVersions | None:
-        """Return the versions that score, and the chosen rates."""
-        return self._read(_active)
-
-    def challengers(self) -> Mapping[str, VersionRow] | None:
-        """Return for each product the version that scores beside its champion, if any."""
-        return self._read(lambda connection: challengers_in_shadow(connection, self._shadow_hours, datetime.now(UTC)))
-
-    def _read(self, read: Callable[[Connection], T]) -> T | None:
-        try:
-            with self._connect() as connection:
-                return read(connection)
-        except OperationalError as error:
-            if trouble(error) is None:
-                raise
-            return None
+def active_versions(connection: Connection) -> ActiveVersions:
+    """Return the versions that score, and the chosen rates."""
+    rows = versions.versions(connection)
+    return ActiveVersions(
+        {
+            product: [champion, *(row for row in rows if row.product == product and row.state == "retired")]
+            for product, champion in versions.champions(connection).items()
+        },
+        thresholds.chosen(connection),
+    )
 
 
 def challengers_in_shadow(connection: Connection, hours: float, now: datetime) -> dict[str, VersionRow]:
@@ -125,17 +119,6 @@ def load_version(
             f"product {row.product}, version {row.version}: {error}; restore the folder from a backup, or "
             f"choose another version with --version or `tamis models promote`"
         ) from None
-
-
-def _active(connection: Connection) -> ActiveVersions:
-    rows = versions.versions(connection)
-    return ActiveVersions(
-        {
-            product: [champion, *(row for row in rows if row.product == product and row.state == "retired")]
-            for product, champion in versions.champions(connection).items()
-        },
-        thresholds.chosen(connection),
-    )
 
 
 def _named(connection: Connection, product: str, version: str) -> VersionRow:

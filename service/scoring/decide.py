@@ -1,8 +1,4 @@
-"""Decide: from an anomaly score to a verdict, against scores of normal images. Pure.
-
-Owns which verdicts are uncertain: an image whose score lies in the band around the threshold keeps its verdict and its
-folder, and goes to review first.
-"""
+"""Decide: from an anomaly score to a verdict, against scores of normal images, and whether it is uncertain. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Detector loader: gets a version's detector into memory, on as many streams as are fastest on this machine.
 
-The first detector is measured, for less than half a second; the others take what was chosen then. Where the settings
-give a number of threads, nothing is measured.
+The first detector is measured, for less than half a second; the others take what was chosen then.
 """
 
 from __future__ import annotations

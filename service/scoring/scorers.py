@@ -1,7 +1,6 @@
 """Scorers: which detector scores a product's images, and at which threshold.
 
-Owns the detectors in memory, and what was last known of the active versions. The database says which these are; it is
-asked again from time to time, so that a promotion takes effect without a restart.
+Owns the detectors in memory. The database is asked again from time to time, so that a promotion takes effect.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from models.detector import Detector, Float32Array, UInt8Array
+from models.detector import Detector
 from models.errors import ModelCorrupt, TooFewImages
 from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
 from service.errors import ConfigurationError
@@ -173,9 +170,3 @@ def _graph_key(version: ModelVersion) -> GraphKey:
     """Return what two versions share that need only one detector, as those of jointly trained products do."""
     files = version.manifest.files
     return (files[GRAPH], files[GRAPH_WEIGHTS], version.input_size)
-
-
-def score_images(scorer: Scorer, pixels: list[UInt8Array]) -> tuple[Float32Array, Float32Array]:
-    """Return scores float32 `(N,)` and maps float32 `(N, h, w)` of `pixels`, N times uint8 `(H, W, 3)`."""
-    scored = scorer.detector.score(np.stack(pixels))
-    return scored.scores, scored.maps

@@ -1,7 +1,6 @@
 """Shadow: a challenger scores beside the champion, on a share of the images, and decides nothing.
 
-Owns the challengers' detectors in memory, and which images they see. Whatever goes wrong with a challenger is logged
-once and ends its time in the shadow; the champion's results never depend on it.
+Whatever goes wrong with a challenger is logged once and ends its time; the champion's results never depend on it.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from models.detector import Detector, UInt8Array
 from models.registry import ModelVersion, verify
 from service.logs import fields
 from service.root import MODELS
 from service.scoring.decide import Decision
-from service.scoring.scorers import Scorer, ScorerCache, score_images
+from service.scoring.scorers import Scorer, ScorerCache
 from service.storage.versions import VersionRow
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def decide_in_shadow(batch: Sequence[tuple[str, InShadow]]) -> dict[str, ShadowD
     for (product, version), images in of_challenger.items():
         shadow = images[0][1].shadow
         try:
-            scores, _maps = score_images(shadow.scorer, [image.pixels for _, image in images])
+            scores = shadow.scorer.detector.score(np.stack([image.pixels for _, image in images])).scores
             decided |= {
                 id: ShadowDecision(product, version, shadow.scorer.decider.decide(float(score)))
                 for (id, _), score in zip(images, scores, strict=True)

@@ -1,7 +1,6 @@
 """Threshold policy: which policy holds for a product, and the decider that it makes of a model's calibration.
 
-Combines the settings, what a person chose since, and a model; the formulas are in `models.calibration.thresholds`. The
-daemon, `tamis score` and `tamis evaluate` all ask here, so that one product has one threshold.
+Everyone asks here, so that one product has one threshold. The formulas are in `models.calibration.thresholds`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Threshold preview: what another false-alarm rate would do to a product's latest images, and the choice of one.
 
-Nothing is trained or scored again for it: the champion's calibration says what the threshold would be, and the recorded
-scores say which images lie between the two. A choice takes effect in the daemon within a second.
+Nothing is scored again: calibration and recorded scores tell. The daemon follows a choice within a second.
 """
 
 from __future__ import annotations

@@ -539,7 +539,7 @@ class _Meter:
 
 
 def test_energy_of_a_batch_is_shared_and_idling_has_rows_of_its_own(house: House, drop: Callable[..., Path]) -> None:
-    house.pipeline.use_meter(_Meter())  # type: ignore[arg-type]
+    house.pipeline.meter = _Meter()  # type: ignore[assignment]
     for number in range(4):
         drop(f"{number}.png", seed=number)
     house.settle_and_run()

@@ -195,7 +195,9 @@ def test_challenger_of_another_size_gets_its_own_pixels(stage: Callable[..., Sta
     sizes: list[tuple[int, ...]] = []
 
     class Small(OpenVinoDetector):
-        input_size = (8, 12)  # type: ignore[assignment]
+        def __init__(self, version: ModelVersion) -> None:
+            super().__init__(version)
+            self.input_size = (8, 12)
 
         def score(self, images: np.ndarray) -> Scored:
             sizes.append(images.shape[1:])

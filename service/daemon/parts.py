@@ -1,0 +1,106 @@
+"""Parts of the daemon that take more than a call to open: events, scorers, and the pipeline's limits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from models.registry import ModelVersion
+from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
+from service.errors import ConfigurationError
+from service.filesystem.mount_table import mount_of, sends_events
+from service.inspection.pipeline import PipelineLimits
+from service.inspection.watch import Watcher
+from service.logs import fields
+from service.root import INCOMING
+from service.scoring.active_versions import active_versions, challengers_in_shadow, unless_locked
+from service.scoring.decide import ThresholdDecider
+from service.scoring.detector_loader import DetectorLoader
+from service.scoring.scorers import ScorerCache
+from service.scoring.shadow import Shadows
+from service.scoring.threshold_policy import decider_of
+from service.settings import Settings
+from service.storage.versions import VersionRow
+
+log = logging.getLogger(__name__)
+
+
+def start_watching(watcher: Watcher, root: Path, mode: str) -> str:
+    """Start `watcher` where there are file events and `mode`, a `watch_mode`, allows; return `events` or `polling`."""
+    if mode == "polling" or (mode == "auto" and not sends_events(mount_of(root / INCOMING).type)):
+        return "polling"
+    try:
+        watcher.start()
+    except OSError as error:
+        if mode == "events":
+            raise ConfigurationError(
+                f"{root / INCOMING}: watch_mode is 'events' and the kernel gives none: {error}; "
+                "raise fs.inotify.max_user_watches and max_user_instances, or set watch_mode to 'auto'"
+            ) from None
+        log.warning("no file events; polling", extra=fields(reason=error))
+        return "polling"
+    return "events"
+
+
+def open_scoring(
+    root: Path,
+    settings: Settings,
+    connect: Callable[[], Connection],
+    use_batch_size: Callable[[int], None],
+    stack: ExitStack,
+) -> tuple[ScorerCache, Shadows | None]:
+    """Return the scorers of `root`, and its challengers if any may score beside them."""
+
+    def on_measured(measured: Measured) -> None:
+        if not settings.batch_size_max:
+            use_batch_size(batch_size(measured.chosen_images_per_s, settings.in_flight_max))
+
+    def decider(product: str, version: ModelVersion, chosen_rate: float | None) -> ThresholdDecider:
+        return decider_of(settings, product, version, chosen_rate=chosen_rate)
+
+    def challengers(connection: Connection) -> dict[str, VersionRow]:
+        return challengers_in_shadow(connection, settings.shadow_hours, datetime.now(UTC))
+
+    load = DetectorLoader(settings.scoring_threads, on_measured)
+    scorers = ScorerCache(
+        root, partial(unless_locked, connect, active_versions), decider, load, settings.models_loaded_max
+    )
+    if not settings.shadow_hours:
+        return scorers, None
+    shadows = Shadows(
+        root,
+        scorers,
+        partial(unless_locked, connect, challengers),
+        load,
+        share=settings.shadow_share,
+        loaded_max=settings.models_loaded_max,
+    )
+    stack.callback(shadows.close)
+    return scorers, shadows
+
+
+def load_models(scorers: ScorerCache, loaded_max: int) -> None:
+    """Load the champions, as many as may be in memory. Raises ConfigurationError where not one can be loaded."""
+    scorers.refresh()
+    refusals = []
+    products = scorers.products[:loaded_max]
+    for product in products:
+        try:
+            scorers.get(product)
+        except ConfigurationError as error:
+            refusals.append(str(error))
+    if refusals and len(refusals) == len(products):
+        raise ConfigurationError("; ".join(refusals))
+
+
+def limits_of(settings: Settings) -> PipelineLimits:
+    """Return the limits that `settings` set, with as large a micro-batch as any machine is quick with at first."""
+    as_set = {name: getattr(settings, name) for name in PipelineLimits.__dataclass_fields__}
+    batch_size_max = settings.batch_size_max or min(BATCH_MIN, settings.in_flight_max)
+    return PipelineLimits(**{**as_set, "decode_threads": settings.decoders, "batch_size_max": batch_size_max})
