@@ -96,7 +96,6 @@ class BackgroundJobs:
             )
 
     def start(self) -> None:
-        """Start the threads."""
         self._timekeeper.start()
 
     def on_rescan(self) -> None:

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -55,17 +55,6 @@ DRIFT_INTERVAL_S = 5.0
 DRIFT_PRODUCTS_MAX = 4
 
 
-@dataclass
-class _DueTimes:
-    """Monotonic times at which the loop's own duties are due."""
-
-    scan: float = float("-inf")
-    space: float = float("-inf")
-    ping: float = float("-inf")
-    status: float = float("-inf")
-    drift: float = float("-inf")
-
-
 class Daemon:
     """One instance on one root."""
 
@@ -74,7 +63,8 @@ class Daemon:
         self.root, self.settings, self.stop = root, settings, stop
         self.started_at = datetime.now(UTC)
         self.notifier = Notifier()
-        self._due = _DueTimes()
+        # Monotonic times at which the loop's own duties are due.
+        self._scan_due = self._space_due = self._ping_due = self._status_due = self._drift_due = float("-inf")
         self._paused: str | None = None
         self._status_written: dict[str, object] = {}
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
@@ -142,7 +132,7 @@ class Daemon:
             self._take_events(now)
             # Before the scan, whose recovery delivers.
             self._check_space(now)
-            if now >= self._due.scan or self.intake.scan_needed:
+            if now >= self._scan_due or self.intake.scan_needed:
                 self._rescan(now)
             next_at = self.pipeline.step(now, claiming=self._paused is None)
             self.metering.write_idle_row(now)
@@ -157,11 +147,11 @@ class Daemon:
         hints, scan_needed = self.watcher.take()
         self.intake.take_hints(hints, now)
         if scan_needed:
-            self._due.scan = now
+            self._scan_due = now
 
     def _rescan(self, now: float) -> None:
         events = self.watching == "events"
-        self._due.scan = now + (self.settings.rescan_interval_s if events else self.settings.poll_interval_s)
+        self._scan_due = now + (self.settings.rescan_interval_s if events else self.settings.poll_interval_s)
         if events and not self.watcher.alive():
             log.warning("file events ended; watching anew")
             self.watcher.stop()
@@ -170,7 +160,7 @@ class Daemon:
             self.intake.scan(now)
         except OSError as error:
             self._pause(f"incoming/ cannot be read: {error}")
-            self._due.scan = now + PAUSED_INTERVAL_S
+            self._scan_due = now + PAUSED_INTERVAL_S
             return
         self._recover()
         self.jobs.on_rescan()
@@ -209,7 +199,7 @@ class Daemon:
                     log.warning("adopted what a dead instance left", extra=fields(instance=name, files=adopted))
 
     def _check_space(self, now: float) -> None:
-        if now < self._due.space:
+        if now < self._space_due:
             return
         reason = lack_of_space(self.root, self.settings.free_bytes_min, self.settings.free_inodes_min)
         if reason is None:
@@ -221,7 +211,7 @@ class Daemon:
                 f"stop the service and remove {status}"
             )
         self._pause(reason)
-        self._due.space = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)
+        self._space_due = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)
 
     def _pause(self, reason: str | None) -> None:
         if reason != self._paused:
@@ -229,14 +219,14 @@ class Daemon:
                 log.error("paused", extra=fields(reason=reason))
             else:
                 log.info("going on")
-                self._due.scan = float("-inf")
+                self._scan_due = float("-inf")
         self._paused = reason
 
     def _check_drift(self, now: float) -> None:
         recorded = self.pipeline.recorded
-        if now < self._due.drift or not recorded:
+        if now < self._drift_due or not recorded:
             return
-        self._due.drift = now + DRIFT_INTERVAL_S
+        self._drift_due = now + DRIFT_INTERVAL_S
         products = [recorded.pop() for _ in range(min(len(recorded), DRIFT_PRODUCTS_MAX))]
         self.pipeline.run_on_recorder(lambda: self._notice_drift(products))
 
@@ -252,11 +242,11 @@ class Daemon:
 
     def _report_status(self, now: float) -> None:
         interval = self.notifier.watchdog_interval_s
-        if interval is not None and now >= self._due.ping and self.pipeline.stuck_for_s(now) < STUCK_AFTER_S:
+        if interval is not None and now >= self._ping_due and self.pipeline.stuck_for_s(now) < STUCK_AFTER_S:
             self.notifier.send("WATCHDOG=1")
-            self._due.ping = now + interval
-        if now >= self._due.status:
-            self._due.status = now + STATUS_INTERVAL_S
+            self._ping_due = now + interval
+        if now >= self._status_due:
+            self._status_due = now + STATUS_INTERVAL_S
             self._write_status()
 
     def _status(self) -> dict[str, object]:
@@ -276,10 +266,7 @@ class Daemon:
             "waiting_for_model": dict(self.intake.waiting),
             "backlog": len(self.intake),
             "in_flight": len(pipeline.in_flight),
-            "placed": pipeline.counts.placed,
-            "quarantined": pipeline.counts.quarantined,
-            "anomalies": pipeline.counts.anomalies,
-            "interfered": pipeline.counts.interfered,
+            **asdict(pipeline.counts),
         }
 
     def _write_status(self) -> None:
@@ -297,21 +284,18 @@ class Daemon:
         )
 
     def _sleep(self, next_at: float | None) -> None:
-        due = [next_at, self._due.scan, self.metering.idle_row_due]
+        due = [next_at, self._scan_due, self.metering.idle_row_due]
         if self.pipeline.recorded:
-            due.append(self._due.drift)
+            due.append(self._drift_due)
         if self.notifier.watchdog_interval_s is not None:
-            due.append(self._due.ping)
+            due.append(self._ping_due)
         if self._paused or len(self.intake):
-            due.append(self._due.space)
+            due.append(self._space_due)
         # While images are on their way the status changes all the time, and to ask costs more than to write it.
-        if not self.pipeline.idle or not self._status_is_written():
-            due.append(self._due.status)
+        if not self.pipeline.idle or self._status_written != self._status():
+            due.append(self._status_due)
         timeout = min(at for at in due if at is not None) - time.monotonic()
         self.stop.wake.wait(timeout)
-
-    def _status_is_written(self) -> bool:
-        return self._status_written == self._status()
 
     # Stopping
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.appearance import FIGURES
-from models.drift.drift import IMAGES_MIN, Moved, ScoreComparison, cause_of, change_point, compare, look_moved
+from models.drift.drift import IMAGES_MIN, Moved, cause_of, change_point, compare, look_moved
 from service.root import ANOMALY, NORMAL
 from service.storage.drift import DriftRow, ScoredImage
 
@@ -61,7 +60,8 @@ def assess(
     normals = [image for image in window if image.label != ANOMALY]
     if len(window) < IMAGES_MIN:
         return None
-    already = known is not None and known.state == DRIFTING
+    drifting = known if known is not None and known.state == DRIFTING else None
+    already = drifting is not None
     of_all = compare(subject.reference, scores_of(window), subject.threshold)
     of_normals = (
         compare(subject.reference, scores_of(normals), subject.threshold) if len(normals) >= IMAGES_MIN else None
@@ -69,42 +69,35 @@ def assess(
     normals_drift = of_normals is not None and of_normals.drifts(already=already)
     # What people confirmed counts as defects: by their number, and not as normals that score otherwise.
     confirmed = of_all.exceeds(already=already)
-    figures = _figures(subject, of_normals or of_all, len(window) - len(normals), window[-1])
+    figures = {
+        **asdict(of_normals or of_all),
+        "confirmed_anomalies": len(window) - len(normals),
+        "threshold": subject.threshold,
+        "reference": "calibration" if subject.of_calibration else "first images",
+        "reference_images": len(subject.reference),
+        "last_image_id": window[-1].id,
+    }
     if not normals_drift and not confirmed:
-        if known is not None and not already:
+        if known is not None and drifting is None:
             return None
         return DriftRow(subject.product, subject.version, STEADY, None, None, at, figures)
-    began_at = _began(subject, known, recent, only_normals=normals_drift)
+    began_at = _began(subject, drifting, recent, only_normals=normals_drift)
     after = [image for image in recent if order_of(image) >= began_at]
     image_statistics = look_moved(_statistics_before(subject, first, began_at), _statistics(after))
     cause = _cause(subject, after, image_statistics) if normals_drift else "defects"
-    found = DriftRow(
-        subject.product,
-        subject.version,
-        DRIFTING,
-        cause,
-        known.first_image_id if already and known is not None else began_at[1],
-        at,
-        figures
-        | {
-            "images_since": len(after),
-            "look": {name: None if one is None else asdict(one) for name, one in image_statistics.items()},
-        },
-    )
-    if known is None or not already:
-        return found
-    return found if _another_cause(known, cause, recent, subject.window) else None
+    if drifting is not None and not _another_cause(drifting, cause, recent, subject.window):
+        return None
+    first_id = drifting.first_image_id if drifting is not None else began_at[1]
+    look = {name: None if one is None else asdict(one) for name, one in image_statistics.items()}
+    figures |= {"images_since": len(after), "look": look}
+    return DriftRow(subject.product, subject.version, DRIFTING, cause, first_id, at, figures)
 
 
 def _began(
-    subject: DriftSubject, known: DriftRow | None, recent: Sequence[ScoredImage], *, only_normals: bool
+    subject: DriftSubject, drifting: DriftRow | None, recent: Sequence[ScoredImage], *, only_normals: bool
 ) -> tuple[datetime, str]:
-    """Return the place in time of the image with which drift began: as on record, else the likeliest."""
-    if known is not None and known.state == DRIFTING:
-        for image in recent:
-            if image.id == known.first_image_id:
-                return order_of(image)
-        return order_of(recent[0])
+    if drifting is not None:
+        return order_of(next((image for image in recent if image.id == drifting.first_image_id), recent[0]))
     series = [image for image in recent if not only_normals or image.label != ANOMALY]
     return order_of(series[change_point(subject.reference, scores_of(series), subject.threshold)])
 
@@ -134,21 +127,9 @@ def _another_cause(known: DriftRow, cause: str, recent: Sequence[ScoredImage], w
 def _statistics_before(
     subject: DriftSubject, first: Sequence[ScoredImage], began_at: tuple[datetime, str]
 ) -> Float64Array:
-    """Return the image statistics of the champion's first images, or where they are few of its calibration's."""
     before = _statistics([image for image in first if order_of(image) < began_at and image.label != ANOMALY])
     enough = np.isfinite(before).any(axis=1).sum() >= IMAGES_MIN
     return before if enough or not len(subject.image_statistics) else subject.image_statistics
-
-
-def _figures(subject: DriftSubject, comparison: ScoreComparison, confirmed: int, last: ScoredImage) -> dict[str, Any]:
-    return {
-        **asdict(comparison),
-        "confirmed_anomalies": confirmed,
-        "threshold": subject.threshold,
-        "reference": "calibration" if subject.of_calibration else "first images",
-        "reference_images": len(subject.reference),
-        "last_image_id": last.id,
-    }
 
 
 def scores_of(images: Sequence[ScoredImage]) -> Float64Array:

@@ -50,8 +50,7 @@ class DriftWatch:
     def check(self, products: Collection[str], now: datetime | None = None) -> list[DriftRow]:
         """Check `products`; record and return the changes of their states at `now`.
 
-        A product whose champion's figures cannot be read is skipped, which is logged once. Where the database is
-        locked, it is checked with its next images.
+        What cannot be read is skipped and logged once; where the database is locked, it waits for the next images.
         """
         at = now or datetime.now(UTC)
         changed = []
@@ -135,16 +134,9 @@ class DriftWatch:
                 return False
             rows.add(connection, row)
         if row.state == DRIFTING:
-            log.warning(
-                "drifting",
-                extra=fields(
-                    product=row.product,
-                    cause=row.cause,
-                    first=row.first_image_id,
-                    version=row.version,
-                    **{name: row.figures[name] for name in ("images", "beyond", "distance")},
-                ),
-            )
+            about = {"product": row.product, "cause": row.cause, "first": row.first_image_id, "version": row.version}
+            figures = {name: row.figures[name] for name in ("images", "beyond", "distance")}
+            log.warning("drifting", extra=fields(**about, **figures))
         elif known is not None and known.state == DRIFTING:
             log.info("steady", extra=fields(product=row.product, version=row.version))
         return True

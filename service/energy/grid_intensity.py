@@ -1,7 +1,6 @@
 """Grid intensity: when a scheduled retraining emits the fewest grams, by a table that the user gives. Pure.
 
-The table is CSV with the columns `hour` and `g_per_kwh`: hours 0 to 23 of every day in local time, or times in ISO
-8601, each of which holds until the next one.
+It is CSV with `hour` (0 to 23 of every day in local time, or times in ISO 8601, each until the next) and `g_per_kwh`.
 """
 
 from __future__ import annotations

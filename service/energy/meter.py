@@ -42,12 +42,10 @@ class _Total(NamedTuple):
 
 
 class EnergyMeter:
-    """Counts the energy of this process, or of the machine.
+    """Counts the energy of this process, or of the machine; what starts processes of its own has rows of its own.
 
-    Processes that it starts are left out, as a retraining has a meter and rows of its own. `tracking` is `process` or
-    `machine`, `country` an ISO 3166 alpha-3 code or None (emissions are then unknown), `cpu_max_w` the processor's W at
-    full load where it is not to be looked up. Making one takes some seconds, since the hardware is looked at. Safe
-    to use from several threads.
+    `tracking` is `process` or `machine`, `country` an ISO 3166 alpha-3 code or None (emissions are then unknown),
+    `cpu_max_w` the processor's W at full load where it is not to be looked up. Safe to use from several threads.
     """
 
     def __init__(
@@ -68,7 +66,6 @@ class EnergyMeter:
         self._started_at = datetime.now(UTC)
 
     def _started(self, tracking: str, country: str | None, cpu_max_w: float | None) -> OfflineEmissionsTracker:
-        """Return a tracker that counts, and sets `_total` whenever it is flushed."""
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.output_methods.base_output import BaseOutput
 
@@ -97,7 +94,10 @@ class EnergyMeter:
         # The first one imports for a tenth of a second, in which an image would wait.
         tracker.flush()
         for part in tracker._hardware:
-            _leave_out_children(part)
+            if hasattr(part, "_process"):  # the processor
+                part._process = _Childless()
+            if hasattr(part, "_children"):  # the memory
+                part._children = False
         return tracker
 
     def take(self, kind: str, images: int = 0) -> EnergySample | None:
@@ -124,7 +124,6 @@ class EnergyMeter:
             return self._sample(kind, 0)
 
     def _measure(self) -> bool:
-        """Bring `_total` up to date; return false where the meter is closed."""
         if self._tracker is None:
             return False
         # `flush` alone leaves out what is less than 50 ms old, and with it a whole micro-batch after idling.
@@ -161,13 +160,6 @@ class _Childless:
 
     def children(self, recursive: bool = False) -> list[Any]:
         return []
-
-
-def _leave_out_children(part: Any) -> None:
-    if hasattr(part, "_process"):  # the processor
-        part._process = _Childless()
-    if hasattr(part, "_children"):  # the memory
-        part._children = False
 
 
 @contextmanager

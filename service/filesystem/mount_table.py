@@ -50,8 +50,7 @@ def mount_of(path: Path, mountinfo: Path = MOUNTINFO) -> Mount:
 
     Raises OSError where the mount table cannot be read, ValueError where no mount of it holds the path.
     """
-    mounts = read_mounts(mountinfo.read_bytes())
-    return holding(path.resolve(), mounts)
+    return holding(path.resolve(), read_mounts(mountinfo.read_bytes()))
 
 
 def holding(path: Path, mounts: list[Mount]) -> Mount:
@@ -59,15 +58,10 @@ def holding(path: Path, mounts: list[Mount]) -> Mount:
 
     Of two mounts at one place the later hides the earlier.
     """
-    best: Mount | None = None
-    for mount in mounts:
-        if not path.is_relative_to(mount.mount_point):
-            continue
-        if best is None or len(mount.mount_point.parts) >= len(best.mount_point.parts):
-            best = mount
-    if best is None:
+    holders = [mount for mount in reversed(mounts) if path.is_relative_to(mount.mount_point)]
+    if not holders:
         raise ValueError(f"{path}: expected a mount that holds it; found none among {len(mounts)}")
-    return best
+    return max(holders, key=lambda mount: len(mount.mount_point.parts))
 
 
 def read_mounts(table: bytes) -> list[Mount]:
@@ -105,7 +99,7 @@ def sends_events(type: str) -> bool:
 
 
 def _unescaped(field: str) -> str:
-    r"""Return `field` with the kernel's octal escapes (`\040` is a space) undone."""
+    # The kernel's octal escapes: `\040` is a space.
     plain = re.sub(
         rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 0xFF]), field.encode("utf-8", "surrogateescape")
     )

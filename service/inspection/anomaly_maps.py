@@ -55,11 +55,7 @@ class AnomalyMaps:
                 self._save(self._root / MAPS / f"{id}.png", np.asarray(canvas))
 
     def _read_canvas(self, claim: Claim, image: DecodedImage) -> Image.Image:
-        """Return the image, RGB, at the size at which it is drawn.
-
-        It is read again, since memory holds only what the model takes, where a person cannot see a scratch. What can no
-        longer be read is drawn from memory.
-        """
+        """Return the image, RGB, as drawn: read again, since it is too small in memory to show a scratch."""
         try:
             return decode_within(read_file(self._root / claim.path).data, DRAWN_SIDE_MAX)
         except (DecodeError, StillChanging, OSError):

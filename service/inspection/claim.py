@@ -124,15 +124,14 @@ class Claims:
     def adopt(self, instance: str) -> int:
         """Move the claims of `instance`, whose lock the caller holds, into this one's folder; return how many."""
         self._adopted.add(instance)
-        adopted = 0
-        for claim in Claims(self._root, instance).found():
+        claims = Claims(self._root, instance).found()
+        for claim in claims:
             target = self._root / self.folder / Path(claim.path).relative_to(f"{PROCESSING}/{instance}")
             make_folders(target.parent, self._root)
             (self._root / claim.path).rename(target)
             sync_folder(target.parent)
             sync_folder((self._root / claim.path).parent)
-            adopted += 1
-        return adopted
+        return len(claims)
 
     def disown(self, instance: str) -> None:
         """Forget that `instance` was adopted: its claims are in this one's folder by now, and it may come back."""

@@ -1,8 +1,7 @@
 """Deliver: a file goes from where it lies to the folder its row names, at first from `processing/`.
 
-Owns the moves to `normal/`, `anomaly/` and `quarantine/`. Each may be repeated: the two places and the recorded hash
-tell what a crash left, and no file is ever overwritten or deleted unless its bytes are at the destination. Nothing goes
-into the bare mount point of a share that is not there.
+Each move may be repeated: the two places and the recorded hash tell what a crash left, and no file is ever overwritten
+or deleted unless its bytes are at the destination. Nothing goes into the bare mount point of a missing share.
 """
 
 from __future__ import annotations

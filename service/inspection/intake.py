@@ -103,7 +103,6 @@ class Intake:
                 yield Ready(path, settled_at, scorer)
 
     def next_settled_at(self) -> float | None:
-        """Return the earliest monotonic time at which a file may have settled."""
         return self._settling.next_settled_at()
 
     def scorer(self, product: str) -> Scorer | None:

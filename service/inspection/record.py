@@ -130,7 +130,6 @@ class Recorder:
         kept: Sequence[InspectedImage],
         meter: EnergyMeter | None,
     ) -> float | None:
-        """Commit the rows of a micro-batch; return its energy in Wh."""
         scored = sum(one.decision is not None for one in kept)
         sample = meter.take("scoring", images=scored) if meter is not None and scored else None
 
@@ -173,7 +172,6 @@ class Recorder:
                 report.interfered.append((end.state, records[end.id].path))
 
     def _finish_one_by_one(self, connection: Connection, finished: Sequence[Finished]) -> list[Finished]:
-        """Finish a micro-batch of which a label sent some images elsewhere, or someone interfered with some."""
         ids = [one.id for one in finished]
         delivered_to = {one.id: one.path for one in finished}
         latencies_ms = {one.id: one.latency_ms for one in finished}

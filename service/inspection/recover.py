@@ -84,9 +84,8 @@ def recover(
         claim, row = found.get(id), stored.get(id)
         action = plan(row, claim is not None, claim.attempt if claim else 0, attempts_max)
         if action is Action.SCORE_AGAIN and claim is not None:
-            if not has_model(claim.product):
-                continue
-            recovered.again.append(claim)
+            if has_model(claim.product):
+                recovered.again.append(claim)
         elif action is Action.GIVE_UP and claim is not None:
             recovered.given_up.append(_given_up(root, claim))
         elif row is not None and action is Action.DELIVER:

@@ -1,8 +1,7 @@
-"""Relocate: move images to where their rows say, and record that they are there.
+"""Relocate: move images to where their rows say, and record that they are there. Every step may be repeated.
 
-Owns where an image can lie and who may move it. Whoever changes a row's destination after the first delivery, and
-whoever goes on after a crash, moves the file while holding the database's write lock, so that of two who do it at the
-same time the second finds it done. Every step may be repeated.
+After the first delivery a file is moved under the database's write lock, so that of two who do it at the same time the
+second finds it done.
 """
 
 from __future__ import annotations
@@ -117,7 +116,6 @@ def path_in_folder(kind: str, row_destination: str, otherwise: str, id: str) -> 
 
 
 def _source(root: Path, row: StoredImage, found_at: str | None) -> str:
-    """Return where the file of `row` lies, as far as it can be found."""
     for path in (found_at, row.path):
         if path is not None and path != row.destination and os.path.lexists(root / path):
             return path

@@ -94,10 +94,9 @@ class Watcher(events.FileSystemEventHandler):
 
 
 class _ArrivalEmitter(InotifyFullEmitter):
-    """Asks the kernel for arrivals alone.
+    """Asks the kernel for arrivals alone: with IN_MOVED_FROM, watchdog holds each event half a second to pair it.
 
-    With IN_MOVED_FROM among them, watchdog holds each one, and all events behind it, for half a second to pair it:
-    every claim, being a rename out of the folder, would delay the next image.
+    Every claim, being a rename out of the folder, would delay the next image.
     """
 
     def get_event_mask_from_filter(self) -> Mask:

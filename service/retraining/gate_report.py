@@ -18,6 +18,7 @@ from service.evaluation.report import GENERATOR
 from service.names import printable
 from service.retraining.gate import ANOMALIES_MIN, COST_MARGIN, TITLES, Figure, GateResult
 from service.root import REPORTS
+from service.storage.retrainings import RetrainingRow
 
 NO_PLOTS = "There are no plots here: they need the library matplotlib; pip install 'tamis[report]' brings it."
 _OUTCOMES = {
@@ -40,23 +41,22 @@ def write_page(root: Path, product: str, version: str, html: str) -> str:
 
 def render(
     result: GateResult,
+    done: RetrainingRow,
     *,
-    outcome: str,
-    reason: str,
     champion: ModelVersion,
     challenger: ModelVersion,
     learned: Mapping[str, Any],
     made_at: datetime,
 ) -> str:
-    """Return the page as HTML. `learned` are facts on the retraining, by name, ready to be shown; None is unknown."""
+    """Return the page on the finished run `done` as HTML; `learned` are facts to show, by name, None is unknown."""
     return Template(resources.files("service.retraining").joinpath("page.html").read_text(encoding="utf-8")).substitute(
         generator=f"{GENERATOR} {__version__}",
         style=resources.files("service.evaluation").joinpath("page.css").read_text(encoding="utf-8"),
         product=_text(challenger.product),
         champion=_text(champion.version),
         challenger=_text(challenger.version),
-        outcome=_text(_OUTCOMES.get(outcome, outcome)),
-        reason=_text(reason),
+        outcome=_text(_OUTCOMES.get(done.outcome or "", done.outcome or "")),
+        reason=_text(done.reason or ""),
         made_at=f"{made_at:%Y-%m-%d %H:%M}",
         images=_text(_images(result)),
         figures=_figures(result.figures),

@@ -7,8 +7,8 @@ memory, would count against whichever comes first. No torch comes into this proc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -127,7 +127,15 @@ def run_gate(
             f"calibrated the champion; found {len(found['normal'])}; label more images as normal"
         ), []
     samples: list[EnergySample | None] = []
-    with _metered(settings, samples) as take:
+    meter = EnergyMeter(
+        tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
+    )
+
+    def take(images: int) -> EnergySample | None:
+        samples.append(meter.take("evaluation", images))
+        return samples[-1]
+
+    with closing(meter):
         first, second = (_Contestant(version, settings) for version in versions)
         _score((first, second), chosen, take, report)
         normals = [path for path in first.normals if path in second.normals]
@@ -149,25 +157,7 @@ def run_gate(
     return result, samples
 
 
-@contextmanager
-def _metered(settings: Settings, samples: list[EnergySample | None]) -> Iterator[Take]:
-    """Give what takes a sample for so many images; all of them go into `samples`."""
-    meter = EnergyMeter(
-        tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w
-    )
-
-    def take(images: int) -> EnergySample | None:
-        samples.append(meter.take("evaluation", images))
-        return samples[-1]
-
-    try:
-        yield take
-    finally:
-        meter.close()
-
-
 def _choose(found: Mapping[str, Sequence[Path]], calibration: Sequence[Path]) -> _Images | None:
-    """Return the images to compare on; None where there are too few normals of any sort."""
     enough = len(found["normal"]) >= gate.NORMALS_MIN
     normals = found["normal"] if enough else calibration
     if len(normals) < gate.NORMALS_MIN:

@@ -26,7 +26,6 @@ def retraining_lock(root: Path) -> Iterator[None]:
 
 
 def retraining_runs(root: Path) -> bool:
-    """Return whether a retraining of `root` runs now."""
     return _lock(root).held()
 
 

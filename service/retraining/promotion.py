@@ -64,7 +64,6 @@ def _act(
     result: GateResult,
     at: datetime,
 ) -> tuple[str, str]:
-    """Change the states of the versions; return outcome and reason."""
     product, version, reason = challenger.product, challenger.version, result.reason
     if result.decision in ("worse", "not better"):
         versions.reject(connection, product, version, reason)

@@ -114,7 +114,7 @@ def clear_up(root: Path, engine: Engine) -> None:
 
 @dataclass(frozen=True)
 class _Begun:
-    """A retraining that has begun: where, its settings, its row, the new labels, and how to train."""
+    """A retraining that has begun."""
 
     root: Path
     engine: Engine
@@ -161,8 +161,7 @@ def _run(begun: _Begun, report: Report) -> RetrainingRow:
     done = apply_gate_result(root, engine, settings, row, champion, challenger, result, [trained.energy, *samples])
     page = render(
         result,
-        outcome=done.outcome or "",
-        reason=done.reason or "",
+        done,
         champion=champion,
         challenger=challenger,
         learned=_learned(done, begun.labels, data, known),

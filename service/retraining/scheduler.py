@@ -142,10 +142,7 @@ class Schedule:
         return None
 
     def _postpone(self, product: str, why: str, now: datetime) -> bool:
-        """Plan the retraining for greener hours, where there is a table of them; return whether it waits now.
-
-        One that the drift of its champion asks for does not wait, nor one that has waited.
-        """
+        """Plan the retraining for greener hours, where there is a table of them; return whether it waits now."""
         settings = self._settings
         if settings.retrain_carbon_file is None or why == "drift":
             return False
@@ -228,8 +225,7 @@ def start_process(root: Path, product: str, why: str) -> subprocess.Popen[str]:
 def _output(child: subprocess.Popen[str]) -> tuple[str, str]:
     """Wait for `child` to end; return what it wrote to stdout and stderr.
 
-    A process that it started may outlive it and hold its pipes open; they are then read for `PIPES_WAIT_S` or a little
-    longer, not for ever: the daemon could not stop.
+    A process of its own may outlive it and hold its pipes: they are read no longer, lest the daemon could not stop.
     """
     while True:
         ended = child.poll() is not None

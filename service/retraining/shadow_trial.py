@@ -117,7 +117,6 @@ class ShadowTrial:
         return False
 
     def _promote(self, one: DueTrial, version: ModelVersion) -> str | None:
-        """Promote it, or return why not."""
         with self._engine.begin() as connection:
             # Checked again under the write lock: a person may have promoted or rolled back since.
             row = versions.get(connection, one.product, one.version)

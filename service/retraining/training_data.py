@@ -25,11 +25,7 @@ _ANOMALIES = frozenset({ROLE_TRAIN_ANOMALY, ROLE_CALIBRATE_ANOMALY})
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images to learn from.
-
-    `gone` counts those that are missing or have changed, `overruled` the champion's normals that a person has since
-    called an anomaly or golden, or taken back.
-    """
+    """The images to learn from; `gone` are missing or changed, `overruled` champion's normals that people undid."""
 
     normals: tuple[Path, ...]
     calibrate: tuple[Path, ...]

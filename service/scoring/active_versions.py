@@ -104,11 +104,9 @@ def has_champion(engine: Engine, product: str) -> bool:
 def load_version(
     root: Path, engine: Engine, product: str, version: str | None = None
 ) -> tuple[ModelVersion, VersionRow]:
-    """Return the verified version that scores `product`, and its row.
+    """Return the verified version that scores `product`, by name or its champion or that of `default`, and its row.
 
-    It is the product's champion, or the version named; a product without a model uses those of `default`. Raises
-    TamisError naming the products or versions that there are, ConfigurationError where the folder is not what
-    was registered.
+    Raises TamisError naming the products or versions that there are, ConfigurationError for a folder that has changed.
     """
     with engine.connect() as connection:
         row = champion_row(connection, product) if version is None else _named(connection, product, version)

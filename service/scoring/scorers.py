@@ -110,11 +110,10 @@ class ScorerCache:
         return sorted(self._active.champions)
 
     def get(self, product: str) -> Scorer:
-        """Return the scorer for `product`, loading it where needed.
+        """Return the scorer for `product`, loading it where needed; a damaged champion gives way to the one before it.
 
-        A champion whose folder is damaged is passed over, with an alert, for the one before it. Raises
-        ConfigurationError when no version can be used; from then on, until its versions change, the product counts as
-        one without a model, so that it does not stop the others.
+        Raises ConfigurationError when no version can be used; until its versions change, the product counts as one
+        without a model, so that it does not stop the others.
         """
         scorer = self._scorers.get(product)
         if scorer is None:

@@ -121,7 +121,6 @@ class Shadows:
         return self._shadows.get(product) or self._shadows.get(self._scorers.owner(product))
 
     def close(self) -> None:
-        """End the thread that loads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin_to_load(self, key: Key, row: VersionRow) -> None:

@@ -31,10 +31,8 @@ LAST = 1000
 class ThresholdPreview:
     """What the false-alarm rate `rate` would do for a product: how many of its last `images` images change sides.
 
-    `threshold` is None where the champion's calibration images are too few for the rate; `lowest_rate` is the lowest
-    that they allow. `present_threshold` is the one in force, None where there is none; `policy` is the settings' one,
-    and a rate can be chosen where it is `false_alarm_rate`. The images are those that `version`, the present champion,
-    has scored, as another version's scores mean something else.
+    `threshold` is None where the champion's calibration images are too few for the rate, `present_threshold` where none
+    is in force. The images are those that `version`, the champion, scored: another's scores mean something else.
     """
 
     product: str
@@ -64,10 +62,9 @@ def would_change(scores: npt.ArrayLike, old: npt.ArrayLike, new: float) -> tuple
 def preview(
     root: Path, connection: Connection, settings: Settings, product: str, rate: float, last: int = LAST
 ) -> ThresholdPreview:
-    """Return what `rate` would do for the latest images of `product`, `last` at most.
+    """Return what `rate` would do for the latest images of `product`, `last` at most. Raises as `choose_rate`.
 
-    Reads one of the champion's files and a bounded range of an index. Raises UsageError for a rate outside (0, 1),
-    TamisError where the product is not known or has no champion, ConfigurationError where its file is damaged.
+    Reads one of the champion's files and a bounded range of an index.
     """
     check_rate(rate)
     version = champion_of(root, connection, product)
@@ -85,16 +82,16 @@ def preview(
     # Without a threshold in force, compare with those by which the images were decided.
     old = were if present is None else present
     to_normal, to_anomaly = (None, None) if threshold is None else would_change(scores, old, threshold)
-    by_rate = isinstance(policy, AtFalseAlarmRate)
+    present_rate = policy.false_alarm_rate if isinstance(policy, AtFalseAlarmRate) else None
     return ThresholdPreview(
         product=product,
         version=version.version,
         policy=policy.name,
         rate=rate,
         threshold=threshold,
-        present_rate=policy.false_alarm_rate if isinstance(policy, AtFalseAlarmRate) else None,
+        present_rate=present_rate,
         present_threshold=present,
-        chosen=by_rate and chosen is not None,
+        chosen=present_rate is not None and chosen is not None,
         images=len(scores),
         to_normal=to_normal,
         to_anomaly=to_anomaly,
@@ -144,10 +141,9 @@ def check_rate(rate: float) -> None:
 
 
 def champion_of(root: Path, connection: Connection, product: str) -> ModelVersion:
-    """Return the version that scores `product`, its own champion or that of `default`; only its manifest is read.
+    """Return the version that scores `product`; only its manifest is read.
 
-    Raises TamisError where the product is not known or neither has a champion, ConfigurationError where its file is
-    not what was registered.
+    Raises TamisError for an unknown product or one without champion, ConfigurationError for a file that has changed.
     """
     _require_known(root, connection, product)
     row = champion_row(connection, product)
@@ -161,9 +157,8 @@ def _require_known(root: Path, connection: Connection, product: str) -> None:
     # A misspelt product would be scored by `default`'s champion and get a choice that nobody notices.
     known = versions.champions(connection)
     has_folder = product != "" and safe_name(product) == product and (root / INCOMING / product).is_dir()
-    if product in known or has_folder or statistics.has_images(connection, product):
-        return
-    if product in thresholds.latest(connection):
+    was_scored = statistics.has_images(connection, product)
+    if product in known or has_folder or was_scored or product in thresholds.latest(connection):
         return
     names = ", ".join(sorted(known)) or "none"
     raise TamisError(
