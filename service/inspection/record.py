@@ -198,7 +198,7 @@ def _record_of(inspected: InspectedImage, decided_at: datetime) -> ImageRecord:
         attempts=claim.attempt,
         error_code=inspected.error_code,
         error=inspected.error,
-        **{name: getattr(part, name, None) for part, names in parts for name in names},
+        **{name: None if part is None else getattr(part, name) for part, names in parts for name in names},
     )
 
 

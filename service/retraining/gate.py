@@ -93,13 +93,11 @@ class GateResult:
     def document(self) -> dict[str, Any]:
         """Return it as JSON has it, without the scores."""
         plain = ("decision", "reason", "normals", "normals_from", "anomalies", "anomalies_from")
-        document = {name: getattr(self, name) for name in plain}
-        document |= {name: _about(getattr(self, name)) for name in ("champion", "challenger")}
-        pairs = [figure.interval and [figure.interval.low, figure.interval.high] for figure in self.figures]
-        figures = zip(self.figures, pairs, strict=True)
-        return document | {
-            "figures": [asdict(one) | {"interval": pair, "title": TITLES[one.name]} for one, pair in figures]
-        }
+        sides = {name: _about(getattr(self, name)) for name in ("champion", "challenger")}
+        figures = [asdict(figure) | {"title": TITLES[figure.name]} for figure in self.figures]
+        for figure in figures:
+            figure["interval"] = figure["interval"] and [figure["interval"]["low"], figure["interval"]["high"]]
+        return {name: getattr(self, name) for name in plain} | sides | {"figures": figures}
 
 
 def not_judged(reason: str) -> GateResult:
