@@ -9,7 +9,7 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
-from models.training.train import train
+from tests.support.trainings import train
 from tests.support.made_images import image_size, make_normals, read
 
 folder = Path(sys.argv[1])
