@@ -17,7 +17,7 @@ from models.errors import ModelError
 from service import __version__
 from service.errors import TamisError
 
-# Each command with its help, which a test holds against the command's own.
+# Each command with its help; that of `models` and `db` is also their own, which a test holds against this.
 COMMANDS = {
     "init": "Make the folders, the settings file and the database of a root; what is there already stays.",
     "train": "Train a detector from normal images; a product's first one becomes its champion.",
@@ -76,7 +76,7 @@ def load(name: str) -> Any:
     if hasattr(module, "app"):
         return typer.main.get_group(module.app)
     one = typer.Typer(add_completion=False)
-    one.command(name)(getattr(module, module_name))
+    one.command(name, help=COMMANDS[name])(getattr(module, module_name))
     return typer.main.get_command(one)
 
 

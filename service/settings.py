@@ -85,9 +85,7 @@ class Settings(BaseSettings):
     settle_time_s: Seconds = Field(1.0, description="s a file must stay unchanged before it is claimed")
     rescan_interval_s: Seconds = Field(30.0, description="s between scans of the folder with file events")
     poll_interval_s: Seconds = Field(2.0, description="s between scans of the folder without file events")
-    empty_file_timeout_s: float = Field(
-        600.0, gt=0, le=31_536_000, description="s after which a file of 0 bytes is quarantined"
-    )
+    empty_file_timeout_s: float = Field(600.0, gt=0, le=31_536_000, description="s until an empty file is quarantined")
     ignored_names: tuple[str, ...] = Field(
         IGNORED_NAMES, description="shell patterns of file and folder names to ignore; replaces the default"
     )
@@ -95,14 +93,9 @@ class Settings(BaseSettings):
     # Decoding
     file_bytes_max: int = Field(200_000_000, gt=0, description="bytes; a larger file is quarantined unread")
     pixels_max: int = Field(60_000_000, gt=0, description="pixels; a larger image is quarantined before decoding")
-    decode_threads: int = Field(
-        0, ge=0, le=64, description="threads that read and decode images; 0 is one a core, from 2 to 16"
-    )
+    decode_threads: int = Field(0, ge=0, le=64, description="threads that decode images; 0 is one a core, from 2 to 16")
     decode_timeout_s: float = Field(
-        30.0,
-        ge=1,
-        le=3600,
-        description="s after which an image that still decodes stops the daemon, to be retried alone",
+        30.0, ge=1, le=3600, description="s after which an image still decoding stops the daemon, to be retried alone"
     )
     attempts_max: int = Field(3, ge=1, le=20, description="tries at an image that ends the daemon, then quarantine")
 
@@ -110,9 +103,7 @@ class Settings(BaseSettings):
     batch_size_max: int = Field(
         0, ge=0, le=256, description="images in a micro-batch, at most; 0 is what 0.2 s score, measured at the start"
     )
-    batch_wait_ms: float = Field(
-        20.0, ge=0, le=60_000, description="ms that a decoded image waits for others to join its batch"
-    )
+    batch_wait_ms: float = Field(20.0, ge=0, le=60_000, description="ms a decoded image waits for its batch to fill")
     in_flight_max: int = Field(64, ge=1, le=4096, description="images claimed and not yet placed, at most")
     scoring_threads: int = Field(
         0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core, or fewer if that measures faster"
@@ -129,13 +120,11 @@ class Settings(BaseSettings):
         "or a fixed score",
     )
     threshold_fixed: float | None = Field(
-        None, description="with the policy `fixed`, the score above which an image is an anomaly"
+        None, description="with policy `fixed`, the score above which an image is an anomaly"
     )
-    cost_of_miss: Cost | None = Field(
-        None, description="with the policy `cost`, the cost of a missed anomaly, in any unit"
-    )
+    cost_of_miss: Cost | None = Field(None, description="with policy `cost`, the cost of a missed anomaly, in any unit")
     cost_of_false_alarm: Cost | None = Field(
-        None, description="with the policy `cost`, the cost of a false alarm, in the unit of `cost_of_miss`"
+        None, description="with policy `cost`, the cost of a false alarm, in the unit of `cost_of_miss`"
     )
     anomaly_prevalence: Rate | None = Field(
         None,
@@ -151,28 +140,20 @@ class Settings(BaseSettings):
 
     # Retraining
     burst_gap_s: float = Field(
-        1.0,
-        ge=0,
-        le=86_400,
-        description="s; images of a product taken closer together are near-copies and share a role",
+        1.0, ge=0, le=86_400, description="s; images of a product closer together are near-copies and share a role"
     )
     retrain_cron: str | None = Field(
         "0 2 * * 0",
         description="when to retrain, minute hour day month weekday in local time, as in a crontab; products without "
         "new labels are skipped; empty is never",
     )
-    retrain_after_labels: int = Field(
-        0, ge=0, description="new labels of a product after which it is retrained at once; 0 is never"
-    )
+    retrain_after_labels: int = Field(0, ge=0, description="new labels that retrain a product at once; 0 is never")
     retrain_minutes_max: float = Field(60.0, gt=0, le=10_080, description="minutes that a retraining may take")
     retrain_memory_gb: Gigabytes = Field(6.0, description="GB of memory that a retraining may take")
     retrain_energy_max_wh: float | None = Field(None, gt=0, description="Wh after which a retraining is ended")
     retrain_fresh: bool = Field(False, description="retrain from zero and not from the champion's weights")
     trim_fraction: float = Field(
-        0.02,
-        ge=0,
-        lt=0.5,
-        description="share of the images, the worst rebuilt, that a retraining leaves out as mislabelled",
+        0.02, ge=0, lt=0.5, description="share of images, the worst rebuilt, left out of a retraining as mislabelled"
     )
     retrain_carbon_file: Path | None = Field(
         None, description="CSV of grid intensity by hour; a scheduled retraining waits for the greenest hours"
@@ -188,7 +169,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=8760, description="hours that a challenger scores beside the champion before it may be promoted"
     )
     shadow_share: float = Field(
-        0.25, gt=0, le=1, description="share of the images that a challenger in the shadow scores, at most"
+        0.25, gt=0, le=1, description="share of images that a shadow challenger scores, at most"
     )
 
     # Drift
@@ -204,9 +185,7 @@ class Settings(BaseSettings):
     web_password: SecretStr | None = Field(
         None, description="password for the page and its API; better as TAMIS_WEB_PASSWORD than in the file"
     )
-    web_user_header: str | None = Field(
-        None, description="header in which a reverse proxy names the user; trusted as is"
-    )
+    web_user_header: str | None = Field(None, description="header where a reverse proxy names the user; trusted as is")
 
     # Retention
     keep_normal_days: Days | None = Field(
@@ -223,10 +202,8 @@ class Settings(BaseSettings):
     )
 
     # Keeping safe
-    free_bytes_min: int = Field(
-        500_000_000, ge=0, description="bytes free on the root's disk below which claiming stops"
-    )
-    free_inodes_min: int = Field(1000, ge=0, description="inodes free on the root's disk below which claiming stops")
+    free_bytes_min: int = Field(500_000_000, ge=0, description="bytes free on the root's disk; below it claiming stops")
+    free_inodes_min: int = Field(1000, ge=0, description="inodes free on the root's disk; below it claiming stops")
 
     # Energy
     energy_tracking: Literal["process", "machine"] = Field(

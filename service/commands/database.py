@@ -25,6 +25,11 @@ from service.storage.tables import images_table as _images
 app = typer.Typer(help="Upgrade, check, back up and restore the database.", no_args_is_help=True)
 
 PAGE = 10_000
+# What a check reports, in this order; None is unknown.
+FINDINGS = (
+    *("database", "sound", "integrity", "broken_references", "revision", "revision_expected"),
+    *("rows", "rows_without_file"),
+)
 # Where such a row says that its file lies, it should lie. The others are under way, or known to be elsewhere.
 STATES_WITH_FILE = ("placed", "quarantined")
 
@@ -32,7 +37,8 @@ STATES_WITH_FILE = ("placed", "quarantined")
 @app.command()
 def upgrade(root: Root, as_json: AsJson = False) -> None:
     """Bring the schema up to date; `tamis run` does so by itself."""
-    before = _revision(root)
+    with open_database(root, read_only=True, migrate=False) as engine, engine.connect() as connection:
+        before = schema.revision_of(connection)
     open_database(root).dispose()
     after = migrations.HEAD
     change = f"at revision {before} already" if before == after else f"upgraded from revision {before} to {after}"
@@ -61,16 +67,8 @@ def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
 
     Files that are gone do not make it unsound: people may clear out old images.
     """
-    found: dict[str, Any] = {
-        "database": name_of_database(root),
-        "sound": False,
-        "integrity": [],
-        "broken_references": None,
-        "revision": None,
-        "revision_expected": migrations.HEAD,
-        "rows": None,
-        "rows_without_file": None,
-    }
+    found: dict[str, Any] = dict.fromkeys(FINDINGS)
+    found |= {"database": name_of_database(root), "integrity": [], "revision_expected": migrations.HEAD}
     try:
         with open_database(root, read_only=True, migrate=False) as engine:
             with engine.connect() as connection:
@@ -127,11 +125,6 @@ def _refuse_server(root: Path, instead: str) -> None:
             f"root {root}: expected its database in a file; found {name_of_database(root)}, a server's, whose own tools"
             f" do this: {instead} (docs/database.md, 'PostgreSQL')"
         )
-
-
-def _revision(root: Path) -> str | None:
-    with open_database(root, read_only=True, migrate=False) as engine, engine.connect() as connection:
-        return schema.revision_of(connection)
 
 
 def _count_files(engine: Engine, root: Path) -> tuple[int, int]:

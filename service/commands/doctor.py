@@ -13,7 +13,6 @@ from service.operations.doctor import examine
 
 
 def doctor(root: Root, as_json: AsJson = False) -> None:
-    """Look at a root and this machine, and say what is wrong and what to do; exit code 1 if there is an error."""
     findings = examine(root)
     if as_json:
         print_json([asdict(finding) for finding in findings])

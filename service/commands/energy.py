@@ -26,7 +26,6 @@ def energy(
     per: Annotated[Per | None, typer.Option(help="Rows per day or per kind; without it both.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show Wh and grams of CO2e, per 1,000 images, per day and per kind."""
     found = report(root, None if since is None else moment(since, datetime.now(UTC)), per)
     if as_json:
         print_json(found)

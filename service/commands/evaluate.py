@@ -67,7 +67,6 @@ def evaluate(
     normals: Annotated[Path | None, folder_option("--from", help="Normal images for that.")] = None,
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
 ) -> None:
-    """Evaluate a model on labelled images: metrics, images per second, energy."""
     settings = settings_module.load(root)
     check_rate(false_alarm_rate)
     sizes = sizes_asked(learning_sizes, normals)
@@ -81,16 +80,7 @@ def evaluate(
     if report is not None:
         page.prepare(report)
     with open_database(root) as engine:
-        works = plan(
-            root,
-            engine,
-            settings,
-            samples,
-            product=product,
-            version=version,
-            compare_with=compare_with,
-            asked_rate=false_alarm_rate,
-        )
+        works = plan(root, engine, settings, samples, product, version, compare_with, false_alarm_rate)
         pool = [] if normals is None else _pool(normals, works[0], settings, steps)
         meter = EnergyMeter(
             tracking=settings.energy_tracking, country=settings.energy_country, cpu_max_w=settings.energy_cpu_max_w

@@ -33,7 +33,6 @@ def import_images(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy images with a label into the training set; the originals stay as they are."""
     settings = settings_module.load(root)
     check_product(product)
     if label == "none":
@@ -41,7 +40,6 @@ def import_images(
     files = images_under(folder)
     if not files:
         raise TamisError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
-    done = Counter[str]()
     found = []
     with open_database(root) as engine:
         for one in importing.import_images(
@@ -54,11 +52,11 @@ def import_images(
             **settings.model_dump(include={"burst_gap_s", "file_bytes_max", "pixels_max"}),
         ):
             found.append(one)
-            done[one.outcome] += 1
             if one.outcome == SKIPPED:
                 typer.echo(f"skipped {one.file}: {one.why}", err=True)
-            if done.total() % LINE_EVERY == 0 or (sys.stderr.isatty() and done.total() % 10 == 0):
-                typer.echo(f"{done.total():,} of {len(files):,}", err=True)
+            if len(found) % LINE_EVERY == 0 or (sys.stderr.isatty() and len(found) % 10 == 0):
+                typer.echo(f"{len(found):,} of {len(files):,}", err=True)
+    done = Counter(one.outcome for one in found)
     counts = {outcome: done[outcome] for outcome in OUTCOMES}
     if as_json:
         print_json({"product": product, "label": label, **counts, "files": [asdict(one) for one in found]})

@@ -77,15 +77,12 @@ def init(
     root: Annotated[Path, typer.Argument(help="Folder to make into a root; made where it is missing.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make the folders, the settings file and the database of a root; what is there already stays."""
     made = make_root(root)
     if as_json:
         print_json(asdict(made))
         return
-    for name in made.made:
-        typer.echo(f"made  {name}")
-    for name in made.kept:
-        typer.echo(f"kept  {name}")
+    for line in (*(f"made  {name}" for name in made.made), *(f"kept  {name}" for name in made.kept)):
+        typer.echo(line)
     if not made.made:
         typer.echo(f"root {made.root}: everything was there already; nothing changed")
     else:

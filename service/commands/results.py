@@ -52,7 +52,6 @@ def results(
         bool, typer.Option("--regions", help="With --json: where in each image the map was above the threshold.")
     ] = False,
 ) -> None:
-    """Show what was decided, newest first."""
     now = datetime.now(UTC)
     filters: images.Filters = {
         "since": None if since is None else moment(since, now),

@@ -22,7 +22,6 @@ Limit = Annotated[int, typer.Option(min=0, help="Images that a dry run lists, at
 
 
 def retention(root: Root, dry_run: DryRun = False, limit: Limit = 20, as_json: AsJson = False) -> None:
-    """Remove the files of old images without a label, as the settings keep_* say; their rows stay."""
     root = root.resolve()
     rules = rules_of(settings_module.load(root))
     now = datetime.now(UTC)

@@ -42,7 +42,6 @@ def retrain(
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Retrain from new labels; a version that the gate finds better becomes the champion."""
     settings = settings_module.load(root)
     if product != ALL_PRODUCTS:
         check_product(product)

@@ -40,7 +40,6 @@ def review(
     product: Annotated[str | None, typer.Option(help="With --next: of this product.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label images; their files go where the label says, and they are kept for training."""
     settings = settings_module.load(root)
     if next_ == bool(ids):
         raise UsageError(

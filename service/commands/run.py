@@ -15,7 +15,6 @@ def run(
     instance: str | None = typer.Option(None, help="Name of this daemon; its claims lie in processing/<instance>."),
     log_format: str | None = typer.Option(None, help="plain or json."),
 ) -> None:
-    """Watch ROOT/incoming, score what arrives, sort it and keep the record; until SIGTERM."""
     root = root.resolve()
     try:
         settings = settings_module.load(root, instance=instance, log_format=log_format)

@@ -45,7 +45,6 @@ def score(
         Path | None, typer.Option(file_okay=False, help="Folder for images, maps and overlays side by side.")
     ] = None,
 ) -> None:
-    """Score images where they lie: verdict, score, threshold and p-value of each; with --json regions too."""
     settings = settings_module.load(root)
     check_rate(false_alarm_rate)
     files = list(_files(paths))

@@ -38,7 +38,6 @@ FORESEEN_MAX = 2000
 
 
 def status(root: Root, as_json: AsJson = False) -> None:
-    """Show whether the daemon runs, what waits and what was decided in the last 24 hours."""
     root = root.resolve()
     settings = settings_module.load(root)
     document = report(root, settings.ignored_names, datetime.now(UTC), rules_of(settings))

@@ -21,7 +21,7 @@ from models.registry import ModelVersion
 from models.training.options import MINUTES_MAX
 from service import settings as settings_module
 from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json
-from service.errors import TamisError, UsageError
+from service.errors import UsageError
 from service.names import ALL_PRODUCTS, check_product, shown_name
 from service.progress_bar import training_progress
 from service.root import DEFAULT_PRODUCT, MODELS
@@ -86,7 +86,6 @@ def train(
     steps: Annotated[int | None, typer.Option(min=2, hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a detector from normal images; a product's first one becomes its champion."""
     settings = settings_module.load(root)
     if (folder is None) == (from_version is None):
         raise UsageError(
@@ -157,11 +156,9 @@ def _refuse_given(context: typer.Context) -> None:
 def _report(engine: Engine, trained: Sequence[ModelVersion], as_json: bool, *, many: bool, **about: Any) -> None:
     """Print the versions, as JSON in a list if there may be `many`; `about` is added to each."""
     with engine.connect() as connection:
-        rows = [versions.get(connection, version.product, version.version) for version in trained]
+        rows = [versions.known(connection, version.product, version.version) for version in trained]
     documents = []
     for version, row in zip(trained, rows, strict=True):
-        if row is None:
-            raise TamisError(f"model {version.product}/{version.version}: expected it in the database; found it gone")
         documents.append(_document(version, row) | about)
         if not as_json:
             _print(version, row)

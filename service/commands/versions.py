@@ -91,8 +91,8 @@ def promote(
     settings = settings_module.load(root)
     with open_database(root) as engine:
         with engine.connect() as connection:
-            row = versions.get(connection, product, version)
-        verified = registry.verify(_folder(root, row), row.sha256) if row is not None else None
+            row = versions.known(connection, product, version)
+        verified = registry.verify(_folder(root, row), row.sha256)
         with engine.begin() as connection:
             _refuse_unfit(connection, settings, verified)
             now = versions.promote(connection, product, version, reason)
@@ -110,9 +110,8 @@ def rollback(root: Root, product: Product, reason: Reason = "rolled back by hand
     _say_champion(now, as_json)
 
 
-def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVersion | None) -> None:
-    reason = reason_not_to_promote(connection, settings, version) if version is not None else None
-    if reason is not None:
+def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVersion) -> None:
+    if reason := reason_not_to_promote(connection, settings, version):
         raise TamisError(reason)
 
 

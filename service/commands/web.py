@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -39,7 +40,6 @@ def web(
     port: Annotated[int | None, typer.Option(help="Port to listen on; the setting web_port if not given.")] = None,
     log_format: Annotated[str | None, typer.Option(help="plain or json.")] = None,
 ) -> None:
-    """Serve the page to look at results, review images and choose models, and its JSON API; until SIGTERM."""
     _require_libraries()
     root = root.resolve()
     settings = settings_module.load(root, web_host=host, web_port=port, log_format=log_format)
@@ -124,23 +124,18 @@ def _listening(settings: Settings) -> socket.socket:
     """Return a socket that listens where the settings say. Raises TamisError where that is taken or not ours."""
     host, port = settings.web_host, settings.web_port
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise ConfigurationError(
             f"setting web_host: expected an address of this machine; found {host!r}: {error}"
         ) from None
-    listening = socket.socket(family, kind, protocol)
+    family, *_, address = found[0]
+    both = family == socket.AF_INET6
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
+        return socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        listening.close()
-        message = f"web page: expected {host} port {port} to be free; found: {error.strerror}"
+        message = f"web page: expected {host} port {port} to be free; found: {os.strerror(error.errno or 0)}"
         # A taken port may become free and a missing address appear; permission will not come.
         if error.errno in (errno.EACCES, errno.EPERM):
             raise ConfigurationError(f"{message}. Ports below 1024 need a reverse proxy before the page") from None
         raise TamisError(message) from None
-    return listening

@@ -68,7 +68,6 @@ def plan(
     engine: Engine,
     settings: Settings,
     samples: Mapping[str, Sequence[Sample]],
-    *,
     product: str,
     version: str | None,
     compare_with: str | None,

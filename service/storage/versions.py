@@ -76,6 +76,14 @@ def versions(connection: Connection, product: str | None = None) -> list[Version
     return [VersionRow(*row) for row in connection.execute(statement)]
 
 
+def known(connection: Connection, product: str, version: str) -> VersionRow:
+    """Return that version. Raises TamisError for an unknown one, with those there are."""
+    row = get(connection, product, version)
+    if row is None:
+        raise TamisError(_unknown(connection, product, version))
+    return row
+
+
 def get(connection: Connection, product: str, version: str) -> VersionRow | None:
     statement = _rows.where(_versions.c.product == product, _versions.c.version == version)
     row = connection.execute(statement).one_or_none()
@@ -90,9 +98,7 @@ def promote(
     The champion itself stays as it is. `at` is the time of it, now if not given. Raises TamisError for an
     unknown version, with those there are.
     """
-    wanted = get(connection, product, version)
-    if wanted is None:
-        raise TamisError(_unknown(connection, product, version))
+    wanted = known(connection, product, version)
     return wanted if wanted.state == "champion" else _crown(connection, product, version, "promote", reason, at)
 
 
@@ -156,9 +162,7 @@ def _crown(
     connection.execute(update(_versions).where(of_product, wanted).values(state="champion", reason=reason))
     change = {"product": product, "version": version, "action": action, "reason": reason}
     connection.execute(insert(_promotions).values(change | {"at": at or datetime.now(UTC)}))
-    row = get(connection, product, version)
-    assert row is not None
-    return row
+    return known(connection, product, version)
 
 
 def _unknown(connection: Connection, product: str, version: str) -> str:

@@ -112,12 +112,7 @@ def _choose_again(
 
 def _verified(root: Path, engine: Engine, product: str, version: str) -> ModelVersion:
     with engine.connect() as connection:
-        row = versions.get(connection, product, version)
-        known = [one.version for one in versions.versions(connection, product)]
-    if row is None:
-        raise TamisError(
-            f"model {product}/{version}: expected a version that there is; found {', '.join(known) or 'none'}"
-        )
+        row = versions.known(connection, product, version)
     return verify(root / MODELS / product / version, row.sha256)
 
 

@@ -93,7 +93,6 @@ class NewRate(Asked):
 
 
 def routes(site: Site) -> APIRouter:
-    """Return the routes."""
     error = {"model": Error, "description": "What was expected and what was found"}
     router = APIRouter(prefix=PREFIX, responses={"default": error})
     for add in (_add_images, _add_review, _add_labels, _add_models, _add_thresholds, _add_figures):

@@ -57,8 +57,6 @@ def create_app(root: Path, settings: Settings) -> Guard:
         title="Tamis",
         version=__version__,
         summary="What was decided, what people said of it, and what it cost.",
-        docs_url=None,
-        redoc_url=None,
         openapi_url=None,
         lifespan=lifespan,
     )

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -69,9 +69,7 @@ def map_path(id: str) -> str:
 def read_below(root: Path, relative: str, bytes_max: int, folders: frozenset[str] = FOLDERS) -> bytes:
     """Return the content of the file `relative` below `root`. Raises NotShown, also for one above `bytes_max`."""
     with os.fdopen(open_below(root, relative, folders), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > bytes_max:
-            raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")
+        _size(file, relative, bytes_max)
         return file.read(bytes_max)
 
 
@@ -80,29 +78,30 @@ def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> t
 
     Raises NotShown if it is not an image, whatever its name says.
     """
-    descriptor = open_below(root, relative)
-    file = os.fdopen(descriptor, "rb")
     try:
-        size = os.fstat(descriptor).st_size
-        if size > bytes_max:
-            raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")
-        # The header tells the format. That of a JPEG may lie further back; then the whole file is read.
-        found = _format(file.read(_HEADER_BYTES), pixels_max)
-        file.seek(0)
-        if found not in AS_THEY_ARE:
+        with ExitStack() as stack:
+            file = stack.enter_context(os.fdopen(open_below(root, relative), "rb"))
+            size = _size(file, relative, bytes_max)
+            # The header tells the format. That of a JPEG may lie further back; then the whole file is read.
+            found = _format(file.read(_HEADER_BYTES), pixels_max)
+            file.seek(0)
+            if found in AS_THEY_ARE:
+                stack.pop_all()
+                return AS_THEY_ARE[found], size, _chunks(file, size)
             content = file.read(bytes_max)
-            found = _format(content, pixels_max)
-            if found not in AS_THEY_ARE:
-                content = _jpeg(content, None, SHOWN_QUALITY, pixels_max)
-                found = "JPEG"
-            file.close()
-            return AS_THEY_ARE[found], len(content), iter([content])
-    except BaseException as error:
-        file.close()
-        if isinstance(error, DecodeError):
-            raise NotShown(str(error)) from None
-        raise
-    return AS_THEY_ARE[found], size, _chunks(file, size)
+        found = _format(content, pixels_max)
+        if found not in AS_THEY_ARE:
+            content, found = _jpeg(content, None, SHOWN_QUALITY, pixels_max), "JPEG"
+        return AS_THEY_ARE[found], len(content), iter([content])
+    except DecodeError as error:
+        raise NotShown(str(error)) from None
+
+
+def _size(file: io.BufferedReader, relative: str, bytes_max: int) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size > bytes_max:
+        raise NotShown(f"{relative!r}: expected at most {bytes_max} bytes; found {size}")
+    return size
 
 
 def _format(data: bytes, pixels_max: int) -> str:

@@ -53,11 +53,9 @@ class Sessions:
         return True
 
     def begin(self, request: Request, response: Response) -> None:
-        """Sign the caller in: they knew the password."""
         set_cookie(request, response, self._cookie, self._signer.sign(secrets.token_hex(16)).decode())
 
     def end(self, request: Request, response: Response) -> None:
-        """Sign the caller out."""
         set_cookie(request, response, self._cookie, "", age_s=0)
 
 

@@ -82,7 +82,6 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
     for one in known:
         one["share"] = one["total_wh"] / total_wh if one["total_wh"] is not None and total_wh else None
     of = {one["kind"]: one for one in kinds}
-    running = sum_known([of["scoring"]["total_wh"], of["idle"]["total_wh"]])
     learning = sum_known([of["training"]["total_wh"], of["evaluation"]["total_wh"]])
     scored, scoring_wh = of["scoring"]["images"], of["scoring"]["total_wh"]
     per_image = scoring_wh / scored if scoring_wh and scored else None
@@ -93,7 +92,7 @@ def figures(days: list[tuple[datetime, Rows]]) -> dict[str, Any]:
         "emissions_g": sum_known(one["emissions_g"] for one in known),
         "wh_per_1000": of["scoring"]["wh_per_1000_images"],
         "g_per_1000": of["scoring"]["g_per_1000_images"],
-        "running_wh": running,
+        "running_wh": sum_known([of["scoring"]["total_wh"], of["idle"]["total_wh"]]),
         "learning_wh": learning,
         "as_images": None if learning is None or not per_image else round(learning / per_image),
         "unknown_rows": sum(one["rows_without_wh"] for one in known),

@@ -97,18 +97,18 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
     shown, each = SPANS[span]
     counted = hours.get(now, shown, product)
     with site.reading.connect() as connection:
-        products = tallies.products(connection)
-        champions = versions.champions(connection)
-        states = tallies.per_state(connection, now - DAY)
-        newest = tallies.newest(connection)
-        waiting = review_pages.waiting(connection)
+        at_hand = sorted({*tallies.products(connection), *versions.champions(connection)})
         costs = energy_rows.per_kind(connection, now - DAY)
-    at_hand = sorted(set(products) | set(champions))
+        found: dict[str, Any] = {
+            "states": tallies.per_state(connection, now - DAY),
+            "newest": tallies.newest(connection),
+            "waiting": review_pages.waiting(connection),
+        }
     if product is not None and product not in at_hand:
         raise NotFound(f"product: expected one of {', '.join(at_hand) or 'none yet'}; found {product[:100]!r}")
-    found = health(site)
+    found |= health(site)
     normal, anomaly = sum(hour.normal for hour in counted), sum(hour.anomaly for hour in counted)
-    scoring = next((row for row in costs if row["kind"] == "scoring"), None)
+    scoring = next((row for row in costs if row["kind"] == "scoring"), {})
     drawn = [product] if product else at_hand[:HISTOGRAMS_MAX]
     return {
         "now": now,
@@ -116,13 +116,10 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         "normal": normal,
         "anomaly": anomaly,
         "rate": anomaly / (normal + anomaly) if normal + anomaly else None,
-        "states": states,
-        "newest": newest,
-        "waiting": waiting,
         "backlog": sum(daemon.get("backlog", 0) + daemon.get("in_flight", 0) for daemon in found["daemons"]),
         "energy_wh": sum_known(row["total_wh"] for row in costs),
         "emissions_g": sum_known(row["emissions_g"] for row in costs),
-        "wh_per_1000": scoring["wh_per_1000_images"] if scoring else None,
+        "wh_per_1000": scoring.get("wh_per_1000_images"),
         **_charts(counted, each),
         "histograms": [one for name in drawn if (one := histogram(site.reading, name))],
         **found,

@@ -102,7 +102,7 @@ def test_image_that_is_gone_or_changed_is_named(root: Path, tmp_path: Path, spoi
         ((), 2, "found neither"),
         (("--from", ".", "--from-version", "v1"), 2, "found both"),
         (("--from-version", "v1", "--seed", "3"), 2, "expected no --seed"),
-        (("--from-version", "v1"), 1, "model default/v1: expected a version that there is; found none"),
+        (("--from-version", "v1"), 1, "model default/v1: product default has no versions"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(root: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
