@@ -20,9 +20,6 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from models.data.image_list import read_image_list
-from models.errors import DatasetError
-from models.registry import IMAGES
 from service.errors import TamisError
 from service.filesystem.durable import sync_folder
 from service.filesystem.mounts import gone_message
@@ -56,6 +53,11 @@ def trained_on(root: Path) -> frozenset[str]:
 
     Raises TamisError for a list that cannot be read: what it protects is not known then.
     """
+    # Not at the top, so that `tamis status` starts without numpy.
+    from models.data.image_list import read_image_list
+    from models.errors import DatasetError
+    from models.registry import IMAGES
+
     found: set[str] = set()
     for path in sorted((root / MODELS).glob(f"*/*/{IMAGES}")):
         try:
