@@ -44,12 +44,8 @@ def report(root: Path, since: datetime | None, per: Per | None) -> dict[str, Any
     with open_database(root, read_only=True) as engine, engine.connect() as connection:
         kinds = storage.per_kind(connection, since)
         days = storage.per_day(connection, since)
-    found = _totals(kinds) | {"since": since}
-    if per != "day":
-        found["per_kind"] = kinds
-    if per != "kind":
-        found["per_day"] = days
-    return found | {"notes": _notes(kinds)}
+    rows = {"per_kind": kinds, "per_day": days} if per is None else {f"per_{per}": kinds if per == "kind" else days}
+    return _totals(kinds) | {"since": since} | rows | {"notes": _notes(kinds)}
 
 
 def _totals(kinds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _pool(normals: Path, work: Work, settings: Settings, steps: int | None) -> l
 
 
 def _evaluate_all(bench: Bench, works: Sequence[Work], scores: Path | None) -> list[Evaluated]:
-    evaluated: list[Evaluated] = []
+    evaluated = []
     with output.score_file(scores) as write_scores:
         for work in works:
             evaluated.append(bench.evaluate(work))

@@ -19,7 +19,6 @@ from service.names import printable
 from service.storage import reviews
 from service.storage.database.open import open_database
 
-SOURCE = "command"
 COLUMNS = ("id", "label", "state", "path")
 KEYS = "n normal, a anomaly, s skip, u undo, q quit"
 
@@ -54,7 +53,7 @@ def review(
 
     def say(images: list[str], said: str | None) -> list[Labelled]:
         return label_images(
-            root, engine, images, said, by=who(by), source=SOURCE, note=note, burst_gap_s=settings.burst_gap_s
+            root, engine, images, said, by=who(by), source="command", note=note, burst_gap_s=settings.burst_gap_s
         )
 
     said = None if label == "none" else label

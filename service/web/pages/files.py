@@ -49,7 +49,9 @@ def add_routes(router: APIRouter, site: Site) -> None:
         try:
             made = await asyncio.get_running_loop().run_in_executor(site.pool, make, site, id, kind)
         except NotShown:
-            return _nothing()
+            # A drawing that says so, which browsers show in its place.
+            content = (STATIC / NO_IMAGE).read_bytes()
+            return Response(content, 404, media_type="image/svg+xml", headers={"cache-control": "no-store"})
         finally:
             waiting -= 1
         made.headers.update({"cache-control": IMAGE_AGE, "etag": tag})
@@ -114,9 +116,3 @@ def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tup
             if moved != path:
                 return moved, open_(moved)
         raise
-
-
-def _nothing() -> Response:
-    """Return a drawing that says that there is no image, which browsers show in its place."""
-    content = (STATIC / NO_IMAGE).read_bytes()
-    return Response(content, 404, media_type="image/svg+xml", headers={"cache-control": "no-store"})

@@ -95,7 +95,7 @@ def _confirmed(now: str | None) -> str:
 def _check_expected(connection: Connection, product: str, expected: str | None) -> None:
     champion = versions.champion(connection, product)
     found = champion.version if champion else "none"
-    if expected is not None and expected != found:
+    if expected not in (None, found):
         raise TamisError(
             f"product {product}: expected {expected} as its champion, as the page showed; found {found}."
             " Somebody changed it meanwhile: look at the versions again"
