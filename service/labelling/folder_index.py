@@ -10,7 +10,7 @@ import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from service.filesystem.file_state import NameFilter, list_folder
@@ -36,27 +36,19 @@ class Listed:
     new: list[str]
 
 
+@dataclass(eq=False)
 class FolderIndex:
     """What is known of the folders below `tops`, which are relative to `root`."""
 
-    def __init__(
-        self,
-        root: Path,
-        tops: Sequence[str],
-        names: NameFilter,
-        *,
-        names_max: int = NAMES_MAX,
-        clock_ns: Callable[[], int] = time.time_ns,
-    ) -> None:
-        self._root = root
-        self._tops = tops
-        self._ignored = names
-        self._names_max = names_max
-        self._clock_ns = clock_ns
-        self._folders: dict[str, _Folder] = {}
-        # By hash: 30 bytes and not a hundred for each name. Of those read last, since they change again first.
-        self._names: OrderedDict[str, frozenset[int]] = OrderedDict()
-        self._names_held = 0
+    root: Path
+    tops: Sequence[str]
+    ignored: NameFilter
+    names_max: int = NAMES_MAX
+    clock_ns: Callable[[], int] = time.time_ns
+    _folders: dict[str, _Folder] = field(default_factory=dict, init=False)
+    # By hash: 30 bytes and not a hundred for each name. Of those read last, since they change again first.
+    _names: OrderedDict[str, frozenset[int]] = field(default_factory=OrderedDict, init=False)
+    _names_held: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self._folders)
@@ -67,11 +59,11 @@ class FolderIndex:
         Links are not followed; what vanishes meanwhile is left out, and found gone the next time.
         """
         seen: set[str] = set()
-        pending = list(reversed(self._tops))
+        pending = list(reversed(self.tops))
         while pending:
             folder = pending.pop()
             try:
-                status = (self._root / folder).lstat()
+                status = (self.root / folder).lstat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
             if not stat.S_ISDIR(status.st_mode):
@@ -83,9 +75,9 @@ class FolderIndex:
                 pending += [f"{folder}/{name}" for name in reversed(known.below)]
                 yield None
                 continue
-            doubtful = self._clock_ns() - status.st_mtime_ns < DOUBTFUL_NS
+            doubtful = self.clock_ns() - status.st_mtime_ns < DOUBTFUL_NS
             try:
-                files, below = list_folder(self._root / folder, self._ignored)
+                files, below = list_folder(self.root / folder, self.ignored)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             new = self._new_names(folder, files)
@@ -117,6 +109,6 @@ class FolderIndex:
         hashes = [hash(name) for name in files]
         self._names_held += len(hashes) - len(before)
         self._names[folder] = frozenset(hashes)
-        while self._names_held > self._names_max and self._names:
+        while self._names_held > self.names_max and self._names:
             self._names_held -= len(self._names.popitem(last=False)[1])
         return [name for name, number in zip(files, hashes, strict=True) if number not in before]
