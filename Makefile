@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-faults check audit benchmarks clean
+.PHONY: setup demo test test-rotating test-faults check audit benchmarks clean
 
 setup: $(VENV)/.installed
 
@@ -16,14 +16,19 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/tamis demo
 
-# Two workers on two cores: threads of torch that spin for a core would keep it from the other worker.
+# Threads of torch that spin for a core would keep it from the other workers. Three of these on two cores: tests that
+# wait for a process leave theirs to another.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m "not long"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3 --dist worksteal -m "not long"
+
+# One part of the long tests, another each day; CI runs it after `make test`.
+test-rotating: setup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3 --dist worksteal -m long $$($(PYTHON) tests/rotation.py)
 
 # Every fault and the booted machine, the long ones too: two hours or so, as root; what cannot be tried here says why.
 test-faults: setup
 	sh tests/faults/install_tools.sh
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy tests/real_data tests/service/web/test_api_fuzz.py
 
 # The bill of materials, and what of it is known to be vulnerable.
 audit: setup

@@ -1,5 +1,7 @@
 """How an image looks as a whole: brightness, contrast and sharpness, three figures that follow the light and the lens.
-They tell a change of the light from a change of the parts; no verdict rests on them. Pure."""
+
+They tell a change of the light from a change of the parts; no verdict rests on them. Pure.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The one seam between the service and what it knows of images: everything that scores, be it a graph on OpenVINO or a
-stand-in in a test, is a `Detector`."""
+stand-in in a test, is a `Detector`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ Float32Array = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Scored:
     """What a detector says of N images: `scores` float32 `(N,)` and anomaly maps `maps` float32 `(N, h, w)`, whose
-    sides divide those of the input by the detector's stride. In both higher is more anomalous."""
+    sides divide those of the input by the detector's stride.
+
+    In both higher is more anomalous.
+    """
 
     scores: Float32Array
     maps: Float32Array
@@ -29,8 +33,10 @@ class Detector(Protocol):
     input_size: tuple[int, int]
 
     def score(self, images: UInt8Array) -> Scored:
-        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1, each for itself. Raises
-        ValueError for another shape or dtype."""
+        """Score `images`, uint8 `(N, H, W, 3)` RGB with `(H, W) == input_size`, N ≥ 1, each for itself.
+
+        Raises ValueError for another shape or dtype.
+        """
         ...
 
 

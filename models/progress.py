@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` steps of `stage` (reading, features, training, calibrating, exporting) are done. `note` is a
-    sentence for the person who waits, such as an image that was skipped; mostly None."""
+    """`done` of `total` steps of `stage` (reading, features, training, calibrating, exporting) are done.
+
+    `note` is a sentence for the person who waits, such as an image that was skipped; mostly None.
+    """
 
     stage: str
     done: int

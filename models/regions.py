@@ -1,6 +1,8 @@
-"""Turns an anomaly map into units of the calibrated pixel threshold, and into the regions that reach above it. Pure.
-Maps are enlarged by a filter that never goes beyond the cells it lies between, so a map without a cell above 1.0 has no
-region, and a region's peak is that of its cells."""
+"""Turns an anomaly map into units of the calibrated pixel threshold, and into the regions that reach above it.
+
+Pure. Maps are enlarged by a filter that never goes beyond the cells it lies between, so a map without a cell above 1.0
+has no region, and a region's peak is that of its cells.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class Region:
 
 def in_threshold_units(anomaly_map: Float32Array, pixel_threshold: float) -> Float32Array:
     """Return the map float32 `(h, w)` divided by `pixel_threshold`: 1.0 is the threshold; values are 0 to 1e6, NaN is
-    0."""
+    0.
+    """
     with np.errstate(over="ignore"):
         units = anomaly_map.astype(np.float64) / max(pixel_threshold, 1e-12)
     return np.clip(np.nan_to_num(units, nan=0.0, posinf=_UNITS_MAX), 0.0, _UNITS_MAX).astype(np.float32)
@@ -94,9 +97,11 @@ def find_regions(units: Float32Array, height: int, width: int) -> tuple[Region, 
 
 
 class _Components:
-    """The 8-connected components of `grid > 1`: per component points, sum, peak and bounds, all `(n,)`. Found from the
-    runs of each row: scipy.ndimage takes 18 MB and 0.4 s to import, in a process that must stay small and answer
-    soon."""
+    """The 8-connected components of `grid > 1`: per component points, sum, peak and bounds, all `(n,)`.
+
+    Found from the runs of each row: scipy.ndimage takes 18 MB and 0.4 s to import, in a process that must stay small
+    and answer soon.
+    """
 
     def __init__(self, grid: Float32Array) -> None:
         self._shape = grid.shape

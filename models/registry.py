@@ -1,6 +1,9 @@
 """Owns a model version on disk: the folder `<models>/<product>/<version>`, written elsewhere on the same file system,
-renamed into place, never changed afterwards. `model.json` lists the sha256 of every other file, and the sha256 of its
-own bytes stands for the whole. Which version is in use is not a matter of this folder."""
+renamed into place, never changed afterwards.
+
+`model.json` lists the sha256 of every other file, and the sha256 of its own bytes stands for the whole. Which version
+is in use is not a matter of this folder.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ class ModelVersion:
     @property
     def calibration_look(self) -> Float32Array | None:
         """How those images look, float32 `(n, 3)` of `models.appearance.FIGURES`, NaN where one is not known, in an
-        order of its own; None for versions from before this was kept."""
+        order of its own; None for versions from before this was kept.
+        """
         statistics = self.manifest.calibration.image_statistics
         if statistics is None:
             return None
@@ -95,7 +99,10 @@ class ModelVersion:
 
 def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
     """Return the version in `folder`, having read all its files and compared their hashes; `sha256` is that of
-    `model.json`, if known. Raises ModelCorrupt naming the file, what was expected and what was found."""
+    `model.json`, if known.
+
+    Raises ModelCorrupt naming the file, what was expected and what was found.
+    """
     version = read_manifest(folder, sha256)
     files = version.manifest.files
     for name in sorted(set(files) | set(REQUIRED)):
@@ -104,8 +111,10 @@ def verify(folder: Path, sha256: str | None = None) -> ModelVersion:
 
 
 def read_manifest(folder: Path, sha256: str | None = None) -> ModelVersion:
-    """Return the version in `folder`, of whose files only `model.json` was read. Arguments and errors as of
-    `verify`."""
+    """Return the version in `folder`, of whose files only `model.json` was read.
+
+    Arguments and errors as of `verify`.
+    """
     path = folder / MANIFEST
     try:
         content = path.read_bytes()

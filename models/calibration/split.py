@@ -65,8 +65,7 @@ def fixed_calibration(calibrate: int, train: int, false_alarm_rate: float) -> in
 
 
 def balanced(products: Sequence[Sequence[T]]) -> list[T]:
-    """Return the images of all products in turn, as many of each, those with fewer several times; at most 4,000 in
-    all."""
+    """Return the images of all products in turn, as many of each, at most 4,000; those of small products come again."""
     each = min(max(map(len, products)), TRAINING_IMAGES_MAX // len(products))
     return [images[number % len(images)] for number in range(each) for images in products]
 

@@ -1,5 +1,8 @@
-"""Drift: whether the latest scores of a product are still like its calibration's, since when, and why. Pure. Tests are
-made again and again over overlapping windows, so the level is low, and drift ends at another level than it begins."""
+"""Drift: whether the latest scores of a product are still like its calibration's, since when, and why.
+
+Pure. Tests are made again and again over overlapping windows, so the level is low, and drift ends at another level than
+it begins.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,8 @@ MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 class ScoreComparison:
     """A window of `images` scores against a reference, each test with its p-value: `distance` is that of Kolmogorov and
     Smirnov, 0 to 1, for any change; `beyond`, for few images that are far out, is how many scores are above the
-    threshold, None where there is none."""
+    threshold, None where there is none.
+    """
 
     images: int
     distance: float

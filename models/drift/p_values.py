@@ -1,5 +1,8 @@
-"""Tail probabilities that drift is judged by. Written out, as `scipy.stats` would take more memory than the rest of the
-scoring process has to spare; the tests hold them against it. Pure."""
+"""Tail probabilities that drift is judged by.
+
+Written out, as `scipy.stats` would take more memory than the rest of the scoring process has to spare; the tests hold
+them against it. Pure.
+"""
 
 from __future__ import annotations
 

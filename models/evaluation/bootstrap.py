@@ -1,5 +1,7 @@
-"""How sure a metric is: confidence intervals of the metrics of one model, and of the differences between two. Resamples
-images with a seed, normals and anomalies apart so that each resample has as many of both. Pure."""
+"""How sure a metric is: confidence intervals of the metrics of one model, and of the differences between two.
+
+Resamples images with a seed, normals and anomalies apart so that each resample has as many of both. Pure.
+"""
 
 from __future__ import annotations
 

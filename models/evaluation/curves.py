@@ -1,5 +1,7 @@
-"""Curves over all thresholds: ROC, precision against recall, and what each calibrated false-alarm rate would give. Pure
-functions of scores and labels, with the conventions of `models.evaluation.metrics`."""
+"""Curves over all thresholds: ROC, precision against recall, and what each calibrated false-alarm rate would give.
+
+Pure functions of scores and labels, with the conventions of `models.evaluation.metrics`.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def roc(scores: Scores, labels: Labels) -> Curve | None:
 
 def precision_recall(scores: Scores, labels: Labels) -> Curve | None:
     """Return precision over recall, a point for each distinct score without interpolation; None without both labels.
-    The area under its steps is `metrics.average_precision` (Davis and Goadrich, ICML 2006)."""
+
+    The area under its steps is `metrics.average_precision` (Davis and Goadrich, ICML 2006).
+    """
     scores, labels = checked(scores, labels)
     anomalies = int(labels.sum())
     if anomalies in (0, len(labels)):
@@ -64,8 +68,10 @@ def precision_recall(scores: Scores, labels: Labels) -> Curve | None:
 def sweep(
     calibration_scores: npt.ArrayLike, scores: Scores, labels: Labels, rates: Sequence[float] = SWEEP_RATES
 ) -> list[SweepPoint]:
-    """Return what each of `rates` comes to on `scores` and `labels`, by rising rate. A rate for which the
-    `calibration_scores` `(n,)` of held-out normals are too few is left out."""
+    """Return what each of `rates` comes to on `scores` and `labels`, by rising rate.
+
+    A rate for which the `calibration_scores` `(n,)` of held-out normals are too few is left out.
+    """
     points = []
     for rate in sorted(set(rates)):
         try:

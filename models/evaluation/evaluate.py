@@ -1,5 +1,7 @@
-"""Evaluate: runs a detector over labelled images and says how good it is and how fast. Owns the way from files to
-scores in bounded memory, also for bulk scoring; formulas are in `models.evaluation.metrics`."""
+"""Evaluate: runs a detector over labelled images and says how good it is and how fast.
+
+Owns the way from files to scores in bounded memory, also for bulk scoring; formulas are in `models.evaluation.metrics`.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class ImageScore:
 @dataclass(frozen=True)
 class Metrics:
     """All metrics of one evaluation; None where labels or masks are missing. docs/evaluation.md defines each.
-    `pixel_auroc_error` and `aupro_error` bound how far binning may have moved those two."""
+
+    `pixel_auroc_error` and `aupro_error` bound how far binning may have moved those two.
+    """
 
     precision: float | None
     recall: float | None
@@ -208,8 +212,10 @@ def score_files(
     batch_size: int = BATCH_SIZE,
     decode_threads: int = DECODE_THREADS,
 ) -> Iterator[ScoredBatch]:
-    """Yield the scores of `paths` in batches, in order; the next batch is decoded while one is scored. Nothing runs
-    here while the caller works on a batch: `ScoredBatch.seconds` is the whole cost from file to score."""
+    """Yield the scores of `paths` in batches, in order; the next batch is decoded while one is scored.
+
+    Nothing runs here while the caller works on a batch: `ScoredBatch.seconds` is the whole cost from file to score.
+    """
     remaining = iter(enumerate(paths))
     with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
 

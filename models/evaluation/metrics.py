@@ -1,5 +1,8 @@
-"""How good scores and anomaly maps are against labels and masks. Label 1 is anomaly, 0 normal; an image is called an
-anomaly if and only if its score is above the threshold. A metric whose labels are not there is None. Pure."""
+"""How good scores and anomaly maps are against labels and masks.
+
+Label 1 is anomaly, 0 normal; an image is called an anomaly if and only if its score is above the threshold. A metric
+whose labels are not there is None. Pure.
+"""
 
 from __future__ import annotations
 
@@ -122,8 +125,10 @@ def image_auroc(scores: Scores, labels: Labels) -> float | None:
 
 
 def average_precision(scores: Scores, labels: Labels) -> float | None:
-    """Return Σ (Rₙ − Rₙ₋₁) Pₙ over falling thresholds, without interpolation; None without both labels. Davis and
-    Goadrich 2006, as scikit-learn's `average_precision_score`; equal scores are one threshold."""
+    """Return Σ (Rₙ − Rₙ₋₁) Pₙ over falling thresholds, without interpolation; None without both labels.
+
+    Davis and Goadrich 2006, as scikit-learn's `average_precision_score`; equal scores are one threshold.
+    """
     scores, labels = checked(scores, labels)
     anomalies = int(labels.sum())
     if anomalies in (0, len(labels)):
@@ -165,8 +170,10 @@ class PixelHistograms:
         self.regions = 0
 
     def add(self, anomaly_map: Float32Array, mask: BoolArray | None) -> None:
-        """Count the pixels of one image: map float32 `(H, W)`, mask bool `(H, W)` or None for no defect. Raises
-        ValueError where the shapes differ or a value of the map is not finite."""
+        """Count the pixels of one image: map float32 `(H, W)`, mask bool `(H, W)` or None for no defect.
+
+        Raises ValueError where the shapes differ or a value of the map is not finite.
+        """
         if not np.isfinite(anomaly_map).all():
             raise ValueError("anomaly map: expected finite values; found NaN or infinity")
         keys = value_bins(anomaly_map)

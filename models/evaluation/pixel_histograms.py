@@ -1,5 +1,8 @@
 """Pixel AUROC and AUPRO of resampled images, in little memory: of each image three coarse histograms of its map's
-values are kept, so that a resample is a weighted sum of histograms. `models.evaluation.metrics` has the finer ones."""
+values are kept, so that a resample is a weighted sum of histograms.
+
+`models.evaluation.metrics` has the finer ones.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ class ResampledPixels:
 
     def resampled(self, weights: npt.NDArray[np.integer[Any]]) -> dict[str, Float64Array]:
         """Return `pixel_auroc` and `aupro`, float64 `(B,)` each, of B resamples; NaN without normal or without defect
-        pixels. `weights` `(B, N)` says how often each of the N images is in a resample."""
+        pixels.
+
+        `weights` `(B, N)` says how often each of the N images is in a resample.
+        """
         known = weights[:, self._indices].astype(np.float32)
         normal, defect, overlap = (np.cumsum(known @ part, axis=1, dtype=np.float64) for part in self._counts)
         return {"pixel_auroc": _areas(normal, defect, 1.0), "aupro": _areas(normal, overlap, AUPRO_LIMIT)}

@@ -1,6 +1,8 @@
-"""Changes of an image that leave a normal part normal. Small changes of light are always made: no lamp is constant. The
-others are made only where held-out normal images look as normal to the detector after them as before, so that a part
-mounted the wrong way stays a defect."""
+"""Changes of an image that leave a normal part normal.
+
+Small changes of light are always made: no lamp is constant. The others are made only where held-out normal images look
+as normal to the detector after them as before, so that a part mounted the wrong way stays a defect.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +80,10 @@ OPTIONAL: Mapping[str, Change] = {
 def harmless(
     images: Sequence[UInt8Array], score: Callable[[Sequence[UInt8Array]], Float32Array], seed: int
 ) -> list[str]:
-    """Return the names of the `OPTIONAL` changes after which held-out normal `images` look as normal as before. `score`
-    gives `(n,)` of n images, higher being more unusual."""
+    """Return the names of the `OPTIONAL` changes after which held-out normal `images` look as normal as before.
+
+    `score` gives `(n,)` of n images, higher being more unusual.
+    """
     limit = float(np.quantile(score(images), AS_NORMAL_AS))
     rng = np.random.default_rng([seed, 3])
     found = []

@@ -1,5 +1,6 @@
 """Fits the detector `feature`: whitening and autoencoder to features of normal images, the head to defects drawn on
-them, and the scale of each kind of evidence to normal images that neither was fitted to."""
+them, and the scale of each kind of evidence to normal images that neither was fitted to.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ IMAGES_HELD = 1000
 @dataclass(frozen=True)
 class _Pool:
     """Features of the images fitted to, a row for each time that an image comes, in other light: its path, its
-    product's number, int64 `(n,)`, `positions` float16 `(n * each, 312)` and `overviews` float32 `(n, 472)`."""
+    product's number, int64 `(n,)`, `positions` float16 `(n * each, 312)` and `overviews` float32 `(n, 472)`.
+    """
 
     paths: Sequence[Path]
     products: Tensor

@@ -1,5 +1,6 @@
 """Runs the frozen part of the detector over images, on OpenVINO, and keeps what the networks are trained on: a bounded
-sample of positions for the autoencoder, crops around drawn defects for the head."""
+sample of positions for the autoencoder, crops around drawn defects for the head.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def position_pool(
     pool_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     """Return features of as many random positions of each of `count` images, float16 `(n, 312)` of at most
-    `pool_bytes`, and their overviews, float32 `(count, 472)`."""
+    `pool_bytes`, and their overviews, float32 `(count, 472)`.
+    """
     positions = network.size[0] * network.size[1] // STRIDE**2
     each = max(1, min(positions, pool_bytes // (count * KEPT * 2)))
     pool = np.empty((count, each, KEPT), dtype=np.float16)
@@ -101,7 +103,10 @@ def crop_pool(
     report: Callable[[Progress], None],
 ) -> Crops:
     """Return `crops_each` crops of up to 24x24 positions of each of `count` images, which come with each position's
-    share of defect. Where there is a defect, three in four crops hold one, at any place in the crop."""
+    share of defect.
+
+    Where there is a defect, three in four crops hold one, at any place in the crop.
+    """
     rows, columns = (side // STRIDE for side in network.size)
     height, width = min(CROP_SIDE, rows), min(CROP_SIDE, columns)
     seen = np.empty((count * crops_each, SEEN, height, width), dtype=np.float16)
@@ -132,8 +137,10 @@ def hardest_crops(
     most: int,
     report: Callable[[Progress], None],
 ) -> Crops:
-    """Return crops around what `head` takes most for a defect in normal `images`, of at most `most` images. `head`
-    takes float32 `(1, 488, h, w)` and returns `(1, 1, h, w)`."""
+    """Return crops around what `head` takes most for a defect in normal `images`, of at most `most` images.
+
+    `head` takes float32 `(1, 488, h, w)` and returns `(1, 1, h, w)`.
+    """
     height, width = (min(CROP_SIDE, side // STRIDE) for side in network.size)
     kept: list[tuple[float, int, Tensor]] = []
 

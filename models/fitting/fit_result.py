@@ -29,9 +29,12 @@ class FitRequest:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A network as trained. `graphs` are exported, one for each product, the same object where products do not differ.
-    A graph takes uint8 `(N, H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`. `comparable`: scores
-    and maps of networks fitted to parts of the same images are in the same unit, as probabilities are."""
+    """A network as trained.
+
+    `graphs` are exported, one for each product, the same object where products do not differ. A graph takes uint8 `(N,
+    H, W, 3)` and returns score `(N,)` and map `(N, H/stride, W/stride)`. `comparable`: scores and maps of networks
+    fitted to parts of the same images are in the same unit, as probabilities are.
+    """
 
     graphs: Sequence[nn.Module]
     stride: int

@@ -1,5 +1,8 @@
-"""The limits of a training: when it has to end and how much memory its process may take. Owns how memory is divided
-between the process and the pools of a fit, and how it is measured; the service ends a process that takes too much."""
+"""The limits of a training: when it has to end and how much memory its process may take.
+
+Owns how memory is divided between the process and the pools of a fit, and how it is measured; the service ends a
+process that takes too much.
+"""
 
 from __future__ import annotations
 

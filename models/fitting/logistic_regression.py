@@ -1,5 +1,7 @@
-"""A linear head that tells anomalies from normals: logistic regression, chosen and calibrated by cross-validation. All
-choices rest on the training images alone. scikit-learn, slow to import, is imported with this module."""
+"""A linear head that tells anomalies from normals: logistic regression, chosen and calibrated by cross-validation.
+
+All choices rest on the training images alone. scikit-learn, slow to import, is imported with this module.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,10 @@ DEVIATION_FLOOR = 1e-6
 @dataclass(frozen=True)
 class LinearHead:
     """Log-odds of an anomaly are `weight · (features - centre) + offset`, features those of the columns of `pool`.
+
     `log_loss` (both classes weighted alike) and `auroc` are of left-out images. `slope` and `intercept` are Platt's,
-    already part of `weight` and `offset`."""
+    already part of `weight` and `offset`.
+    """
 
     pool: str
     weight: Float64Array

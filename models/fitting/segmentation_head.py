@@ -1,5 +1,6 @@
 """Fits the segmentation head: to crops of drawn defects and of normal images, then to its own false alarms as well, as
-random crops seldom show them (hard negative mining; Shrivastava et al., CVPR 2016)."""
+random crops seldom show them (hard negative mining; Shrivastava et al., CVPR 2016).
+"""
 
 from __future__ import annotations
 
@@ -31,8 +32,10 @@ def fit_head(
     steps: int,
     warm_weights: SegmentationHead | None = None,
 ) -> tuple[SegmentationHead, int]:
-    """Return the head, starting from `warm_weights` if given, and the steps done, at most twice `steps`. `normal` are
-    searched for its false alarms."""
+    """Return the head, starting from `warm_weights` if given, and the steps done, at most twice `steps`.
+
+    `normal` are searched for its false alarms.
+    """
     head = (warm_weights or SegmentationHead()).to(memory_format=torch.channels_last)
     done = _round(request, head, (drawn, plain), 0, steps)
     hard = hardest_crops(

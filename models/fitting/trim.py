@@ -12,8 +12,10 @@ from models.detector import Float32Array
 
 
 def worst(paths: Sequence[Path], errors: Float32Array, fraction: float) -> frozenset[Path]:
-    """Return the `fraction` of the different `paths`, rounded up, whose `errors` `(n,)` are highest; none at 0. A path
-    that comes several times counts with its lowest error: of its copies, the one that is like the others."""
+    """Return the `fraction` of the different `paths`, rounded up, whose `errors` `(n,)` are highest; none at 0.
+
+    A path that comes several times counts with its lowest error: of its copies, the one that is like the others.
+    """
     found: dict[Path, float] = {}
     for path, error in zip(paths, errors, strict=True):
         found[path] = min(float(error), found.get(path, math.inf))

@@ -1,6 +1,8 @@
-"""Starts a fit from the weights of an earlier version of the same architecture. The whitening is fitted anew, to images
-that it never saw; its weights are then expressed in the new units, exactly: the layers on either side are 1x1
-convolutions."""
+"""Starts a fit from the weights of an earlier version of the same architecture.
+
+The whitening is fitted anew, to images that it never saw; its weights are then expressed in the new units, exactly: the
+layers on either side are 1x1 convolutions.
+"""
 
 from __future__ import annotations
 

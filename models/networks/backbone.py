@@ -1,5 +1,6 @@
 """The frozen backbone: EfficientNet-Lite0 with ImageNet weights from an installed package, never from a network. timm
-is imported only where it is used: other detectors train without it."""
+is imported only where it is used: other detectors train without it.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and detail, float32 `(N, 176 + 136, H/8, W/8)`, and overview float32 `(N, 472)`, of uint8
-        `(N, H, W, 3)` RGB, H and W multiples of 32 and at least 64."""
+        `(N, H, W, 3)` RGB, H and W multiples of 32 and at least 64.
+        """
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - 0.5) / 0.5
         levels = self._levels(pixels, 3)
         fine, middle, coarse = (
@@ -72,7 +74,9 @@ class FeatureExtractor(nn.Module):
 
 def load_extractor(weights: Path | None = None) -> FeatureExtractor:
     """Return the extractor with ImageNet weights, frozen; `weights` is the file of the installed package unless given.
-    Raises what `package_weights` raises."""
+
+    Raises what `package_weights` raises.
+    """
     named = package_weights(weights)
     extractor = FeatureExtractor()
     wanted = extractor.backbone.state_dict()
@@ -81,8 +85,11 @@ def load_extractor(weights: Path | None = None) -> FeatureExtractor:
 
 
 def package_weights(weights: Path | None = None) -> dict[str, Tensor]:
-    """Return all tensors of EfficientNet-Lite0, under timm's names. Raises ModelCorrupt if the sha256 of `weights` is
-    not the known one, before any of it is read as a checkpoint, or if its tensors do not fit."""
+    """Return all tensors of EfficientNet-Lite0, under timm's names.
+
+    Raises ModelCorrupt if the sha256 of `weights` is not the known one, before any of it is read as a checkpoint, or if
+    its tensors do not fit.
+    """
     from timm.models import load_state_dict
 
     path = weights or Path(str(resources.files(WEIGHTS_PACKAGE).joinpath(WEIGHTS_FILE)))

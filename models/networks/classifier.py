@@ -1,5 +1,7 @@
 """The detector `classifier`: a pretrained network without its last layer and a linear head, normal against anomaly.
-Owns how levels are pooled, and how pooled features become probability and map."""
+
+Owns how levels are pooled, and how pooled features become probability and map.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ class ClassifierScoringGraph(nn.Module):
         offset: float,
     ) -> None:
         """Take the head: log-odds are `weight · (features - centre) + offset`, float32 `(features,)` of `parts` in
-        turn. `channels` are those of the three levels."""
+        turn.
+
+        `channels` are those of the three levels.
+        """
         super().__init__()
         self.backbone = backbone
         self.parts = tuple(parts)

@@ -1,5 +1,7 @@
-"""The autoencoder of the detector `feature`, on features of a frozen backbone: what it cannot rebuild is unusual. Owns
-the network and the whitening before it."""
+"""The autoencoder of the detector `feature`, on features of a frozen backbone: what it cannot rebuild is unusual.
+
+Owns the network and the whitening before it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ EIGENVALUE_FLOOR = 1e-3
 
 class Whitening(nn.Module):
     """A fixed 1x1 convolution after which training features have mean 0 and (nearly) the identity as covariance;
-    changes nothing before `fit`."""
+    changes nothing before `fit`.
+    """
 
     mean: Tensor
     matrix: Tensor
@@ -29,8 +32,10 @@ class Whitening(nn.Module):
         self.register_buffer("matrix", torch.eye(channels))
 
     def fit(self, positions: Tensor, floor: float = EIGENVALUE_FLOOR) -> None:
-        """Take mean and principal axes of `positions`, `(n, channels)` of any float type, n ≥ 2. Directions whose
-        variance is below `floor` times the mean are stretched as if it were that."""
+        """Take mean and principal axes of `positions`, `(n, channels)` of any float type, n ≥ 2.
+
+        Directions whose variance is below `floor` times the mean are stretched as if it were that.
+        """
         count = len(positions)
         blocks = [positions[start : start + 65_536] for start in range(0, count, 65_536)]
         mean = torch.stack([block.to(torch.float64).sum(0) for block in blocks]).sum(0) / count

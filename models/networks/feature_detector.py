@@ -1,5 +1,8 @@
-"""The detector `feature` as one graph. The head finds what looks like a drawn defect, the autoencoder places unlike any
-seen, the overview images that differ as a whole; each is scaled by held-out normal images, so that they add up."""
+"""The detector `feature` as one graph.
+
+The head finds what looks like a drawn defect, the autoencoder places unlike any seen, the overview images that differ
+as a whole; each is scaled by held-out normal images, so that they add up.
+"""
 
 from __future__ import annotations
 

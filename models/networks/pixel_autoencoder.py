@@ -1,5 +1,7 @@
-"""The detector `pixel`: a plain convolutional autoencoder on pixels; what it cannot redraw is unusual. Owns the network
-and how its error becomes map and score. Needs no pretrained weights."""
+"""The detector `pixel`: a plain convolutional autoencoder on pixels; what it cannot redraw is unusual.
+
+Owns the network and how its error becomes map and score. Needs no pretrained weights.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ BOTTLENECK = 32
 
 
 class PixelAutoencoder(nn.Sequential):
-    """Strided convolutions down to 32 channels at a sixteenth of the sides, and the same way up again. The bottleneck
-    holds a 24th of the numbers of the image, so what was never seen cannot pass unchanged."""
+    """Strided convolutions down to 32 channels at a sixteenth of the sides, and the same way up again.
+
+    The bottleneck holds a 24th of the numbers of the image, so what was never seen cannot pass unchanged.
+    """
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -38,8 +42,10 @@ class PixelScoringGraph(nn.Module):
         self.autoencoder = autoencoder
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return score float32 `(N,)` and map float32 `(N, H, W)` of uint8 `(N, H, W, 3)` RGB, sides in 16ths. The map
-        is the squared error of pixels in [0, 1], mean over channels, averaged over 5x5; the score is its mean."""
+        """Return score float32 `(N,)` and map float32 `(N, H, W)` of uint8 `(N, H, W, 3)` RGB, sides in 16ths.
+
+        The map is the squared error of pixels in [0, 1], mean over channels, averaged over 5x5; the score is its mean.
+        """
         pixels = as_pixels(images)
         errors = (self.autoencoder(pixels) - pixels).square().mean(dim=1, keepdim=True)
         smooth = functional.avg_pool2d(errors, 5, stride=1, padding=2, count_include_pad=False)[:, 0]

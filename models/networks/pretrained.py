@@ -1,5 +1,7 @@
-"""Pretrained networks without their last layer, by name: the default backbone's package, a local file, or the hub. Owns
-where weights come from and the error when there are none."""
+"""Pretrained networks without their last layer, by name: the default backbone's package, a local file, or the hub.
+
+Owns where weights come from and the error when there are none.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,10 @@ class PretrainedLevels(nn.Module):
 
 
 def load_pretrained(source: BackboneSource) -> tuple[PretrainedLevels, tuple[int, ...], dict[str, str]]:
-    """Return the network in eval mode, the channels of its three levels, and name and sha256 for model.json. Raises
-    BackboneUnavailable naming what was tried, ModelCorrupt if the installed package has changed."""
+    """Return the network in eval mode, the channels of its three levels, and name and sha256 for model.json.
+
+    Raises BackboneUnavailable naming what was tried, ModelCorrupt if the installed package has changed.
+    """
     import timm
 
     network = _network(source.name)

@@ -1,5 +1,7 @@
-"""The head of the detector `feature`: learns from drawn defects which features and residuals mean a defect. Owns the
-network and its loss; `models.fitting.segmentation_head` trains it."""
+"""The head of the detector `feature`: learns from drawn defects which features and residuals mean a defect.
+
+Owns the network and its loss; `models.fitting.segmentation_head` trains it.
+"""
 
 from __future__ import annotations
 

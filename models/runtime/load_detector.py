@@ -1,5 +1,8 @@
 """Loads the detector of a version: its OpenVINO graph on the CPU, by which it was calibrated, or its network on a GPU
-where one is found and says the same. Without a GPU neither torch nor CUDA is loaded."""
+where one is found and says the same.
+
+Without a GPU neither torch nor CUDA is loaded.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ _DEVICES = Path("/dev")
 
 
 def load_detector(version: ModelVersion, threads: int = 0) -> Detector:
-    """Return the detector of `version`, whose graph gets `threads` cores; 0 is every core this process may use. Raises
-    ModelCorrupt if the graph cannot be read or does not take images of the version's input size."""
+    """Return the detector of `version`, whose graph gets `threads` cores; 0 is every core this process may use.
+
+    Raises ModelCorrupt if the graph cannot be read or does not take images of the version's input size.
+    """
     reference = OpenVinoDetector(version, threads)
     if not gpu_found():
         return reference

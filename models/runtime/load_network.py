@@ -1,5 +1,7 @@
-"""Rebuilds the torch network of a version from its `model.json` and `model.safetensors`: kind and weights say all. A
-kind is added by naming how its empty network is made."""
+"""Rebuilds the torch network of a version from its `model.json` and `model.safetensors`: kind and weights say all.
+
+A kind is added by naming how its empty network is made.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ class CannotRebuild(Exception):
 
 def network_of(version: ModelVersion) -> nn.Module:
     """Return the scoring network of `version`, what was exported as its graph, in eval mode on the CPU. It takes uint8
-    `(N, H, W, 3)` and returns score `(N,)` and map. Raises CannotRebuild."""
+    `(N, H, W, 3)` and returns score `(N,)` and map.
+
+    Raises CannotRebuild.
+    """
     make = _NETWORKS.get(version.kind)
     if make is None:
         raise CannotRebuild(

@@ -1,5 +1,8 @@
 """Scores images with a version's exported graph on OpenVINO, without torch: what the daemon, `score` and `evaluate`
-run. Images go through one at a time, one stream per thread, so an image's score does not depend on its batch."""
+run.
+
+Images go through one at a time, one stream per thread, so an image's score does not depend on its batch.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,10 @@ class OpenVinoDetector(Detector):
     """The detector of one version; call it from one thread at a time."""
 
     def __init__(self, version: ModelVersion, threads: int = 0) -> None:
-        """Compile the graph of `version` for `threads` cores; 0 is every core this process may use. Raises ModelCorrupt
-        if it cannot be read or does not score an image of the version's input size."""
+        """Compile the graph of `version` for `threads` cores; 0 is every core this process may use.
+
+        Raises ModelCorrupt if it cannot be read or does not score an image of the version's input size.
+        """
         self.input_size = version.input_size
         self._compiled = _compile(str(version.folder / GRAPH), (1, *version.input_size, 3), threads)
         self.use_streams(threads or allowed_cores())

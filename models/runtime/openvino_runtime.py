@@ -1,5 +1,8 @@
 """Gives OpenVINO to whoever needs it, without its telemetry: as soon as it is imported it reports its use over the
-network through the package `openvino_telemetry`, if it finds that. This program talks to no one."""
+network through the package `openvino_telemetry`, if it finds that.
+
+This program talks to no one.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Chooses by a short measurement how many images are scored side by side, and how many make a micro-batch. Pure but for
-the clock. The default stays unless another is clearly better, so that a busy machine does not decide by chance."""
+"""Chooses by a short measurement how many images are scored side by side, and how many make a micro-batch.
+
+Pure but for the clock. The default stays unless another is clearly better, so that a busy machine does not decide by
+chance.
+"""
 
 from __future__ import annotations
 

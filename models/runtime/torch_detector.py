@@ -1,6 +1,8 @@
-"""Scores images with a version's network in torch on a GPU; the only module of scoring that brings torch. Images go
-through in batches of one fixed size, filled up with black: the same kernels run every time, so that an image's score
-does not depend on its batch."""
+"""Scores images with a version's network in torch on a GPU; the only module of scoring that brings torch.
+
+Images go through in batches of one fixed size, filled up with black: the same kernels run every time, so that an
+image's score does not depend on its batch.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ class TorchDetector(Detector):
     """The detector of one version on one device; call it from one thread at a time."""
 
     def __init__(self, version: ModelVersion, device: str = "cuda", *, half: bool = False) -> None:
-        """Rebuild the network of `version` on `device`; with `half`, and CUDA, most of it runs in float16. Raises
-        CannotRebuild, and what torch raises where the device does not do."""
+        """Rebuild the network of `version` on `device`; with `half`, and CUDA, most of it runs in float16.
+
+        Raises CannotRebuild, and what torch raises where the device does not do.
+        """
         self.input_size = version.input_size
         self._device = torch.device(device)
         self._half = half and self._device.type == "cuda"

@@ -1,6 +1,8 @@
-"""Draws defects on normal images, for the head to learn from and for challengers to be tested on. They are of no real
-material, after the synthetic anomalies of CutPaste (Li et al., CVPR 2021) and DRAEM (Zavrtanik et al., ICCV 2021). Owns
-where and in which order they are drawn."""
+"""Draws defects on normal images, for the head to learn from and for challengers to be tested on.
+
+They are of no real material, after the synthetic anomalies of CutPaste (Li et al., CVPR 2021) and DRAEM (Zavrtanik et
+al., ICCV 2021). Owns where and in which order they are drawn.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,8 @@ def _box(
 
 def _places(image: UInt8Array) -> tuple[Float32Array, Float32Array]:
     """Return two cumulated probabilities of places, a quarter of the size: by visible structure, and even; both cover
-    the part alone where it lies on a plain background."""
+    the part alone where it lies on a plain background.
+    """
     quarter = image[::4, ::4].mean(axis=2, dtype=np.float32)
     slope = ndimage.gaussian_filter(ndimage.gaussian_gradient_magnitude(quarter, 1), 3) + 1e-3
     part = foreground(image)

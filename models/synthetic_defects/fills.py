@@ -23,7 +23,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Canvas:
     """What there is to draw on and with: `patch`, the box as it is, float32 `(height, width, 3)`; all of `image` and an
-    `other` one, uint8 `(H, W, 3)`; `box` top, left, height and width; `grey`: the three colours must stay equal."""
+    `other` one, uint8 `(H, W, 3)`; `box` top, left, height and width; `grey`: the three colours must stay equal.
+    """
 
     patch: Float32Array
     image: UInt8Array

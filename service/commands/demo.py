@@ -1,6 +1,8 @@
 """`tamis demo`: a root's whole day in a minute or two: trains on drawn parts with the real `tamis train`, starts the
-real daemon, drops good and bad parts as a camera would, and shows the results. Owns its child processes and, unless
-asked to keep it, the folder."""
+real daemon, drops good and bad parts as a camera would, and shows the results.
+
+Owns its child processes and, unless asked to keep it, the folder.
+"""
 
 from __future__ import annotations
 
@@ -120,9 +122,11 @@ def plan(images: int, rng: np.random.Generator) -> list[Drop]:
 
 
 def report(drops: Sequence[Drop], rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the confusion of verdicts and drawings, anomaly being positive, in all and per kind of defect. `rows` are
-    those of the view `results`. A figure whose denominator is 0 is None; each kind's precision counts all false
-    alarms."""
+    """Return the confusion of verdicts and drawings, anomaly being positive, in all and per kind of defect.
+
+    `rows` are those of the view `results`. A figure whose denominator is 0 is None; each kind's precision counts all
+    false alarms.
+    """
     verdict_of = {row["file_name"]: row["verdict"] for row in rows if row["state"] == "placed"}
     decided = Counter((drop.defect, verdict_of[drop.file_name]) for drop in drops if drop.file_name in verdict_of)
     fp, tn = decided[None, "anomaly"], decided[None, "normal"]

@@ -111,8 +111,10 @@ def training_pool(folder: Path, evaluated: Sequence[Sample]) -> tuple[list[Path]
 
 
 def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int | None) -> TrainingJob:
-    """Return the training that made `version`, without its images and its place; calibrated for `rate`. Raises
-    UsageError for a kind that does not learn from normal images alone."""
+    """Return the training that made `version`, without its images and its place; calibrated for `rate`.
+
+    Raises UsageError for a kind that does not learn from normal images alone.
+    """
     if version.kind not in LEARNS_FROM_NORMALS:
         raise UsageError(
             f"--learning-curve: expected a version of kind {' or '.join(LEARNS_FROM_NORMALS)}, which learn from "

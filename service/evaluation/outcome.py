@@ -154,8 +154,10 @@ class LearningPoint:
 
 
 def compare(first: EvaluatedVersion, second: EvaluatedVersion) -> VersionComparison:
-    """Return `second` beside `first`; differences are `second` minus `first`. Where only one of them scored an image,
-    image metrics are of those that both scored, and pixel metrics unknown."""
+    """Return `second` beside `first`; differences are `second` minus `first`.
+
+    Where only one of them scored an image, image metrics are of those that both scored, and pixel metrics unknown.
+    """
     scored = {image.sample: image for image in second.result.scores}
     before = [image for image in first.result.scores if image.sample in scored]
     after = [scored[image.sample] for image in before]

@@ -1,5 +1,8 @@
 """Plots of the report: SVG drawn by matplotlib, without its global state, in placeholder colours that are then replaced
-by the page's CSS variables, so that it suits dark and light. Text stays text."""
+by the page's CSS variables, so that it suits dark and light.
+
+Text stays text.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The report: one HTML file, `index.html`, with everything in it; a policy in its head forbids loading anything. Owns
-where it is written and what it overwrites."""
+"""The report: one HTML file, `index.html`, with everything in it; a policy in its head forbids loading anything.
+
+Owns where it is written and what it overwrites.
+"""
 
 from __future__ import annotations
 

@@ -102,8 +102,10 @@ def plan(
 
 @dataclass(frozen=True)
 class Bench:
-    """Evaluates by one meter; every evaluation and every training is a row of energy. `scoring_progress` and
-    `training_progress` take a name to show and give a function that shows progress."""
+    """Evaluates by one meter; every evaluation and every training is a row of energy.
+
+    `scoring_progress` and `training_progress` take a name to show and give a function that shows progress.
+    """
 
     engine: Engine
     settings: Settings
@@ -120,8 +122,10 @@ class Bench:
         return Evaluated(work.object, first, compare(first, second))
 
     def learn(self, work: Work, pool: Sequence[Path], sizes: Sequence[int], steps: int | None) -> list[LearningPoint]:
-        """Train versions like that of `work` on subsets of `pool`, and evaluate them on the same images. Their
-        thresholds follow from the false-alarm rate, since a fixed score means something else for each of them."""
+        """Train versions like that of `work` on subsets of `pool`, and evaluate them on the same images.
+
+        Their thresholds follow from the false-alarm rate, since a fixed score means something else for each of them.
+        """
 
         def evaluate_one(version: ModelVersion) -> Evaluation:
             # The child has metered the training; it does not belong to this evaluation.

@@ -38,7 +38,8 @@ class Thumbnail:
 
 def thumbnail(mistake: Mistake, pixel_threshold: float, read: Read) -> Thumbnail:
     """Return `mistake` drawn, at most `SIDE_MAX` pixels on the longer side: its image, read again, with the labelled
-    defect outlined, and its map over it."""
+    defect outlined, and its map over it.
+    """
     try:
         size = common_size(*upright_size(mistake.sample.path), SIDE_MAX)
         image = read(mistake.sample.path, size)

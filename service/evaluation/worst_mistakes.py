@@ -24,7 +24,8 @@ class Mistake:
 
 class WorstMistakes:
     """The missed anomalies with the lowest scores and the false alarms with the highest, `most` of each, worst first;
-    of equal scores the one offered first."""
+    of equal scores the one offered first.
+    """
 
     def __init__(self, threshold: float, most: int = WORST) -> None:
         self._threshold = threshold

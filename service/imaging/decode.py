@@ -1,6 +1,8 @@
-"""Decode: bytes of a file become an upright RGB image at the detector's size. Owns which formats are read, the limits
-on bytes and pixels, and how modes and orientations become RGB: training, evaluation and the daemon see the same
-pixels."""
+"""Decode: bytes of a file become an upright RGB image at the detector's size.
+
+Owns which formats are read, the limits on bytes and pixels, and how modes and orientations become RGB: training,
+evaluation and the daemon see the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ class FileBytes:
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
     """A decoded image: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright;
-    `drafted`: less than all of it was decoded, a JPEG at a half, a quarter or an eighth."""
+    `drafted`: less than all of it was decoded, a JPEG at a half, a quarter or an eighth.
+    """
 
     pixels: npt.NDArray[np.uint8]
     height: int
@@ -140,8 +143,10 @@ def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:
 
 
 def decode_within(data: bytes, side_max: int | None = None, *, pixels_max: int = PIXELS_MAX) -> Image.Image:
-    """Return the image in `data`, upright, RGB, with sides of at most `side_max` if given, never enlarged. A large JPEG
-    is decoded as a draft. Raises DecodeError as `decode`."""
+    """Return the image in `data`, upright, RGB, with sides of at most `side_max` if given, never enlarged.
+
+    A large JPEG is decoded as a draft. Raises DecodeError as `decode`.
+    """
     with _opened(data, pixels_max) as image:
         width, height = image.size
         scale = min(1.0, side_max / max(width, height)) if side_max else 1.0

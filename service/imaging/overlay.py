@@ -1,5 +1,6 @@
 """Draws an anomaly map over its image, in units of the calibrated pixel threshold, so that colours mean the same for
-every image and model: nothing below half of it, yellow at it, red from three times it on."""
+every image and model: nothing below half of it, yellow at it, red from three times it on.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +60,10 @@ def overlay(
     image_size: tuple[int, int] | None = None,
 ) -> UInt8Array:
     """Return `image`, uint8 `(H, W, 3)`, with `anomaly_map`, float32 `(h, w)`, drawn over it in units of
-    `pixel_threshold`. `regions` are framed; they are in pixels of an image of `image_size` (height, width), of `image`
-    if not given."""
+    `pixel_threshold`.
+
+    `regions` are framed; they are in pixels of an image of `image_size` (height, width), of `image` if not given.
+    """
     canvas = Image.fromarray(np.ascontiguousarray(image))
     draw_over(canvas, anomaly_map, pixel_threshold, regions, image_size or image.shape[:2])
     return np.asarray(canvas)
@@ -94,7 +97,9 @@ def side_by_side(
     image_size: tuple[int, int] | None = None,
 ) -> UInt8Array:
     """Return image, map and overlay with framed regions, each uint8 `(H, W, 3)`, from left to right with gaps.
-    Arguments as of `overlay`. The map's scale is the overlay's, on dark."""
+
+    Arguments as of `overlay`. The map's scale is the overlay's, on dark.
+    """
     height, width = image.shape[:2]
     grey = _grey_grid(in_threshold_units(anomaly_map, pixel_threshold))
     steps = _enlarged(grey, (height, width), (0, 0, width, height))

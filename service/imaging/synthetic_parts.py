@@ -1,5 +1,8 @@
 """Draws machined flanges as a camera over a conveyor belt would see them, whole or with one known defect: the images of
-`tamis demo`. All randomness comes from the generator that is passed in."""
+`tamis demo`.
+
+All randomness comes from the generator that is passed in.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +91,10 @@ class _Window:
 
 
 def draw(rng: np.random.Generator, defect: str | None, size: tuple[int, int] = (480, 640)) -> Drawn:
-    """Draw one part, `size` being (height, width) in pixels; the same generator state draws the same image. Raises
-    ValueError for a `defect` that is not one of DEFECTS."""
+    """Draw one part, `size` being (height, width) in pixels; the same generator state draws the same image.
+
+    Raises ValueError for a `defect` that is not one of DEFECTS.
+    """
     if defect is not None and defect not in DEFECTS:
         raise ValueError(f"defect: expected one of {', '.join(DEFECTS)}, or None; found {defect!r}")
     height, width = size

@@ -23,7 +23,7 @@ from service.storage.drift import DriftRow, ScoredImage
 from tests.conftest import REAL_DATA
 from tests.support import trainings
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.long]
 
 RATE = 0.02
 WINDOW = 100
