@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from service.filesystem.file_state import FileState
+from service.filesystem.lease import has_writer
 from service.filesystem.open_below import NotRegularFile, open_file
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -95,9 +96,10 @@ def image_size(path: Path) -> tuple[int, int]:
 def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool = False) -> FileBytes:
     """Read the regular file at `path` once, without following a link or blocking on a FIFO.
 
-    With `durable` the file's content is on the disk when this returns, so that its row cannot outlive it. Raises
-    DecodeError for what is not a regular file, is empty or is larger than `file_bytes_max` (unread), StillChanging when
-    it changed meanwhile, FileNotFoundError when it is gone.
+    With `durable`, for a claimed file, its content is on the disk when this returns, so that its row cannot outlive it.
+    Raises DecodeError for what is not a regular file, is empty or is larger than `file_bytes_max` (unread),
+    StillChanging when it changed meanwhile or, if claimed, somebody has it open for writing, FileNotFoundError when it
+    is gone.
     """
     try:
         descriptor = open_file(path)
@@ -114,6 +116,9 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
         data = _read_exactly(file, before.st_size)
         if durable:
             os.fdatasync(descriptor)
+            # Who opened it by its old name just before the claim may write at any time; nobody can open it so any more.
+            if has_writer(descriptor):
+                raise StillChanging(path.name)
         after = os.fstat(descriptor)
     if len(data) != before.st_size or FileState.of(before) != FileState.of(after):
         raise StillChanging(path.name)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from watchdog import events
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
+from service.filesystem.lease import has_writer
 from service.filesystem.open_below import open_file
 
 HINTS_MAX = 4096
@@ -111,25 +110,12 @@ class _ArrivalObserver(InotifyObserver):
 
 
 def being_written(path: Path) -> bool:
-    """Return whether some process has the file open for writing, as far as the kernel tells.
-
-    A read lease is granted only while nobody has the file open for writing. Where there are no leases (a file of
-    another user, a network file system) the answer is False, and time alone decides.
-    """
+    """Return whether some process has the file open for writing, as far as `has_writer` tells."""
     try:
         descriptor = open_file(path)
     except OSError:
         return False
     try:
-        # If somebody opens the file for writing while the lease is held, the kernel signals its holder: by SIGIO, which
-        # ends a process, unless it is told to send another; SIGURG is ignored by default.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return has_writer(descriptor)
     finally:
         os.close(descriptor)
-    return False

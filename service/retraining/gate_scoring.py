@@ -192,7 +192,7 @@ def _take_turns(contestants: Sequence[_Contestant], paths: Sequence[Path], take:
     for turn in range(_TURNS):
         for contestant in contestants if turn % 2 == 0 else reversed(contestants):
             images, cpu_s, until = 0, time.process_time(), time.monotonic() + _TURN_S_MIN
-            while time.monotonic() < until:
+            while not images or time.monotonic() < until:
                 contestant.scores(paths)
                 images += len(paths)
             cpu_s = time.process_time() - cpu_s

@@ -78,6 +78,17 @@ def test_meter_does_not_bring_pyarrow_which_a_daemon_has_no_use_for() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_meter_names_the_processor_as_py_cpuinfo_does_without_asking_it() -> None:
+    """py-cpuinfo starts programs of its own for it, at 1.3 s of a core with every start of the daemon."""
+    code = (
+        "import sys; from service.energy.meter import EnergyMeter; EnergyMeter().close(); "
+        "assert 'cpuinfo' not in sys.modules; from codecarbon.core.util import detect_cpu_model as found; "
+        "import cpuinfo; print(found() == cpuinfo.get_cpu_info()['brand_raw'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ended.stdout.split() == ["True"]
+
+
 def test_meter_that_did_not_start_says_unknown_and_not_zero(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

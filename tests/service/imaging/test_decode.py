@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.registry import file_sha256
 from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file, read_image
 
 
@@ -277,3 +278,14 @@ def test_images_are_decoded_by_several_threads_alike(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == [True] * 8
+
+
+def test_claimed_file_that_a_writer_still_has_open_is_changing_until_it_is_closed(tmp_path: Path) -> None:
+    """Opened by its name in `incoming/` just before the claim, and written only after it was read."""
+    path = tmp_path / "claimed.png"
+    path.write_bytes(encoded(landscape(), "PNG"))
+    with path.open("r+b"):
+        with pytest.raises(StillChanging):
+            read_file(path, durable=True)
+        assert read_file(path).sha256 == file_sha256(path)
+    assert read_file(path, durable=True).sha256 == file_sha256(path)

@@ -35,6 +35,7 @@ from tests.support.labelled_root import AT, PRODUCT, label, train_champion
 REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS = "energy_cpu_max_w = 20.0\nfree_bytes_min = 0\n"
 STEPS = 60
+COST_MARGIN = 1e6
 
 
 @pytest.fixture
@@ -52,9 +53,13 @@ def champion(root: Path, engine: Engine) -> ModelVersion:
 
 @pytest.fixture
 def costs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what does not depend on the cost of an image: measured for a moment, and no difference is too much."""
+    """No difference in cost is too much: two versions of one kind differ by what else the machine does."""
+    monkeypatch.setattr(gate, "COST_MARGIN", COST_MARGIN)
+
+
+@pytest.fixture
+def costs_are_measured_for_a_moment(costs_do_not_count: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_scoring, "_TURN_S_MIN", 0.0)
-    monkeypatch.setattr(gate, "COST_MARGIN", 1e6)
 
 
 def labelled(root: Path, engine: Engine) -> None:
@@ -79,6 +84,7 @@ def leftovers(root: Path) -> list[str]:
     return [path.name for path in (root / "models").iterdir() if path.name not in (PRODUCT, RETRAINING_LOCK)]
 
 
+@pytest.mark.usefixtures("costs_do_not_count")
 def test_a_better_challenger_becomes_champion_and_the_report_says_why(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -131,7 +137,7 @@ def test_without_new_labels_nothing_is_trained_unless_forced(
     assert run(root, engine).outcome == "skipped"
 
 
-@pytest.mark.usefixtures("costs_do_not_count")
+@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -159,7 +165,7 @@ def test_with_too_few_golden_normals_those_that_calibrated_are_judged_by(
     assert states(engine)[champion.version] == "champion"
 
 
-@pytest.mark.usefixtures("costs_do_not_count")
+@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -170,7 +176,7 @@ def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
     assert states(engine) == {champion.version: "champion", row.challenger: "challenger"}
 
 
-@pytest.mark.usefixtures("costs_do_not_count")
+@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine, champion: ModelVersion) -> None:
     labelled(root, engine)
     label(root, engine, range(300, 301), "normal", "train")
@@ -189,7 +195,7 @@ def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine,
     assert states(engine)["rival"] == "champion"
 
 
-@pytest.mark.usefixtures("costs_do_not_count")
+@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engine) -> None:
     (root / "tamis.toml").write_text(SETTINGS)
     champion = train_champion(root, engine, 40, steps=STEPS)
@@ -262,8 +268,11 @@ def test_a_product_without_a_champion_of_its_own_is_refused(root: Path, engine: 
 
 
 def command(root: Path, *options: str) -> subprocess.Popen[str]:
+    script = (
+        f"from service.retraining import gate; gate.COST_MARGIN = {COST_MARGIN}; from service.cli import main; main()"
+    )
     return subprocess.Popen(
-        [sys.executable, "-m", "service", "retrain", "--root", str(root), "--product", PRODUCT, *options],
+        [sys.executable, "-c", script, "retrain", "--root", str(root), "--product", PRODUCT, *options],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
