@@ -138,7 +138,8 @@ def _deterministic(options: TrainingOptions) -> TrainingOptions:
     """Make torch give the same numbers each time; return `options` with the number of threads, on which sums depend."""
     threads = options.threads or allowed_cores()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # As `use_deterministic_algorithms(True)`, which imports a compiler that nothing here uses, for a second of a core.
+    torch.set_deterministic_debug_mode("error")
     torch.manual_seed(options.seed)
     return options.model_copy(update={"threads": threads})
 
