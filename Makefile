@@ -16,10 +16,10 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/tamis demo
 
-# Threads of torch that spin for a core would keep it from the other workers. Three of these on two cores: tests that
+# Threads of torch that spin for a core would keep it from the other workers. Four of these on two cores: tests that
 # wait for a process leave theirs to another.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3 --dist worksteal -m "not long"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 4 --dist worksteal -m "not long"
 
 # One part of the long tests, another each day; CI runs it after `make test`.
 test-rotating: setup
@@ -28,7 +28,8 @@ test-rotating: setup
 # Every fault and the booted machine, the long ones too: two hours or so, as root; what cannot be tried here says why.
 test-faults: setup
 	sh tests/faults/install_tools.sh
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy tests/real_data tests/service/web/test_api_fuzz.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "long or not long" tests/faults tests/deploy tests/real_data \
+		tests/models tests/service/training tests/service/web/test_api_fuzz.py
 
 # The bill of materials, and what of it is known to be vulnerable.
 audit: setup

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 
 PARTS = (
-    ("tests/real_data/test_drift.py",),
+    ("tests/real_data/test_drift.py", "tests/models", "tests/service/training"),
     ("tests/faults/test_kill_while_labelling.py",),
     ("tests/faults/test_hostile_model.py", "tests/faults/test_process.py"),
     ("tests/faults/test_arrival.py", "tests/service/web/test_api_fuzz.py"),

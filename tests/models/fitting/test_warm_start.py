@@ -88,7 +88,7 @@ def test_other_shapes_are_no_start() -> None:
     assert start_features(WarmStart("v1", tensors), Whitening(), Standardisation(DETAIL)) is None
 
 
-@pytest.mark.parametrize("kind", ["pixel", "feature"])
+@pytest.mark.parametrize("kind", ["pixel", pytest.param("feature", marks=pytest.mark.long)])
 def test_warm_start_takes_half_the_steps_and_says_from_whom(tmp_path: Path, kind: str) -> None:
     normals = make_normals(tmp_path / "normals")
     given = ProductImages("bar", normals[10:], 0.1, calibrate=normals[:10])
@@ -129,7 +129,7 @@ def test_a_image_that_calibrates_is_no_anomaly(tmp_path: Path) -> None:
         retrain(ProductImages("bar", normals[10:], 0.1, [copy], normals[:10]), tmp_path / "models")
 
 
-@pytest.mark.parametrize("kind", ["pixel", "feature"])
+@pytest.mark.parametrize("kind", ["pixel", pytest.param("feature", marks=pytest.mark.long)])
 def test_wrong_labels_are_left_out_and_listed(tmp_path: Path, kind: str) -> None:
     normals = make_normals(tmp_path / "normals", 60)
     wrong = []

@@ -147,6 +147,7 @@ def test_one_network_for_several_products_with_a_threshold_for_each(normals: lis
     assert told == [51]
 
 
+@pytest.mark.long
 def test_one_network_measures_each_product_by_its_own_ordinary_images(normals: list[Path], tmp_path: Path) -> None:
     dark = darker(normals, tmp_path / "dark")
     options = OPTIONS | {"kind": "feature", "steps": 20, "method": "split"}

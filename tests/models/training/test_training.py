@@ -169,7 +169,7 @@ def test_calibration_scores_are_those_of_the_graph_that_ships(normals: list[Path
     assert calibration.pixel_threshold == pytest.approx(threshold_at(scored.maps.max(axis=(1, 2)), 0.1))
 
 
-@pytest.mark.parametrize("kind", ["pixel", "feature"])
+@pytest.mark.parametrize("kind", ["pixel", pytest.param("feature", marks=pytest.mark.long)])
 def test_same_seed_gives_the_same_weights(normals: list[Path], tmp_path: Path, kind: str) -> None:
     def weights(name: str, seed: int) -> bytes:
         return (train(normals, tmp_path / name, kind=kind, seed=seed).folder / "model.safetensors").read_bytes()

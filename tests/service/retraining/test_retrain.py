@@ -143,7 +143,7 @@ def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
 ) -> None:
     label(root, engine, range(100, 130), "normal", "train")
     label(root, engine, range(145, 165), "normal", "golden")
-    first, second = (json.loads(run(root, engine, force=True, fresh=True).gate or "") for _ in range(2))
+    first, second = (json.loads(run(root, engine, force=True, fresh=True, steps=5).gate or "") for _ in range(2))
     assert (first["anomalies_from"], first["anomalies"]) == ("drawn", 20)
     with engine.connect() as connection:
         row = retrainings.runs(connection, PRODUCT)[-1]
@@ -158,9 +158,9 @@ def test_with_too_few_golden_normals_those_that_calibrated_are_judged_by(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
     label(root, engine, range(100, 105), "normal", "train")
-    found = json.loads(run(root, engine).gate or "")
+    found = json.loads(run(root, engine, steps=5).gate or "")
     assert (found["decision"], found["normals"]) == ("not judged", 0)  # 9 calibrated: too few as well
-    row = run(root, engine, force=True)
+    row = run(root, engine, force=True, steps=5)
     assert row.outcome == "challenger" and "too few" in (root / (row.report or "")).read_text()
     assert states(engine)[champion.version] == "champion"
 
