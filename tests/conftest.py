@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from models.calibration.thresholds import AtFalseAlarmRate
 from models.detector import Scored
-from service.root import FOLDERS
+from service.root import DATABASE_FILE, FOLDERS
 from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import Scorer
 from service.storage.database.open import open_database
@@ -56,19 +57,30 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def empty_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of which each test that wants one gets a copy: its database is made by the migrations once."""
+    root = tmp_path_factory.mktemp("empty") / "root"
+    for folder in FOLDERS:
+        (root / folder).mkdir(parents=True)
+    (root / "tamis.toml").touch()
+    open_database(root, create=True).dispose()
+    return root
+
+
 @pytest.fixture
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def root(request: pytest.FixtureRequest, tmp_path: Path, empty_root: Path) -> Path:
     """An empty root with its folders, an empty tamis.toml and a database.
 
     In modules that set EACH_DATABASE, of both kinds in turn; tamis.toml then names that of a server.
     """
     root = tmp_path / "root"
-    for folder in FOLDERS:
-        (root / folder).mkdir(parents=True)
-    on_server = getattr(request, "param", "sqlite") == "postgresql"
-    url = request.getfixturevalue("postgres").url() if on_server else None
-    (root / "tamis.toml").write_text("" if url is None else f'database_url = "{url}"\n')
-    open_database(root, create=True).dispose()
+    shutil.copytree(empty_root, root)
+    if getattr(request, "param", "sqlite") == "postgresql":
+        (root / DATABASE_FILE).unlink()
+        url = request.getfixturevalue("postgres").url()
+        (root / "tamis.toml").write_text(f'database_url = "{url}"\n')
+        open_database(root, create=True).dispose()
     return root
 
 

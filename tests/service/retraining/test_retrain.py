@@ -51,15 +51,15 @@ def champion(root: Path, engine: Engine) -> ModelVersion:
     return train_champion(root, engine)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def costs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """No difference in cost is too much: two versions of one kind differ by what else the machine does."""
     monkeypatch.setattr(gate, "COST_MARGIN", COST_MARGIN)
 
 
-@pytest.fixture
-def costs_are_measured_for_a_moment(costs_do_not_count: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_scoring, "_TURN_S_MIN", 0.0)
+@pytest.fixture(autouse=True)
+def costs_are_measured_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_scoring, "_TURN_S_MIN", 0.05)
 
 
 def labelled(root: Path, engine: Engine) -> None:
@@ -84,7 +84,6 @@ def leftovers(root: Path) -> list[str]:
     return [path.name for path in (root / "models").iterdir() if path.name not in (PRODUCT, RETRAINING_LOCK)]
 
 
-@pytest.mark.usefixtures("costs_do_not_count")
 def test_a_better_challenger_becomes_champion_and_the_report_says_why(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -137,7 +136,6 @@ def test_without_new_labels_nothing_is_trained_unless_forced(
     assert run(root, engine).outcome == "skipped"
 
 
-@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_without_known_anomalies_drawn_defects_stand_in_and_are_called_so(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -165,7 +163,6 @@ def test_with_too_few_golden_normals_those_that_calibrated_are_judged_by(
     assert states(engine)[champion.version] == "champion"
 
 
-@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
     root: Path, engine: Engine, champion: ModelVersion
 ) -> None:
@@ -176,7 +173,6 @@ def test_a_promotion_waits_for_a_person_where_that_is_asked_for(
     assert states(engine) == {champion.version: "champion", row.challenger: "challenger"}
 
 
-@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine, champion: ModelVersion) -> None:
     labelled(root, engine)
     label(root, engine, range(300, 301), "normal", "train")
@@ -195,7 +191,6 @@ def test_a_champion_chosen_meanwhile_is_not_replaced(root: Path, engine: Engine,
     assert states(engine)["rival"] == "champion"
 
 
-@pytest.mark.usefixtures("costs_are_measured_for_a_moment")
 def test_a_worse_challenger_is_rejected_with_its_reason(root: Path, engine: Engine) -> None:
     (root / "tamis.toml").write_text(SETTINGS)
     champion = train_champion(root, engine, 40, steps=STEPS)

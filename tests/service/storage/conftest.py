@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from service.root import DATABASE_FILE
 from service.storage.database.open import open_database
 from service.storage.images import ImageRecord
 
@@ -18,10 +20,14 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, tmp_path: Path, empty_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
     """A new database of each kind: what is stored is stored alike."""
     if request.param == "postgresql":
         monkeypatch.setenv("TAMIS_DATABASE_URL", request.getfixturevalue("postgres").url())
+    else:
+        shutil.copy(empty_root / DATABASE_FILE, tmp_path)
     engine = open_database(tmp_path, create=True)
     yield engine
     engine.dispose()
