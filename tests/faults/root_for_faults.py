@@ -74,12 +74,16 @@ def query(root: Path, statement: str, *values: Any) -> list[dict[str, Any]]:
 
 
 def settled(root: Path, count: int) -> Callable[[], bool]:
-    """Whether `count` images have reached a final state, and nothing waits."""
+    """Whether `count` images have reached a final state, and nothing waits or is on its way."""
 
     def told() -> bool:
+        # First the files, then the rows: one that moves to its place in between is seen at one of the two.
+        if waiting(root):
+            return False
         marks = ", ".join("?" * len(FINAL))
-        [row] = query(root, f"SELECT count(*) AS n FROM images WHERE state IN ({marks})", *FINAL)
-        return row["n"] >= count and not waiting(root)
+        statement = f"SELECT count(*) AS n, sum(state IN ({marks})) AS final FROM images"
+        [row] = query(root, statement, *FINAL)
+        return row["n"] == (row["final"] or 0) and row["n"] >= count
 
     return told
 

@@ -116,7 +116,9 @@ class Watch:
 
     def _look(self) -> None:
         statement = "SELECT product, sum(state = 'champion') FROM versions GROUP BY product"
-        with sqlite3.connect(f"file:{self._root}/tamis.db?mode=ro", uri=True, timeout=60) as connection:
+        # May write, so that it rolls back what a kill broke off: a mere reader would be refused until somebody does.
+        with sqlite3.connect(f"file:{self._root}/tamis.db?mode=rw", uri=True, timeout=60) as connection:
+            connection.execute("PRAGMA query_only = ON")
             while not self._ending.wait(0.01):
                 with self.resting:
                     self._wrong += [row for row in connection.execute(statement) if row[1] != 1]
