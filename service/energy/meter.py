@@ -1,23 +1,17 @@
 """Energy: what the service used since it was last asked, in Wh and grams of CO2e.
 
-Owns the CodeCarbon tracker. Every joule that it counts is given out once: all samples add up to its total.
+Owns its tracker. Every joule that it counts is given out once: all samples add up to its total.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import psutil
-
+from service.energy.tracker import started_tracker
 from service.storage.energy_sample import EnergySample
 
 if TYPE_CHECKING:
@@ -26,14 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The tracker's own timer would measure between our samples, from a thread of its own and without a lock.
-_OWN_TIMER_S = 10 * 365 * 86400
 _MEASURING_MODES = frozenset({"intel_rapl", "intel_power_gadget", "windows_emi", "apple_powermetrics"})
 _WH_PER_KWH = 1000.0
 _G_PER_KG = 1000.0
-# Without a country there are no grams; the tracker wants one all the same.
-_ANY_COUNTRY = "FRA"
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 class _Total(NamedTuple):
@@ -56,8 +45,8 @@ class EnergyMeter:
     ) -> None:
         self._lock = threading.Lock()
         self._country = country
-        with _lean_imports():
-            self._tracker: OfflineEmissionsTracker | None = self._started(tracking, country, cpu_max_w)
+        self._total = _Total()
+        self._tracker: OfflineEmissionsTracker | None = started_tracker(tracking, country, cpu_max_w, self._take_total)
         modes = {getattr(part, "_mode", None) for part in self._tracker._hardware}
         self.source: Literal["measured", "estimated"] = "measured" if modes & _MEASURING_MODES else "estimated"
         # It hides what it trips over when it starts, and would report zero for ever after.
@@ -68,40 +57,9 @@ class EnergyMeter:
         self._given_at = time.monotonic()
         self._started_at = datetime.now(UTC)
 
-    def _started(self, tracking: str, country: str | None, cpu_max_w: float | None) -> OfflineEmissionsTracker:
-        from codecarbon import OfflineEmissionsTracker
-        from codecarbon.output_methods.base_output import BaseOutput
-
-        meter = self
-
-        class Capture(BaseOutput):
-            def out(self, total: EmissionsData, delta: EmissionsData) -> None:
-                kwh = (total.cpu_energy, total.gpu_energy, total.ram_energy, total.energy_consumed)
-                meter._total = _Total(*(_WH_PER_KWH * each for each in kwh))._replace(
-                    emissions_g=total.emissions * _G_PER_KG
-                )
-
-        # After the import, which sets a level of its own.
-        logging.getLogger("codecarbon").setLevel(logging.ERROR)
-        tracker = OfflineEmissionsTracker(
-            country_iso_code=country or _ANY_COUNTRY,
-            tracking_mode=tracking,
-            force_cpu_power=cpu_max_w,
-            measure_power_secs=_OWN_TIMER_S,
-            allow_multiple_runs=True,
-            output_methods=[],
-            output_handlers=[Capture()],
-            log_level="error",
-        )
-        tracker.start()
-        # The first one imports for a tenth of a second, in which an image would wait.
-        tracker.flush()
-        for part in tracker._hardware:
-            if hasattr(part, "_process"):  # the processor
-                part._process = _Childless()
-            if hasattr(part, "_children"):  # the memory
-                part._children = False
-        return tracker
+    def _take_total(self, total: EmissionsData) -> None:
+        kwh = (total.cpu_energy, total.gpu_energy, total.ram_energy, total.energy_consumed)
+        self._total = _Total(*(_WH_PER_KWH * each for each in kwh), emissions_g=total.emissions * _G_PER_KG)
 
     def take(self, kind: str, images: int = 0) -> EnergySample | None:
         """Return the energy used since the last call, as a sample of `kind` (scoring, idle, training, evaluation).
@@ -151,43 +109,3 @@ class EnergyMeter:
             country=self._country,
             **known,
         )
-
-
-class _Childless:
-    """This process as the tracker asks for it, with no children: to find them the table of all processes is read."""
-
-    def __init__(self) -> None:
-        process = psutil.Process()
-        self.pid = process.pid
-        self.cpu_times = process.cpu_times
-
-    def children(self, recursive: bool = False) -> list[Any]:
-        return []
-
-
-@contextmanager
-def _lean_imports() -> Iterator[None]:
-    """Keep the tracker from what costs much and brings nothing here.
-
-    It reads its tables with pandas, which takes pyarrow where that is, and 40 MB. It asks py-cpuinfo for the
-    processor's name, which asks programs of its own for much more, for 1.3 s of a core; on Linux the kernel says it.
-    """
-    stand_ins: dict[str, Any] = {} if "pyarrow" in sys.modules else {"pyarrow": None}
-    if (name := _processor_name()) is not None and "cpuinfo" not in sys.modules:
-        stand_ins["cpuinfo"] = SimpleNamespace(get_cpu_info=lambda: {"brand_raw": name})
-    sys.modules.update(stand_ins)
-    try:
-        yield
-    finally:
-        for module in stand_ins:
-            del sys.modules[module]
-
-
-def _processor_name() -> str | None:
-    """Return what the kernel calls the processor, as py-cpuinfo does; None where it does not say."""
-    with suppress(OSError):
-        for line in _CPUINFO.read_text(errors="replace").splitlines():
-            key, colon, value = line.partition(":")
-            if colon and key.strip() == "model name":
-                return value.strip()
-    return None

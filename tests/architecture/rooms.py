@@ -47,7 +47,7 @@ ROOMS: Mapping[str, str] = {
         "drift energy energy_sample images regions retention retrainings review_pages reviews shadow states "
         "statistics tables thresholds training_images versions"
     ),
-    "service.energy": "grid_intensity meter",
+    "service.energy": "grid_intensity meter tracker",
     "service.scoring": "active_versions decide detector_loader scorers shadow threshold_policy threshold_preview",
     "service.inspection": (
         "anomaly_maps batch claim deliver inspected_image intake pipeline record recover relocate score_batch "
