@@ -13,11 +13,21 @@ _FIELDS = "fields"
 
 def configure(log_format: str, level: str) -> None:
     """Send the service's log to stderr in `log_format`, from `level` on."""
+    root = logging.getLogger()
+    root.handlers = [_handler(log_format)]
+    root.setLevel(level)
+
+
+def warn_before_start(log: logging.Logger, log_format: str, message: str) -> None:
+    """Write `message` as the warning that it will be once `configure` is called, which it is not for each command."""
+    record = log.makeRecord(log.name, logging.WARNING, "", 0, message, (), None)
+    _handler(log_format).handle(record)
+
+
+def _handler(log_format: str) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _PlainFormatter())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(level)
+    return handler
 
 
 def fields(**values: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Options of a command go over `TAMIS_*` environment variables, those over `ROOT/t
 from __future__ import annotations
 
 import difflib
+import functools
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,8 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.errors import ConfigurationError, RootMissing
+from service.logs import warn_before_start
 from service.root import SETTINGS_FILE
-from service.settings_file import ENVIRONMENT_PREFIX, read_toml
+from service.settings_file import ENVIRONMENT_PREFIX, read_toml, variables_of_services
+
+log = logging.getLogger(__name__)
 
 TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
@@ -255,6 +260,8 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # `load` hands over the file's table among the options: a class of its own for each root takes 30 ms to make.
         table = init_settings.init_kwargs.pop(SETTINGS_FILE, {})
+        ours = os.environ.keys() - set(variables_of_services())
+        env_settings.env_vars = {name.lower(): os.environ[name] for name in ours}  # type: ignore[attr-defined]
         return init_settings, env_settings, InitSettingsSource(settings_cls, table)
 
     @property
@@ -292,6 +299,7 @@ def load(root: Path, **options: Any) -> Settings:
     except ValidationError as error:
         raise ConfigurationError(_describe(error, path)) from None
     _refuse_unmet_policies(loaded, path)
+    _warn_of_services(tuple(variables_of_services()), loaded.log_format)
     return loaded
 
 
@@ -299,9 +307,10 @@ def origins(root: Path) -> dict[str, str]:
     """Return for each setting where its value came from: `default`, `tamis.toml` or `TAMIS_…`."""
     table = read_toml(root / SETTINGS_FILE)
     found = {}
+    variables = {name.upper() for name in os.environ.keys() - set(variables_of_services())}
     for name in Settings.model_fields:
         variable = ENVIRONMENT_PREFIX + name.upper()
-        if any(key == variable or key.startswith(variable + "__") for key in map(str.upper, os.environ)):
+        if any(key == variable or key.startswith(variable + "__") for key in variables):
             found[name] = variable
         else:
             found[name] = SETTINGS_FILE if name in table else "default"
@@ -313,12 +322,24 @@ def _refuse_unknown(table: dict[str, Any], path: Path) -> None:
     for name in table:
         if name not in known:
             raise ConfigurationError(f"{path}: unknown setting {name!r}{_suggestion(name, known)}")
-    for variable in os.environ:
+    for variable in sorted(os.environ.keys() - set(variables_of_services())):
         if not variable.upper().startswith(ENVIRONMENT_PREFIX):
             continue
         name = variable[len(ENVIRONMENT_PREFIX) :].lower().split("__")[0]
         if name not in known | {"root"}:
             raise ConfigurationError(f"environment: unknown setting {variable}{_suggestion(name, known)}")
+
+
+@functools.cache
+def _warn_of_services(variables: tuple[str, ...], log_format: str) -> None:
+    if variables:
+        more = f" and {len(variables) - 1} more" if len(variables) > 1 else ""
+        warn_before_start(
+            log,
+            log_format,
+            f"environment: {variables[0]}{more}: expected settings; found what Kubernetes or Docker make for a service"
+            " of this name; ignored. Another name of the service, or enableServiceLinks: false, leaves them out",
+        )
 
 
 def _refuse_unmet_policies(settings: Settings, path: Path) -> None:

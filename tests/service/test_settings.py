@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -119,6 +120,74 @@ def test_settings_of_two_roots_do_not_mix(tmp_path: Path) -> None:
         folder.mkdir()
         root_with(folder, text)
     assert (load(first).batch_size_max, load(second).batch_size_max, load(first).batch_size_max) == (3, 0, 3)
+
+
+OF_SERVICES = {
+    "TAMIS_PORT": "tcp://192.0.2.1:80",
+    "TAMIS_SERVICE_HOST": "192.0.2.1",
+    "TAMIS_SERVICE_PORT": "80",
+    "TAMIS_SERVICE_PORT_HTTP": "80",
+    "TAMIS_PORT_8080_TCP": "tcp://[2001:db8::1]:8080",
+    "TAMIS_PORT_8080_TCP_PROTO": "tcp",
+    "TAMIS_PORT_8080_TCP_PORT": "8080",
+    "TAMIS_PORT_8080_TCP_ADDR": "2001:db8::1",
+    "TAMIS_NAME": "/web/tamis",
+    "TAMIS_ENV_LANG": "C",
+    # A service `tamis-web`: the first has the name of a setting.
+    "TAMIS_WEB_PORT": "tcp://192.0.2.1:80",
+    "TAMIS_WEB_SERVICE_HOST": "192.0.2.1",
+    "TAMIS_WEB_SERVICE_PORT": "80",
+    "TAMIS_WEB_PORT_80_UDP_ADDR": "192.0.2.1",
+    "TAMIS_WEB_NAME": "/a/tamis-web",
+}
+
+
+def test_variables_made_for_a_service_are_one_warning_and_set_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in OF_SERVICES.items():
+        monkeypatch.setenv(name, value)
+    root = root_with(tmp_path, "web_port = 8081\n")
+    assert load(root).web_port == load(root).web_port == 8081
+    assert origins(root)["web_port"] == "tamis.toml"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "TAMIS_ENV_LANG and 14 more" in said[0] and said[0].startswith("warning: ")
+
+
+def test_their_warning_is_for_machines_where_the_log_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAMIS_SERVICE_HOST", "192.0.2.1")
+    load(root_with(tmp_path), log_format="json")
+    assert json.loads(capsys.readouterr().err)["level"] == "warning"
+
+
+def test_service_beside_a_setting_of_the_same_name_leaves_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMIS_WEB_SERVICE_PORT", "80")
+    monkeypatch.setenv("TAMIS_WEB_PORT", "8082")
+    assert load(root_with(tmp_path)).web_port == 8082
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TAMIS_SETLE_TIME_S", "2"),
+        ("TAMIS_PORT", "8081"),
+        ("TAMIS_NAME", "line 3"),
+        ("TAMIS_SERVICE", "x"),
+        ("TAMIS_PORT_TCP", "1"),
+        ("TAMIS_SERVICEHOST", "192.0.2.1"),
+        ("TAMIS_ENVIRONMENT", "test"),
+    ],
+)
+def test_mistyped_variable_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=f"unknown setting {name}"):
+        load(root_with(tmp_path))
 
 
 # --- products -----------------------------------------------------------------------------------------------
