@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePath, PurePosixPath
+from urllib.parse import unquote
 
 from ulid import ULID
 
@@ -22,10 +23,16 @@ NAME_BYTES_MAX = 200
 PRODUCT_BYTES_MAX = 100
 _SUFFIX_BYTES_MAX = 16
 _ULID = r"[0-9A-HJKMNP-TV-Z]{26}"
+_PLAIN_BYTES_MAX = 60
 _CLAIMED = re.compile(rf"({_ULID})--([0-9]{{1,3}})--(.+)", re.DOTALL)
 _DELIVERED = re.compile(rf"(.+)\.({_ULID})", re.DOTALL)
 # Control characters and bytes that are not UTF-8 (surrogates), and what Windows clients of a share cannot show.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff<>:"/\\|?*]')
+
+# What every file system takes, and what Windows keeps for devices, whatever follows after a dot.
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._%-]")
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin|conout)(?![A-Za-z0-9_-])", re.IGNORECASE)
+_PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +121,43 @@ def destination(kind: str, product: str, received_at: datetime, name: str, id: s
     return f"{kind}/{product}/{received_at:%Y-%m-%d}/{stem}.{id}{suffix}"
 
 
+def plainer_name(path: str, id: str) -> str:
+    """Return `path`, that of a delivery, with a file name that any file system takes; unchanged where it has one."""
+    folder, _, name = path.rpartition("/")
+    stem, suffix = split_suffix(name)
+    if not stem.endswith(f".{id}"):
+        return path
+    kept = suffix if _PLAIN_SUFFIX.fullmatch(suffix) else ""
+    return f"{folder}/{_plain(stem[: -len(id) - 1])}.{id}{kept}"
+
+
+def plainer_folder(path: str) -> str:
+    """Return `path`, that of a delivery, with a folder of the product that any file system takes."""
+    kind, product, *rest = path.split("/")
+    return "/".join([kind, _plain(product), *rest])
+
+
+def product_in(folder: str) -> str:
+    """Return the product whose images are delivered to the folder of that name, perhaps a plainer one."""
+    return safe_name(unquote(folder, errors="surrogateescape"), PRODUCT_BYTES_MAX)
+
+
 def split_suffix(name: str) -> tuple[str, str]:
     """Return the stem and the last suffix of `name`; an overlong suffix counts as part of the stem."""
     suffix = PurePosixPath(name).suffix
     if not suffix or len(suffix.encode()) > _SUFFIX_BYTES_MAX:
         return name, ""
     return name[: -len(suffix)], suffix
+
+
+def _plain(name: str) -> str:
+    escaped = _NOT_PLAIN.sub(lambda match: _percent(match[0]), name)
+    if _DEVICE.match(escaped) or escaped[:1] == ".":
+        escaped = _percent(escaped[0]) + escaped[1:]
+    if len(escaped) > _PLAIN_BYTES_MAX:
+        # Not in the middle of an escape.
+        escaped = re.sub(r"%[0-9A-F]?$", "", escaped[:_PLAIN_BYTES_MAX])
+    return escaped[:-1] + "%2E" if escaped[-1:] == "." else escaped
 
 
 def _percent(character: str) -> str:

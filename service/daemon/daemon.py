@@ -27,6 +27,7 @@ from service.drift.monitor import DriftWatch
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import lack_of_space
 from service.filesystem.mounts import gone_message
+from service.filesystem.odd_entries import OddEntries
 from service.inspection.claim import Claims
 from service.inspection.intake import Intake
 from service.inspection.pipeline import Pipeline
@@ -69,6 +70,7 @@ class Daemon:
         self._status_written: dict[str, object] = {}
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self.mounts = mounts_of(root, settings.instance)
+        self.odd = OddEntries()
         names = NameFilter(settings.ignored_names)
         self.watcher = Watcher(root / INCOMING, stop.wake.set)
         stack.callback(self.watcher.stop)
@@ -88,7 +90,9 @@ class Daemon:
         self.claims = Claims(root, settings.instance)
         self.claims.prune()
         take_back(root, engine, self.claims)
-        recorder = Recorder(root, engine, self.claims, anomaly_maps=settings.anomaly_maps, mounts=self.mounts)
+        recorder = Recorder(
+            root, engine, self.claims, anomaly_maps=settings.anomaly_maps, mounts=self.mounts, odd=self.odd
+        )
         self.pipeline = Pipeline(root, limits_of(settings), self.intake, self.claims, recorder, stop.wake.set)
         self.metering = Metering(settings, self.pipeline, recorder)
         stack.callback(self.metering.close)

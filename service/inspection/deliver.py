@@ -1,26 +1,37 @@
 """Deliver: a file goes from where it lies to the folder its row names, at first from `processing/`.
 
 Each move may be repeated: the two places and the recorded hash tell what a crash left, and no file is ever overwritten
-or deleted unless its bytes are at the destination. Nothing goes into the bare mount point of a missing share.
+or deleted unless its bytes are at the destination. Nothing goes into the bare mount point of a missing share. What is
+wrong with one file or its folder has that file wait; only what is wrong with the root's own disk is raised.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import TracebackType
 
-from models.registry import file_sha256
-from service.filesystem.durable import copy_durably, sync, sync_folder
 from service.filesystem.mounts import Mounts
-from service.filesystem.open_below import WrongFolder, open_folder
+from service.filesystem.odd_entries import ENTRY_ERRORS, OddEntries
+from service.filesystem.open_below import MissingBelow, WrongFolder, open_folder
+from service.filesystem.place import Place
+from service.filesystem.row_path import PathRefused, parts_of
+from service.names import plainer_folder, plainer_name, shown_name
+from service.root import PROCESSING
 
 TRIES = 3
+# What a file system says of a name that it cannot hold.
+NAME_ERRORS = frozenset({errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ})
+# These tell of a whole disk: the root's own, which everything else needs too, or that of the destination alone.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_COPIED_BYTES = 1 << 20
 
 
 class Delivery(Enum):
@@ -30,7 +41,11 @@ class Delivery(Enum):
     CONFLICT = "conflict"
     MISSING = "missing"
     WAITS = "waits"
-    """For a mount that is gone: nothing was moved, as far as is known."""
+    """For a mount that is gone, or for what was noted of the entry: nothing was moved, as far as is known."""
+    NAME_REFUSED = "name refused"
+    """The file system cannot hold the name; nothing was moved. Try `readdressed`, once it is on record."""
+    FOLDER_REFUSED = "folder refused"
+    """As NAME_REFUSED, of the folder of the product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,100 +58,267 @@ class Move:
     sha256: str | None
 
 
-def deliver(root: Path, moves: Iterable[Move], mounts: Mounts | None = None) -> dict[str, Delivery]:
+def deliver(
+    root: Path, moves: Iterable[Move], mounts: Mounts | None = None, odd: OddEntries | None = None
+) -> dict[str, Delivery]:
     """Carry out `moves`, make them last through a power cut, and return by id how each ended.
 
-    `mounts` are what must be mounted in `root`; None where nothing is known of any.
+    `mounts` are what must be mounted in `root`; None where nothing is known of any. What waits is noted in `odd`.
+    Raises OSError for what concerns the root as a whole: its disk is full or read-only, the process has no more files.
     """
     ended = {}
-    folders: set[Path] = set()
-    for move in moves:
-        source, destination = root / move.source, root / move.destination
-        ended[move.id] = _deliver_into(destination.parent, root, move, mounts)
-        if ended[move.id] is Delivery.DONE:
-            folders |= {source.parent, destination.parent}
-    for folder in sorted(folders):
-        with suppress(FileNotFoundError):  # empty by now, and removed by retention
-            sync_folder(folder)
-    return ended
+    with _Folders(root, mounts) as folders:
+        delivering = _Delivering(root, mounts, odd if odd is not None else OddEntries(), folders)
+        for move in moves:
+            ended[move.id] = delivering.deliver(move)
+        unsynced = delivering.sync()
+    return {id: Delivery.WAITS if id in unsynced else end for id, end in ended.items()}
 
 
-def _deliver_into(folder: Path, root: Path, move: Move, mounts: Mounts | None) -> Delivery:
-    for tries_left in reversed(range(TRIES)):
+def readdressed(move_destination: str, id: str, end: Delivery) -> str:
+    """Return the destination that a file system takes which refused `move_destination` as `end` says; pure."""
+    if end is Delivery.FOLDER_REFUSED:
+        return plainer_folder(move_destination)
+    return plainer_name(move_destination, id) if end is Delivery.NAME_REFUSED else move_destination
+
+
+class _Folders:
+    """The folders of one call of `deliver`, each opened once and held open: a link put into its place leads nowhere."""
+
+    def __init__(self, root: Path, mounts: Mounts | None) -> None:
+        self._root = root
+        self._is_right = mounts.are_under if mounts is not None else None
+        self._open: dict[str, int] = {}
+        self._stale: list[int] = []
+
+    def __enter__(self) -> _Folders:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in (*self._open.values(), *self._stale):
+            os.close(descriptor)
+
+    def place(self, path: str, *, make: bool) -> Place:
+        *above, name = parts_of(path)
+        folder = "/".join(above)
+        descriptor = self._open.get(folder)
+        if descriptor is None:
+            is_right = self._is_right if make else None
+            descriptor = open_folder(self._root / folder, self._root, make=make, is_right=is_right)
+            self._open[folder] = descriptor
+        return Place(descriptor, name)
+
+    def forget(self, path: str) -> None:
+        """Have the folder of `path` opened anew: it was removed since."""
+        descriptor = self._open.pop(path.rpartition("/")[0], None)
+        if descriptor is not None:
+            self._stale.append(descriptor)
+
+
+class _Delivering:
+    def __init__(self, root: Path, mounts: Mounts | None, odd: OddEntries, folders: _Folders) -> None:
+        self._root = root
+        self._mounts = mounts
+        self._odd = odd
+        self._folders = folders
+        # The ids by the folder that has to be synced for them, open.
+        self._changed: dict[int, tuple[str, set[str]]] = {}
+
+    def deliver(self, move: Move) -> Delivery:
+        refused = Delivery.NAME_REFUSED
+        for _ in range(TRIES):
+            try:
+                return self._try(move)
+            except WrongFolder:
+                return Delivery.WAITS
+            except FileNotFoundError as error:
+                # Retention removes empty folders, perhaps this one since it was opened.
+                self._folders.forget(move.destination)
+                refused = Delivery.FOLDER_REFUSED if isinstance(error, MissingBelow) else Delivery.NAME_REFUSED
+        (self._root / PROCESSING).stat()  # raises where the whole root is gone
+        # The folder is made anew each time and the file is there: it is the name that cannot be.
+        return self._waits(move, OSError(errno.ENOENT, os.strerror(errno.ENOENT)), refused)
+
+    def sync(self) -> set[str]:
+        """Make what was moved last through a power cut; return the ids of which that is not certain."""
+        unsynced: set[str] = set()
+        for descriptor, (folder, ids) in sorted(self._changed.items(), key=lambda one: one[1][0]):
+            try:
+                _sync_folder(descriptor)
+            except OSError as error:
+                if self._is_on_roots_disk(descriptor):
+                    raise
+                self._note(folder, error)
+                unsynced |= ids
+        return unsynced
+
+    def _try(self, move: Move) -> Delivery:
         try:
-            with _held_open(folder, root, mounts) as held:
-                end = _deliver_one(root / move.source, held / Path(move.destination).name, move)
-            # Asked after the file was looked for, since its mount may go at any time.
-            is_hidden = end is Delivery.MISSING and mounts is not None and mounts.any_gone()
-            return Delivery.WAITS if is_hidden else end
-        except WrongFolder:
+            destination = self._folders.place(move.destination, make=move.source != move.destination)
+            self._odd.clear(shown_name(move.destination.rpartition("/")[0]), "deliver")
+        except PathRefused as error:
+            self._note(move.destination, error)
             return Delivery.WAITS
+        except MissingBelow:
+            if move.source == move.destination:
+                return self._missing()
+            raise
+        except OSError as error:
+            return self._waits(move, error, Delivery.FOLDER_REFUSED)
+        try:
+            source = self._source(move)
+        except OSError as error:
+            self._note(move.source, error)
+            return Delivery.WAITS
+        try:
+            end = _deliver_one(source, destination, move)
         except FileNotFoundError:
-            # Retention removes empty folders, perhaps this one since it was opened.
-            if not tries_left:
-                raise
-    raise AssertionError("unreachable")
+            raise
+        except OSError as error:
+            return self._waits(move, error, Delivery.NAME_REFUSED, destination)
+        for path in (move.source, move.destination):
+            self._odd.clear(shown_name(path), "deliver")
+        if end is Delivery.MISSING:
+            return self._missing()
+        if end is Delivery.DONE:
+            for place, path in ((source, move.source), (destination, move.destination)):
+                if place is not None:
+                    folder = path.rpartition("/")[0]
+                    self._changed.setdefault(place.folder, (folder, set()))[1].add(move.id)
+        return end
+
+    def _source(self, move: Move) -> Place | None:
+        try:
+            return self._folders.place(move.source, make=False)
+        except MissingBelow:
+            return None
+
+    def _missing(self) -> Delivery:
+        # Asked after the file was looked for, since its mount may go at any time.
+        hidden = self._mounts is not None and self._mounts.any_gone()
+        return Delivery.WAITS if hidden else Delivery.MISSING
+
+    def _waits(self, move: Move, error: OSError, refused: Delivery, destination: Place | None = None) -> Delivery:
+        """Return `refused` where another name may help; else note what is wrong, and where, and have the file wait."""
+        of_name = error.errno in NAME_ERRORS or error.errno == errno.ENOENT
+        if of_name and readdressed(move.destination, move.id, refused) != move.destination:
+            return refused
+        folder = move.destination.rpartition("/")[0]
+        at_fault = move.destination
+        if destination is None:
+            at_fault = self._below(error) or folder
+        elif error.errno in DISK_ERRORS or not os.access(f"/proc/self/fd/{destination.folder}", os.W_OK | os.X_OK):
+            at_fault = folder
+        if error.errno == errno.EROFS and os.statvfs(self._root).f_flag & os.ST_RDONLY:
+            raise error
+        on = destination.folder if destination is not None else None
+        if error.errno in DISK_ERRORS - {errno.EROFS} and self._is_on_roots_disk(on, at_fault):
+            raise error
+        self._note(at_fault, error)
+        return Delivery.WAITS
+
+    def _below(self, error: OSError) -> str | None:
+        """Return which folder `error` is about, relative to the root, where it says so."""
+        with suppress(TypeError, ValueError):
+            return str(PurePosixPath(os.fsdecode(error.filename)).relative_to(self._root))
+        return None
+
+    def _is_on_roots_disk(self, descriptor: int | None, folder: str = "") -> bool:
+        """Return whether the open folder, or else what there is of `folder`, lies on the disk that the root needs."""
+        device = self._root.stat().st_dev
+        if descriptor is not None:
+            return os.fstat(descriptor).st_dev == device
+        at = self._root / folder
+        while at != self._root:
+            with suppress(OSError):
+                return at.lstat().st_dev == device
+            at = at.parent
+        return True
+
+    def _note(self, path: str, error: OSError) -> None:
+        if error.errno is None:
+            error = OSError(errno.EINVAL, str(error))  # something else than a file
+        elif error.errno in DISK_ERRORS - ENTRY_ERRORS:
+            error = OSError(errno.EIO, error.strerror)  # of another disk than the root's, which would have been raised
+        self._odd.note(shown_name(path), "deliver", error)
 
 
-@contextmanager
-def _held_open(folder: Path, root: Path, mounts: Mounts | None) -> Iterator[Path]:
-    """Yield a path to `folder` through its descriptor: a link put into its place meanwhile leads nowhere."""
-    descriptor = open_folder(folder, root, make=True, is_right=mounts.are_under if mounts is not None else None)
-    try:
-        yield Path(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-
-
-def _deliver_one(source: Path, destination: Path, move: Move) -> Delivery:
+def _deliver_one(source: Place | None, destination: Place, move: Move) -> Delivery:
+    found = destination.status()
     if move.source == move.destination:
-        return Delivery.DONE if os.path.lexists(destination) else Delivery.MISSING
-    _partial(destination, move.id).unlink(missing_ok=True)
-    if destination.is_symlink() or (destination.exists() and not destination.is_file()):
-        return Delivery.CONFLICT
-    if destination.exists():
-        if not os.path.lexists(source):
+        return Delivery.DONE if found is not None else Delivery.MISSING
+    partial = destination.beside(f".tmp.{move.id}")
+    partial.unlink(missing_ok=True)
+    there = source.status() if source is not None else None
+    if found is not None:
+        if not stat.S_ISREG(found.st_mode):
+            return Delivery.CONFLICT
+        if source is None or there is None:
             return Delivery.DONE
-        same_file = os.path.samestat(source.lstat(), destination.lstat())
-        if same_file or _same_bytes(source, destination, move.sha256):
+        if os.path.samestat(there, found) or _same_bytes(source, destination, move.sha256):
             source.unlink(missing_ok=True)
             return Delivery.DONE
         return Delivery.CONFLICT
+    if source is None or there is None:
+        return Delivery.MISSING
+    if not stat.S_ISREG(there.st_mode):
+        return Delivery.CONFLICT
     try:
-        _rename(source, destination)
+        source.rename(destination)
     except FileNotFoundError:
-        if os.path.lexists(source):
+        if source.status() is not None:
             raise
         return Delivery.MISSING
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # The kernel says so before it looks for the source, which may be gone.
-        if not os.path.lexists(source):
-            return Delivery.MISSING
-        _copy_across(source, destination, move.id)
+        _copy_across(source, destination, partial, move)
     return Delivery.DONE
 
 
-def _rename(source: Path, destination: Path) -> None:
-    source.rename(destination)
-
-
-def _copy_across(source: Path, destination: Path, id: str) -> None:
+def _copy_across(source: Place, destination: Place, partial: Place, move: Move) -> None:
     # A rename cannot cross devices; the copy is whole and on the disk before it gets its name.
-    partial = _partial(destination, id)
-    copy_durably(source, partial)
-    shutil.copystat(source, partial)
-    partial.rename(destination)
-    # The path of the open folder is a link, which `sync_folder` would refuse.
-    sync(destination.parent)
+    try:
+        with os.fdopen(source.open(), "rb", buffering=0) as reading:
+            status = os.fstat(reading.fileno())
+            with os.fdopen(partial.create(0o600), "wb", buffering=0) as writing:
+                digest = hashlib.sha256()
+                while data := reading.read(_COPIED_BYTES):
+                    digest.update(data)
+                    _write(writing.fileno(), data)
+                # Some file systems have neither modes nor owners.
+                with suppress(OSError):
+                    os.fchmod(writing.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
+                with suppress(OSError):
+                    os.utime(writing.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                os.fsync(writing.fileno())
+        if move.source.startswith(f"{PROCESSING}/") and move.sha256 not in (None, digest.hexdigest()):
+            raise OSError(errno.EIO, "its bytes are not those that were judged")
+        partial.rename(destination)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(destination.folder)
     source.unlink(missing_ok=True)
 
 
-def _partial(destination: Path, id: str) -> Path:
-    return destination.with_name(f".tmp.{id}")
+def _sync_folder(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems have no such thing for folders
+            raise
 
 
-def _same_bytes(source: Path, destination: Path, sha256: str | None) -> bool:
-    at_source = file_sha256(source)
-    return at_source == file_sha256(destination) and sha256 in (None, at_source)
+def _write(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _same_bytes(source: Place, destination: Place, sha256: str | None) -> bool:
+    at_source = source.sha256()
+    return at_source == destination.sha256() and sha256 in (None, at_source)

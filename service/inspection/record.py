@@ -21,11 +21,12 @@ from models.regions import Region
 from service.energy.meter import EnergyMeter
 from service.filesystem.file_state import file_state
 from service.filesystem.mounts import Mounts
+from service.filesystem.odd_entries import OddEntries
 from service.inspection.anomaly_maps import AnomalyMaps, regions_shown
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
 from service.inspection.inspected_image import InspectedImage
-from service.inspection.relocate import batches, finished_as, move_to_destination
+from service.inspection.relocate import finished_as, relocate
 from service.names import destination, shown_name
 from service.root import QUARANTINE
 from service.storage import energy as energy_rows
@@ -55,8 +56,8 @@ class BatchReport:
 class Recorder:
     """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by.
 
-    A file whose destination lies on one of `mounts` that is gone is recorded and stays in `processing/`, where recovery
-    finds it.
+    A file whose destination lies on one of `mounts` that is gone, or cannot take it now, which is noted in `odd`, is
+    recorded and stays in `processing/`, where recovery finds it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Recorder:
         anomaly_maps: bool,
         clock: Callable[[], float] = time.monotonic,
         mounts: Mounts | None = None,
+        odd: OddEntries | None = None,
     ) -> None:
         self._root = root
         self._engine = engine
@@ -75,7 +77,10 @@ class Recorder:
         self._maps = AnomalyMaps(root) if anomaly_maps else None
         self._clock = clock
         self._mounts = mounts
-        self._place = partial(move_to_destination, root, claims_are_own=True, mounts=mounts)
+        self.tries: Counter[str] = Counter()
+        """How often recovery tried in vain to deliver what waits, by id."""
+        self.odd = odd if odd is not None else OddEntries()
+        self._relocate = partial(relocate, root, engine, claims_are_own=True, mounts=mounts, odd=self.odd)
 
     def commit(self, batch: Sequence[InspectedImage], meter: EnergyMeter | None) -> BatchReport:
         """Record, deliver and finish `batch`; energy since the last sample is charged to it."""
@@ -96,8 +101,9 @@ class Recorder:
         records = {one.claim.id: _record_of(one, datetime.now(UTC)) for one in kept}
         report.verdicts.update(one.verdict or QUARANTINE for one in records.values())
         report.wh = self._record(records, found, kept, meter)
-        moves = [Move(one.id, one.path, one.destination, one.sha256) for one in records.values()]
-        self._finish(kept, records, deliver(self._root, moves, self._mounts), report)
+        # From where the claim is: a name that is not UTF-8 is another one in its row.
+        moves = [Move(one.claim.id, one.claim.path, records[one.claim.id].destination, one.file.sha256) for one in kept]
+        self._finish(kept, records, deliver(self._root, moves, self._mounts, self.odd), report)
         return report
 
     def finish_moves(self, moves: Sequence[Move], again: Collection[str]) -> dict[str, Finished]:
@@ -107,11 +113,7 @@ class Recorder:
         now stands: the rows are read again, as they may have changed since this was planned.
         """
         found_at = {move.id: move.source for move in moves}
-        finished: dict[str, Finished] = {}
-        for part in batches(found_at):
-            with self._engine.begin() as connection:
-                finished |= self._place(connection, part, found_at=found_at, again=again)
-        return finished
+        return self._relocate(found_at, found_at=found_at, again=again)
 
     def add_row(self, sample: EnergySample | None, away_timeout_s: float = AWAY_TIMEOUT_S) -> None:
         """Write `sample`, if any, as a row of its own. Waits up to `away_timeout_s` for a server that is away."""
@@ -153,30 +155,29 @@ class Recorder:
         report: BatchReport,
     ) -> None:
         now, clock = datetime.now(UTC), self._clock()
-        finished = []
-        for one in kept:
-            record, settled_at = records[one.claim.id], one.claim.settled_at
-            latency_ms = (clock - settled_at) * 1000 if settled_at is not None else None
-            finished.append(finished_as(record.id, record.path, record.destination, ended[record.id], now, latency_ms))
-            if latency_ms is not None:
-                report.latency_ms_max = max(report.latency_ms_max or 0.0, latency_ms)
+        latencies_ms = {
+            one.claim.id: (clock - one.claim.settled_at) * 1000 if one.claim.settled_at is not None else None
+            for one in kept
+        }
+        report.latency_ms_max = max((ms for ms in latencies_ms.values() if ms is not None), default=None)
+        finished = [
+            finished_as(one.id, one.path, one.destination, ended[one.id], now, latencies_ms[one.id])
+            for one in records.values()
+        ]
         delivered = [one for one in finished if ended[one.id] is Delivery.DONE]
-
-        def finish(connection: Connection) -> list[Finished]:
-            all_delivered = images.finish_where_sent(connection, delivered) and len(delivered) == len(finished)
-            return finished if all_delivered else self._finish_one_by_one(connection, finished)
-
-        for end in write(self._engine, finish):
+        # What waits is on record as it is, on its way.
+        found_at = {
+            one.claim.id: one.claim.path for one in kept if ended[one.claim.id] not in (Delivery.DONE, Delivery.WAITS)
+        }
+        if not write(self._engine, lambda connection: images.finish_where_sent(connection, delivered)):
+            found_at |= {one.id: one.path for one in delivered}
+        stands = {one.id: one for one in finished} | self._relocate(
+            found_at, found_at=found_at, latencies_ms=latencies_ms, away_timeout_s=AWAY_TIMEOUT_S
+        )
+        for end in stands.values():
             report.states[end.state] += 1
             if end.state in (MISSING, CONFLICT):
                 report.interfered.append((end.state, records[end.id].path))
-
-    def _finish_one_by_one(self, connection: Connection, finished: Sequence[Finished]) -> list[Finished]:
-        ids = [one.id for one in finished]
-        delivered_to = {one.id: one.path for one in finished}
-        latencies_ms = {one.id: one.latency_ms for one in finished}
-        placed = self._place(connection, ids, found_at=delivered_to, latencies_ms=latencies_ms)
-        return [placed[id] for id in ids]
 
 
 def _record_of(inspected: InspectedImage, decided_at: datetime) -> ImageRecord:

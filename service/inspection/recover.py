@@ -6,14 +6,18 @@ The plan covers every line of the recovery table in docs/architecture.md; each a
 from __future__ import annotations
 
 import logging
+import stat
+from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from models.registry import file_sha256
+from service.filesystem.odd_entries import OddEntries
+from service.filesystem.place import place_of, status_below
 from service.imaging.decode import FILE_BYTES_MAX
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Move
@@ -21,11 +25,14 @@ from service.inspection.inspected_image import FileFacts, InspectedImage
 from service.inspection.record import Recorder
 from service.inspection.relocate import in_processing
 from service.logs import fields
+from service.names import shown_name
 from service.storage import images
 from service.storage.images import StoredImage
 from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
 
 log = logging.getLogger(__name__)
+
+MOVES_A_FOLDER = 64
 
 
 class Action(Enum):
@@ -87,10 +94,11 @@ def recover(
             if has_model(claim.product):
                 recovered.again.append(claim)
         elif action is Action.GIVE_UP and claim is not None:
-            recovered.given_up.append(_given_up(root, claim))
+            if (given_up := _given_up(root, claim)) is not None:
+                recovered.given_up.append(given_up)
         elif row is not None and action is Action.DELIVER:
             moves.append(Move(id, claim.path if claim else row.path, row.destination, row.sha256))
-        elif row is not None and claim is not None and _must_be_delivered_again(root, claim, row, action):
+        elif row is not None and claim is not None and _must_be_delivered_again(root, claim, row, action, recorder.odd):
             moves.append(Move(row.id, claim.path, row.destination, row.sha256))
             seen_elsewhere.add(row.id)
     if moves:
@@ -98,27 +106,73 @@ def recover(
     return recovered
 
 
-def _must_be_delivered_again(root: Path, claim: Claim, row: StoredImage, action: Action) -> bool:
+def _must_be_delivered_again(root: Path, claim: Claim, row: StoredImage, action: Action, odd: OddEntries) -> bool:
     if action is not Action.CHECK_AND_DELIVER:
         return False
-    if row.sha256 is None or file_sha256(root / claim.path) == row.sha256:
-        return True
+    try:
+        if row.sha256 is None or _sha256(root, claim.path) == row.sha256:
+            return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        odd.note(shown_name(claim.path), "deliver", error)
+        return False
     log.error("file is not the one on record; left alone", extra=fields(path=claim.path, id=row.id))
     return False
 
 
 def _deliver(recorder: Recorder, moves: list[Move], seen_elsewhere: set[str]) -> int:
-    finished = recorder.finish_moves(moves, seen_elsewhere)
+    """Carry out `moves`, some to a folder at a time; the rest of those for a folder that took none of them is left."""
+    delivered = 0
+    # Those that have failed least often first, so that no few that never can be moved hold up the others.
+    left = sorted(moves, key=lambda move: (recorder.tries[move.id], move.id))
+    while left:
+        now, left = _some_to_a_folder(left)
+        finished = recorder.finish_moves(now, seen_elsewhere)
+        took: set[str] = set()
+        for move in now:
+            state = finished[move.id].state if move.id in finished else SCORED
+            if state in (MISSING, CONFLICT):
+                log.error(state, extra=fields(id=move.id, source=move.source, destination=move.destination))
+            if state == SCORED:
+                recorder.tries[move.id] += 1
+            else:
+                recorder.tries.pop(move.id, None)
+                took.add(_folder(move))
+            delivered += state in (PLACED, QUARANTINED)
+        refused = {_folder(move) for move in now} - took
+        left = [move for move in left if _folder(move) not in refused]
+    return delivered
+
+
+def _some_to_a_folder(moves: list[Move]) -> tuple[list[Move], list[Move]]:
+    """Return those of `moves` to carry out now, at most `MOVES_A_FOLDER` to each folder, and the rest, in order."""
+    count: Counter[str] = Counter()
+    now: list[Move] = []
+    rest: list[Move] = []
     for move in moves:
-        state = finished[move.id].state
-        if state in (MISSING, CONFLICT):
-            log.error(state, extra=fields(id=move.id, source=move.source, destination=move.destination))
-    return sum(one.state in (PLACED, QUARANTINED) for one in finished.values())
+        count[_folder(move)] += 1
+        (now if count[_folder(move)] <= MOVES_A_FOLDER else rest).append(move)
+    return now, rest
 
 
-def _given_up(root: Path, claim: Claim) -> InspectedImage:
-    path = root / claim.path
-    size = path.lstat().st_size
-    sha256 = file_sha256(path) if path.is_file() and not path.is_symlink() and size <= FILE_BYTES_MAX else None
+def _folder(move: Move) -> str:
+    return move.destination.rpartition("/")[0]
+
+
+def _given_up(root: Path, claim: Claim) -> InspectedImage | None:
+    """Return `claim` as an image that cannot be scored; None where its file is gone."""
+    sha256 = size = None
+    with suppress(OSError):
+        status = status_below(root, claim.path)
+        if status is None:
+            return None
+        size = status.st_size
+        sha256 = _sha256(root, claim.path) if stat.S_ISREG(status.st_mode) and size <= FILE_BYTES_MAX else None
     message = f"scoring it ended the service {claim.attempt} times"
     return InspectedImage(claim, FileFacts(None, sha256, size), error_code="attempts_exhausted", error=message)
+
+
+def _sha256(root: Path, path: str) -> str:
+    with place_of(root, path) as place:
+        return place.sha256()

@@ -6,25 +6,60 @@ second finds it done.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from service.filesystem.mounts import Mounts
-from service.inspection.deliver import Delivery, Move, deliver
+from service.filesystem.odd_entries import OddEntries
+from service.filesystem.place import status_below
+from service.inspection.deliver import Delivery, Move, deliver, readdressed
 from service.names import split_suffix
 from service.root import KINDS, PROCESSING, QUARANTINE
 from service.storage import images
-from service.storage.images import Finished, StoredImage
+from service.storage.database.base import write
+from service.storage.images import Finished, Sent, StoredImage
 from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
 
 BATCH_IMAGES = 64
+READDRESSED_MAX = 2
 
 Id = TypeVar("Id", str, int)
+
+
+@dataclass(frozen=True, slots=True)
+class Relocated:
+    """How images now stand, by id; `readdressed` are those whose new destination has to be committed before they move,
+    since a file system refused the one they had: with another call, in another transaction, they are delivered.
+    """
+
+    finished: dict[str, Finished]
+    readdressed: list[str]
+
+
+def relocate(
+    root: Path, engine: Engine, ids: Collection[str], *, away_timeout_s: float = 0.0, **options: Any
+) -> dict[str, Finished]:
+    """Return how the images of `ids` stand after `move_to_destination` with `options`.
+
+    Begins a transaction for each batch, and another for what a file system refused: a folder, and then a name in it.
+    """
+    finished: dict[str, Finished] = {}
+    for part in batches(ids):
+        left: Collection[str] = part
+        for _ in range(READDRESSED_MAX + 1):
+            work = partial(_move, root=root, ids=left, options=options)
+            moved = write(engine, work, away_timeout_s=away_timeout_s)
+            finished |= moved.finished
+            left = moved.readdressed
+            if not left:
+                break
+    return finished
 
 
 def move_to_destination(
@@ -37,14 +72,16 @@ def move_to_destination(
     latencies_ms: Mapping[str, float | None] | None = None,
     claims_are_own: bool = False,
     mounts: Mounts | None = None,
-) -> dict[str, Finished]:
-    """Move the files of those of `ids` that are on their way to their destinations; return by id how each now stands.
+    odd: OddEntries | None = None,
+) -> Relocated:
+    """Move the files of those of `ids` that are on their way to their destinations; return how each now stands.
 
     `connection` is in a writing transaction, so that nobody else moves them meanwhile. `found_at` says where a file
     was seen, and overrides its row; `again` are ids whose files are moved although their rows say that they have
     arrived. Unless `claims_are_own`, a file that was never delivered stays on its way: the instance that claimed it
     moves it without the lock, and two copies across devices would leave two files. A file on its way to or from one of
-    `mounts` that is gone stays on its way as well. Unknown ids are left out.
+    `mounts` that is gone stays on its way as well, and so does one that cannot be moved now, which is noted in `odd`.
+    Unknown ids are left out.
     """
     found_at, latencies_ms = found_at or {}, latencies_ms or {}
     rows = images.find(connection, ids)
@@ -61,12 +98,19 @@ def move_to_destination(
         finished |= {row.id: Finished(row.id, SCORED, row.path, now, None) for row in held}
     waiting = [row for row in rows.values() if row.id not in finished]
     moves = [Move(row.id, _source(root, row, found_at.get(row.id)), row.destination, row.sha256) for row in waiting]
-    ended = deliver(root, moves, mounts)
+    ended = deliver(root, moves, mounts, odd)
     stands = [
         finished_as(one.id, one.source, one.destination, ended[one.id], now, latencies_ms.get(one.id)) for one in moves
     ]
     images.finish(connection, [one for one in stands if one.state != SCORED])
-    return finished | {one.id: one for one in stands}
+    elsewhere = [(one, readdressed(one.destination, one.id, ended[one.id])) for one in moves]
+    sent = [
+        Sent(one.id, SCORED, rows[one.id].path, destination)
+        for one, destination in elsewhere
+        if destination != one.destination
+    ]
+    images.send(connection, sent)
+    return Relocated(finished | {one.id: one for one in stands}, [one.id for one in sent])
 
 
 def finished_as(
@@ -75,7 +119,7 @@ def finished_as(
     """Return how an image stands whose delivery from `source` to `destination` ended as `end`; pure."""
     if end is Delivery.DONE:
         return Finished(id, state_at(destination), destination, now, latency_ms)
-    if end is Delivery.WAITS:
+    if end in (Delivery.WAITS, Delivery.NAME_REFUSED, Delivery.FOLDER_REFUSED):
         return Finished(id, SCORED, source, now, None)
     if end is Delivery.MISSING:
         message = f"expected the file at {source} or {destination}; found neither"
@@ -115,14 +159,26 @@ def path_in_folder(kind: str, row_destination: str, otherwise: str, id: str) -> 
     return "/".join([kind, *parts[1:]]) if delivered else otherwise
 
 
+def _move(connection: Connection, root: Path, ids: Collection[str], options: Mapping[str, Any]) -> Relocated:
+    return move_to_destination(root, connection, ids, **options)
+
+
 def _source(root: Path, row: StoredImage, found_at: str | None) -> str:
     for path in (found_at, row.path):
-        if path is not None and path != row.destination and os.path.lexists(root / path):
+        if path is not None and path != row.destination and _lies(root, path):
             return path
-    if not os.path.lexists(root / row.destination):
+    if not _lies(root, row.destination):
         # A crash may have come between a first delivery and its finish, and a label after that.
         for kind in KINDS:
             elsewhere = path_in_folder(kind, row.destination, row.path, row.id)
-            if elsewhere != row.destination and os.path.lexists(root / elsewhere):
+            if elsewhere != row.destination and _lies(root, elsewhere):
                 return elsewhere
     return found_at or row.path
+
+
+def _lies(root: Path, path: str) -> bool:
+    """Return whether something is at `path`; also where that cannot be told: the delivery meets the same, and waits."""
+    try:
+        return status_below(root, path) is not None
+    except OSError:
+        return True

@@ -15,7 +15,7 @@ from typing import get_args
 from sqlalchemy import Connection, Engine
 
 from service.errors import TamisError, UsageError
-from service.inspection.relocate import batches, kind_of, move_to_destination, path_in_folder
+from service.inspection.relocate import kind_of, path_in_folder, relocate
 from service.instances import mounts_of
 from service.labelling import training_set
 from service.names import destination, shown_name
@@ -72,12 +72,8 @@ def label_images(
         reviews.add(connection, [NewReview(one.id, label, by, now, source, note) for one in subjects])
         _send(connection, subjects, label)
         kept = training_set.keep(connection, subjects, label, by=by, now=now, burst_gap_s=gap_s)
-    found: dict[str, Labelled] = {}
-    mounts = mounts_of(root)
-    for part in batches(wanted):
-        with engine.begin() as connection:
-            for one in move_to_destination(root, connection, part, mounts=mounts).values():
-                found[one.id] = Labelled(one.id, label, one.path, one.state)
+    moved = relocate(root, engine, wanted, mounts=mounts_of(root))
+    found = {one.id: Labelled(one.id, label, one.path, one.state) for one in moved.values()}
     training_set.reconcile(root, engine, kept)
     return [found[id] for id in wanted]
 

@@ -39,7 +39,9 @@ ROOMS: Mapping[str, str] = {
     ),
     "service (ground)": "errors root",
     "service (settings)": "names cron settings_file settings logs progress_bar",
-    "service.filesystem": "durable file_state lease mount_table mounts odd_entries open_below process_lock scan",
+    "service.filesystem": (
+        "durable file_state lease mount_table mounts odd_entries open_below place process_lock row_path scan"
+    ),
     "service (instances)": "instances",
     "service.imaging": "decode overlay read synthetic_parts",
     "service.storage.database": "base chunks insert_new journal open postgresql schema sqlite",

@@ -44,6 +44,37 @@ def commit(self):
 psycopg.Connection.commit = commit
 """
 
+FAILING = r"""
+import errno, os, re
+FILE = re.compile(r"^odd-(\w+)-(E\w+)\.[0-9A-Z]{{26}}")
+FOLDER = re.compile(r"^odd-folder-(E\w+)$")
+def told(call, name, folder):
+    name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
+    above, _, name = name.rpartition("/")
+    if folder is not None:
+        above = os.readlink(f"/proc/self/fd/{{folder}}")
+    if (match := FILE.match(name)) and match[1] == call:
+        return match[2]
+    top = above.rpartition("/")[2]
+    if call in ("open", "mkdir") and (match := FOLDER.match(name)) and top in ("normal", "anomaly", "training"):
+        return match[1]
+def failing(call):
+    real = getattr(os, call)
+    def wrapped(*args, **kwargs):
+        names = [(args[0], kwargs.get("dir_fd", kwargs.get("src_dir_fd")))]
+        if call in ("rename", "link"):
+            names.append((args[1], kwargs.get("dst_dir_fd")))
+        for name, folder in names:
+            code = told(call, name, folder)
+            if code is not None and there("{while_there}", os.F_OK):
+                raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)), name)
+        return real(*args, **kwargs)
+    setattr(os, call, wrapped)
+there = os.access
+for call in ("open", "stat", "rename", "link", "unlink", "mkdir"):
+    failing(call)
+"""
+
 
 def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
     """Every image takes `seconds` more to decode."""
@@ -65,3 +96,12 @@ def _hook(folder: Path, code: str) -> dict[str, str]:
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": str(hook)}
+
+
+def failing(folder: Path, while_there: Path) -> dict[str, str]:
+    """While the file `while_there` is there, calls on files and folders fail as their names say.
+
+    `odd-<call>-<ERRNO>.<ULID>…`, as a delivered file is named, fails in `os.<call>`; a folder `odd-folder-<ERRNO>`
+    right below `normal`, `anomaly` or `training` cannot be opened.
+    """
+    return _hook(folder, FAILING.format(while_there=str(while_there)))

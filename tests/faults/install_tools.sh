@@ -17,6 +17,7 @@ need systemd-analyze systemd
 need shellcheck shellcheck
 need testparm samba-common-bin
 need mkfs.ext4 e2fsprogs
+need ntfs-3g ntfs-3g
 need setpriv util-linux
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
 [ -x /usr/lib/openssh/sftp-server ] || missing="$missing openssh-sftp-server"

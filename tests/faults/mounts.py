@@ -61,6 +61,25 @@ def ext4(image: Path, at: Path, megabytes: int = 64, *, make: bool = True) -> It
         _unmount(at)
 
 
+@contextmanager
+def ntfs(image: Path, at: Path) -> Iterator[Path]:
+    """An NTFS in the file `image` at `at`, which refuses the names that Windows refuses."""
+    need("mkfs.ntfs", "ntfs-3g", "umount")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("needs FUSE")
+    at.mkdir(parents=True, exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(20_000_000)
+    run("mkfs.ntfs", "-q", "-F", image)
+    ended = subprocess.run(["ntfs-3g", "-o", "windows_names", image, at], capture_output=True, text=True, timeout=60)
+    if ended.returncode != 0:
+        pytest.skip(f"needs a machine that lets root mount; ntfs-3g says: {ended.stderr.strip()}")
+    try:
+        yield at
+    finally:
+        _unmount(at)
+
+
 def _unmount(at: Path) -> None:
     """Unmount `at` for good: while somebody has a file open there, another mount of its image would be a second one."""
     until = time.monotonic() + UNMOUNT_WITHIN_S

@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.names import destination, new_id, parse_claimed_name, product_of, safe_name, shown_name
+from service.names import (
+    delivered_name,
+    destination,
+    new_id,
+    parse_claimed_name,
+    plainer_folder,
+    plainer_name,
+    product_in,
+    product_of,
+    safe_name,
+    shown_name,
+)
 
 ANY_NAME = st.binary(min_size=1, max_size=255).filter(
     lambda b: b"/" not in b and b"\0" not in b and b not in (b".", b"..")
@@ -68,3 +79,28 @@ def test_ids_are_unique_and_in_order_of_time() -> None:
     ids = [new_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert [i[:10] for i in ids] == sorted(i[:10] for i in ids)
+
+
+@given(ANY_NAME, ANY_NAME)
+def test_plainer_name_is_one_that_any_system_takes_and_tells_the_same_id_and_product(raw: bytes, folder: bytes) -> None:
+    id, product = new_id(), product_of(os.fsdecode(folder))
+    path = destination("normal", product, datetime(2026, 11, 22, tzinfo=UTC), os.fsdecode(raw), id)
+    plainer = plainer_folder(plainer_name(path, id))
+    assert plainer == plainer_folder(plainer_name(plainer, id))
+    kind, its_folder, day, name = plainer.split("/")
+    assert (kind, day) == ("normal", "2026-11-22")
+    told = delivered_name(name)
+    assert told is not None and told.id == id
+    for part in (its_folder, name):
+        assert part.isascii() and len(part) <= 100 and part[0] != "." and part[-1] not in ". "
+        assert not set(part) & set('<>:"|?*\\ ')
+        assert part.partition(".")[0].upper() not in ("CON", "PRN", "AUX", "NUL", "COM1", "LPT9")
+    if len(product) < 15:
+        assert product_in(its_folder) == product
+
+
+@pytest.mark.parametrize("name", ["a.png", "Teil-12_b.JPG", "100%.tiff"])
+def test_name_that_any_system_takes_is_no_plainer(name: str) -> None:
+    id = new_id()
+    path = destination("anomaly", "flange", datetime(2026, 11, 22, tzinfo=UTC), name, id)
+    assert plainer_folder(plainer_name(path, id)) == path

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from sqlalchemy import Engine
 from models.detector import Scored
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mounts import Mounts
+from service.filesystem.place import Place
 from service.inspection.claim import Claims
 from service.inspection.deliver import Delivery, Move, deliver
 from service.inspection.intake import Intake
@@ -254,25 +253,27 @@ def test_label_during_the_first_delivery_leaves_one_file_where_the_label_says(
         [row] = house.rows()
         labelled.append(label_images(house.root, house.engine, [row["id"]], "anomaly", by="ada", source="web")[0].state)
 
-    def deliver_and_label(root: Path, moves: Iterable[Move], mounts: Mounts | None) -> dict[str, Delivery]:
+    def deliver_and_label(root: Path, moves: Iterable[Move], *options: Any) -> dict[str, Delivery]:
         if moment == "before it moves":
             label()
-        ended = deliver(root, moves, mounts)
+        ended = deliver(root, moves, *options)
         label()
         return ended
 
-    def copy_and_label(*files: Any) -> None:
+    def label_and_write(descriptor: int, data: bytes) -> None:
         label()
-        shutil.copyfileobj(*files)
+        os.write(descriptor, data)
 
-    def other_device(*_: object) -> None:
-        raise OSError(errno.EXDEV, "another device")
+    rename = Place.rename
+
+    def other_device(place: Place, target: Place) -> None:
+        if not place.name.startswith(".tmp."):
+            raise OSError(errno.EXDEV, "another device")
+        rename(place, target)
 
     if moment == "in the middle of a copy":
-        monkeypatch.setattr("service.inspection.deliver._rename", other_device)
-        monkeypatch.setattr(
-            "service.inspection.deliver.shutil", SimpleNamespace(copyfileobj=copy_and_label, copystat=shutil.copystat)
-        )
+        monkeypatch.setattr(Place, "rename", other_device)
+        monkeypatch.setattr("service.inspection.deliver._write", label_and_write)
     monkeypatch.setattr("service.inspection.record.deliver", deliver_and_label)
     drop("good.png", brightness=10)
     house.settle_and_run()

@@ -1,0 +1,96 @@
+"""Places: a name in an open folder below a root, so that what is looked at is what is read, renamed or removed.
+
+No part of the way is followed where it is a link: a folder that is swapped for one between a look and a move changes
+nothing outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from service.filesystem.open_below import MissingBelow, open_file, open_folder
+from service.filesystem.row_path import IMAGE_FOLDERS, parts_of
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The name of a file in the folder that the descriptor `folder` holds open; there need not be one."""
+
+    folder: int
+    name: str
+
+    def beside(self, name: str) -> Place:
+        return replace(self, name=name)
+
+    def status(self) -> os.stat_result | None:
+        """Return the status of what is here, a link not followed; None where there is nothing."""
+        try:
+            return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def open(self) -> int:
+        """Return a descriptor of the regular file, open for reading; raises as `open_file`."""
+        return open_file(self.name, self.folder)
+
+    def create(self, mode: int) -> int:
+        """Return a descriptor of a new file, open for writing; raises FileExistsError."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self.name, flags, mode, dir_fd=self.folder)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the regular file's bytes, in hex; raises as `open_file`."""
+        digest = hashlib.sha256()
+        with os.fdopen(self.open(), "rb", buffering=0) as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+        return digest.hexdigest()
+
+    def rename(self, target: Place) -> None:
+        os.rename(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder)
+
+    def link(self, target: Place) -> None:
+        """Make `target` a second name of what is here, of a link itself where it is one."""
+        os.link(self.name, target.name, src_dir_fd=self.folder, dst_dir_fd=target.folder, follow_symlinks=False)
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        try:
+            os.unlink(self.name, dir_fd=self.folder)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+
+@contextmanager
+def place_of(
+    root: Path,
+    path: str,
+    folders: Collection[str] = IMAGE_FOLDERS,
+    *,
+    make: bool = False,
+    is_right: Callable[[str, int], bool] | None = None,
+) -> Iterator[Place]:
+    """Yield the place of `path`, relative to `root` and in one of `folders`; with `make` its folder is made.
+
+    Raises PathRefused for a path that lies elsewhere, and what `open_folder` raises.
+    """
+    parts = parts_of(path, folders)
+    descriptor = open_folder(root.joinpath(*parts[:-1]), root, make=make, is_right=is_right)
+    try:
+        yield Place(descriptor, parts[-1])
+    finally:
+        os.close(descriptor)
+
+
+def status_below(root: Path, path: str, folders: Collection[str] = IMAGE_FOLDERS) -> os.stat_result | None:
+    """Return the status of what is at `path`, None where nothing is; raises OSError where that cannot be told."""
+    with suppress(MissingBelow), place_of(root, path, folders) as place:
+        return place.status()
+    return None
