@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy import Engine, select
 
 import migrations
 from service.commands.options import AsJson, Root, print_json, print_result
 from service.errors import TamisError, UsageError
 from service.operations.backup import backup as copy_database
+from service.operations.check_rows import RowsWithFiles, look_at_files, refused_rows
 from service.operations.restore import mark_restored
 from service.operations.restore import restore as restore_database
 from service.settings_file import database_url
 from service.storage.database import schema
 from service.storage.database.open import DatabaseCorrupt, name_of_database, open_database
-from service.storage.tables import images_table as _images
 
 app = typer.Typer(help="Upgrade, check, back up and restore the database.", no_args_is_help=True)
 
-PAGE = 10_000
 # What a check reports, in this order; None is unknown.
 FINDINGS = (
     *("database", "sound", "integrity", "broken_references", "revision", "revision_expected"),
-    *("rows", "rows_without_file"),
+    *("rows_refused", "refused", "rows", "rows_without_file", "files_unreadable", "unreadable"),
+    *("files_changed", "changed"),
 )
-# Where such a row says that its file lies, it should lie. The others are under way, or known to be elsewhere.
-STATES_WITH_FILE = ("placed", "quarantined")
 
 
 @app.command()
@@ -48,10 +42,17 @@ def upgrade(root: Root, as_json: AsJson = False) -> None:
 @app.command()
 def check(
     root: Root,
-    files: Annotated[bool, typer.Option(help="Also look whether each row's file is there.")] = True,
+    files: Annotated[
+        bool | None,
+        typer.Option(
+            "--files/--no-files",
+            help="Read every file, and name those whose bytes are not those on record; or do not look at files at all. "
+            "With neither, only whether each row's file is there.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every page, every reference and the revision, and count rows whose file is gone."""
+    """Check every page, every reference, the revision and where rows lead, and count rows whose file is gone."""
     found = inspect(root, files=files)
     if as_json:
         print_json(found)
@@ -62,8 +63,9 @@ def check(
         raise typer.Exit(1)
 
 
-def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
-    """Return what `tamis db check` reports; `sound` says whether integrity, references and revision are right.
+def inspect(root: Path, *, files: bool | None = None) -> dict[str, Any]:
+    """Return what `tamis db check` reports; `sound` says whether integrity, references, revision and paths are right,
+    and with `files` that no file has other bytes than those on record. With `files` None none is read.
 
     Files that are gone do not make it unsound: people may clear out old images.
     """
@@ -75,12 +77,18 @@ def inspect(root: Path, *, files: bool = True) -> dict[str, Any]:
                 found["integrity"] = engine.check(connection, quick=False)
                 found["broken_references"] = len(engine.broken_references(connection))
                 found["revision"] = schema.revision_of(connection)
-            if files:
-                found["rows"], found["rows_without_file"] = _count_files(engine, root)
+            refused = refused_rows(engine)
+            found["rows_refused"], found["refused"] = refused.count, refused.first
+            if files is not False:
+                found |= _of_files(look_at_files(engine, root, content=bool(files)))
     except DatabaseCorrupt as error:
         found["integrity"].append(str(error))
     found["sound"] = (
-        found["integrity"] == ["ok"] and found["broken_references"] == 0 and found["revision"] == migrations.HEAD
+        found["integrity"] == ["ok"]
+        and found["broken_references"] == 0
+        and found["revision"] == migrations.HEAD
+        and not found["rows_refused"]
+        and not found["files_changed"]
     )
     return found
 
@@ -127,20 +135,9 @@ def _refuse_server(root: Path, instead: str) -> None:
         )
 
 
-def _count_files(engine: Engine, root: Path) -> tuple[int, int]:
-    """Return the number of rows that should have a file, and of those whose file is not there."""
-    there = Counter(os.path.lexists(root / path) for path in _paths(engine))
-    return there.total(), there[False]
-
-
-def _paths(engine: Engine) -> Iterator[str]:
-    """Yield each row's path, in short transactions: a check of a large root should not hold up its daemon."""
-    statement = select(_images.c.id, _images.c.path).where(_images.c.state.in_(STATES_WITH_FILE)).order_by(_images.c.id)
-    last = ""
-    while True:
-        with engine.connect() as connection:
-            page = connection.execute(statement.where(_images.c.id > last).limit(PAGE)).all()
-        if not page:
-            return
-        yield from (row.path for row in page)
-        last = page[-1].id
+def _of_files(files: RowsWithFiles) -> dict[str, Any]:
+    found: dict[str, Any] = {"rows": files.rows, "rows_without_file": files.gone}
+    found |= {"files_unreadable": files.unreadable.count, "unreadable": files.unreadable.first}
+    if files.changed is not None:
+        found |= {"files_changed": files.changed.count, "changed": files.changed.first}
+    return found

@@ -6,12 +6,14 @@ nothing outside.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 from service.filesystem.open_below import MissingBelow, open_file, open_folder
 from service.filesystem.row_path import IMAGE_FOLDERS, parts_of
@@ -66,6 +68,71 @@ class Place:
         except FileNotFoundError:
             if not missing_ok:
                 raise
+
+
+class OpenFolders:
+    """Folders below `root`, each opened once and held open, so that a link put into its place leads nowhere.
+
+    Paths lie in `folders`. At most `open_max` are held; None where all are needed until the end. A folder that is made
+    has to be right for `is_right`, as in `open_folder`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        folders: Collection[str] = IMAGE_FOLDERS,
+        *,
+        is_right: Callable[[str, int], bool] | None = None,
+        open_max: int | None = None,
+    ) -> None:
+        self._root = root
+        self._folders = folders
+        self._is_right = is_right
+        self._open_max = open_max
+        self._open: dict[str, int] = {}
+        self._stale: list[int] = []
+
+    def __enter__(self) -> OpenFolders:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in (*self._open.values(), *self._stale):
+            os.close(descriptor)
+
+    def place(self, path: str, *, make: bool = False) -> Place:
+        """Return the place of `path`; with `make` its folder is made. Raises PathRefused and as `open_folder`."""
+        *above, name = parts_of(path, self._folders)
+        folder = "/".join(above)
+        descriptor = self._open.get(folder)
+        if descriptor is None:
+            if self._open_max is not None and len(self._open) >= self._open_max:
+                os.close(self._open.pop(next(iter(self._open))))
+            is_right = self._is_right if make else None
+            descriptor = open_folder(self._root / folder, self._root, make=make, is_right=is_right)
+            self._open[folder] = descriptor
+        return Place(descriptor, name)
+
+    def sync(self) -> None:
+        """Make the names in all of them last through a power cut."""
+        for descriptor in self._open.values():
+            sync_open_folder(descriptor)
+
+    def forget(self, path: str) -> None:
+        """Have the folder of `path` opened anew: it was removed since."""
+        descriptor = self._open.pop(path.rpartition("/")[0], None)
+        if descriptor is not None:
+            self._stale.append(descriptor)
+
+
+def sync_open_folder(descriptor: int) -> None:
+    """Make the names in the open folder last, where its file system has such a thing for folders."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 @contextmanager

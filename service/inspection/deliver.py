@@ -16,13 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import ENTRY_ERRORS, OddEntries
-from service.filesystem.open_below import MissingBelow, WrongFolder, open_folder
-from service.filesystem.place import Place
-from service.filesystem.row_path import PathRefused, parts_of
+from service.filesystem.open_below import MissingBelow, WrongFolder
+from service.filesystem.place import OpenFolders, Place, sync_open_folder
+from service.filesystem.row_path import PathRefused
 from service.names import plainer_folder, plainer_name, shown_name
 from service.root import PROCESSING
 
@@ -67,7 +66,7 @@ def deliver(
     Raises OSError for what concerns the root as a whole: its disk is full or read-only, the process has no more files.
     """
     ended = {}
-    with _Folders(root, mounts) as folders:
+    with OpenFolders(root, is_right=mounts.are_under if mounts is not None else None) as folders:
         delivering = _Delivering(root, mounts, odd if odd is not None else OddEntries(), folders)
         for move in moves:
             ended[move.id] = delivering.deliver(move)
@@ -82,43 +81,8 @@ def readdressed(move_destination: str, id: str, end: Delivery) -> str:
     return plainer_name(move_destination, id) if end is Delivery.NAME_REFUSED else move_destination
 
 
-class _Folders:
-    """The folders of one call of `deliver`, each opened once and held open: a link put into its place leads nowhere."""
-
-    def __init__(self, root: Path, mounts: Mounts | None) -> None:
-        self._root = root
-        self._is_right = mounts.are_under if mounts is not None else None
-        self._open: dict[str, int] = {}
-        self._stale: list[int] = []
-
-    def __enter__(self) -> _Folders:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for descriptor in (*self._open.values(), *self._stale):
-            os.close(descriptor)
-
-    def place(self, path: str, *, make: bool) -> Place:
-        *above, name = parts_of(path)
-        folder = "/".join(above)
-        descriptor = self._open.get(folder)
-        if descriptor is None:
-            is_right = self._is_right if make else None
-            descriptor = open_folder(self._root / folder, self._root, make=make, is_right=is_right)
-            self._open[folder] = descriptor
-        return Place(descriptor, name)
-
-    def forget(self, path: str) -> None:
-        """Have the folder of `path` opened anew: it was removed since."""
-        descriptor = self._open.pop(path.rpartition("/")[0], None)
-        if descriptor is not None:
-            self._stale.append(descriptor)
-
-
 class _Delivering:
-    def __init__(self, root: Path, mounts: Mounts | None, odd: OddEntries, folders: _Folders) -> None:
+    def __init__(self, root: Path, mounts: Mounts | None, odd: OddEntries, folders: OpenFolders) -> None:
         self._root = root
         self._mounts = mounts
         self._odd = odd
@@ -146,7 +110,7 @@ class _Delivering:
         unsynced: set[str] = set()
         for descriptor, (folder, ids) in sorted(self._changed.items(), key=lambda one: one[1][0]):
             try:
-                _sync_folder(descriptor)
+                sync_open_folder(descriptor)
             except OSError as error:
                 if self._is_on_roots_disk(descriptor):
                     raise
@@ -301,16 +265,8 @@ def _copy_across(source: Place, destination: Place, partial: Place, move: Move) 
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    _sync_folder(destination.folder)
+    sync_open_folder(destination.folder)
     source.unlink(missing_ok=True)
-
-
-def _sync_folder(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems have no such thing for folders
-            raise
 
 
 def _write(descriptor: int, data: bytes) -> None:

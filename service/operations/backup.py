@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
+import signal
 import sqlite3
-from contextlib import closing
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -15,6 +20,7 @@ from service.filesystem.durable import sync
 
 STEP_PAGES = 1000
 RESTARTS_MAX = 3
+HEARD_EVERY = 100_000
 
 
 class _Restarted(Exception):
@@ -24,8 +30,9 @@ class _Restarted(Exception):
 def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
     """Copy the database of `engine` to the file `destination`; return its size in bytes.
 
-    The copy is made beside it, synced, checked in full and renamed. Raises TamisError where the file exists and `force`
-    is not set, where its folder is missing, or where the copy is not sound.
+    The copy is made beside it, synced, checked in full and renamed; its mode is that of the original, less the caller's
+    umask. SIGTERM and SIGINT end it without leaving anything. Raises TamisError where the file exists and `force` is
+    not set, where its folder is missing, or where the copy is not sound.
     """
     if destination.is_dir():
         raise TamisError(f"backup {destination}: expected the name of a file; found a folder")
@@ -34,15 +41,54 @@ def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
     if not destination.parent.is_dir():
         raise TamisError(f"backup {destination}: expected its folder to be there; found none")
     part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
-    try:
-        _copy(engine, part)
-        sync(part)
-        part.replace(destination)
-    finally:
-        part.unlink(missing_ok=True)
+    _remove_left(destination)
+    with _ended_by_signals():
+        # Nobody but the caller can read it until it has the mode of the original.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        try:
+            _copy(engine, part)
+            if engine.url.database is not None:
+                keep_mode(part, Path(engine.url.database), umask=_umask())
+            sync(part)
+            part.replace(destination)
+        finally:
+            part.unlink(missing_ok=True)
     sync(destination.parent)
     return destination.stat().st_size
+
+
+def keep_mode(fresh: Path, original: Path, *, umask: int = 0) -> None:
+    """Give the file `fresh` the mode of `original` less `umask`; no group may more than the one of `original`."""
+    status = original.stat()
+    same_group = fresh.stat().st_gid == status.st_gid
+    fresh.chmod(status.st_mode & (0o666 if same_group else 0o606) & ~umask)
+
+
+def _umask() -> int:
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Have SIGTERM end what follows as Ctrl-C does, by an exception; only the main thread has a say in signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _remove_left(destination: Path) -> None:
+    """Remove what earlier backups to `destination` left that were killed: their processes are gone."""
+    for left in destination.parent.glob(f".{glob.escape(destination.name)}.*.part"):
+        pid = left.name.removesuffix(".part").rpartition(".")[2]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            left.unlink(missing_ok=True)
 
 
 def _copy(engine: Engine, part: Path) -> None:
@@ -52,6 +98,8 @@ def _copy(engine: Engine, part: Path) -> None:
         _in_steps(driver, target)
         # One file without a log beside it, whichever journal the original has.
         target.execute("PRAGMA journal_mode = DELETE")
+        # Between two calls of this a signal is heard; the check of a large copy takes minutes.
+        target.set_progress_handler(lambda: 0, HEARD_EVERY)
         found = [row[0] for row in target.execute("PRAGMA integrity_check(1)")]
     if found != ["ok"]:
         raise TamisError(f"backup {part}: expected a sound copy; found: {found[0]}. `tamis db check` says more")

@@ -6,16 +6,17 @@ bytes. Whatever else is found there belongs to somebody, and stays.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
+from service.filesystem.odd_entries import ENTRY_ERRORS
 from service.filesystem.open_below import MissingBelow, NotRegularFile, open_file, open_folder
+from service.filesystem.row_path import PathRefused, parts_of
 
 FOLDERS = ("normal", "anomaly")
 
@@ -87,17 +88,20 @@ def _identity(status: os.stat_result) -> FileIdentity:
 @contextmanager
 def _folder_of(root: Path, path: str) -> Iterator[tuple[int, str]]:
     """Yield a descriptor of the folder of `path` and the file's name; raises NotRemovable for what is met there."""
-    parts = PurePosixPath(path).parts
-    if len(parts) < 2 or parts[0] not in FOLDERS or ".." in parts:
-        raise NotRemovable("elsewhere")
+    try:
+        parts = parts_of(path, FOLDERS)
+    except PathRefused:
+        raise NotRemovable("elsewhere") from None
     try:
         descriptor = open_folder((root / path).parent, root)
     except MissingBelow:
         raise NotRemovable("gone") from None
     except NotADirectoryError:
         raise NotRemovable("elsewhere") from None
-    except PermissionError:
-        raise NotRemovable("refused") from None
+    except OSError as error:
+        if error.errno in ENTRY_ERRORS:
+            raise NotRemovable("refused") from None
+        raise
     try:
         yield descriptor, parts[-1]
     except FileNotFoundError:
@@ -105,7 +109,7 @@ def _folder_of(root: Path, path: str) -> Iterator[tuple[int, str]]:
     except NotRegularFile:
         raise NotRemovable("replaced") from None
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EBUSY):
+        if error.errno in ENTRY_ERRORS:
             raise NotRemovable("refused") from None
         raise
     finally:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from sqlalchemy.exc import DBAPIError
 
 from service.errors import TamisError
 from service.filesystem.durable import sync, sync_folder
-from service.filesystem.file_state import file_state
-from service.filesystem.open_below import make_folders
+from service.filesystem.odd_entries import ENTRY_ERRORS
+from service.filesystem.open_below import open_folder
+from service.filesystem.place import OpenFolders
 from service.inspection.claim import Claims
 from service.instances import instance_lock, instances
 from service.logs import fields
-from service.names import ClaimedName, delivered_name
+from service.names import ClaimedName, delivered_name, product_in, shown_name
+from service.operations.backup import keep_mode
+from service.operations.check_rows import refused_rows
 from service.root import DATABASE_FILE, KINDS, RESTORED_MARK
 from service.storage import images
 from service.storage.database.open import open_database
@@ -39,7 +42,8 @@ _BESIDE = ("-wal", "-shm", "-journal")
 def restore(root: Path, backup: Path) -> Path:
     """Replace the database of `root` by a copy of `backup`; return where the old one lies now.
 
-    Raises TamisError where a daemon runs on the root, and where `backup` is not a sound database, or a newer one.
+    It keeps owner and mode of the one that it replaces. Raises TamisError where a daemon runs on the root, where
+    `backup` is not a sound database, or a newer one, and where its rows name files outside the folders of images.
     """
     with ExitStack() as stack:
         for name in instances(root):
@@ -50,10 +54,11 @@ def restore(root: Path, backup: Path) -> Path:
         # In a folder of its own the copy can be opened like the database of a root.
         aside = root / _ASIDE
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        aside.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, aside, ignore_errors=True)
         _copy(backup, aside / DATABASE_FILE)
         _check(aside, backup)
+        _keep_access(aside / DATABASE_FILE, root)
         return _exchange(root, aside / DATABASE_FILE)
 
 
@@ -78,24 +83,37 @@ def take_back(root: Path, engine: Engine, claims: Claims) -> int:
     return taken
 
 
-def _take_back(root: Path, engine: Engine, claims: Claims, folder: Path, names: dict[str, ClaimedName]) -> int:
-    """Give back those of the files `names` in `folder`, relative to the root, that have no row; return how many."""
+def _take_back(root: Path, engine: Engine, claims: Claims, folder: str, names: dict[str, ClaimedName]) -> int:
+    """Give back those of the files `names` below `folder`, a product's, that have no row; return how many."""
     with engine.connect() as connection:
         known = images.find(connection, [name.id for name in names.values()])
     without = {file_name: name for file_name, name in names.items() if name.id not in known}
     if not without:
         return 0
-    target = root / claims.folder / folder.parts[1]
-    make_folders(target, root)
+    target = f"{claims.folder}/{product_in(folder.rpartition('/')[2])}"
     taken = 0
-    for file_name, name in without.items():
-        # Another instance on the same root may have been there first.
-        with suppress(FileNotFoundError):
-            (root / folder / file_name).rename(target / str(name))
+    with OpenFolders(root) as folders:
+        for file_name, name in without.items():
+            path = f"{folder}/{file_name}"
+            try:
+                source = folders.place(path)
+                source.rename(folders.place(f"{target}/{name}", make=True))
+            # Another instance on the same root may have been there first.
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                _leave(path, error)
+                continue
             taken += 1
-    sync_folder(target)
-    sync_folder(root / folder)
+        folders.sync()
     return taken
+
+
+def _leave(path: str, error: OSError) -> None:
+    """Say why the file or folder at `path` was not looked through; raise what is not about it alone."""
+    if error.errno not in ENTRY_ERRORS:
+        raise error
+    log.warning("left where it is after a restore", extra=fields(path=shown_name(path), reason=error.strerror))
 
 
 def _copy(backup: Path, fresh: Path) -> None:
@@ -106,14 +124,32 @@ def _copy(backup: Path, fresh: Path) -> None:
         raise TamisError(f"restore {backup}: expected a backup to read; found: {error.strerror}") from error
 
 
+def _keep_access(fresh: Path, root: Path) -> None:
+    """Give `fresh` the owner, where the caller may, and the mode of the database of `root`; else its owner's alone."""
+    fresh.chmod(0o600)
+    original = root / DATABASE_FILE
+    status = (original if original.exists() else root).stat()
+    if os.geteuid() == 0:
+        os.chown(fresh, status.st_uid, status.st_gid)
+    if original.exists():
+        keep_mode(fresh, original)
+
+
 def _check(aside: Path, backup: Path) -> None:
     try:
         with open_database(aside, migrate=False, read_only=True) as engine, engine.connect() as connection:
             found = engine.check(connection, quick=False)
+            refused = refused_rows(engine)
     except (TamisError, DBAPIError) as error:
         raise TamisError(f"restore {backup}: expected a sound database of Tamis; found: {error}") from error
     if found != ["ok"]:
         raise TamisError(f"restore {backup}: expected a sound database of Tamis; found: {found[0]}")
+    if refused.count:
+        more = f" and {refused.count - len(refused.first)} more" if refused.count > len(refused.first) else ""
+        raise TamisError(
+            f"restore {backup}: expected rows that name files in the root's folders of images; found {refused.count} "
+            f"that do not: {'; '.join(refused.first)}{more}"
+        )
 
 
 def _exchange(root: Path, fresh: Path) -> Path:
@@ -131,11 +167,34 @@ def _exchange(root: Path, fresh: Path) -> Path:
     return before
 
 
-def _delivered(root: Path) -> Iterator[tuple[Path, dict[str, ClaimedName]]]:
-    """Yield each folder of deliveries, relative to `root`, with its files by name, as claims."""
+def _delivered(root: Path) -> Iterator[tuple[str, dict[str, ClaimedName]]]:
+    """Yield the folder of each product's deliveries, relative to `root`, and its files in dated folders, as claims."""
     for kind in KINDS:
-        for walked, _, file_names in os.walk(root / kind):
-            folder = Path(walked)
-            if len(folder.relative_to(root).parts) == 3:
-                names = {name: delivered_name(name) for name in file_names if file_state(folder / name) is not None}
-                yield folder.relative_to(root), {name: known for name, known in names.items() if known is not None}
+        for product in _names_in(root, kind, folders=True):
+            for day in _names_in(root, f"{kind}/{product}", folders=True):
+                files = _names_in(root, f"{kind}/{product}/{day}", folders=False)
+                names = {f"{day}/{name}": known for name in files if (known := delivered_name(name)) is not None}
+                yield f"{kind}/{product}", names
+
+
+def _names_in(root: Path, folder: str, *, folders: bool) -> list[str]:
+    """Return the names of the folders in `folder`, or else of its regular files; no link is followed."""
+    try:
+        descriptor = open_folder(root / folder, root)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        _leave(folder, error)
+        return []
+    found = []
+    try:
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                is_it = entry.is_dir(follow_symlinks=False) if folders else entry.is_file(follow_symlinks=False)
+                if is_it:
+                    found.append(entry.name)
+    except OSError as error:
+        _leave(folder, error)
+    finally:
+        os.close(descriptor)
+    return sorted(found)

@@ -11,10 +11,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from service.filesystem.open_below import NotRegularFile, open_file, open_folder
+from service.filesystem.row_path import PathRefused, parts_of
 from service.imaging.decode import DecodeError, decode_within, format_of
 from service.root import THUMBNAILS
 
@@ -45,9 +46,10 @@ def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> 
 
     Raises NotShown where it is not in one of `folders`, not a regular file, or not there.
     """
-    parts = PurePosixPath(relative).parts
-    if len(parts) < 2 or parts[0] not in folders or ".." in parts or "\0" in relative:
-        raise NotShown(f"{relative!r}: expected a file in one of {', '.join(sorted(folders))}")
+    try:
+        parts = parts_of(relative, folders)
+    except PathRefused as error:
+        raise NotShown(str(error.strerror)) from None
     try:
         folder = open_folder((root / relative).parent, root)
         try:

@@ -62,7 +62,7 @@ ROOMS: Mapping[str, str] = {
     "service.retraining": (
         "due gate gate_report gate_scoring lock promotion retrain scheduler shadow_trial training_data"
     ),
-    "service.operations": "backup checks doctor remove_file restore retention retention_plan",
+    "service.operations": "backup check_rows checks doctor remove_file restore retention retention_plan",
     "service.daemon": "background_jobs daemon metering parts run systemd wake",
     "service.web (parts)": "charts errors formatting hourly_counts images security sessions site",
     "service.web.pages": "energy files image login models promote review thresholds today",
