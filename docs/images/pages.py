@@ -6,7 +6,6 @@ The images of the demo come within a minute; here they are spread over the last 
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 
+from service.storage.database.driver import sqlite3
 from service.storage.tables import time_text
 from tests.support.web_process import WebProcess, browser, look
 

@@ -7,13 +7,14 @@ scores and the four anomalies whose maps have the highest peaks.
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from service.storage.database.driver import sqlite3
 
 WIDTH, HEIGHT, GAP, LINE = 240, 160, 10, 24
 COLUMNS = 4

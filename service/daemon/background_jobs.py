@@ -17,15 +17,16 @@ from pathlib import Path
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
-from sqlalchemy import Engine
 
+from service.daemon.journal_care import INTERVAL_S as JOURNAL_INTERVAL_S
+from service.daemon.journal_care import JournalCare
 from service.logs import fields
 from service.operations.retention import RESTS_BESIDE_SCORING, Retention
 from service.operations.retention_plan import rules_of
 from service.retraining.scheduler import Schedule
 from service.retraining.shadow_trial import ShadowTrial
 from service.settings import Settings
-from service.storage.database.open import trouble
+from service.storage.database.base import Database, trouble
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Job:
 
 
 def jobs_for(
-    root: Path, engine: Engine, settings: Settings, retrainings: Schedule, stopping: threading.Event
+    root: Path, engine: Database, settings: Settings, retrainings: Schedule, stopping: threading.Event
 ) -> list[Job]:
     """Return the jobs that `settings` ask for."""
     retention = Retention(
@@ -65,7 +66,14 @@ def jobs_for(
             lambda: retention.run(datetime.now(UTC)),
             lambda now: now + RETENTION_INTERVAL,
             first_after=RETENTION_AFTER,
-        )
+        ),
+        Job(
+            "database journal",
+            JournalCare(engine.tend_journal).run,
+            lambda now: now + timedelta(seconds=JOURNAL_INTERVAL_S),
+            first_after=timedelta(seconds=JOURNAL_INTERVAL_S),
+            on_rescan=True,
+        ),
     ]
     if settings.shadow_hours:
         trial, interval = ShadowTrial(root, engine, settings), timedelta(seconds=settings.rescan_interval_s)

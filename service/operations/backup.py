@@ -6,7 +6,6 @@ import glob
 import math
 import os
 import signal
-import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from sqlalchemy import Engine
 
 from service.errors import TamisError
 from service.filesystem.durable import sync
+from service.storage.database.driver import sqlite3
 
 STEP_PAGES = 1000
 RESTARTS_MAX = 3

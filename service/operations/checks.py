@@ -133,8 +133,16 @@ def check_sqlite(version: str, choice: JournalChoice) -> Finding:
     found = f"{version}: journal {choice.mode}, synchronous {choice.synchronous}, since {choice.reason}"
     if choice.mode == "WAL":
         return Finding("SQLite", "ok", f"{found}; reports do not wait for the daemon")
-    advice = "nothing needs doing; a Python with SQLite 3.51.3 or later gives the faster write-ahead log"
+    advice = (
+        "nothing needs doing; `pip install pysqlite3`, or a Python with SQLite 3.51.3 or later, gives the faster log"
+    )
     return Finding("SQLite", "ok", f"{found}; safe, but each commit costs more and reports wait for it", advice)
+
+
+def check_journal(trouble: str | None) -> Finding:
+    """Check the journal as it is; `trouble` says why it is not as it should be, and who is in its way."""
+    advice = "end that program, or its transaction; the running service then sees to the rest within a minute or two"
+    return _unless("database journal", trouble, "as it should be; nobody reads for long", advice, "warning")
 
 
 def check_postgresql(facts: Mapping[str, str]) -> Finding:

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import os
 import platform
-import sqlite3
 import time
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -32,6 +31,7 @@ from service.root import DEFAULT_PRODUCT, FOLDERS, INCOMING, MODELS, NORMAL, PRO
 from service.scoring.threshold_policy import policy_of, threshold_of
 from service.settings import TRAINING_FALSE_ALARM_RATE, Settings, load, origins
 from service.storage import retention
+from service.storage.database.driver import sqlite3
 from service.storage.database.journal import journal_choice
 from service.storage.drift import DriftRow
 from service.storage.thresholds import Choice
@@ -181,6 +181,8 @@ def _database(root: Path) -> _Database:
             known = _Database(checks.check_database(revision, migrations.HEAD, answer))
             if engine.dialect.name == "postgresql":
                 known.findings.append(checks.check_postgresql(read_server(connection)))
+            else:
+                known.findings.append(checks.check_journal(engine.journal_trouble()))
             if revision != migrations.HEAD:
                 return known
             newest = statistics.newest(connection)

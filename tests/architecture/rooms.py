@@ -40,11 +40,12 @@ ROOMS: Mapping[str, str] = {
     "service (ground)": "errors root",
     "service (settings)": "names cron settings_file settings logs progress_bar",
     "service.filesystem": (
-        "durable file_state lease mount_table mounts odd_entries open_below place process_lock row_path scan"
+        "durable file_state lease lock_holders mount_table mounts odd_entries open_below place process_lock "
+        "row_path scan"
     ),
     "service (instances)": "instances",
     "service.imaging": "decode overlay read synthetic_parts",
-    "service.storage.database": "base chunks insert_new journal open postgresql schema sqlite",
+    "service.storage.database": "base chunks driver insert_new journal open postgresql schema sqlite write_ahead",
     "service.storage": (
         "drift energy energy_sample images regions retention retrainings review_pages reviews shadow states "
         "statistics tables thresholds training_images versions"
@@ -63,7 +64,7 @@ ROOMS: Mapping[str, str] = {
         "due gate gate_report gate_scoring lock promotion retrain scheduler shadow_trial training_data"
     ),
     "service.operations": "backup check_rows checks doctor remove_file restore retention retention_plan",
-    "service.daemon": "background_jobs daemon metering parts run systemd wake",
+    "service.daemon": "background_jobs daemon journal_care metering parts run systemd wake",
     "service.web (parts)": "charts errors formatting hourly_counts images security sessions site",
     "service.web.pages": "energy files image login models promote review thresholds today",
     "service.web (app)": "api app",

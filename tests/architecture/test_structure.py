@@ -184,3 +184,21 @@ def test_nothing_is_ever_unpickled() -> None:
         text = path.read_text()
         assert "torch.load(" not in text and "LOAD_TRUNCATED_IMAGES" not in text, module
     assert importing("pickle", "dill", "joblib", "shelve") == {}
+
+
+def test_one_sqlite_is_used_for_all_since_two_in_a_process_drop_each_others_locks() -> None:
+    owner = "service.storage.database.driver"
+    assert set(importing("sqlite3", "pysqlite3")) <= {owner}
+    # Tests open the same file in the same process. These are read by processes of their own, as a program of others is.
+    outside = {"tests/deploy/nspawn/checks.py", "tests/faults/check_labels.py", "tests/faults/check_nothing_lost.py"}
+    for path in sorted((REPOSITORY / "tests").rglob("*.py")):
+        name = path.relative_to(REPOSITORY).as_posix()
+        if name not in outside:
+            imported = {
+                alias.name
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import)
+                for alias in node.names
+                if alias.asname is None
+            }
+            assert "sqlite3" not in imported, name

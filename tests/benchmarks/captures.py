@@ -68,7 +68,7 @@ def trained_root(folder: Path, profile: str, steps: int | None = None, *, full_s
 
 def empty(root: Path) -> None:
     """Take all images and rows out of `root`, so that the next run begins alike; the model stays."""
-    import sqlite3
+    from service.storage.database.driver import sqlite3
 
     for name in ("incoming", "processing", "normal", "anomaly", "quarantine", "maps"):
         shutil.rmtree(root / name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
+from service.storage.database.driver import sqlite3
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import random
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from service.storage.database.driver import sqlite3
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, nothing_left, wait_until
 

@@ -5,12 +5,12 @@ The writer notes the time right after closing; `placed_at` is the daemon's, from
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
 
+from service.storage.database.driver import sqlite3
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 

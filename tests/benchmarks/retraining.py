@@ -6,7 +6,6 @@ kind `feature`, at the priority that the command gives itself, one after it was 
 
 from __future__ import annotations
 
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from models.registry import file_sha256
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.tables import training_images_table
 from tests.benchmarks import captures

@@ -8,7 +8,6 @@ really scored with the images paced at shares of that rate.
 from __future__ import annotations
 
 import json
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from models import registry
 from service.storage import versions
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from service.storage.database.driver import sqlite3
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 

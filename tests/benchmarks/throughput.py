@@ -8,7 +8,6 @@ Bound and daemon are measured in turn, several times; the ratio is taken pair by
 
 from __future__ import annotations
 
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from models.registry import verify
 from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.imaging.decode import decode
+from service.storage.database.driver import sqlite3
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
 

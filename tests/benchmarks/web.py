@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import json
 import os
-import sqlite3
 import statistics
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from service.storage.database.driver import sqlite3
 from service.storage.tables import time_text
 from tests.benchmarks import captures
 from tests.benchmarks.queries.rows import fill

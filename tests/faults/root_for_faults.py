@@ -6,13 +6,13 @@ import collections
 import contextlib
 import hashlib
 import os
-import sqlite3
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from service.root import FOLDERS
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.conftest import image_bytes
 from tests.support.brightness_version import install

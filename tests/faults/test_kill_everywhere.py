@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import re
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from service.labelling.label import label_images
 from service.labelling.training_set import reconcile_all
 from service.operations.restore import take_back
 from service.root import ANOMALY
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.conftest import BrightnessScorers, image_bytes
 from tests.faults.check_labels import problems as label_problems

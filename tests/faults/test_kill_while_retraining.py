@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from service.retraining.retrain import clear_up, retrain
 from service.root import RETRAINING_LOCK
 from service.settings import load
 from service.storage import retrainings, versions
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.support.brightness_version import install
 from tests.support.daemon_process import wait_until

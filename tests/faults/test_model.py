@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sqlite3
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from service.labelling.label import label_images
 from service.storage import versions
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.conftest import image_bytes
 from tests.faults.root_for_faults import KINDS, make_root

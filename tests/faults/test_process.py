@@ -6,7 +6,6 @@ import hashlib
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.faults.cgroup import memory_group
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, run_until_settled, settled, waiting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 from service.errors import TamisError
 from service.operations.restore import restore
 from service.root import RESTORED_MARK
+from service.storage.database.driver import sqlite3
 from tests.conftest import REPOSITORY, image_bytes
 from tests.faults.root_for_faults import drop, make_root
 from tests.support.daemon_process import DaemonProcess, nothing_left, wait_until

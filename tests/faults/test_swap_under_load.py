@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.storage.database.driver import sqlite3
 from service.storage.tables import time_text
 from tests.conftest import image_bytes
 from tests.support.brightness_version import install

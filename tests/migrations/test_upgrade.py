@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from sqlalchemy import create_engine, inspect
 import migrations
 from service.root import DATABASE_FILE
 from service.storage.database import schema
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.tables import ImageState, Verdict, metadata
 

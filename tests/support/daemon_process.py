@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+
+from service.storage.database.driver import sqlite3
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLL_S = 0.02

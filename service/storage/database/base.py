@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +12,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from service.errors import ConfigurationError, TamisError
+from service.storage.database.driver import sqlite3
 
 Result = TypeVar("Result")
 Trouble = Literal["locked", "away"]
@@ -72,6 +72,20 @@ class Database(Engine):
     def unopened(self, error: DBAPIError) -> TamisError:
         """Return the error for a database that did not open: final, or one that may pass."""
         raise NotImplementedError
+
+    def choose_journal(self) -> None:
+        """Have the database keep its transactions as is best here, once it is known to be this root's."""
+
+    def tend_journal(self) -> str | None:
+        """Begin or shorten the write-ahead log where that waits for nobody; return what is in the way, None if nothing.
+
+        Asked now and then by whoever writes for long.
+        """
+        return None
+
+    def journal_trouble(self) -> str | None:
+        """Return why the journal is not as it should be, as `tend_journal`; changes nothing."""
+        return None
 
     def tables(self, connection: Connection) -> set[str]:
         raise NotImplementedError

@@ -21,6 +21,11 @@ class JournalChoice:
     reason: str
 
 
+def has_reset_bug(version: Version) -> bool:
+    """Return whether SQLite of this `version`, as `sqlite3.sqlite_version_info`, has the WAL-reset bug."""
+    return BUG_FIRST <= version < BUG_FIXED and version not in BACKPORTS
+
+
 def journal_choice(version: Version) -> JournalChoice:
     """Return the fastest journal that loses no committed transaction in a power cut under this SQLite.
 
@@ -29,7 +34,7 @@ def journal_choice(version: Version) -> JournalChoice:
     name = ".".join(map(str, version))
     if version < BUG_FIRST:
         return _rollback(f"SQLite {name} has no write-ahead log")
-    if version >= BUG_FIXED or version in BACKPORTS:
+    if not has_reset_bug(version):
         return JournalChoice("WAL", "FULL", f"SQLite {name} is free of the WAL-reset bug")
     return _rollback(
         f"SQLite {name} has the WAL-reset bug (3.7.0 to 3.51.2, except 3.44.6 and 3.50.7),"

@@ -57,6 +57,8 @@ def open_database(
                 schema.require_head(found, engine.known_as)
             with engine.begin_schema_change() as connection:
                 schema.upgrade(connection, new=create)
+        if not read_only:
+            engine.choose_journal()
     except DBAPIError as error:
         engine.dispose()
         raise engine.unopened(error) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from service.operations.retention import Retention  # noqa: E402
 from service.operations.retention_plan import Rule  # noqa: E402
 from service.root import DATABASE_FILE  # noqa: E402
 from service.storage import retention, shadow  # noqa: E402
+from service.storage.database.driver import sqlite3  # noqa: E402
 from service.storage.database.open import open_database  # noqa: E402
 
 VERSION = ("bracket", "v2")

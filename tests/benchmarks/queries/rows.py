@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from service.root import DATABASE_FILE
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.tables import time_text
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from sqlalchemy import Connection, Engine  # noqa: E402
 from service.root import DATABASE_FILE  # noqa: E402
 from service.storage import images  # noqa: E402
 from service.storage import statistics as tallies  # noqa: E402
+from service.storage.database.driver import sqlite3  # noqa: E402
 from service.storage.database.journal import journal_choice  # noqa: E402
 from service.storage.database.open import open_database  # noqa: E402
 

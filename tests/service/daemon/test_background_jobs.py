@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.daemon.background_jobs import BackgroundJobs, Job
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 
 HOUR, PATIENCE_S = timedelta(hours=1), 20.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from service.storage.database.driver import sqlite3
 from tests.conftest import image_bytes
 from tests.support.brightness_version import install
 from tests.support.daemon_process import REPOSITORY, DaemonProcess, finished, nothing_left, wait_until

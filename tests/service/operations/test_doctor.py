@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from service.operations import checks, doctor
 from service.operations.checks import Finding, InotifyLimits, LeftOver
 from service.settings import load
 from service.storage import drift, thresholds
+from service.storage.database.driver import sqlite3
 from service.storage.database.journal import JournalChoice, journal_choice
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow

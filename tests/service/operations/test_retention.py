@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from service.operations.remove_file import NotRemovable
 from service.operations.retention import SLICE, Retention, last_run
 from service.operations.retention_plan import GB, Going, Outcome, Rule, plan, rules_of
 from service.settings import Settings
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.retention import KeptImage
 from service.storage.tables import time_text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from service.retraining.scheduler import Schedule
 from service.root import RETRAINING_LOCK
 from service.settings import load
 from service.storage import retrainings
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from tests.support.brightness_version import install
 from tests.support.daemon_process import DaemonProcess, wait_until

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from service.retraining.shadow_trial import DueTrial, ShadowTrial, TrialFacts, d
 from service.scoring.active_versions import SHADOW_IMAGES_MIN
 from service.settings import Settings, load
 from service.storage import versions
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.shadow import GatedRun, ShadowSummary
 from service.storage.tables import time_text

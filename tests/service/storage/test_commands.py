@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sqlite3
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +25,7 @@ from service.root import DATABASE_FILE
 from service.storage import energy as stored_energy
 from service.storage import images, regions
 from service.storage import versions as stored_versions
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.images import Finished
 from tests.service.storage.conftest import on_sqlite

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from pathlib import Path
 
 import pytest
 
+from service.storage.database.driver import sqlite3
 from service.storage.database.journal import journal_choice
 from service.storage.database.open import BUSY_TIMEOUT_S
 from service.storage.database.sqlite import CHECK_AT_OPEN_BYTES_MAX

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from service.filesystem import mount_table as filesystem
 from service.root import DATABASE_FILE
 from service.storage import images
 from service.storage.database import sqlite
+from service.storage.database.driver import sqlite3
 from service.storage.database.journal import JournalChoice, journal_choice
 from service.storage.database.open import BUSY_TIMEOUT_S, DatabaseCorrupt, open_database
 from tests.service.storage.conftest import on_sqlite
@@ -255,7 +255,7 @@ def test_opening_an_up_to_date_database_does_not_import_alembic(tmp_path: Path):
 
 
 def test_a_lock_that_does_not_end_is_a_failure_that_a_restart_may_cure(tmp_path: Path):
-    open_database(tmp_path, create=True).dispose()
+    open_database(tmp_path, create=True, journal=ROLLBACK).dispose()
     other = sqlite3.connect(tmp_path / DATABASE_FILE, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(TamisError, match=r"locked.*Another program") as caught:

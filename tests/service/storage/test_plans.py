@@ -65,7 +65,8 @@ def test_a_search_walks_one_index_and_neither_scans_nor_sorts(engine, filters, i
 @on_sqlite
 def test_a_search_of_the_uncertain_walks_the_index_of_those_alone_and_does_not_sort(engine, filters):
     found = plan(engine, lambda connection: images.search(connection, uncertain=True, **filters))
-    assert "marked USING INDEX images_uncertain_by_received_at" in found.splitlines()[0]
+    first = found.splitlines()[0].replace("COVERING INDEX", "INDEX")
+    assert "marked USING INDEX images_uncertain_by_received_at" in first
     assert "SEARCH i USING INDEX sqlite_autoindex_images_1 (id=?)" in found
     assert "TEMP B-TREE" not in found
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.storage.database.driver import sqlite3
 from tests.support.brightness_version import install
 from tests.support.made_root import fill
 from tests.support.web_process import ARTEFACTS, CHROMEDRIVER, CHROMIUM, WebProcess, browser, look

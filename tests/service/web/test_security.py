@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from itsdangerous import TimestampSigner
 
+from service.storage.database.driver import sqlite3
 from service.web import security
 from service.web.security import BODY_BYTES_MAX, POLICY, is_loopback, names_of
 from service.web.sessions import SESSION_S, Attempts

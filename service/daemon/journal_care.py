@@ -1,0 +1,31 @@
+"""Looks after the journal of the database beside the scoring, and says who is in its way, once an hour at most."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from service.logs import RateLimit, fields
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 60.0
+SAY_AGAIN_AFTER_S = 3600.0
+
+
+class JournalCare:
+    """`tend` is the database's own `tend_journal`."""
+
+    def __init__(self, tend: Callable[[], str | None]) -> None:
+        self._tend = tend
+        self._limit = RateLimit(1, SAY_AGAIN_AFTER_S)
+        self._in_the_way = False
+
+    def run(self) -> None:
+        reason = self._tend()
+        if reason is not None and self._limit.allows(time.monotonic()):
+            log.warning("a program holds up the database's journal", extra=fields(reason=reason))
+        if self._in_the_way and reason is None:
+            log.info("nothing holds up the database's journal any more")
+        self._in_the_way = reason is not None
