@@ -1,6 +1,7 @@
 """`tamis results`: prints or exports rows of the view `results`, newest first.
 
-Rows are read in pages, each in a short transaction: an export of millions needs little memory and holds up no writer.
+Rows are read in pages, so that an export of millions needs little memory: all of one moment, in one transaction, or
+each in a transaction of its own where that would hold up whoever writes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TextIO, get_args
 
 import typer
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
 from service.commands.options import AsJson, Root, print_table
 from service.errors import TamisError, UsageError
@@ -70,14 +72,14 @@ def results(
             raise UsageError("--format parquet: expected --output FILE, or stdout that is no terminal")
     if format == "table" and output is not None:
         raise UsageError("--output: expected --format csv, json or parquet; found table")
-    with open_database(root, read_only=True) as engine:
-        with engine.connect() as connection:
-            total = images.count(connection, **filters)
-        shown = min(total, limit) if limit else total
-        pages = _rows(engine, filters, shown)
-        _write(_with_regions(engine, pages) if with_regions else pages, format, output, total)
-    everything = "" if shown == total else "; --limit 0 shows all"
-    typer.echo(f"{shown:,} of {total:,} shown{everything}", err=True)
+    with open_database(root, read_only=True) as engine, engine.connect() as connection:
+        one_moment = engine.reads_hold_up_nobody(connection)
+        total = images.count(connection, **filters)
+        shown = Counter[str]()
+        pages = _rows(connection, filters, min(total, limit) if limit else total, shown, one_moment=one_moment)
+        _write(_with_regions(connection, pages) if with_regions else pages, format, output, total)
+    everything = "; --limit 0 shows all" if limit and limit < total else ""
+    typer.echo(f"{shown['rows']:,} of {total:,} shown{everything}", err=True)
 
 
 def moment(text: str, now: datetime) -> datetime:
@@ -111,24 +113,30 @@ def _one_of(option: str, value: str | None, names: tuple[str, ...]) -> str | Non
     return value
 
 
-def _rows(engine: Engine, filters: images.Filters, shown: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield `shown` rows at most, in pages. Rows that arrive meanwhile are newer than all and do not shift them."""
+def _rows(
+    connection: Connection, filters: images.Filters, most: int, shown: Counter[str], *, one_moment: bool
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield `most` rows at most, in pages, and count them in `shown`.
+
+    Rows that arrive meanwhile are newer than all and do not shift them. The rows are the caller's to change.
+    """
     before = None
-    while shown > 0:
-        with engine.connect() as connection:
-            page = images.search(connection, **filters, limit=min(PAGE, shown), before=before)
+    while most > shown["rows"]:
+        page = images.search(connection, **filters, limit=min(PAGE, most - shown["rows"]), before=before)
         if not page:
             return
-        yield page
-        shown -= len(page)
+        # Now: whoever is given the page may change it.
         before = (page[-1]["received_at"], page[-1]["id"])
+        shown["rows"] += len(page)
+        yield page
+        if not one_moment:
+            connection.rollback()
 
 
-def _with_regions(engine: Engine, pages: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+def _with_regions(connection: Connection, pages: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
     """Yield `pages`, each row with its list `regions`."""
     for page in pages:
-        with engine.connect() as connection:
-            found = regions.of_images(connection, [row["id"] for row in page])
+        found = regions.of_images(connection, [row["id"] for row in page])
         yield [row | {"regions": found[row["id"]]} for row in page]
 
 
@@ -174,10 +182,12 @@ def _write_parquet(pages: Iterable[list[dict[str, Any]]], file: IO[bytes]) -> No
     schema = pa.schema(list(types.items()))
     with pq.ParquetWriter(file, schema) as writer:
         for page in pages:
-            for row in page:
-                for name in times:
-                    row[name] = None if row[name] is None else datetime.fromisoformat(row[name])
-            writer.write_table(pa.Table.from_pylist(page, schema=schema))
+            rows = [row | {name: _moment_of(row[name]) for name in times} for row in page]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _moment_of(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def _require_pyarrow() -> None:

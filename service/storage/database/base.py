@@ -73,6 +73,10 @@ class Database(Engine):
         """Return the error for a database that did not open: final, or one that may pass."""
         raise NotImplementedError
 
+    def reads_hold_up_nobody(self, connection: Connection) -> bool:
+        """Return whether a transaction that reads may take long, since no writer waits for it."""
+        return True
+
     def choose_journal(self) -> None:
         """Have the database keep its transactions as is best here, once it is known to be this root's."""
 

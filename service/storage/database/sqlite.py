@@ -71,6 +71,9 @@ class SQLite(Database):
             message += ". Who may only read it needs the files -wal and -shm beside it too, where there are any"
         return TamisError(message) if passing else ConfigurationError(message)
 
+    def reads_hold_up_nobody(self, connection: Connection) -> bool:
+        return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()).upper() == WAL
+
     def choose_journal(self) -> None:
         with self._driver() as driver:
             begin_log(driver, self.journal)
