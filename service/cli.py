@@ -6,6 +6,7 @@ The module of a command is imported only when it is called, so that `tamis --hel
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -43,6 +44,8 @@ COMMANDS = {
 }
 # Modules of service/commands that are not called as the command is.
 MODULES = {"import": "import_images", "models": "versions", "db": "database"}
+# Those that see to their signals themselves.
+SERVICES = ("run", "web")
 
 
 class _LazyGroup(TyperGroup):
@@ -95,6 +98,9 @@ def _options(
 
 def main() -> None:
     """Run `tamis`; the console script's entry point."""
+    if not sys.argv[1:2] or sys.argv[1] not in SERVICES:
+        # As Ctrl-C does: what a command has half made, such as the copy of a backup, is cleared away.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
     except (TamisError, ModelError) as error:

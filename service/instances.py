@@ -24,17 +24,30 @@ def instances(root: Path) -> list[str]:
     return sorted(path.name for path in (root / PROCESSING).iterdir() if path.is_dir() and not path.is_symlink())
 
 
+def instances_that_ran(root: Path) -> list[str]:
+    """Return the names of the instances that run, or ran once; a start that was refused is none."""
+    return [name for name in instances(root) if _status_path(root, name).exists() or instance_lock(root, name).held()]
+
+
 def lock_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> None:
     """Lock `root` for the daemon `instance` until `stack` closes.
 
     Raises ConfigurationError where one of that name runs already, or, unless the root is `shared`, any other.
     """
+    if not shared:
+        # Before the own lock too: one that is refused leaves no folder behind.
+        _refuse_others(root, instance)
     lock = instance_lock(root, instance)
     holder = lock.acquire_patiently()
     if holder is not None:
         raise ConfigurationError(f"root {root}: instance {instance!r} is already running: {holder}")
     stack.callback(lock.release)
-    for name in () if shared else other_instances(root, instance):
+    if not shared:
+        _refuse_others(root, instance)
+
+
+def _refuse_others(root: Path, instance: str) -> None:
+    for name in other_instances(root, instance):
         other = instance_lock(root, name)
         holder = other.acquire()
         if holder is not None:

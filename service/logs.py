@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -89,3 +90,21 @@ class RateLimit:
         """Return how many lines were suppressed since the last call."""
         left_out, self._left_out = self._left_out, 0
         return left_out
+
+
+class Repeated:
+    """Says of something that goes on when it is worth a line: once it is new, and again after each `period_s`."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._what: str | None = None
+        self._again_at = float("-inf")
+
+    def is_worth_a_line(self, what: str | None, now: float) -> bool:
+        """Return whether `what` is at `now`, monotonic s; None is that it ended. Numbers in it make it no other."""
+        what = None if what is None else re.sub(r"\d+", "", what)
+        if what is None or (what == self._what and now < self._again_at):
+            self._what = what
+            return False
+        self._what, self._again_at = what, now + self._period_s
+        return True

@@ -17,7 +17,7 @@ from service.commands.retention import foreseen, shown
 from service.errors import TamisError
 from service.filesystem.file_state import NameFilter
 from service.filesystem.scan import scan
-from service.instances import instances, read_status
+from service.instances import instances_that_ran, read_status
 from service.names import product_of
 from service.operations.retention import last_run
 from service.operations.retention_plan import Rule, rules_document, rules_of
@@ -59,7 +59,7 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
             champion_of = champions(connection)
             document = {
                 "root": str(root),
-                "daemons": [read_status(root, name) for name in instances(root)],
+                "daemons": [read_status(root, name) for name in instances_that_ran(root)],
                 "incoming": dict(sorted(waiting.items())),
                 "waiting_for_model": sorted(
                     product for product in waiting if product not in champion_of and "default" not in champion_of

@@ -14,7 +14,7 @@ from models.registry import ModelVersion
 from service import settings as settings_module
 from service.commands.options import AsJson, Root, print_json, print_result, print_table
 from service.commands.threshold import threshold
-from service.errors import TamisError
+from service.errors import TamisError, UsageError
 from service.root import MODELS
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
@@ -33,7 +33,10 @@ LIST_COLUMNS = (
 # A longer list, such as the calibration's scores, is not shown.
 LIST_MAX = 16
 
-Product = Annotated[str, typer.Argument(help="The product.")]
+# By its place, or by name as other commands take it; then the place is the next word's.
+First = Annotated[str | None, typer.Argument(metavar="PRODUCT", help="The product.", show_default=False)]
+Second = Annotated[str | None, typer.Argument(metavar="VERSION", show_default=False)]
+OfProduct = Annotated[str | None, typer.Option("--product", help="The product, instead of PRODUCT.")]
 Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
 
 
@@ -55,11 +58,13 @@ def list_(
 @app.command()
 def show(
     root: Root,
-    product: Product,
-    version: Annotated[str | None, typer.Argument(help="The version; without it the champion.")] = None,
+    first: First = None,
+    second: Second = None,
+    of_product: OfProduct = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one version, and check its files against their hashes."""
+    """Show one version, without VERSION the champion, and check its files against their hashes."""
+    product, version = _asked_for("show", of_product, first, second)
     with open_database(root, read_only=True) as engine, engine.connect() as connection:
         row = versions.get(connection, product, version) if version else versions.champion(connection, product)
         if row is None:
@@ -82,12 +87,16 @@ def show(
 @app.command()
 def promote(
     root: Root,
-    product: Product,
-    version: Annotated[str, typer.Argument(help="The version.")],
+    first: First = None,
+    second: Second = None,
+    of_product: OfProduct = None,
     reason: Reason = "promoted by hand",
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion of its product, once its files are checked and it can keep the chosen rate."""
+    product, version = _asked_for("promote", of_product, first, second)
+    if version is None:
+        raise UsageError(f"models promote: expected PRODUCT and VERSION; found {product!r} alone")
     settings = settings_module.load(root)
     with open_database(root) as engine:
         with engine.connect() as connection:
@@ -100,14 +109,31 @@ def promote(
 
 
 @app.command()
-def rollback(root: Root, product: Product, reason: Reason = "rolled back by hand", as_json: AsJson = False) -> None:
+def rollback(
+    root: Root,
+    first: First = None,
+    of_product: OfProduct = None,
+    reason: Reason = "rolled back by hand",
+    as_json: AsJson = False,
+) -> None:
     """Make the champion before this one champion again, once its files are checked and it can keep the chosen rate."""
+    product, _ = _asked_for("rollback", of_product, first)
     settings = settings_module.load(root)
     with open_database(root) as engine, engine.begin() as connection:
         now = versions.rollback(connection, product, reason)
         # Inside the transaction: a version that is not whole leaves the champion as it was.
         _refuse_unfit(connection, settings, registry.verify(_folder(root, now), now.sha256))
     _say_champion(now, as_json)
+
+
+def _asked_for(command: str, of_product: str | None, *words: str | None) -> tuple[str, str | None]:
+    """Return the product, and the version if there is one: of `words`, the product first unless it is `of_product`."""
+    given = [word for word in (of_product, *words) if word is not None]
+    if not given:
+        raise UsageError(f"models {command}: expected a product, as PRODUCT or --product PRODUCT; found none")
+    if len(given) > len(words):
+        raise UsageError(f"models {command}: expected a product once; found --product {of_product} and {words[0]!r}")
+    return given[0], given[1] if len(given) > 1 else None
 
 
 def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVersion) -> None:

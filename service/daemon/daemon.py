@@ -37,7 +37,7 @@ from service.inspection.settle import Settling
 from service.inspection.watch import Watcher
 from service.instances import instance_lock, lock_root, mounts_of, other_instances, write_status
 from service.labelling.folder_watch import FolderWatch
-from service.logs import fields
+from service.logs import Repeated, fields
 from service.operations.restore import take_back
 from service.retraining.scheduler import Schedule
 from service.root import INCOMING, INSTANCE_STATUS, PROCESSING
@@ -50,6 +50,7 @@ LOOK_TIMEOUT_S = 0.2
 STATUS_INTERVAL_S = 1.0
 SPACE_INTERVAL_S = 1.0
 PAUSED_INTERVAL_S = 5.0
+PAUSED_SAID_AGAIN_S = 3600.0
 STUCK_AFTER_S = 30.0
 DRIFT_INTERVAL_S = 5.0
 # Looked at in one go, so that the thread that records is never kept for long.
@@ -67,6 +68,7 @@ class Daemon:
         # Monotonic times at which the loop's own duties are due.
         self._scan_due = self._space_due = self._ping_due = self._status_due = self._drift_due = float("-inf")
         self._paused: str | None = None
+        self._pauses = Repeated(PAUSED_SAID_AGAIN_S)
         self._status_written: dict[str, object] = {}
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self.mounts = mounts_of(root, settings.instance)
@@ -218,12 +220,12 @@ class Daemon:
         self._space_due = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)
 
     def _pause(self, reason: str | None) -> None:
-        if reason != self._paused:
-            if reason:
-                log.error("paused", extra=fields(reason=reason))
-            else:
-                log.info("going on")
-                self._scan_due = float("-inf")
+        if reason is None and self._paused is not None:
+            log.info("going on")
+            self._scan_due = float("-inf")
+        # The free bytes that it names change all the time, which is no news.
+        if self._pauses.is_worth_a_line(reason, time.monotonic()):
+            log.error("paused", extra=fields(reason=reason))
         self._paused = reason
 
     def _check_drift(self, now: float) -> None:

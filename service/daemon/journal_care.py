@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from service.logs import RateLimit, fields
+from service.logs import Repeated, fields
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ class JournalCare:
 
     def __init__(self, tend: Callable[[], str | None]) -> None:
         self._tend = tend
-        self._limit = RateLimit(1, SAY_AGAIN_AFTER_S)
+        self._said = Repeated(SAY_AGAIN_AFTER_S)
         self._in_the_way = False
 
     def run(self) -> None:
         reason = self._tend()
-        if reason is not None and self._limit.allows(time.monotonic()):
+        if self._said.is_worth_a_line(reason, time.monotonic()):
             log.warning("a program holds up the database's journal", extra=fields(reason=reason))
         if self._in_the_way and reason is None:
             log.info("nothing holds up the database's journal any more")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from service.logs import RateLimit, configure, fields
+from service.logs import RateLimit, Repeated, configure, fields
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,13 @@ def test_flood_of_lines_is_limited_and_counted() -> None:
     assert limit.take_left_out() == 2
     assert limit.allows(61.0)
     assert limit.take_left_out() == 0
+
+
+def test_what_goes_on_is_said_once_and_again_after_an_hour_whatever_its_numbers() -> None:
+    full, gone = "expected at least 500 bytes free; found {}", "incoming/ is gone"
+    repeated = Repeated(3600.0)
+    told = [repeated.is_worth_a_line(full.format(410 + now), now) for now in (0.0, 5.0, 3599.0, 3601.0, 3606.0)]
+    assert told == [True, False, False, True, False]
+    assert repeated.is_worth_a_line(gone, 3610.0) and not repeated.is_worth_a_line(gone, 3615.0)
+    assert not repeated.is_worth_a_line(None, 3620.0)
+    assert repeated.is_worth_a_line(gone, 3625.0)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.instances import instances, read_status
+from service.instances import instances_that_ran, read_status
 from service.storage import drift, review_pages, versions
 from service.storage import energy as energy_rows
 from service.storage import statistics as tallies
@@ -66,7 +66,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
 
 def health(site: Site) -> dict[str, Any]:
     """Return the state of the root's daemons, and what is known to be wrong, as sentences."""
-    daemons = [read_status(site.root, name) for name in instances(site.root)]
+    daemons = [read_status(site.root, name) for name in instances_that_ran(site.root)]
     wrong = [] if daemons else ["no daemon has run on this root yet: tamis run starts one"]
     for daemon in daemons:
         if not daemon["running"]:

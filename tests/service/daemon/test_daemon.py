@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from service.instances import instance_lock, instances, instances_that_ran
 from service.storage.database.driver import sqlite3
 from tests.conftest import image_bytes
 from tests.support.brightness_version import install
@@ -165,7 +166,16 @@ def test_second_daemon_is_refused_by_name_of_the_first(house: Path) -> None:
             with DaemonProcess(house, *options) as second:
                 assert second.process.wait(60) == 78
                 assert f'"pid": {first.process.pid}' in second.log_text()
+        assert instances(house) == instances_that_ran(house) == ["main"]
         assert first.stop() == 0
+
+
+def test_a_folder_of_an_instance_that_never_ran_is_not_called_a_daemon(house: Path) -> None:
+    (house / "processing/other").mkdir()
+    (house / "processing/ran").mkdir()
+    (house / "processing/ran/.status.json").touch()
+    instance_lock(house, "held").acquire()
+    assert instances_that_ran(house) == ["held", "ran"]
 
 
 def test_two_daemons_share_a_root_when_both_say_so(house: Path, drop: Callable[..., Path]) -> None:

@@ -277,6 +277,16 @@ def test_models_list_show_promote_and_rollback(root, two_versions):
     assert "pixel" in call("models", "show", "lid", "v2", "--root", root).stdout
 
 
+def test_the_product_may_be_given_by_name_as_doctor_advises_it(root, two_versions):
+    by_name = ["--product", "lid", "--root", root]
+    assert "champion of lid: v2" in call("models", "promote", *by_name, "v2").stdout
+    assert "champion of lid: v1" in call("models", "rollback", *by_name).stdout
+    assert "v1" in call("models", "show", *by_name).stdout and "v2" in call("models", "show", *by_name, "v2").stdout
+    assert "--product" in str(call("models", "rollback", "--root", root, fails=UsageError))
+    assert "once" in str(call("models", "rollback", "cap", *by_name, fails=UsageError))
+    assert "VERSION" in str(call("models", "promote", "lid", "--root", root, fails=UsageError))
+
+
 @pytest.mark.parametrize("words", [["promote", "lid", "v2"], ["rollback", "lid"]])
 def test_a_corrupt_version_does_not_become_champion(root, two_versions, words):
     if words[0] == "rollback":

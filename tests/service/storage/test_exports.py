@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,27 @@ def writes_before_each_page(monkeypatch, engine, record_of) -> None:
         return search(connection, **options)
 
     monkeypatch.setattr(results.images, "search", write_first)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@on_sqlite
+def test_an_export_ended_by_sigterm_leaves_nothing(engine, house, record_of, format):
+    fill(engine, record_of, 5)
+    script = (
+        "import os, signal, sys\n"
+        "from service import cli\n"
+        "from service.commands import results\n"
+        "search = results.images.search\n"
+        "def end(*given, **named):\n"
+        "    assert list(__import__('pathlib').Path(sys.argv[-1]).parent.glob('.out*.part'))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return search(*given, **named)\n"
+        "results.images.search = end\n"
+        "cli.main()"
+    )
+    words = ["results", "--root", house, "--format", format, "--output", house / "out"]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert not list(house.glob("*out*"))
