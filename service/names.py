@@ -6,6 +6,8 @@ Owns the ULID in the name, which ties a file to its row. Pure, except for `new_i
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePath, PurePosixPath
@@ -81,7 +83,9 @@ def safe_name(name: str, bytes_max: int = NAME_BYTES_MAX) -> str:
     if escaped[-1:] in (" ", "."):
         escaped = escaped[:-1] + _percent(escaped[-1])
     stem, suffix = split_suffix(escaped)
-    return stem.encode()[: bytes_max - len(suffix.encode())].decode("utf-8", "ignore") + suffix
+    cut = stem.encode()[: bytes_max - len(suffix.encode())].decode("utf-8", "ignore") + suffix
+    # What was cut may end as no name should; made safe once more it is to be the same.
+    return cut if len(cut) == len(escaped) else cut.rstrip(" .")
 
 
 def shown_name(name: str | PurePath) -> str:
@@ -96,15 +100,32 @@ def printable(text: str) -> str:
 
 def product_of(folder: str) -> str:
     """Return the product of files in `folder`, relative to `incoming/`: its first part made safe, or `default`."""
-    first = PurePosixPath(folder).parts[:1]
-    return safe_name(first[0], PRODUCT_BYTES_MAX) if first else DEFAULT_PRODUCT
+    first = folder.partition("/")[0]
+    return safe_name(composed(first), PRODUCT_BYTES_MAX) if first else DEFAULT_PRODUCT
+
+
+def composed(name: str) -> str:
+    """Return `name` in the normal form NFC, in which products are compared: macOS sends names decomposed (NFD)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def meant(product: str, known: Iterable[str]) -> str | None:
+    """Return the one of `known` that `product` may stand for: they differ in case, spaces or form of letters alone."""
+    alike = _essence(product)
+    return next((one for one in sorted(known) if one != product and _essence(one) == alike), None)
+
+
+def _essence(name: str) -> str:
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in plain if not c.isspace() and c not in "-_.") or plain
 
 
 def check_product(name: str) -> str:
-    """Return `name`, for which a model may be trained.
+    """Return `name`, for which a model may be trained, in the form in which products are compared.
 
     Raises UsageError for one that cannot name a folder on every system, or that stands for all products in any case.
     """
+    name = composed(name)
     if name.casefold() == ALL_PRODUCTS:
         raise UsageError(f"product: expected the name of one product; found {name!r}, which stands for all of them")
     if not name or not name.isprintable() or safe_name(name, PRODUCT_BYTES_MAX) != name:

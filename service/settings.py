@@ -87,7 +87,12 @@ class Settings(BaseSettings):
     watch_mode: Literal["auto", "events", "polling"] = Field(
         "auto", description="file events, polling, or events where the file system sends them"
     )
-    settle_time_s: Seconds = Field(1.0, description="s a file must stay unchanged before it is claimed")
+    settle_time_s: Seconds = Field(
+        1.0, description="s a file must stay unchanged before it is claimed; once set, after its writer closed it too"
+    )
+    truncated_wait_s: float = Field(
+        10.0, ge=0, le=3600, description="s a file that seems cut off must stay unchanged before it is claimed"
+    )
     rescan_interval_s: Seconds = Field(30.0, description="s between scans of the folder with file events")
     poll_interval_s: Seconds = Field(2.0, description="s between scans of the folder without file events")
     empty_file_timeout_s: float = Field(600.0, gt=0, le=31_536_000, description="s until an empty file is quarantined")

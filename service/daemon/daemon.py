@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from service import __version__
 from service.daemon.background_jobs import BackgroundJobs, jobs_for
 from service.daemon.metering import Metering
-from service.daemon.parts import limits_of, load_models, open_scoring, start_watching
+from service.daemon.parts import limits_of, load_models, open_intake, open_scoring, start_watching
 from service.daemon.systemd import Notifier
 from service.daemon.wake import StopRequest
 from service.drift.monitor import DriftWatch
@@ -28,12 +28,10 @@ from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import lack_of_space
 from service.filesystem.mounts import gone_message
 from service.filesystem.odd_entries import OddEntries
-from service.inspection.claim import Claims
-from service.inspection.intake import Intake
+from service.inspection.claim import Claims, RootTrouble
 from service.inspection.pipeline import Pipeline
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
-from service.inspection.settle import Settling
 from service.inspection.watch import Watcher
 from service.instances import instance_lock, lock_root, mounts_of, other_instances, write_status
 from service.labelling.folder_watch import FolderWatch
@@ -69,10 +67,11 @@ class Daemon:
         self._scan_due = self._space_due = self._ping_due = self._status_due = self._drift_due = float("-inf")
         self._paused: str | None = None
         self._pauses = Repeated(PAUSED_SAID_AGAIN_S)
+        self._in_trouble = False
+        self.odd = OddEntries(root=root)
         self._status_written: dict[str, object] = {}
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self.mounts = mounts_of(root, settings.instance)
-        self.odd = OddEntries()
         names = NameFilter(settings.ignored_names)
         self.watcher = Watcher(root / INCOMING, stop.wake.set)
         stack.callback(self.watcher.stop)
@@ -80,8 +79,7 @@ class Daemon:
         self.scorers, shadows = open_scoring(
             root, settings, lambda: looking.connect(), lambda images: self.pipeline.use_batch_size(images), stack
         )
-        settling = Settling(settings.settle_time_s, settings.empty_file_timeout_s)
-        self.intake = Intake(root, names, self.scorers, settling, shadows)
+        self.intake = open_intake(root, settings, names, self.scorers, shadows, self.odd)
         # What lies there settles while the rest opens, which takes about as long.
         self.intake.look_ahead(time.monotonic())
         engine = open_database(root)
@@ -89,13 +87,15 @@ class Daemon:
         # The loop itself never waits for a lock: what it cannot read now it reads with the next round.
         looking = open_database(root, migrate=False, read_only=True, busy_timeout_s=LOOK_TIMEOUT_S)
         stack.callback(looking.dispose)
-        self.claims = Claims(root, settings.instance)
+        self.claims = Claims(root, settings.instance, self.odd)
         self.claims.prune()
         take_back(root, engine, self.claims)
         recorder = Recorder(
             root, engine, self.claims, anomaly_maps=settings.anomaly_maps, mounts=self.mounts, odd=self.odd
         )
-        self.pipeline = Pipeline(root, limits_of(settings), self.intake, self.claims, recorder, stop.wake.set)
+        self.pipeline = Pipeline(
+            root, limits_of(settings), self.intake, self.claims, recorder, stop.wake.set, odd=self.odd
+        )
         self.metering = Metering(settings, self.pipeline, recorder)
         stack.callback(self.metering.close)
         stack.callback(self.pipeline.close)
@@ -140,12 +140,22 @@ class Daemon:
             self._check_space(now)
             if now >= self._scan_due or self.intake.scan_needed:
                 self._rescan(now)
-            next_at = self.pipeline.step(now, claiming=self._paused is None)
+            next_at = self._step(now, claiming=self._paused is None)
             self.metering.write_idle_row(now)
             self._check_drift(now)
             self._report_status(now)
             self._sleep(next_at)
         self._drain()
+
+    def _step(self, now: float, *, claiming: bool) -> float | None:
+        try:
+            return self.pipeline.step(now, claiming=claiming)
+        except RootTrouble as trouble:
+            # What was being done waits where it lies, for when it is over.
+            self._in_trouble = True
+            self._pause(str(trouble))
+            self._space_due = now + PAUSED_INTERVAL_S
+            return self._space_due
 
     # The loop's duties
 
@@ -156,14 +166,18 @@ class Daemon:
             self._scan_due = now
 
     def _rescan(self, now: float) -> None:
-        events = self.watching == "events"
+        events, due = self.watching == "events", now >= self._scan_due
         self._scan_due = now + (self.settings.rescan_interval_s if events else self.settings.poll_interval_s)
         if events and not self.watcher.alive():
-            log.warning("file events ended; watching anew")
+            log.warning("incoming/ is another folder, or its file events ended; watching anew")
             self.watcher.stop()
-            self.watching = start_watching(self.watcher, self.root, self.settings.watch_mode)
+            try:
+                self.watching = start_watching(self.watcher, self.root, self.settings.watch_mode)
+            except (OSError, ValueError) as error:  # it is not there, or its mount is just going
+                log.warning("not watched until the next rescan", extra=fields(reason=error))
+                self.watching = "polling"
         try:
-            self.intake.scan(now)
+            self.intake.scan(now, again=due)
         except OSError as error:
             self._pause(f"incoming/ cannot be read: {error}")
             self._scan_due = now + PAUSED_INTERVAL_S
@@ -216,6 +230,9 @@ class Daemon:
                 f"{gone_message(gone)}. Mount it; or, if it is to lie on the root's disk from now on, "
                 f"stop the service and remove {status}"
             )
+        if reason is None and self._in_trouble:
+            reason = self.claims.trouble()
+            self._in_trouble = reason is not None
         self._pause(reason)
         self._space_due = now + (PAUSED_INTERVAL_S if reason else SPACE_INTERVAL_S)
 
@@ -272,6 +289,7 @@ class Daemon:
             "waiting_for_model": dict(self.intake.waiting),
             "backlog": len(self.intake),
             "in_flight": len(pipeline.in_flight),
+            "odd_entries": self.odd.document(),
             **asdict(pipeline.counts),
         }
 
@@ -311,7 +329,7 @@ class Daemon:
         self.retrainings.stop()
         while True:
             now = time.monotonic()
-            next_at = self.pipeline.step(now, claiming=False)
+            next_at = self._step(now, claiming=False)
             if self.pipeline.drained:
                 break
             interval = self.notifier.watchdog_interval_s

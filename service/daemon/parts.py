@@ -14,8 +14,12 @@ from sqlalchemy import Connection
 from models.registry import ModelVersion
 from models.runtime.stream_tuning import BATCH_MIN, Measured, batch_size
 from service.errors import ConfigurationError
+from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import mount_of, sends_events
+from service.filesystem.odd_entries import OddEntries
+from service.inspection.intake import Intake
 from service.inspection.pipeline import PipelineLimits
+from service.inspection.settle import Settling
 from service.inspection.watch import Watcher
 from service.logs import fields
 from service.root import INCOMING
@@ -83,6 +87,18 @@ def open_scoring(
     )
     stack.callback(shadows.close)
     return scorers, shadows
+
+
+def open_intake(
+    root: Path, settings: Settings, names: NameFilter, scorers: ScorerCache, shadows: Shadows | None, odd: OddEntries
+) -> Intake:
+    """Return the intake of `root`. A settle time that somebody set holds after a close too: they know their writers."""
+    settling = Settling(
+        settings.settle_time_s,
+        settings.empty_file_timeout_s,
+        close_settles="settle_time_s" not in settings.model_fields_set,
+    )
+    return Intake(root, names, scorers, settling, shadows, odd, settings.truncated_wait_s)
 
 
 def load_models(scorers: ScorerCache, loaded_max: int) -> None:

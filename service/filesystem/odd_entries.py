@@ -9,12 +9,16 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from service.filesystem.odd_advice import advice_on
 from service.logs import RateLimit, fields
+from service.names import printable
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +55,17 @@ ENTRY_ERRORS = frozenset(
 LINES_A_MINUTE = 20
 # More are counted and not kept: a share without rights may hold a hundred thousand.
 KEPT_MAX = 1000
+SHOWN_MAX = 20
+# So many in one folder for one reason are each named; more are one line with their number.
+NAMED_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
 class OddEntry:
-    """What is known of an entry: `path` relative to the root, the `step` that failed, `reason` for people."""
+    """What is known of an entry: `path` relative to the root, the `step` that failed, `reason` and `advice` for people.
+
+    `files` is how many files wait for it: those of a folder, else itself.
+    """
 
     path: str
     step: Step
@@ -63,46 +73,130 @@ class OddEntry:
     reason: str
     since: datetime
     tries: int
+    files: int = 1
+    advice: str = ""
 
 
 class OddEntries:
-    """The odd entries that one process knows of; used by several threads, bounded in number."""
+    """The odd entries that one process knows of; used by several threads, bounded in number.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `root` is where their paths begin, of which the advice tells owner and mode; None where it is not to look.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, root: Path | None = None) -> None:
         self._clock = clock
+        self._root = root
         self._entries: dict[tuple[Step, str], OddEntry] = {}
+        # The last round in which each was met.
+        self._met: dict[tuple[Step, str], int] = {}
+        self._round = 0
         self._lock = threading.Lock()
         self._lines = RateLimit(LINES_A_MINUTE, 60.0)
         self.left_out = 0
         """How many were counted and not kept since the last `begin`."""
 
-    def note(self, path: str, step: Step, error: OSError) -> None:
-        """Have `path` wait for `error`, said in the log once. Raises `error` where it is not about one entry."""
+    def note(self, path: str, step: Step, error: OSError, *, files: int = 1, advice: str | None = None) -> None:
+        """Have `path` wait for `error`, said in the log once. Raises `error` where it is not about one entry.
+
+        `files` is how many wait with it; `advice` says what to do, where the caller knows better than the error tells.
+        """
         if error.errno not in ENTRY_ERRORS:
             raise error
+        key = (step, path)
         with self._lock:
-            known = self._entries.get((step, path))
+            known = self._entries.get(key)
             if known is not None and known.errno == error.errno:
-                self._entries[step, path] = replace(known, tries=known.tries + 1)
+                self._entries[key] = replace(known, tries=known.tries + 1, files=files)
+                self._met[key] = self._round
                 return
             if known is None and len(self._entries) >= KEPT_MAX:
-                self.left_out += 1
-            else:
-                reason = error.strerror or str(error)
-                self._entries[step, path] = OddEntry(path, step, error.errno, reason, datetime.now(UTC), 1)
+                self.left_out += files
+                return
+            told = advice if advice is not None else advice_on(self._root, path, step, error.errno)
+            reason = error.strerror or str(error)
+            self._entries[key] = OddEntry(path, step, error.errno, reason, datetime.now(UTC), 1, files, told)
+            self._met[key] = self._round
             says = self._lines.allows(self._clock())
             left_out = self._lines.take_left_out() if says else 0
         if says:
-            why = fields(path=path, step=step, reason=error.strerror, lines_left_out=left_out or None)
-            log.warning("entry waits", extra=why)
+            shown = fields(
+                path=printable(path),
+                step=step,
+                reason=reason,
+                files=files if files > 1 else None,
+                advice=told or None,
+                lines_left_out=left_out or None,
+            )
+            log.warning("entry waits", extra=shown)
 
     def clear(self, path: str, step: Step) -> None:
         """Forget `path` at `step`: it went well, or is gone."""
         if self._entries:
             with self._lock:
                 self._entries.pop((step, path), None)
+                self._met.pop((step, path), None)
+
+    def begin(self) -> None:
+        """Begin a round in which all are met again, by `note` or `keep`, that still wait."""
+        with self._lock:
+            self._round += 1
+            self.left_out = 0
+
+    def keep(self, path: str) -> None:
+        """Have `path` outlast this round wherever it waits: it is there still, and was not tried yet."""
+        with self._lock:
+            self._met.update((key, self._round) for key in self._entries if key[1] == path)
+
+    def end(self, below: str) -> None:
+        """End the round for what lies below the folder `below`: forget what was not met in it."""
+        with self._lock:
+            for key in [key for key, met in self._met.items() if met < self._round]:
+                if key[1] == below or key[1].startswith(f"{below}/"):
+                    del self._entries[key], self._met[key]
+
+    def paths(self) -> frozenset[str]:
+        """Return the paths of all that waits."""
+        with self._lock:
+            return frozenset(path for _, path in self._entries)
 
     def all(self) -> list[OddEntry]:
         """Return what waits, by path."""
         with self._lock:
             return sorted(self._entries.values(), key=lambda one: (one.path, one.step))
+
+    def document(self) -> dict[str, Any]:
+        """Return what waits, bounded, for a status: number of `files`, `by_reason`, and the `first` ones."""
+        if not self._entries and not self.left_out:
+            return {"files": 0, "by_reason": {}, "first": []}
+        entries = self.all()
+        by_reason: Counter[str] = Counter()
+        for one in entries:
+            by_reason[one.reason] += one.files
+        first = [_shown(one) for one in together(entries)[:SHOWN_MAX]]
+        return {"files": by_reason.total() + self.left_out, "by_reason": dict(by_reason), "first": first}
+
+
+def _shown(one: OddEntry) -> dict[str, Any]:
+    known = asdict(one) | {
+        "path": printable(one.path),
+        "errno": errno.errorcode.get(one.errno, str(one.errno)),
+        "since": one.since.isoformat(timespec="seconds"),
+    }
+    del known["tries"]  # it grows with each rescan, and a status is written when it changes
+    return known
+
+
+def together(entries: Sequence[OddEntry]) -> list[OddEntry]:
+    """Return `entries` with those of one folder, step and error in one, if they are many; the most files first."""
+    groups: dict[tuple[str, Step, int], list[OddEntry]] = {}
+    for one in entries:
+        groups.setdefault((one.path.rpartition("/")[0], one.step, one.errno), []).append(one)
+    found: list[OddEntry] = []
+    for (folder, _, _), group in groups.items():
+        if len(group) <= NAMED_MAX:
+            found += group
+        else:
+            files, since = sum(one.files for one in group), min(one.since for one in group)
+            advice = f"{group[0].path}: {group[0].advice}" if group[0].advice else ""
+            found.append(replace(group[0], path=folder, files=files, since=since, advice=advice))
+    return sorted(found, key=lambda one: (-one.files, one.path, one.step))

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from service.filesystem.file_state import FileState
 from service.filesystem.lease import has_writer
-from service.filesystem.open_below import NotRegularFile, open_file
+from service.filesystem.open_below import NotRegularFile, open_file, open_file_below
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -93,8 +93,12 @@ def image_size(path: Path) -> tuple[int, int]:
         return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
 
-def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool = False) -> FileBytes:
+def read_file(
+    path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool = False, below: Path | None = None
+) -> FileBytes:
     """Read the regular file at `path` once, without following a link or blocking on a FIFO.
+
+    With `below`, a folder that holds it, no link is followed on the way from there either.
 
     With `durable`, for a claimed file, its content is on the disk when this returns, so that its row cannot outlive it.
     Raises DecodeError for what is not a regular file, is empty or is larger than `file_bytes_max` (unread),
@@ -102,7 +106,7 @@ def read_file(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, durable: bool
     is gone.
     """
     try:
-        descriptor = open_file(path)
+        descriptor = open_file_below(str(path.relative_to(below)), below) if below else open_file(path)
     except NotRegularFile as error:
         raise DecodeError("not_a_file", f"{path.name}: {error}") from None
     with os.fdopen(descriptor, "rb", buffering=0) as file:

@@ -1,24 +1,33 @@
 """Intake: which files in `incoming/` can be claimed now, and which model scores each.
 
-A file whose product has no model stays where it is and is counted.
+A file whose product has no model stays where it is and is counted. So does one that cannot be listed, looked at, read
+or claimed: it waits in `incoming/`, where a person sees it, named with what to do, and is tried with each rescan.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from service.errors import ConfigurationError
-from service.filesystem.file_state import NameFilter, file_state
-from service.filesystem.scan import scan
+from service.filesystem.file_state import FileState, NameFilter
+from service.filesystem.lease import has_writer
+from service.filesystem.odd_entries import OddEntries, Step
+from service.filesystem.open_below import HeldFolders, open_file
+from service.filesystem.scan import OpenFolder, scan, walk
+from service.imaging.decode import SUFFIXES
+from service.imaging.looks_whole import HEAD_BYTES, TAIL_BYTES, looks_whole
 from service.inspection.claim import Claim
 from service.inspection.settle import Settling
-from service.inspection.watch import Hint, being_written
+from service.inspection.watch import Hint
 from service.logs import fields
-from service.names import product_of
+from service.names import meant, printable, product_of
 from service.root import INCOMING
 from service.scoring.scorers import Scorer, ScorerCache
 from service.scoring.shadow import Shadow, Shadows
@@ -26,30 +35,56 @@ from service.scoring.shadow import Shadow, Shadows
 log = logging.getLogger(__name__)
 
 CHAMPIONS_AGE_MAX_S = 1.0
+TRUNCATED_WAIT_S = 10.0
+# Of which it is remembered that they failed, so that no scan before the next rescan tries them again.
+FAILED_MAX = 65_536
+# What keeps all of a folder from being claimed, if the folder is to blame.
+_OF_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A settled file: its path relative to `incoming/`, since when (monotonic s), and the scorer of its product."""
+    """A settled file: its path relative to `incoming/`, since when (monotonic s), and the scorer of its product.
+
+    `folder` is a descriptor of the folder that it was seen in, open until the next one is asked for.
+    """
 
     path: str
     settled_at: float
     scorer: Scorer
+    folder: int
 
 
 class Intake:
-    """The files that wait in `incoming/` of one root."""
+    """The files that wait in `incoming/` of one root; `odd` takes those that cannot be worked on now.
+
+    What seems cut off waits until it has not changed for `truncated_wait_s`.
+    """
 
     def __init__(
-        self, root: Path, names: NameFilter, scorers: ScorerCache, settling: Settling, shadows: Shadows | None = None
+        self,
+        root: Path,
+        names: NameFilter,
+        scorers: ScorerCache,
+        settling: Settling,
+        shadows: Shadows | None = None,
+        odd: OddEntries | None = None,
+        truncated_wait_s: float = TRUNCATED_WAIT_S,
     ) -> None:
-        self._root = root
+        self._incoming = root / INCOMING
         self._names = names
         self._scorers = scorers
         self._settling = settling
         self._shadows = shadows
+        self._odd = odd or OddEntries()
+        self._truncated_wait_s = truncated_wait_s
+        self._held = HeldFolders(self._incoming)
         self._champions_asked_at = float("-inf")
         self._said_waiting: set[str] = set()
+        # Since the last rescan: files that failed, and folders of which no file can be claimed, with why.
+        self._failed: set[str] = set()
+        self._blocked: dict[str, OSError] = {}
+        self._files_in: dict[str, int] = {}
         self.waiting: dict[str, int] = {}
         """Files by product that wait for a model, as of the last scan."""
 
@@ -59,16 +94,21 @@ class Intake:
     @property
     def scan_needed(self) -> bool:
         """Whether files were left out for lack of room, and there is room again."""
-        return self._settling.left_out and self._settling.half_empty
+        return self._settling.left_out and self._settling.half_empty and len(self._failed) < FAILED_MAX
 
     def take_hints(self, hints: list[Hint], now: float) -> None:
-        """Look at the files that events were about."""
-        for hint in hints:
-            if self._names.ignores_path(hint.path):
-                continue
-            state = file_state(self._root / INCOMING / hint.path)
-            if state is not None:
-                self._settling.observe(hint.path, state, now, closed=hint.closed)
+        """Look at the files that events were about; what cannot be looked at now is left to the next scan."""
+        try:
+            for hint in hints:
+                if self._names.ignores_path(hint.path):
+                    continue
+                with suppress(OSError, ValueError):
+                    status = self._status(hint.path)
+                    if stat.S_ISREG(status.st_mode):
+                        self._failed.discard(hint.path)
+                        self._settling.observe(hint.path, FileState.of(status), now, closed=hint.closed)
+        finally:
+            self._held.close()
 
     def look_ahead(self, now: float) -> None:
         """Take note of every file before the models are known, so that their settle time begins.
@@ -76,17 +116,33 @@ class Intake:
         The scans that follow ask for models, and report what cannot be read.
         """
         with suppress(OSError):
-            for path, state in scan(self._root / INCOMING, self._names):
+            for path, state in scan(self._incoming, self._names):
                 self._settling.observe(path, state, now)
 
-    def scan(self, now: float) -> None:
-        """Look at every file. Raises OSError when the folder cannot be read."""
+    def scan(self, now: float, *, again: bool = True) -> None:
+        """Look at every file, with `again` those too that failed before. Raises OSError if the folder cannot be read.
+
+        Of other folders and files that cannot be, each waits.
+        """
         self.refresh_champions(now)
         self._settling.left_out = False
-        self.waiting = {}
-        for path, state in scan(self._root / INCOMING, self._names):
-            if self._can_score(path):
-                self._settling.observe(path, state, now)
+        if again:
+            self._failed.clear()
+            self._blocked.clear()
+            self._odd.begin()
+        self.waiting, self._files_in, waits = {}, {}, self._odd.paths()
+        for folder in walk(self._incoming, self._names, self._note_unlisted):
+            self._odd.clear(_in_root(folder.path), "scan")
+            self._say_links(folder)
+            self._files_in[folder.path] = len(folder.files)
+            if folder.files and _in_root(folder.path) in waits:
+                self._odd.keep(_in_root(folder.path))
+            if folder.path in self._blocked:
+                self._note(folder.path, "claim", self._blocked[folder.path], files=len(folder.files))
+            elif folder.files and self._can_score(folder.path, len(folder.files)):
+                self._observe_files(folder, now, waits)
+        if again:
+            self._odd.end(INCOMING)
 
     def more_than(self, files: int, now: float) -> bool:
         """Return whether more than `files` files may have settled."""
@@ -95,12 +151,46 @@ class Intake:
     def take_ready(self, now: float, limit: int) -> Iterator[Ready]:
         """Yield up to `limit` files that have settled and can be scored, oldest first, and forget them."""
         self.refresh_champions(now)
-        for path in self._settling.settled(now, limit):
-            settled_at = self._settled_since(path, now)
-            # The scorer before the claim: a model that cannot be loaded must not leave a claim behind.
-            scorer = self.scorer(_product_of_file(path)) if settled_at is not None else None
-            if settled_at is not None and scorer is not None:
-                yield Ready(path, settled_at, scorer)
+        try:
+            for path in self._settling.settled(now, limit):
+                if path.rpartition("/")[0] in self._blocked:
+                    self._settling.forget(path)
+                    continue
+                try:
+                    settled_at = self._settled_since(path, now)
+                except (FileNotFoundError, NotADirectoryError):
+                    self._settling.forget(path)
+                    continue
+                except OSError as error:
+                    self.set_aside(path, "read", error)
+                    continue
+                # The scorer before the claim: a model that cannot be loaded must not leave a claim behind.
+                scorer = self.scorer(_product_of_file(path)) if settled_at is not None else None
+                if settled_at is not None and scorer is not None:
+                    yield Ready(path, settled_at, scorer, self._held.open(path.rpartition("/")[0]))
+        finally:
+            self._held.close()
+
+    def set_aside(self, path: str, step: Step, error: OSError) -> None:
+        """Have the file at `path`, or all of its folder if that is to blame, wait until the next rescan for `error`.
+
+        Raises `error` where it is not about one entry.
+        """
+        self._settling.forget(path)
+        folder = path.rpartition("/")[0]
+        if step == "claim" and self._is_to_blame(folder, error):
+            self._blocked[folder] = error
+            self._settling.forget_folder(folder)
+            self._note(folder, step, error, files=max(1, self._files_in.get(folder, 1)))
+        else:
+            self._failed.add(path)
+            self._note(path, step, error)
+
+    def claimed(self, path: str) -> None:
+        """Take note that the file at `path` has left: it waits for nothing here any more."""
+        for step in ("look", "read", "claim"):
+            self._odd.clear(_in_root(path), step)
+        self._odd.clear(_in_root(path.rpartition("/")[0]), "claim")
 
     def next_settled_at(self) -> float | None:
         return self._settling.next_settled_at()
@@ -129,33 +219,109 @@ class Intake:
             self._said_waiting = {product for product in self._said_waiting if not self._scorers.has(product)}
             log.info("champions", extra=fields(products=",".join(self._scorers.products) or "none"))
 
+    def _status(self, path: str) -> os.stat_result:
+        folder, _, name = path.rpartition("/")
+        return os.stat(name, dir_fd=self._held.open(folder), follow_symlinks=False)
+
+    def _observe_files(self, folder: OpenFolder, now: float, waits: frozenset[str]) -> None:
+        for entry in folder.files:
+            path = folder.path_of(entry.name)
+            if waits and _in_root(path) in waits:
+                self._odd.keep(_in_root(path))
+            if path in self._failed:
+                continue
+            try:
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                self._settling.observe(path, FileState.of(entry.stat(follow_symlinks=False)), now)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self.set_aside(path, "look", error)
+
     def _settled_since(self, path: str, now: float) -> float | None:
-        full = self._root / INCOMING / path
-        state = file_state(full)
-        if state is None:
+        """Return since when the file at `path` is settled; None where it is not, or has no model.
+
+        Raises OSError where it cannot be looked at or opened.
+        """
+        status = self._status(path)
+        if not stat.S_ISREG(status.st_mode):
             self._settling.forget(path)
             return None
-        settled_at = self._settling.confirm(path, state, now)
+        settled_at = self._settling.confirm(path, FileState.of(status), now)
         if settled_at is None:
             return None
-        if not self._can_score(path):
+        folder, _, name = path.rpartition("/")
+        if not self._can_score(folder):
             self._settling.forget(path)
             return None
-        if being_written(full):
+        try:
+            descriptor = open_file(name, self._held.open(folder))
+        except BlockingIOError:  # another program holds a lease on it, as Samba does for a client that writes
             self._settling.postpone(path, now)
+            return None
+        try:
+            if has_writer(descriptor):
+                self._settling.postpone(path, now)
+                return None
+            until = self._waits_until(path, descriptor, status.st_size)
+        finally:
+            os.close(descriptor)
+        if until > now:
+            self._settling.hold(path, until)
             return None
         self._settling.forget(path)
         return settled_at
 
-    def _can_score(self, path: str) -> bool:
-        product = _product_of_file(path)
+    def _waits_until(self, path: str, descriptor: int, size: int) -> float:
+        """Return when (monotonic s) a file that seems cut off is taken all the same; long ago for one that does not."""
+        head = os.pread(descriptor, HEAD_BYTES, 0)
+        tail = os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)) if size > HEAD_BYTES else head
+        if not size or looks_whole(head, tail, size):
+            return float("-inf")
+        return (self._settling.unchanged_since(path) or 0.0) + self._truncated_wait_s
+
+    def _can_score(self, folder: str, files: int = 1) -> bool:
+        product = product_of(folder)
         if self._scorers.has(product):
             return True
-        self.waiting[product] = self.waiting.get(product, 0) + 1
+        self.waiting[product] = self.waiting.get(product, 0) + files
         if product not in self._said_waiting:
             self._said_waiting.add(product)
-            log.warning("no model; files wait", extra=fields(product=product, advice="tamis train --product"))
+            guess = meant(product, self._scorers.products)
+            hint = f"did you mean {printable(guess)}?" if guess is not None else "tamis train --product"
+            log.warning("no model; files wait", extra=fields(product=product, advice=hint))
         return False
+
+    # What waits
+
+    def _is_to_blame(self, folder: str, error: OSError) -> bool:
+        """Return whether no file of `folder` can be claimed, since it lies elsewhere or nobody lets us write it."""
+        if error.errno == errno.EXDEV:
+            return True
+        if error.errno not in _OF_FOLDER:
+            return False
+        with suppress(OSError):
+            return not os.access(".", os.W_OK | os.X_OK, dir_fd=self._held.open(folder), effective_ids=True)
+        return False
+
+    def _say_links(self, folder: OpenFolder) -> None:
+        """Have links that stand for the folder of a product wait: they are not followed, which nobody would notice."""
+        if folder.path:
+            return
+        for name in folder.links:
+            if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+                self._note(name, "scan", OSError(errno.ELOOP, "expected a folder; found a link"))
+
+    def _note_unlisted(self, path: str, error: OSError) -> None:
+        self._note(path, "scan", error)
+
+    def _note(self, path: str, step: Step, error: OSError, files: int = 1) -> None:
+        self._odd.note(_in_root(path), step, error, files=files)
+
+
+def _in_root(path: str) -> str:
+    return f"{INCOMING}/{path}" if path else INCOMING
 
 
 def _product_of_file(path: str) -> str:

@@ -11,13 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from service.energy.meter import EnergyMeter
-from service.filesystem.file_state import file_state
+from service.filesystem.file_state import FileState
+from service.filesystem.odd_entries import OddEntries
+from service.filesystem.open_below import state_below
 from service.imaging.decode import DecodeError, StillChanging
 from service.inspection.batch import Batcher
 from service.inspection.claim import Claim, Claims
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 
 CLAIMS_A_STEP = 16
 REJECTED_LINES_A_MINUTE = 20
+UNSYNCED_RETRY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class PipelineLimits:
     settle_time_s: float
     file_bytes_max: int
     pixels_max: int
+    attempts_max: int
 
 
 @dataclass
@@ -80,8 +85,10 @@ class Pipeline:
         recorder: Recorder,
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        odd: OddEntries | None = None,
     ) -> None:
         self._root = root
+        self._odd = odd or OddEntries()
         self._limits = limits
         self._intake = intake
         self._claims = claims
@@ -93,6 +100,7 @@ class Pipeline:
         self._rejected: list[InspectedImage] = []
         self._again: deque[Claim] = deque()
         self._later: list[tuple[float, Claim]] = []
+        self._unsynced: list[tuple[float, InspectedImage]] = []
         self._batches_scoring = 0
         self._batches_recording = 0
         self._rejected_lines = RateLimit(REJECTED_LINES_A_MINUTE, 60.0)
@@ -143,12 +151,13 @@ class Pipeline:
     def step(self, now: float, *, claiming: bool = True) -> float | None:
         """Advance everything that can be; return the monotonic time at which there is something to do again, if known.
 
-        With `claiming` false nothing new is begun; what is in flight is finished. Raises what a stage raised, and
-        StageStuck.
+        With `claiming` false nothing new is begun; what is in flight is finished. Raises what a stage raised,
+        StageStuck, and RootTrouble, after which it may go on.
         """
         self._workers.hand_over(now)
         self._check_decoding(now)
         self._decode_later(now, claiming)
+        self._commit_later(now, claiming)
         if claiming:
             self._begin(now)
         self._score_what_is_due(now)
@@ -195,10 +204,17 @@ class Pipeline:
         # With more files settled than there is room for, a challenger would only make them wait longer.
         backlogged = self._intake.more_than(room, now)
         for ready in self._intake.take_ready(now, min(room, CLAIMS_A_STEP)):
-            claim = self._claims.claim(ready.path, ready.settled_at)
+            try:
+                claim = self._claims.claim(ready.path, ready.settled_at, ready.folder)
+            except OSError as error:
+                self._claims.check_root(error)
+                self._intake.set_aside(ready.path, "claim", error)
+                continue
+            self._intake.claimed(ready.path)
             if claim is not None:
                 self._in_flight[claim.id] = claim
                 self._decode(claim, ready.scorer, None if backlogged else self._intake.shadow(claim))
+        self._claims.let_go()
 
     def _begin_again(self, claim: Claim, now: float) -> None:
         self._intake.refresh_champions(now)
@@ -210,6 +226,10 @@ class Pipeline:
             claim = self._claims.next_attempt(claim)
         except FileNotFoundError:
             log.warning("file removed while waiting to be scored again", extra=fields(path=claim.path))
+            return
+        except OSError as error:
+            self._claims.check_root(error)
+            self._odd.note(claim.path, "claim", error)
             return
         self._in_flight[claim.id] = claim
         self._decode(claim, scorer)
@@ -237,21 +257,41 @@ class Pipeline:
         try:
             read = future.result()
         except DecodeError as error:
-            state = file_state(self._root / claim.path)
+            self._odd.clear(claim.path, "read")
+            state = self._state(claim)
             self._reject(claim, FileFacts(state, None, state.size if state else None), error.code, str(error))
-        except PermissionError as error:
-            message = f"expected a file that the service may read; {error.strerror}"
-            self._reject(claim, FileFacts(), "not_readable", message)
         except StillChanging:
             self._later.append((now + self._limits.settle_time_s, claim))
         except FileNotFoundError:
+            self._odd.clear(claim.path, "read")
             self._in_flight.pop(claim.id, None)
             log.warning("file removed while being scored", extra=fields(path=claim.path))
+        except OSError as error:
+            self._not_read(claim, error)
         else:
+            self._odd.clear(claim.path, "read")
             if isinstance(read, Decoded):
                 self._batcher.add(id(scorer), read, now)
             else:
                 self._rejected.append(read)
+
+    def _not_read(self, claim: Claim, error: OSError) -> None:
+        """Have `claim`, of which the file cannot be read, tried again by the next recovery, or give it up."""
+        if claim.attempt < self._limits.attempts_max:
+            # It stays in processing/, where the recovery of each rescan finds it.
+            self._in_flight.pop(claim.id, None)
+            self._claims.check_root(error)
+            self._odd.note(claim.path, "read", error)
+            return
+        self._odd.clear(claim.path, "read")
+        message = f"expected a file that can be read; {error.strerror}, {claim.attempt} times"
+        self._reject(claim, FileFacts(), "not_readable", message)
+
+    def _state(self, claim: Claim) -> FileState | None:
+        """Return the state of the file of `claim`; None where it is gone or cannot be told."""
+        with suppress(OSError):
+            return state_below(claim.path, self._root)
+        return None
 
     def _decode_later(self, now: float, claiming: bool) -> None:
         if not claiming:
@@ -268,6 +308,15 @@ class Pipeline:
                 self._decode(claim, scorer)
             else:
                 self._in_flight.pop(claim.id, None)
+
+    def _commit_later(self, now: float, claiming: bool) -> None:
+        """Commit again what could not be made to last; while stopping it is left to the next run."""
+        if not claiming:
+            for _, inspected in self._unsynced:
+                self._in_flight.pop(inspected.claim.id, None)
+            self._unsynced.clear()
+        self._rejected += [inspected for at, inspected in self._unsynced if at <= now]
+        self._unsynced = [(at, inspected) for at, inspected in self._unsynced if at > now]
 
     def _check_decoding(self, now: float) -> None:
         for id, since in self._workers.at_work():
@@ -317,6 +366,8 @@ class Pipeline:
         for inspected in batch:
             if inspected.claim.id in changed:
                 self._later.append((now + self._limits.settle_time_s, inspected.claim))
+            elif inspected.claim.id in report.unsynced:
+                self._unsynced.append((now + UNSYNCED_RETRY_S, inspected))
             else:
                 self._in_flight.pop(inspected.claim.id, None)
                 self.recorded.add(inspected.claim.product)
@@ -354,6 +405,7 @@ class Pipeline:
         times += [since + self._limits.decode_timeout_s + 0.1 for _, since in at_work[:1]]
         if claiming:
             times.append(min((at for at, _ in self._later), default=None))
+            times.append(min((at for at, _ in self._unsynced), default=None))
             if not self._again and len(self._in_flight) < self._limits.in_flight_max:
                 times.append(self._intake.next_settled_at())
         return min((at for at in times if at is not None), default=None)

@@ -19,9 +19,9 @@ from sqlalchemy import Connection, Engine
 from models.appearance import FIGURES
 from models.regions import Region
 from service.energy.meter import EnergyMeter
-from service.filesystem.file_state import file_state
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import OddEntries
+from service.filesystem.open_below import state_below
 from service.inspection.anomaly_maps import AnomalyMaps, regions_shown
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
@@ -43,11 +43,14 @@ _OF_IMAGE = ("width", "height", "mode")
 
 @dataclass(slots=True)
 class BatchReport:
-    """What a micro-batch came to. `changed` holds the claims whose files changed since they were read."""
+    """What a micro-batch came to. `changed` holds the claims whose files changed since they were read, `unsynced` the
+    ids of those that are not on record, since their renames could not be made to last.
+    """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
     changed: list[Claim] = field(default_factory=list)
+    unsynced: frozenset[str] = frozenset()
     interfered: list[tuple[str, str]] = field(default_factory=list)
     wh: float | None = None
     latency_ms_max: float | None = None
@@ -87,13 +90,14 @@ class Recorder:
         report = BatchReport()
         kept = []
         for one in batch:
-            if one.file.state is not None and file_state(self._root / one.claim.path) != one.file.state:
+            if one.file.state is not None and state_below(one.claim.path, self._root) != one.file.state:
                 report.changed.append(one.claim)
             else:
                 kept.append(one)
+        report.unsynced = self._claims.sync(one.claim for one in kept)
+        kept = [one for one in kept if one.claim.id not in report.unsynced]
         if not kept:
             return report
-        self._claims.sync(one.claim for one in kept)
         found = regions_shown(kept)
         # Before the commit: what a crash interrupts here is scored again with the same id, and drawn again.
         if self._maps is not None:

@@ -46,7 +46,7 @@ def read_claim(
     `decodes` is held while decoding. Returns the reason for a file that was read and is not an image; what cannot be
     read raises as in `read_file`.
     """
-    file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True)
+    file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True, below=root)
     facts = FileFacts(file.state, file.sha256, len(file.data))
     try:
         with decodes or nullcontext():

@@ -12,11 +12,11 @@ from pathlib import Path
 from watchdog import events
 from watchdog.observers.inotify import InotifyFullEmitter, InotifyObserver
 from watchdog.observers.inotify_c import InotifyConstants, Mask
-
-from service.filesystem.lease import has_writer
-from service.filesystem.open_below import open_file
+from watchdog.observers.inotify_move_event_grouper import GroupedInotifyEvent, PathedInotifyEvent
 
 HINTS_MAX = 4096
+# The kernel's words for a watched folder that is no longer where it was.
+_LEFT = InotifyConstants.IN_MOVE_SELF | InotifyConstants.IN_UNMOUNT
 STOP_TIMEOUT_S = 2.0
 
 
@@ -38,9 +38,12 @@ class Watcher(events.FileSystemEventHandler):
         self._lock = threading.Lock()
         self._scan_needed = False
         self._observer: InotifyObserver | None = None
+        self._watched: tuple[int, int] | None = None
 
     def start(self) -> None:
         """Ask for events. Raises OSError where the kernel has no watch or instance left to give."""
+        # Before the watch: should another folder be put there in between, that is seen with the next look.
+        self._watched = _identity(self._folder)
         observer = _ArrivalObserver()
         try:
             observer.schedule(self, str(self._folder), recursive=True)
@@ -51,9 +54,11 @@ class Watcher(events.FileSystemEventHandler):
         self._observer = observer
 
     def alive(self) -> bool:
-        """Return whether events still come; they end when the folder itself is replaced."""
+        """Return whether events still come: not where the folder was replaced, moved, mounted over or unmounted."""
         observer = self._observer
-        return observer is not None and observer.is_alive() and all(e.is_alive() for e in observer.emitters)
+        if observer is None or not observer.is_alive() or not all(e.is_alive() for e in observer.emitters):
+            return False
+        return self._watched is not None and _identity(self._folder) == self._watched
 
     def stop(self) -> None:
         if self._observer is not None:
@@ -80,8 +85,9 @@ class Watcher(events.FileSystemEventHandler):
 
     def dispatch(self, event: events.FileSystemEvent) -> None:
         """Take `event` from the observer, in its thread."""
-        if isinstance(event, (events.DirCreatedEvent, events.DirMovedEvent)):
-            # Events do not tell what lies in a folder that appeared.
+        left = isinstance(event, events.DirDeletedEvent) and event.src_path == str(self._folder)
+        if left or isinstance(event, (events.DirCreatedEvent, events.DirMovedEvent)):
+            # Events do not tell what lies in a folder that appeared, nor in one that takes the place of the watched.
             with self._lock:
                 self._scan_needed = True
             self._wake()
@@ -100,7 +106,17 @@ class _ArrivalEmitter(InotifyFullEmitter):
 
     def get_event_mask_from_filter(self) -> Mask:
         kinds = InotifyConstants
-        return Mask(kinds.IN_CLOSE_WRITE | kinds.IN_MOVED_TO | kinds.IN_CREATE | kinds.IN_DELETE_SELF)
+        arrivals = kinds.IN_CLOSE_WRITE | kinds.IN_MOVED_TO | kinds.IN_CREATE
+        return Mask(arrivals | kinds.IN_DELETE_SELF | kinds.IN_MOVE_SELF)
+
+    def build_and_queue_event(self, event: GroupedInotifyEvent, *, full_events: bool = True) -> None:
+        if isinstance(event, PathedInotifyEvent) and event.ev.mask & _LEFT:
+            # Of a folder below, the one above tells that it moved or that another came.
+            if event.path == os.fsencode(self.watch.path):
+                self.queue_event(events.DirDeletedEvent(self.watch.path))
+                self.stop()
+            return
+        super().build_and_queue_event(event, full_events=full_events)
 
 
 class _ArrivalObserver(InotifyObserver):
@@ -109,13 +125,10 @@ class _ArrivalObserver(InotifyObserver):
         self._emitter_class = _ArrivalEmitter
 
 
-def being_written(path: Path) -> bool:
-    """Return whether some process has the file open for writing, as far as `has_writer` tells."""
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells `folder` from another at its place: device and inode; None where there is none."""
     try:
-        descriptor = open_file(path)
+        status = folder.stat()
     except OSError:
-        return False
-    try:
-        return has_writer(descriptor)
-    finally:
-        os.close(descriptor)
+        return None
+    return status.st_dev, status.st_ino

@@ -34,17 +34,15 @@ ROOMS: Mapping[str, str] = {
         "segmentation_head trim warm_start"
     ),
     "models.training": "calibrate draft_check options train",
-    "migrations": (
-        "ddl env versions.0001_first versions.0002_regions_and_review_queue versions.0003_people_in_the_loop"
-    ),
+    "migrations": "ddl env versions.0001_first versions.0002_regions_and_review_queue versions.0003_people_in_the_loop",
     "service (ground)": "errors root",
     "service (settings)": "names cron settings_file settings logs progress_bar",
     "service.filesystem": (
-        "durable file_state lease lock_holders mount_table mounts odd_entries open_below place process_lock "
-        "row_path scan"
+        "durable file_state lease lock_holders mount_table mounts odd_advice odd_entries open_below place "
+        "process_lock row_path scan"
     ),
     "service (instances)": "instances",
-    "service.imaging": "decode overlay read synthetic_parts",
+    "service.imaging": "decode looks_whole overlay read synthetic_parts",
     "service.storage.database": "base chunks driver insert_new journal open postgresql schema sqlite write_ahead",
     "service.storage": (
         "drift energy energy_sample images regions retention retrainings review_pages reviews shadow states "
@@ -53,8 +51,8 @@ ROOMS: Mapping[str, str] = {
     "service.energy": "grid_intensity meter tracker",
     "service.scoring": "active_versions decide detector_loader scorers shadow threshold_policy threshold_preview",
     "service.inspection": (
-        "anomaly_maps batch claim deliver inspected_image intake pipeline record recover relocate score_batch "
-        "settle watch workers"
+        "anomaly_maps batch claim deliver inspected_image intake pipeline record recover relocate score_batch settle "
+        "watch workers"
     ),
     "service.labelling": "folder_index folder_labels folder_watch import_images label roles training_set",
     "service.training": "child job low_priority reproduce run",
@@ -69,8 +67,8 @@ ROOMS: Mapping[str, str] = {
     "service.web.pages": "energy files image login models promote review thresholds today",
     "service.web (app)": "api app",
     "service.commands": (
-        "database demo doctor energy evaluate import_images init options results retention retrain review run "
-        "score status threshold train versions web"
+        "database demo doctor energy evaluate import_images init options results retention retrain review run score "
+        "status threshold train versions web"
     ),
     "service (program)": "__main__ cli",
 }

@@ -6,6 +6,7 @@ on one stream, so that its time is one core's too.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,12 +19,13 @@ from models.runtime.openvino_detector import OpenVinoDetector
 from service import settings as settings_module
 from service.energy.meter import EnergyMeter
 from service.filesystem.file_state import file_state
+from service.filesystem.lease import has_writer
+from service.filesystem.open_below import open_file
 from service.imaging.decode import decode, read_file
 from service.inspection.claim import Claims
 from service.inspection.inspected_image import FileFacts
 from service.inspection.record import Recorder
 from service.inspection.score_batch import Decoded, score_and_decide
-from service.inspection.watch import being_written
 from service.instances import instance_lock
 from service.root import INCOMING
 from service.scoring.scorers import Scorer
@@ -87,12 +89,15 @@ def measure(root: Path, files: list[Path], stages: Stages) -> None:
         for path in files[start : start + BATCH]:
             incoming = root / INCOMING / path.name
             with stages.stage("settle: look, ask for a lease"):
-                assert file_state(incoming) is not None and not being_written(incoming)
+                assert file_state(incoming) is not None
+                descriptor = open_file(incoming)
+                assert not has_writer(descriptor)
+                os.close(descriptor)
             with stages.stage("claim"):
                 claim = claims.claim(path.name, time.monotonic())
                 assert claim is not None
             with stages.stage("read, hash, flush"):
-                file = read_file(root / claim.path, durable=True)
+                file = read_file(root / claim.path, durable=True, below=root)
             with stages.stage("decode"):
                 image = decode(file.data, version.input_size, draft=scorer.draft)
             batch.append(Decoded(claim, scorer, FileFacts(file.state, file.sha256, len(file.data)), image))

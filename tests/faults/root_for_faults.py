@@ -21,6 +21,7 @@ from tests.support.daemon_process import DaemonProcess, wait_until
 KINDS = ("normal", "anomaly", "quarantine")
 FINAL = ("placed", "quarantined", "missing", "conflict")
 QUICK = """settle_time_s = 0.05
+truncated_wait_s = 0.2
 rescan_interval_s = 0.5
 poll_interval_s = 0.5
 empty_file_timeout_s = 1.0

@@ -20,6 +20,8 @@ from models.detector import Scored
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mounts import Mounts
 from service.filesystem.place import Place
+from service.imaging.decode import FileBytes
+from service.inspection import score_batch
 from service.inspection.claim import Claims
 from service.inspection.deliver import Delivery, Move, deliver
 from service.inspection.intake import Intake
@@ -46,6 +48,7 @@ LIMITS = PipelineLimits(
     settle_time_s=1.0,
     file_bytes_max=1_000_000,
     pixels_max=1_000_000,
+    attempts_max=3,
 )
 PATIENCE_S = 20.0
 
@@ -74,7 +77,8 @@ class House:
             mounts=self.mounts,
         )
         settling = Settling(limits.settle_time_s, empty_file_timeout_s=60.0)
-        self.intake = Intake(root, NameFilter(IGNORED_NAMES), scorers, settling, shadows)  # type: ignore[arg-type]
+        names = NameFilter(IGNORED_NAMES)
+        self.intake = Intake(root, names, scorers, settling, shadows, truncated_wait_s=1.0)  # type: ignore[arg-type]
         self.pipeline = Pipeline(
             root, limits, self.intake, self.claims, self.recorder, self.woken.set, lambda: self.now
         )
@@ -98,6 +102,19 @@ class House:
     def settle_and_run(self) -> None:
         self.scan()
         self.now += 2.0
+        self.run()
+
+    def recover_and_run(self) -> None:
+        recovered = recover(
+            self.root,
+            self.engine,
+            self.claims,
+            self.recorder,
+            in_flight=(),
+            attempts_max=3,
+            has_model=lambda _: True,
+        )
+        self.pipeline.retry(recovered.again)
         self.run()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -552,13 +569,53 @@ def test_energy_of_a_batch_is_shared_and_idling_has_rows_of_its_own(house: House
     assert sum(row["energy_wh"] for row in house.rows()) == pytest.approx(len(batches) * 1.0)
 
 
-def test_unreadable_file_is_quarantined(
+def test_claimed_file_that_cannot_be_read_waits_for_its_attempts_and_is_then_quarantined(
     house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def denied(*_args: object, **_kwargs: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    def broken(*_args: object, **_kwargs: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("service.inspection.score_batch.read_file", denied)
+    monkeypatch.setattr("service.inspection.score_batch.read_file", broken)
     drop("a.png")
     house.settle_and_run()
-    assert [row["error_code"] for row in house.rows()] == ["not_readable"]
+    for attempt in (1, 2):
+        assert house.rows() == [] and f"--{attempt}--a.png" in house.files("processing")[0]
+        house.recover_and_run()
+    [row] = house.rows()
+    assert (row["error_code"], row["state"]) == ("not_readable", "quarantined")
+    assert row["error"] == "expected a file that can be read; Input/output error, 3 times"
+
+
+def test_claimed_file_that_can_be_read_after_all_is_scored(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = score_batch.read_file, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def fails_once(*args: Any, **kwargs: Any) -> FileBytes:
+        if failures:
+            raise failures.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("service.inspection.score_batch.read_file", fails_once)
+    drop("a.png")
+    house.settle_and_run()
+    house.recover_and_run()
+    assert [row["state"] for row in house.rows()] == ["placed"]
+
+
+def test_batch_whose_renames_cannot_be_made_to_last_is_recorded_once_they_can(
+    house: House, drop: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = os.fsync, [OSError(errno.EIO, "Input/output error")]
+
+    def fails_once(descriptor: int) -> None:
+        if failures and str(Path(f"/proc/self/fd/{descriptor}").readlink()).endswith("processing/main/default"):
+            raise failures.pop()
+        real(descriptor)
+
+    (house.root / "processing/main/default").mkdir(parents=True)
+    drop("default/a.png")
+    monkeypatch.setattr(os, "fsync", fails_once)
+    monkeypatch.setattr("service.inspection.pipeline.UNSYNCED_RETRY_S", 0.05)
+    house.settle_and_run()
+    assert not failures and [row["state"] for row in house.rows()] == ["placed"]

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from service.filesystem.file_state import NameFilter, file_state
+from service.filesystem.lease import has_writer
+from service.filesystem.open_below import open_file
 from service.filesystem.scan import scan
-from service.inspection.watch import HINTS_MAX, Hint, Watcher, being_written
+from service.inspection.watch import HINTS_MAX, Hint, Watcher
 from service.settings import IGNORED_NAMES
 
 NAMES = NameFilter(IGNORED_NAMES)
@@ -58,6 +60,14 @@ def test_look_tells_one_content_from_another(tmp_path: Path) -> None:
     assert first is not None and file_state(path) != first
 
 
+def being_written(path: Path) -> bool:
+    descriptor = open_file(path)
+    try:
+        return has_writer(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def test_file_held_open_for_writing_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"x")
@@ -66,12 +76,12 @@ def test_file_held_open_for_writing_is_seen(tmp_path: Path) -> None:
         assert being_written(path)
     with path.open("rb"):
         assert not being_written(path)
-    assert not being_written(tmp_path / "gone.png")
 
 
 _OPENED_MEANWHILE = """
 import fcntl, os, sys
-from service.inspection.watch import being_written
+from service.filesystem.lease import has_writer
+from service.filesystem.open_below import open_file
 ask = fcntl.fcntl
 path = sys.argv[1]
 def and_open(descriptor, command, argument):
@@ -83,7 +93,7 @@ def and_open(descriptor, command, argument):
             print("a lease was in the way", flush=True)
     return answer
 fcntl.fcntl = and_open
-print(being_written(path))
+print(has_writer(open_file(path)))
 """
 
 
