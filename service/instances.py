@@ -62,9 +62,16 @@ def other_instances(root: Path, instance: str) -> list[str]:
 
 
 def read_status(root: Path, instance: str) -> dict[str, Any]:
-    """Return the last status of the daemon `instance`, and whether it is running."""
-    running = instance_lock(root, instance).held()
-    return {"instance": instance, "running": running} | last_status(root, instance) | {"instance": instance}
+    """Return the last status of the daemon `instance`, and whether it is running.
+
+    `running` is None, with the reason in `unknown`, where this user may not look.
+    """
+    try:
+        running = instance_lock(root, instance).held()
+        said = last_status(root, instance)
+    except OSError as error:
+        return {"instance": instance, "running": None, "unknown": f"{error.strerror}: {error.filename}"}
+    return {"instance": instance, "running": running} | said | {"instance": instance}
 
 
 def last_status(root: Path, instance: str) -> dict[str, Any]:

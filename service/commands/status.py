@@ -16,9 +16,10 @@ from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
 from service.filesystem.file_state import NameFilter
+from service.filesystem.odd_entries import OddEntries, sentence, told_by
 from service.filesystem.scan import scan
 from service.instances import instances_that_ran, read_status
-from service.names import product_of
+from service.names import meant, printable, product_of
 from service.operations.retention import last_run
 from service.operations.retention_plan import Rule, rules_document, rules_of
 from service.root import INCOMING
@@ -51,19 +52,26 @@ def status(root: Root, as_json: AsJson = False) -> None:
 
 def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Sequence[Rule] = ()) -> dict[str, Any]:
     """Return the status of `root` at `now`, with retention by `rules`, as one document."""
-    waiting = Counter(
-        product_of(path.rpartition("/")[0]) for path, _ in scan(root / INCOMING, NameFilter(ignored_names))
-    )
+    daemons = [read_status(root, name) for name in instances_that_ran(root)]
+    waiting, unlisted = _waiting(root, NameFilter(ignored_names))
+    odd = told_by(daemons)
     with open_database(root, migrate=False, read_only=True) as engine:
         with engine.connect() as connection:
             champion_of = champions(connection)
             document = {
                 "root": str(root),
-                "daemons": [read_status(root, name) for name in instances_that_ran(root)],
+                "daemons": daemons,
                 "incoming": dict(sorted(waiting.items())),
                 "waiting_for_model": sorted(
                     product for product in waiting if product not in champion_of and "default" not in champion_of
                 ),
+                "did_you_mean": {
+                    product: guess
+                    for product in sorted(waiting.keys() - champion_of.keys())
+                    if (guess := meant(product, champion_of)) is not None
+                },
+                # What the daemon finds; where none runs, what this user could not list.
+                "odd_entries": odd if any(daemon["running"] for daemon in daemons) else unlisted,
                 "champions": {product: row.version for product, row in sorted(champion_of.items())},
                 "states_24h": statistics.per_state(connection, now - DAY),
                 "anomalies_24h": images.count(connection, since=now - DAY, verdict="anomaly"),
@@ -74,6 +82,22 @@ def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Seq
             }
         document["retention"] = _retention(root, engine, rules, now)
     return document
+
+
+def _waiting(root: Path, names: NameFilter) -> tuple[Counter[str], dict[str, Any]]:
+    """Return how many files of each product lie in `incoming/`, and what of it cannot be listed."""
+    found: Counter[str] = Counter()
+    odd = OddEntries(root=root, says=False)
+
+    def failed(path: str, error: OSError) -> None:
+        odd.note(f"{INCOMING}/{path}", "scan", error)
+
+    try:
+        for path, _ in scan(root / INCOMING, names, failed):
+            found[product_of(path.rpartition("/")[0])] += 1
+    except OSError as error:
+        odd.note(INCOMING, "scan", error)
+    return found, odd.document()
 
 
 def _drift(connection: Connection) -> dict[str, Any]:
@@ -111,6 +135,8 @@ def _retention(root: Path, engine: Engine, rules: Sequence[Rule], now: datetime)
 def _print(document: dict[str, Any]) -> None:
     for daemon in document["daemons"]:
         state = "running" if daemon["running"] else "not running"
+        if daemon["running"] is None:
+            state = f"not known, {daemon['unknown']}"
         if daemon["running"] and daemon.get("paused"):
             state = f"paused: {daemon['paused']}"
         typer.echo(f"{daemon['instance']}: {state}, watching by {daemon.get('watching', '-')}")
@@ -129,6 +155,7 @@ def _print(document: dict[str, Any]) -> None:
         for product in sorted(document["incoming"].keys() | document["champions"].keys() | document["drift"].keys())
     ]
     print_table(rows, ("product", "waiting", "champion", "drift"))
+    _print_odd_entries(document["odd_entries"])
     for product, found in document["drift"].items():
         if found["state"] == "drifting":
             began = f"{found['began_at']:%Y-%m-%d %H:%M:%S} UTC" if found["began_at"] else "a time not known"
@@ -146,6 +173,19 @@ def _print(document: dict[str, Any]) -> None:
     if document["retention"]["rules"]:
         for line in shown(document["retention"]):
             typer.echo(line)
+    for product, guess in document["did_you_mean"].items():
+        typer.echo(f"{printable(product)} has no model of its own; did you mean {printable(guess)}?", err=True)
     if document["waiting_for_model"]:
         names = ", ".join(document["waiting_for_model"])
         typer.echo(f"no model: {names}; train one: tamis train --product NAME --from FOLDER", err=True)
+
+
+def _print_odd_entries(odd: dict[str, Any]) -> None:
+    if not odd["files"]:
+        return
+    reasons = ", ".join(f"{files} {reason}" for reason, files in sorted(odd["by_reason"].items()))
+    typer.echo(f"waiting, since they cannot be worked on now: {odd['files']} files ({printable(reasons)})")
+    for one in odd["first"]:
+        typer.echo(f"  {printable(sentence(one))}")
+        if one["advice"]:
+            typer.echo(f"    → {printable(one['advice'])}")

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +52,16 @@ ENTRY_ERRORS = frozenset(
     }
 )
 
+VERBS = {
+    "scan": "list",
+    "look": "look at",
+    "claim": "claim",
+    "read": "read",
+    "deliver": "deliver",
+    "label": "label",
+    "train": "train on",
+    "retain": "remove",
+}
 LINES_A_MINUTE = 20
 # More are counted and not kept: a share without rights may hold a hundred thousand.
 KEPT_MAX = 1000
@@ -80,10 +90,14 @@ class OddEntry:
 class OddEntries:
     """The odd entries that one process knows of; used by several threads, bounded in number.
 
-    `root` is where their paths begin, of which the advice tells owner and mode; None where it is not to look.
+    `root` is where their paths begin, of which the advice tells owner and mode; None where it is not to look. Without
+    `says` nothing is logged, for a command that reports them.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, root: Path | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, root: Path | None = None, *, says: bool = True
+    ) -> None:
+        self._says = says
         self._clock = clock
         self._root = root
         self._entries: dict[tuple[Step, str], OddEntry] = {}
@@ -116,7 +130,7 @@ class OddEntries:
             reason = error.strerror or str(error)
             self._entries[key] = OddEntry(path, step, error.errno, reason, datetime.now(UTC), 1, files, told)
             self._met[key] = self._round
-            says = self._lines.allows(self._clock())
+            says = self._says and self._lines.allows(self._clock())
             left_out = self._lines.take_left_out() if says else 0
         if says:
             shown = fields(
@@ -174,6 +188,27 @@ class OddEntries:
             by_reason[one.reason] += one.files
         first = [_shown(one) for one in together(entries)[:SHOWN_MAX]]
         return {"files": by_reason.total() + self.left_out, "by_reason": dict(by_reason), "first": first}
+
+
+def told_by(daemons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the statuses of `daemons` that run say together, in the form of `OddEntries.document`."""
+    found: dict[str, Any] = {"files": 0, "by_reason": Counter(), "first": []}
+    for daemon in daemons:
+        said = daemon.get("odd_entries")
+        # Written by a daemon of any version, or by hand.
+        if daemon.get("running") and isinstance(said, dict) and {"files", "by_reason", "first"} <= said.keys():
+            found["files"] += said["files"]
+            found["by_reason"].update(said["by_reason"])
+            found["first"] += said["first"]
+    found["by_reason"] = dict(found["by_reason"])
+    found["first"] = sorted(found["first"], key=lambda one: -one["files"])[:SHOWN_MAX]
+    return found
+
+
+def sentence(one: Mapping[str, Any]) -> str:
+    """Return what an entry of a status, as in `first`, waits for, as a sentence without the advice."""
+    files = f" ({one['files']} files)" if one["files"] > 1 else ""
+    return f"{one['path']}{files} waits: cannot {VERBS.get(one['step'], one['step'])} it, {one['reason']}"
 
 
 def _shown(one: OddEntry) -> dict[str, Any]:

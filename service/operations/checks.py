@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from models.calibration.thresholds import AtFalseAlarmRate, Policy
 from service.filesystem.mount_table import Mount, Space, is_network, sends_events
+from service.filesystem.odd_entries import sentence
+from service.names import meant
 from service.root import DEFAULT_PRODUCT
 from service.storage.database.journal import JournalChoice
 from service.storage.drift import DriftRow
@@ -194,13 +196,33 @@ def check_growth(space: Space, bytes_min: int, bytes_a_day: float | None, *, ret
     return Finding("retention", "warning", f"{found}: no room for more in {days:.1f} days", advice)
 
 
+def check_odd_entries(odd: Mapping[str, Any]) -> list[Finding]:
+    """Report what waits since it cannot be worked on now, `odd` as in the status of a daemon."""
+    check = "entries that wait"
+    if not odd["files"]:
+        return [Finding(check, "ok", "none that cannot be worked on")]
+    named = [
+        Finding(check, "warning", sentence(one), one["advice"] or "look at it, and at the kernel's log (dmesg)")
+        for one in odd["first"]
+    ]
+    more = odd["files"] - sum(one["files"] for one in odd["first"])
+    if more > 0 or not named:
+        reasons = ", ".join(f"{files} {reason}" for reason, files in sorted(odd["by_reason"].items()))
+        found = f"{max(more, 0) or odd['files']} more files; in all {reasons}"
+        named.append(Finding(check, "warning", found, "see to those named first; the others are named after them"))
+    return named
+
+
 def check_products(products: Collection[str], champions: Collection[str]) -> list[Finding]:
     """Check for each product with a folder under incoming/ whether there is a model that scores its images."""
     train = "train one: tamis train --product {} --from FOLDER_OF_GOOD_IMAGES"
     found = []
     for product in sorted(set(products) - set(champions)):  # the champion's own health is a finding of its own
         check = f"model of {product}"
-        if DEFAULT_PRODUCT in champions:
+        if (guess := meant(product, champions)) is not None:
+            advice = f"did you mean {guess}? Rename the folder under incoming/, or {train.format(product)}"
+            found.append(Finding(check, "warning", f"none of its own; {guess} has one", advice))
+        elif DEFAULT_PRODUCT in champions:
             found.append(Finding(check, "ok", f"none of its own; {DEFAULT_PRODUCT}'s scores its images"))
         else:
             found.append(Finding(check, "warning", "none: its images wait in incoming/", train.format(product)))

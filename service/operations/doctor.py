@@ -9,11 +9,12 @@ import contextlib
 import itertools
 import os
 import platform
+import stat
 import time
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
@@ -22,7 +23,10 @@ from models import registry
 from models.errors import ModelError
 from service.errors import ConfigurationError, TamisError
 from service.filesystem import mount_table as filesystem
-from service.instances import instance_lock, instances
+from service.filesystem.file_state import NameFilter
+from service.filesystem.odd_entries import OddEntries, told_by
+from service.filesystem.scan import walk
+from service.instances import instance_lock, instances, read_status
 from service.names import parse_claimed_name, product_of
 from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver
@@ -54,8 +58,9 @@ def examine(root: Path) -> list[Finding]:
     findings.append(checks.check_folders({name: _device(root / name) for name in FOLDERS}))
     failure, disk_now = try_renames(root)
     findings.append(checks.check_renames(failure))
-    products, folders = _incoming(root / INCOMING)
+    products, folders, unlisted = _incoming(root)
     findings.append(checks.check_inotify(read_inotify(), folders))
+    findings += checks.check_odd_entries(_odd_entries(root, unlisted))
     if not settings.database_url:
         findings.append(checks.check_sqlite(sqlite3.sqlite_version, journal_choice(sqlite3.sqlite_version_info)))
     known = _database(root)
@@ -116,8 +121,14 @@ def read_rapl(path: Path = RAPL) -> Literal["readable", "closed", "absent"]:
 
 def read_left_overs(root: Path) -> list[LeftOver]:
     found = []
-    for name in instances(root) if (root / PROCESSING).is_dir() else ():
-        images = sum(parse_claimed_name(path.name) is not None for path in (root / PROCESSING / name).rglob("*"))
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # as below
+        names = instances(root)
+    for name in names:
+        images = 0
+        with contextlib.suppress(OSError):
+            for folder in walk(root / PROCESSING / name, NameFilter(())):
+                images += sum(parse_claimed_name(entry.name) is not None for entry in folder.files)
         alive = False
         with contextlib.suppress(OSError):  # not readable for this user, of which the check of permissions warns
             alive = instance_lock(root, name).held()
@@ -155,13 +166,43 @@ def _mount(name: str, path: Path, watch_mode: str) -> Finding:
 
 
 def _device(folder: Path) -> int | None:
-    return folder.stat().st_dev if folder.is_dir() else None
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev if stat.S_ISDIR(status.st_mode) else None
 
 
-def _incoming(incoming: Path) -> tuple[set[str], int]:
-    """Return the products with a folder under `incoming`, and how many folders a watch of it takes."""
-    products = {product_of(path.name) for path in incoming.glob("[!.]*") if path.is_dir()}
-    return products, sum(1 for _ in os.walk(incoming))
+def _incoming(root: Path) -> tuple[set[str], int, dict[str, Any]]:
+    """Return the products with a folder under `incoming/`, how many folders to watch, and what is not listed.
+
+    What cannot be listed is as in `OddEntries.document`.
+    """
+    odd = OddEntries(root=root, says=False)
+
+    def failed(path: str, error: OSError) -> None:
+        odd.note(f"{INCOMING}/{path}", "scan", error)
+        products.add(product_of(path))
+
+    products: set[str] = set()
+    folders = 0
+    with contextlib.suppress(FileNotFoundError):  # of which the check of folders tells
+        try:
+            for folder in walk(root / INCOMING, NameFilter((".*",)), failed):
+                folders += 1
+                if folder.path:
+                    products.add(product_of(folder.path))
+        except PermissionError as error:
+            odd.note(INCOMING, "scan", error)
+    return products, folders, odd.document()
+
+
+def _odd_entries(root: Path, unlisted: dict[str, Any]) -> dict[str, Any]:
+    """Return what the daemons say that waits; where none runs or may be asked, what is `unlisted` to this user."""
+    daemons = []
+    with contextlib.suppress(OSError):
+        daemons = [read_status(root, name) for name in instances(root)]
+    return told_by(daemons) if any(daemon["running"] for daemon in daemons) else unlisted
 
 
 def _database(root: Path) -> _Database:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,9 +23,14 @@ POLL_S = 0.02
 
 
 class DaemonProcess:
-    """`tamis run` on `root`, with its messages to systemd received on a socket of our own."""
+    """`tamis run` on `root`, with its messages to systemd received on a socket of our own.
 
-    def __init__(self, root: Path, *options: str, environment: dict[str, str] | None = None) -> None:
+    `under` is a command that it is run by, such as `setpriv` with its options.
+    """
+
+    def __init__(
+        self, root: Path, *options: str, environment: dict[str, str] | None = None, under: Sequence[str] = ()
+    ) -> None:
         self.root = root
         self._folder = tempfile.TemporaryDirectory()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -37,7 +42,7 @@ class DaemonProcess:
         self.started_at = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service", "run", "--root", str(root), *options],
+                [*under, sys.executable, "-m", "service", "run", "--root", str(root), *options],
                 cwd=REPOSITORY,
                 env={**os.environ, "NOTIFY_SOCKET": f"{self._folder.name}/notify", **(environment or {})},
                 stdout=subprocess.DEVNULL,

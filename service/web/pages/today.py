@@ -14,7 +14,9 @@ from sqlalchemy import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.filesystem.odd_entries import sentence, told_by
 from service.instances import instances_that_ran, read_status
+from service.names import meant, printable
 from service.storage import drift, review_pages, versions
 from service.storage import energy as energy_rows
 from service.storage import statistics as tallies
@@ -31,6 +33,8 @@ SCORES = 2000
 HISTOGRAMS_MAX = 6
 # All visitors share the figures; none is older than this.
 KEPT_S = 4.0
+# Of entries that wait, so many are named; the API and `tamis status` name more.
+ODD_SHOWN_MAX = 5
 
 
 class FigureCache:
@@ -69,12 +73,20 @@ def health(site: Site) -> dict[str, Any]:
     daemons = [read_status(site.root, name) for name in instances_that_ran(site.root)]
     wrong = [] if daemons else ["no daemon has run on this root yet: tamis run starts one"]
     for daemon in daemons:
-        if not daemon["running"]:
+        if daemon["running"] is None:
+            wrong.append(f"daemon {daemon['instance']}: whether it runs is not known, {daemon['unknown']}")
+        elif not daemon["running"]:
             wrong.append(f"daemon {daemon['instance']} is not running: images wait in incoming")
         elif daemon.get("paused"):
             wrong.append(f"daemon {daemon['instance']} is paused: {daemon['paused']}")
         for product in daemon.get("waiting_for_model") or ():
-            wrong.append(f"product {product} has no model: its images wait")
+            guess = meant(product, daemon.get("products") or ())
+            hint = f"; did you mean {printable(guess)}?" if guess is not None else ""
+            wrong.append(f"product {printable(product)} has no model: its images wait{hint}")
+    odd = told_by(daemons)
+    wrong += [printable(f"{sentence(one)}; {one['advice']}".rstrip("; ")) for one in odd["first"][:ODD_SHOWN_MAX]]
+    if (more := odd["files"] - sum(one["files"] for one in odd["first"][:ODD_SHOWN_MAX])) > 0:
+        wrong.append(f"{more} more files wait, since they cannot be worked on now: tamis doctor names them")
     disk = os.statvfs(site.root)
     free = disk.f_bavail * disk.f_frsize
     if free < 2 * site.settings.free_bytes_min:
@@ -89,7 +101,7 @@ def health(site: Site) -> dict[str, Any]:
         for name, row in sorted(states.items())
         if row.state == "drifting"
     ]
-    return {"daemons": daemons, "wrong": wrong, "free_bytes": free}
+    return {"daemons": daemons, "wrong": wrong, "free_bytes": free, "odd_entries": odd}
 
 
 def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[str, Any]:
