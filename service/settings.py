@@ -103,11 +103,15 @@ class Settings(BaseSettings):
     # Decoding
     file_bytes_max: int = Field(200_000_000, gt=0, description="bytes; a larger file is quarantined unread")
     pixels_max: int = Field(60_000_000, gt=0, description="pixels; a larger image is quarantined before decoding")
-    decode_threads: int = Field(0, ge=0, le=64, description="threads that decode images; 0 is one a core, from 2 to 16")
-    decode_timeout_s: float = Field(
-        30.0, ge=1, le=3600, description="s after which an image still decoding stops the daemon, to be retried alone"
+    decode_threads: int = Field(
+        0, ge=0, le=64, description="processes that decode images; 0 is one a core, from 2 to 16"
     )
-    attempts_max: int = Field(3, ge=1, le=20, description="tries at an image that ends the daemon, then quarantine")
+    decode_timeout_s: float = Field(
+        30.0, ge=1, le=3600, description="s after which the process of an image still decoding is ended"
+    )
+    attempts_max: int = Field(
+        3, ge=1, le=20, description="tries at an image that ends its decoder or the daemon, then quarantine"
+    )
 
     # Scoring
     batch_size_max: int = Field(

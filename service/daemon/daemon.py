@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from service import __version__
 from service.daemon.background_jobs import BackgroundJobs, jobs_for
 from service.daemon.metering import Metering
-from service.daemon.parts import limits_of, load_models, open_intake, open_scoring, start_watching
+from service.daemon.parts import limits_of, load_models, open_intake, open_scoring, start_decoder, start_watching
 from service.daemon.systemd import Notifier
 from service.daemon.wake import StopRequest
 from service.drift.monitor import DriftWatch
@@ -87,16 +87,16 @@ class Daemon:
         # The loop itself never waits for a lock: what it cannot read now it reads with the next round.
         looking = open_database(root, migrate=False, read_only=True, busy_timeout_s=LOOK_TIMEOUT_S)
         stack.callback(looking.dispose)
+        decoder = start_decoder(settings, stack)
         self.claims = Claims(root, settings.instance, self.odd)
         self.claims.prune()
         take_back(root, engine, self.claims)
-        recorder = Recorder(
-            root, engine, self.claims, anomaly_maps=settings.anomaly_maps, mounts=self.mounts, odd=self.odd
-        )
+        maps, mounts = settings.anomaly_maps, self.mounts
+        recorder = Recorder(root, engine, self.claims, anomaly_maps=maps, mounts=mounts, odd=self.odd, decoder=decoder)
         self.pipeline = Pipeline(
-            root, limits_of(settings), self.intake, self.claims, recorder, stop.wake.set, odd=self.odd
+            root, limits_of(settings), self.intake, self.claims, recorder, decoder, stop.wake.set, odd=self.odd
         )
-        self.metering = Metering(settings, self.pipeline, recorder)
+        self.metering = Metering(settings, self.pipeline, recorder, decoder)
         stack.callback(self.metering.close)
         stack.callback(self.pipeline.close)
         attempts_max, has_model = settings.attempts_max, self.scorers.has

@@ -9,6 +9,7 @@ import time
 from sqlalchemy.exc import OperationalError
 
 from service.energy.meter import EnergyMeter
+from service.imaging.decoder_processes import DecoderProcesses
 from service.inspection.pipeline import Pipeline
 from service.inspection.record import Recorder
 from service.settings import Settings
@@ -23,8 +24,9 @@ CLOSE_AWAY_TIMEOUT_S = 5.0
 class Metering:
     """The meter of `pipeline`. `start`, then `close` once the pipeline's threads have ended."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, recorder: Recorder) -> None:
+    def __init__(self, settings: Settings, pipeline: Pipeline, recorder: Recorder, decoder: DecoderProcesses) -> None:
         self._settings = settings
+        self._decoder = decoder
         self._pipeline = pipeline
         self._recorder = recorder
         self._meter: EnergyMeter | None = None
@@ -62,5 +64,6 @@ class Metering:
         except Exception:
             log.exception("no energy meter; energy is unknown")
             return
+        self._meter.add_cpu_time(lambda: self._decoder.cpu_s)
         self._pipeline.meter = self._meter
         self.idle_row_due = time.monotonic() + settings.energy_idle_row_s

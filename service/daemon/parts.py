@@ -17,6 +17,7 @@ from service.errors import ConfigurationError
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import mount_of, sends_events
 from service.filesystem.odd_entries import OddEntries
+from service.imaging.decoder_processes import DecoderProcesses, memory_needed
 from service.inspection.intake import Intake
 from service.inspection.pipeline import PipelineLimits
 from service.inspection.settle import Settling
@@ -99,6 +100,18 @@ def open_intake(
         close_settles="settle_time_s" not in settings.model_fields_set,
     )
     return Intake(root, names, scorers, settling, shadows, odd, settings.truncated_wait_s)
+
+
+def start_decoder(settings: Settings, stack: ExitStack) -> DecoderProcesses:
+    """Return the processes that decode, of which the first is on its way while the rest opens."""
+    decoder = DecoderProcesses(
+        settings.decoders,
+        timeout_s=settings.decode_timeout_s,
+        memory_max=memory_needed(settings.pixels_max, settings.file_bytes_max),
+    )
+    stack.callback(decoder.close)
+    decoder.start()
+    return decoder
 
 
 def load_models(scorers: ScorerCache, loaded_max: int) -> None:

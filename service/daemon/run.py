@@ -11,10 +11,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from service.daemon.daemon import Daemon
-from service.daemon.wake import EXIT_FAILED, StopRequest, leave_at_once
+from service.daemon.wake import EXIT_FAILED, StopRequest
 from service.errors import TamisError
-from service.inspection.pipeline import StageStuck
-from service.logs import configure, fields
+from service.logs import configure
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,10 +36,6 @@ def run(root: Path, settings: Settings) -> int:
             signal.signal(number, stop.on_signal)
         try:
             Daemon(root, settings, stop, stack).loop()
-        except StageStuck as error:
-            log.critical("stuck; ending to begin anew", extra=fields(reason=str(error)))
-            # The stuck thread cannot be joined, so an orderly exit would wait for it.
-            leave_at_once()
         except TamisError:
             raise
         # Nothing can go on with a broken disk or graph: it is logged once, and systemd starts the service again.

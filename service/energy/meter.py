@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from service.energy.tracker import started_tracker
 from service.storage.energy_sample import EnergySample
@@ -75,6 +77,14 @@ class EnergyMeter:
             self._measure()
             return self._total.total_wh
 
+    def add_cpu_time(self, cpu_s: Callable[[], float]) -> None:
+        """Count as this process's, from now on, the CPU time of others that work for it: `cpu_s` is theirs so far."""
+        with self._lock:
+            for part in self._tracker._hardware if self._tracker is not None else ():
+                process = getattr(part, "_process", None)
+                if process is not None:
+                    process.cpu_times = partial(_with_more, process.cpu_times, cpu_s, cpu_s())
+
     def close(self, kind: str = "idle") -> EnergySample | None:
         """Stop metering and return what was used since the last sample."""
         with self._lock:
@@ -109,3 +119,8 @@ class EnergyMeter:
             country=self._country,
             **known,
         )
+
+
+def _with_more(own: Callable[[], Any], cpu_s: Callable[[], float], before_s: float) -> Any:
+    times = own()
+    return times._replace(user=times.user + cpu_s() - before_s)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from models.detector import UInt8Array
 from models.regions import Region
-from service.imaging.decode import DecodedImage, DecodeError, StillChanging, decode_within, read_file
+from service.imaging.decode import PIXELS_MAX, DecodedImage, DecodeError, StillChanging, read_file
+from service.imaging.decoder import Decoder
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.inspection.claim import Claim
 from service.inspection.inspected_image import InspectedImage
@@ -41,8 +42,9 @@ def regions_shown(batch: Sequence[InspectedImage]) -> dict[str, tuple[Region, ..
 class AnomalyMaps:
     """The maps of `root`, in its folder `maps/`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, decoder: Decoder | None = None) -> None:
         self._root = root
+        self._decoder = decoder or Decoder()
         self._failed_with: int | None = None
 
     def draw(self, batch: Sequence[InspectedImage], regions: Mapping[str, Sequence[Region]]) -> None:
@@ -57,7 +59,8 @@ class AnomalyMaps:
     def _read_canvas(self, claim: Claim, image: DecodedImage) -> Image.Image:
         """Return the image, RGB, as drawn: read again, since it is too small in memory to show a scratch."""
         try:
-            return decode_within(read_file(self._root / claim.path).data, DRAWN_SIDE_MAX)
+            data = read_file(self._root / claim.path).data
+            return Image.fromarray(self._decoder.within(data, DRAWN_SIDE_MAX, pixels_max=PIXELS_MAX))
         except (DecodeError, StillChanging, OSError):
             height, width = drawn_size(image.height, image.width)
             return Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,7 +1,7 @@
 """The pipeline: moves images from `incoming/` to their folders, step by step.
 
-One thread, the caller's, makes every decision in `step`; decoding, scoring and recording run beside it and hand their
-results back. Every queue is bounded by `in_flight_max`.
+One thread, the caller's, makes every decision in `step`; decoding, scoring and recording run beside it, decoding in
+processes of its own, and hand their results back. Every queue is bounded by `in_flight_max`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from service.filesystem.file_state import FileState
 from service.filesystem.odd_entries import OddEntries
 from service.filesystem.open_below import state_below
 from service.imaging.decode import DecodeError, StillChanging
+from service.imaging.decoder import Decoder
+from service.imaging.decoder_processes import DECODER_ENDED
 from service.inspection.batch import Batcher
 from service.inspection.claim import Claim, Claims
 from service.inspection.inspected_image import FileFacts, InspectedImage
@@ -49,11 +51,10 @@ class PipelineLimits:
     batch_size_max: int
     batch_wait_ms: float
     decode_threads: int
-    decode_timeout_s: float
+    attempts_max: int
     settle_time_s: float
     file_bytes_max: int
     pixels_max: int
-    attempts_max: int
 
 
 @dataclass
@@ -66,12 +67,8 @@ class Counts:
     interfered: int = 0
 
 
-class StageStuck(Exception):
-    """An image has been decoding for longer than allowed. Its thread cannot be ended, so the process must end."""
-
-
 class Pipeline:
-    """The images in flight of one instance.
+    """The images in flight of one instance, read by `decoder`.
 
     `wake` is called from other threads when `step` has something to do; `clock` gives the `now` of its caller.
     """
@@ -83,6 +80,7 @@ class Pipeline:
         intake: Intake,
         claims: Claims,
         recorder: Recorder,
+        decoder: Decoder,
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         odd: OddEntries | None = None,
@@ -93,12 +91,15 @@ class Pipeline:
         self._intake = intake
         self._claims = claims
         self._recorder = recorder
+        self._decoder = decoder
         self._batcher: Batcher[int, Decoded] = Batcher(limits.batch_size_max, limits.batch_wait_ms / 1000)
         self._workers = Workers(limits.decode_threads, wake, clock)
         self._in_flight: dict[str, Claim] = {}
         self._decoding: set[str] = set()
         self._rejected: list[InspectedImage] = []
         self._again: deque[Claim] = deque()
+        self._suspects: deque[Claim] = deque()
+        self._tried: str | None = None
         self._later: list[tuple[float, Claim]] = []
         self._unsynced: list[tuple[float, InspectedImage]] = []
         self._batches_scoring = 0
@@ -151,13 +152,13 @@ class Pipeline:
     def step(self, now: float, *, claiming: bool = True) -> float | None:
         """Advance everything that can be; return the monotonic time at which there is something to do again, if known.
 
-        With `claiming` false nothing new is begun; what is in flight is finished. Raises what a stage raised,
-        StageStuck, and RootTrouble, after which it may go on.
+        With `claiming` false nothing new is begun; what is in flight is finished. Raises what a stage raised, and
+        RootTrouble, after which it may go on.
         """
         self._workers.hand_over(now)
-        self._check_decoding(now)
         self._decode_later(now, claiming)
         self._commit_later(now, claiming)
+        self._try_suspect(claiming)
         if claiming:
             self._begin(now)
         self._score_what_is_due(now)
@@ -221,18 +222,11 @@ class Pipeline:
         scorer = self._intake.scorer(claim.product)
         if scorer is None:
             return
-        try:
-            # Only when its turn comes: if this one ends the process, those behind it must lose no attempt.
-            claim = self._claims.next_attempt(claim)
-        except FileNotFoundError:
-            log.warning("file removed while waiting to be scored again", extra=fields(path=claim.path))
-            return
-        except OSError as error:
-            self._claims.check_root(error)
-            self._odd.note(claim.path, "claim", error)
-            return
-        self._in_flight[claim.id] = claim
-        self._decode(claim, scorer)
+        # Only when its turn comes: if this one ends the process, those behind it must lose no attempt.
+        again = self._next_attempt(claim)
+        if again is not None:
+            self._in_flight[again.id] = again
+            self._decode(again, scorer)
 
     def _decode(self, claim: Claim, scorer: Scorer, shadow: Shadow | None = None) -> None:
         self._decoding.add(claim.id)
@@ -246,7 +240,8 @@ class Pipeline:
                 scorer,
                 file_bytes_max=limits.file_bytes_max,
                 pixels_max=limits.pixels_max,
-                decodes=self._workers.decodes,
+                decoder=self._decoder,
+                decoding=self._workers.elsewhere(claim.id),
                 shadow=shadow,
             ),
             lambda future, now: self._decoded(claim, scorer, future, now),
@@ -254,6 +249,8 @@ class Pipeline:
 
     def _decoded(self, claim: Claim, scorer: Scorer, future: Future[Decoded | InspectedImage], now: float) -> None:
         self._decoding.discard(claim.id)
+        if self._tried == claim.id:
+            self._tried = None
         try:
             read = future.result()
         except DecodeError as error:
@@ -272,6 +269,8 @@ class Pipeline:
             self._odd.clear(claim.path, "read")
             if isinstance(read, Decoded):
                 self._batcher.add(id(scorer), read, now)
+            elif read.error_code == DECODER_ENDED:
+                self._suspect(read)
             else:
                 self._rejected.append(read)
 
@@ -318,11 +317,44 @@ class Pipeline:
         self._rejected += [inspected for at, inspected in self._unsynced if at <= now]
         self._unsynced = [(at, inspected) for at, inspected in self._unsynced if at > now]
 
-    def _check_decoding(self, now: float) -> None:
-        for id, since in self._workers.at_work():
-            if id in self._decoding and now - since > self._limits.decode_timeout_s:
-                name = shown_name(self._in_flight[id].path)
-                raise StageStuck(f"{name}: expected it to decode within {self._limits.decode_timeout_s} s; it has not")
+    def _suspect(self, read: InspectedImage) -> None:
+        """Have an image that ended its decoder decoded again, or quarantined once it had all its attempts."""
+        claim = read.claim
+        name = shown_name(claim.path)
+        log.warning("decoder ended", extra=fields(path=name, attempt=claim.attempt, reason=read.error))
+        if claim.attempt < self._limits.attempts_max:
+            self._suspects.append(claim)
+        else:
+            message = f"reading it ended the decoder {claim.attempt} times; {read.error}"
+            self._rejected.append(replace(read, error_code="attempts_exhausted", error=message))
+
+    def _try_suspect(self, claiming: bool) -> None:
+        """Begin the next attempt at an image that ended its decoder: one at a time, so that they hold up no others."""
+        if not claiming:
+            # While stopping they stay in processing/, with the attempts that they had.
+            for claim in self._suspects:
+                self._in_flight.pop(claim.id, None)
+            self._suspects.clear()
+        elif self._suspects and self._tried is None:
+            claim = self._suspects.popleft()
+            scorer = self._intake.scorer(claim.product)
+            again = self._next_attempt(claim) if scorer is not None else None
+            if scorer is None or again is None:
+                self._in_flight.pop(claim.id, None)
+                return
+            self._in_flight[claim.id] = again
+            self._tried = claim.id
+            self._decode(again, scorer)
+
+    def _next_attempt(self, claim: Claim) -> Claim | None:
+        try:
+            return self._claims.next_attempt(claim)
+        except FileNotFoundError:
+            log.warning("file removed while waiting to be scored again", extra=fields(path=claim.path))
+        except OSError as error:
+            self._claims.check_root(error)
+            self._odd.note(claim.path, "claim", error)
+        return None
 
     # Score and decide
 
@@ -401,8 +433,6 @@ class Pipeline:
 
     def _next_at(self, claiming: bool) -> float | None:
         times = [None if self._batch_on_its_way else self._batcher.next_due_at()]
-        at_work = self._workers.at_work() if self._decoding else []
-        times += [since + self._limits.decode_timeout_s + 0.1 for _, since in at_work[:1]]
         if claiming:
             times.append(min((at for at, _ in self._later), default=None))
             times.append(min((at for at, _ in self._unsynced), default=None))

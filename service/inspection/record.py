@@ -22,6 +22,7 @@ from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import OddEntries
 from service.filesystem.open_below import state_below
+from service.imaging.decoder import Decoder
 from service.inspection.anomaly_maps import AnomalyMaps, regions_shown
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
@@ -57,7 +58,8 @@ class BatchReport:
 
 
 class Recorder:
-    """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by.
+    """Writes micro-batches of one instance. Used by one thread at a time; `clock` is the one claims are settled by,
+    `decoder` reads what maps are drawn on.
 
     A file whose destination lies on one of `mounts` that is gone, or cannot take it now, which is noted in `odd`, is
     recorded and stays in `processing/`, where recovery finds it.
@@ -73,11 +75,12 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
         mounts: Mounts | None = None,
         odd: OddEntries | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         self._root = root
         self._engine = engine
         self._claims = claims
-        self._maps = AnomalyMaps(root) if anomaly_maps else None
+        self._maps = AnomalyMaps(root, decoder) if anomaly_maps else None
         self._clock = clock
         self._mounts = mounts
         self.tries: Counter[str] = Counter()

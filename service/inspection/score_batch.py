@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from models.appearance import Appearance, appearance_of
+from models.appearance import Appearance
 from models.detector import Float32Array
-from service.imaging.decode import DecodedImage, DecodeError, decode, read_file
+from service.imaging.decode import DecodedImage, DecodeError, read_file
+from service.imaging.decoder import Decoder
 from service.inspection.claim import Claim
 from service.inspection.inspected_image import FileFacts, InspectedImage
 from service.scoring.decide import ScoreNotFinite
@@ -38,23 +39,27 @@ def read_claim(
     *,
     file_bytes_max: int,
     pixels_max: int,
-    decodes: AbstractContextManager[Any] | None = None,
+    decoder: Decoder | None = None,
+    decoding: AbstractContextManager[Any] | None = None,
     shadow: Shadow | None = None,
 ) -> Decoded | InspectedImage:
     """Read the file of `claim` once, make it last through a power cut, and decode it, for `shadow` too if given.
 
-    `decodes` is held while decoding. Returns the reason for a file that was read and is not an image; what cannot be
-    read raises as in `read_file`.
+    `decoder` decodes, in this thread if not given; `decoding` is entered meanwhile. Returns the reason for a file that
+    was read and is not an image, or that ended its decoder; what cannot be read raises as in `read_file`.
     """
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True, below=root)
     facts = FileFacts(file.state, file.sha256, len(file.data))
-    try:
-        with decodes or nullcontext():
-            image = decode(file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft)
-    except DecodeError as error:
-        return InspectedImage(claim, facts, error_code=error.code, error=str(error))
-    beside = _for_shadow(shadow, file.data, image, scorer, pixels_max) if shadow is not None else None
-    return Decoded(claim, scorer, facts, image, appearance_of(image.pixels), beside)
+    decoder = decoder or Decoder()
+    with decoding or nullcontext():
+        try:
+            image, appearance = decoder.look(
+                file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft
+            )
+        except DecodeError as error:
+            return InspectedImage(claim, facts, error_code=error.code, error=str(error))
+        beside = _for_shadow(shadow, decoder, file.data, image, scorer, pixels_max) if shadow is not None else None
+    return Decoded(claim, scorer, facts, image, appearance, beside)
 
 
 def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
@@ -70,14 +75,16 @@ def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
     return [replace(one, shadow=said[one.claim.id]) if one.claim.id in said else one for one in inspected]
 
 
-def _for_shadow(shadow: Shadow, data: bytes, image: DecodedImage, scorer: Scorer, pixels_max: int) -> InShadow | None:
+def _for_shadow(
+    shadow: Shadow, decoder: Decoder, data: bytes, image: DecodedImage, scorer: Scorer, pixels_max: int
+) -> InShadow | None:
     """Return the image as `shadow` takes it: the champion's pixels where they are the same, else decoded again."""
     size, own = shadow.scorer.detector.input_size, scorer.detector.input_size
     # An image that was decoded in full serves a detector that would take a draft.
     if size == own and (shadow.scorer.draft or not image.drafted):
         return InShadow(shadow, image.pixels)
     try:
-        return InShadow(shadow, decode(data, size, pixels_max=pixels_max, draft=shadow.scorer.draft).pixels)
+        return InShadow(shadow, decoder.decode(data, size, pixels_max=pixels_max, draft=shadow.scorer.draft).pixels)
     except DecodeError:
         return None  # memory may be short, since it could be decoded a moment ago; the champion has what it needs
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import queue
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -13,17 +13,16 @@ READERS_MORE = 2
 
 
 class Workers:
-    """Threads for reading and decoding, one for scoring and one for recording; `clock` is the loop's.
+    """Threads for reading and for waiting on `decoders` processes, one for scoring and one for recording.
 
-    At most `decode_threads` decode at a time, each holding `decodes`. There are a few threads more, so that one that
-    waits for the disk leaves no core idle.
+    There are enough that one that waits for the disk, or for slow images, leaves no decoder idle; `clock` is the
+    loop's.
     """
 
-    def __init__(self, decode_threads: int, wake: Callable[[], None], clock: Callable[[], float]) -> None:
+    def __init__(self, decoders: int, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._wake = wake
         self._clock = clock
-        self.decodes = threading.BoundedSemaphore(decode_threads)
-        self.decoding = ThreadPoolExecutor(decode_threads + READERS_MORE, "decode")
+        self.decoding = ThreadPoolExecutor(2 * decoders + READERS_MORE, "decode")
         self.scoring = ThreadPoolExecutor(1, "score")
         self.recording = ThreadPoolExecutor(1, "record")
         self._done: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
@@ -39,7 +38,7 @@ class Workers:
             try:
                 return job()
             finally:
-                del self._since[name]
+                self._since.pop(name, None)
 
         def hand_back(done: Future[Any]) -> None:
             if not done.cancelled():
@@ -56,6 +55,15 @@ class Workers:
     def at_work(self) -> list[tuple[str, float]]:
         """Return what is running, by name, and since when, s on the loop's clock; the longest first."""
         return sorted(self._since.items(), key=itemgetter(1))
+
+    @contextmanager
+    def elsewhere(self, name: str) -> Iterator[None]:
+        """While entered, the work of that `name` is done by a process, whose time somebody else bounds."""
+        del self._since[name]
+        try:
+            yield
+        finally:
+            self._since[name] = self._clock()
 
     def close(self) -> None:
         """End the threads once what they have begun is done; drop what has not begun."""

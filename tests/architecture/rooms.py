@@ -42,7 +42,7 @@ ROOMS: Mapping[str, str] = {
         "process_lock row_path scan"
     ),
     "service (instances)": "instances",
-    "service.imaging": "decode looks_whole overlay read synthetic_parts",
+    "service.imaging": "decode decoder decoder_processes decoder_server looks_whole overlay read synthetic_parts",
     "service.storage.database": "base chunks driver insert_new journal open postgresql schema sqlite write_ahead",
     "service.storage": (
         "drift energy energy_sample images regions retention retrainings review_pages reviews shadow states "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.daemon.daemon import STUCK_AFTER_S
 from service.errors import ConfigurationError, TamisError, UsageError
 from service.settings import Settings
 from service.settings_file import ENVIRONMENT_PREFIX
@@ -168,7 +169,7 @@ def test_stop_leaves_time_for_the_batch_in_hand() -> None:
 def test_systemd_watches_the_daemon() -> None:
     found = directives()
     assert found["Type"] == ["notify"]
-    assert int(found["WatchdogSec"][0]) > Settings.model_fields["decode_timeout_s"].default
+    assert int(found["WatchdogSec"][0]) > STUCK_AFTER_S
 
 
 def test_nobody_else_can_read_what_the_service_writes() -> None:

@@ -313,62 +313,38 @@ def test_broken_folder_ends_the_daemon_and_the_next_run_goes_on(house: Path, dro
     assert [row["state"] for row in rows(house)] == ["placed"]
 
 
-def test_image_that_ends_the_process_is_quarantined_and_its_neighbours_are_scored(
-    house: Path, drop: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("failing", "reason"),
+    [("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"), ("threading.Event().wait()", "within 1 s")],
+)
+def test_image_that_ends_its_decoder_is_quarantined_by_the_same_daemon_and_its_neighbours_are_scored(
+    house: Path, drop: Callable[..., Path], tmp_path: Path, failing: str, reason: str
 ) -> None:
-    # A decoder that crashes on one file, as a bug in a C library would: the process is gone each time.
+    # A decoder that crashes or hangs at one file, as a bug in a C library would.
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal\n"
+        "import os, signal, sys, threading\n"
         "import PIL.Image\n"
         "real = PIL.Image.open\n"
-        "def crash(file, *args, **kwargs):\n"
+        "def fail(file, *args, **kwargs):\n"
         "    image = real(file, *args, **kwargs)\n"
         "    if image.size == (31, 17):\n"
-        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        f"        {failing}\n"
         "    return image\n"
-        "PIL.Image.open = crash\n"
-    )
-    for number in range(6):
-        drop(f"{number}.png", seed=number)
-    (house / "incoming/poison.png").write_bytes(image_bytes(20, size=(31, 17)))
-    ended = []
-    for _ in range(4):
-        with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
-            wait_until(lambda daemon=daemon: daemon.process.poll() is not None or finished(house) == 7, "an end")
-            ended.append(daemon.process.poll())
-            if daemon.process.poll() is None:
-                assert daemon.stop() == 0
-                break
-    assert ended == [-signal.SIGSEGV] * 3 + [None]
-    found = {row["file_name"]: (row["state"], row["error_code"]) for row in rows(house)}
-    assert found.pop("poison.png") == ("quarantined", "attempts_exhausted")
-    assert set(found.values()) == {("placed", None)} and len(found) == 6
-
-
-def test_image_that_hangs_the_decoder_is_quarantined_after_its_attempts(
-    house: Path, drop: Callable[..., Path], tmp_path: Path
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import threading\n"
-        "import PIL.Image\n"
-        "real = PIL.Image.open\n"
-        "def hang(file, *args, **kwargs):\n"
-        "    image = real(file, *args, **kwargs)\n"
-        "    if image.size == (31, 17):\n"
-        "        threading.Event().wait()\n"
-        "    return image\n"
-        "PIL.Image.open = hang\n"
+        "PIL.Image.open = fail\n"
     )
     (house / "tamis.toml").write_text(SETTINGS + "decode_timeout_s = 1.0\nattempts_max = 2\n")
     (house / "incoming/poison.png").write_bytes(image_bytes(20, size=(31, 17)))
-    for _ in range(2):
-        with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
-            assert daemon.process.wait(60) == 1
-            assert "poison.png" in daemon.log_text()
+    for number in range(6):
+        drop(f"{number}.png", seed=number)
     with DaemonProcess(house, environment={"PYTHONPATH": str(tmp_path)}) as daemon:
-        wait_until(lambda: finished(house) == 1, "the image finished")
+        wait_until(lambda: finished(house) == 7, "all finished")
         assert daemon.stop() == 0
-    assert [(row["state"], row["error_code"]) for row in rows(house)] == [("quarantined", "attempts_exhausted")]
+        log = daemon.log_text()
+    found = {row["file_name"]: row for row in rows(house)}
+    poison = found.pop("poison.png")
+    assert (poison["state"], poison["error_code"]) == ("quarantined", "attempts_exhausted")
+    assert reason in poison["error"] and log.count("decoder ended") == 2
+    assert {row["state"] for row in found.values()} == {"placed"} and len(found) == 6
 
 
 def test_retention_runs_beside_the_scoring_and_says_what_it_removed(house: Path, drop: Callable[..., Path]) -> None:

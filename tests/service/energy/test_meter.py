@@ -56,6 +56,24 @@ def test_energy_of_a_child_is_its_own_meters_and_not_counted_here_again() -> Non
     assert beside.cpu_wh < own.cpu_wh / 2
 
 
+def test_processor_time_of_those_who_work_for_it_is_its_own() -> None:
+    meter = EnergyMeter()
+    if meter.source == "measured":
+        meter.close()
+        pytest.skip("the counters here are the machine's, which has no processes")
+    used = 100.0  # before it was asked: not counted
+    meter.add_cpu_time(lambda: used)
+    work(0.5)
+    own = meter.take("scoring")
+    used += 2.0
+    time.sleep(0.3)  # the tracker measures nothing in less
+    others = meter.take("scoring")
+    meter.close()
+    assert own is not None and own.cpu_wh and others is not None and others.cpu_wh
+    # Four times the work, of which the processes did all.
+    assert others.cpu_wh > 1.5 * own.cpu_wh
+
+
 def test_without_a_country_grams_are_unknown_and_not_zero() -> None:
     meter = EnergyMeter()
     work(0.1)

@@ -1,0 +1,235 @@
+"""The decoder's processes, from within: a server that is asked to start and to end workers, and the workers.
+
+The server has loaded what decodes, has one thread, and forks itself for each worker: in milliseconds, and with most of
+its memory shared. It reads no image. A worker reads one image at a time, in as much memory as that image's header
+calls for. All of them end when the process that asks is gone. `decoder_processes` is the other side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import io
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from service.imaging.decode import FORMATS, DecodeError
+from service.imaging.decoder import TASKS, DecoderAnswer
+
+# Loaded before the first worker is forked: a format that is not there yet makes Pillow load all that it has.
+PLUGINS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
+
+TOO_MUCH_MEMORY = "too_much_memory"
+MESSAGE_BYTES_MAX = 1 << 16
+START, END = b"start", b"end"
+BYE = b"bye"
+"""What a worker says that ends by itself: whatever it was asked meanwhile it has not begun."""
+
+# What decoding takes, at most: the pixels as they are stored, converted to RGBA, laid on white and as RGB, 4 bytes each
+# time, and what a progressive JPEG keeps of its coefficients.
+BYTES_A_PIXEL = 24
+# Beside the pixels, whatever the format: tables, profiles, texts.
+BYTES_MORE = 48_000_000
+# Of a TIFF the header need not be that of the page that is decoded.
+TIFF_PAGES_MAX = 8
+# Beside that memory, room for libraries that are loaded at the first image which needs them.
+LIBRARIES_BYTES = 500_000_000
+
+TRIM_AFTER_S = 1.0
+IDLE_MAX_S = 60.0
+# What a worker has kept beyond this after an image goes by ending it.
+KEPT_BYTES_MAX = 32_000_000
+OOM_SCORE = 500
+
+STATM = Path("/proc/self/statm")
+_PR_SET_PDEATHSIG = 1
+_ALL, _DATA = 0, 5  # of proc(5), statm: all its address space; what it has allocated
+_libc = ctypes.CDLL(None)
+
+
+def main() -> None:
+    """Serve the socket whose descriptor is the first argument until its other end is closed."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Meant for who asks: what is being decoded is brought to its end before it closes the socket.
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):
+        # Where memory runs out, an image that takes too much goes before what sorts the others.
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    gc.collect()
+    gc.freeze()  # so that looking for garbage does not write to memory that the workers share
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+def _serve(control: socket.socket) -> None:
+    workers: set[int] = set()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES_MAX, 2)
+        verb, _, value = message.partition(b" ")
+        if verb == START:
+            pid = _start(control, descriptors, int(value))
+            for descriptor in descriptors:
+                os.close(descriptor)
+            workers.add(pid) if pid > 0 else None
+            control.send(str(pid).encode())
+        elif verb == END:
+            workers.discard(int(value))
+            control.send(_end(int(value)))
+        else:  # nobody asks any more
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            return
+
+
+def _start(control: socket.socket, descriptors: list[int], memory_max: int) -> int:
+    """Fork a worker; return its process id, or the negative errno where that fails."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        return -(error.errno or 1)
+    if not pid:
+        control.close()
+        _work(socket.socket(fileno=descriptors[0]), descriptors[1], memory_max)
+    return pid
+
+
+def _end(pid: int) -> bytes:
+    """End the worker, if it has not ended yet; return its status as of wait(2) and the CPU time that it used, s."""
+    # It has not been waited for, so the id is still its own.
+    os.kill(pid, signal.SIGKILL)
+    _, status, used = os.wait4(pid, 0)
+    return f"{status} {used.ru_utime + used.ru_stime}".encode()
+
+
+# A worker
+
+
+def _work(channel: socket.socket, memory: int, memory_max: int) -> NoReturn:
+    """Answer what is asked on `channel` about the bytes in `memory` until its other end is closed, then exit."""
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+    # What it needs is open: a few more are for the libraries.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (memory + 16, memory + 16))
+    address_space = _bytes(_ALL) + memory_max + LIBRARIES_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+    kept_from = _bytes(_DATA)
+    incoming = select.poll()
+    incoming.register(channel, select.POLLIN)
+    ending = False
+    with suppress(BrokenPipeError):
+        while not ending:
+            if not incoming.poll(TRIM_AFTER_S * 1000):
+                _trim()
+                if not incoming.poll((IDLE_MAX_S - TRIM_AFTER_S) * 1000):
+                    break
+            message = channel.recv(MESSAGE_BYTES_MAX)
+            if not message:
+                break
+            answer = _answer(json.loads(message), memory, memory_max)
+            ending = _bytes(_DATA) - kept_from > KEPT_BYTES_MAX and _still_more(kept_from)
+            channel.send(json.dumps({**answer, "cpu_s": time.process_time(), "last": ending}).encode())
+        channel.send(BYE)
+    os._exit(0)
+
+
+def _answer(request: dict[str, Any], memory: int, memory_max: int) -> dict[str, Any]:
+    data = _read(memory, request["bytes"])
+    allowed = min(memory_max, BYTES_MORE + 2 * len(data))
+    try:
+        # The header too may be made to take all memory.
+        with _in_memory_of(allowed):
+            more = _memory_for_pixels(data)
+        allowed = min(memory_max, allowed + more)
+        with _in_memory_of(allowed):
+            made = TASKS[request["task"]](data, **request["arguments"])
+    except DecodeError as error:
+        if not _for_lack_of_memory(error):
+            return {"code": error.code, "message": str(error)}
+    except MemoryError:
+        pass
+    else:
+        return _told(made, memory)
+    message = f"expected to decode it in {allowed // 1_000_000} MB, plenty for such an image; it takes more"
+    return {"code": TOO_MUCH_MEMORY, "message": message}
+
+
+@contextmanager
+def _in_memory_of(more: int) -> Iterator[None]:
+    """Allow so many bytes more of data: libraries are not counted, what they allocate is."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_bytes(_DATA) + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def _told(made: DecoderAnswer, memory: int) -> dict[str, Any]:
+    content = memoryview(made.content.tobytes())
+    written = 0
+    while written < len(content):
+        written += os.pwrite(memory, content[written:], written)
+    return {"values": dict(made.values), "shape": made.content.shape}
+
+
+def _memory_for_pixels(data: bytes) -> int:
+    """Return how many bytes the pixels of `data` may take while it is decoded, by its header."""
+    pixels, more = 0, 0
+    # What of the header cannot be read is told by the task itself.
+    with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        pixels = image.width * image.height
+        if image.format == "TIFF":
+            more = BYTES_A_PIXEL * len(data)
+            for page in range(1, TIFF_PAGES_MAX):
+                image.seek(page)
+                pixels = max(pixels, image.width * image.height)
+    return BYTES_A_PIXEL * pixels + more
+
+
+def _for_lack_of_memory(error: DecodeError) -> bool:
+    # `decode` tells of all that a library raises in one way, this among it.
+    return error.code == "damaged" and (
+        isinstance(error.__context__, MemoryError) or "out of memory" in str(error.__context__)
+    )
+
+
+def _read(memory: int, size: int) -> bytes:
+    data = os.pread(memory, size, 0)
+    if len(data) != size:
+        raise OSError(f"expected {size} bytes of the image; found {len(data)}")
+    return data
+
+
+def _bytes(field: int) -> int:
+    """Return a figure of this process in bytes, by its place in /proc/self/statm."""
+    return int(STATM.read_bytes().split()[field]) * resource.getpagesize()
+
+
+def _trim() -> None:
+    with suppress(AttributeError):  # not the GNU C library
+        _libc.malloc_trim(0)
+
+
+def _still_more(kept_from: int) -> bool:
+    _trim()
+    return _bytes(_DATA) - kept_from > KEPT_BYTES_MAX
+
+
+if __name__ == "__main__":
+    main()
