@@ -105,7 +105,9 @@ class Daemon:
         )
         self.drift: DriftWatch | None = DriftWatch(root, settings, looking, engine)
         gap_s, interval_s = settings.burst_gap_s, settings.rescan_interval_s
-        self.folders = FolderWatch(root, names, burst_gap_s=gap_s, rescan_interval_s=interval_s, failed=stop.wake.set)
+        self.folders = FolderWatch(
+            root, names, burst_gap_s=gap_s, rescan_interval_s=interval_s, failed=stop.wake.set, odd=self.odd
+        )
         stack.callback(self.folders.stop)
         self.folders.start()
         load_models(self.scorers, settings.models_loaded_max)

@@ -42,6 +42,10 @@ class Place:
         """Return a descriptor of the regular file, open for reading; raises as `open_file`."""
         return open_file(self.name, self.folder)
 
+    def open_folder(self) -> int:
+        """Return a descriptor of the folder that is here; raises NotADirectoryError for a link or a file."""
+        return os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder)
+
     def create(self, mode: int) -> int:
         """Return a descriptor of a new file, open for writing; raises FileExistsError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -114,6 +118,12 @@ class OpenFolders:
             self._open[folder] = descriptor
         return Place(descriptor, name)
 
+    def top(self, folder: str) -> Place:
+        """Return the place of one of `folders` itself, right below the root."""
+        if "" not in self._open:
+            self._open[""] = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return Place(self._open[""], folder)
+
     def sync(self) -> None:
         """Make the names in all of them last through a power cut."""
         for descriptor in self._open.values():
@@ -124,6 +134,38 @@ class OpenFolders:
         descriptor = self._open.pop(path.rpartition("/")[0], None)
         if descriptor is not None:
             self._stale.append(descriptor)
+
+
+def copy_between(source: Place, target: Place) -> str:
+    """Copy the regular file at `source`, with its mode and times, to the new file `target`; return its SHA-256.
+
+    The copy is on the disk when this returns; where it fails nothing is left.
+    """
+    try:
+        with os.fdopen(source.open(), "rb", buffering=0) as reading:
+            status = os.fstat(reading.fileno())
+            with os.fdopen(target.create(0o600), "wb", buffering=0) as writing:
+                digest = hashlib.sha256()
+                while data := reading.read(_READ_BYTES):
+                    digest.update(data)
+                    _write(writing.fileno(), data)
+                # Some file systems have neither modes nor times of that kind.
+                with suppress(OSError):
+                    os.fchmod(writing.fileno(), status.st_mode & 0o777)
+                with suppress(OSError):
+                    os.utime(writing.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+                os.fsync(writing.fileno())
+    except OSError:
+        with suppress(OSError):
+            target.unlink(missing_ok=True)
+        raise
+    return digest.hexdigest()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def sync_open_folder(descriptor: int) -> None:
@@ -161,3 +203,23 @@ def status_below(root: Path, path: str, folders: Collection[str] = IMAGE_FOLDERS
     with suppress(MissingBelow), place_of(root, path, folders) as place:
         return place.status()
     return None
+
+
+def names_in(root: Path, folder: str, *, folders: bool = False) -> list[str]:
+    """Return the names of the regular files in `folder`, or else of its folders, sorted; none where it is not there.
+
+    No link is followed, and none is named. Raises as `open_folder`, and OSError where it cannot be listed.
+    """
+    try:
+        descriptor = open_folder(root / folder, root)
+    except MissingBelow:
+        return []
+    try:
+        with os.scandir(descriptor) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if (entry.is_dir(follow_symlinks=False) if folders else entry.is_file(follow_symlinks=False))
+            )
+    finally:
+        os.close(descriptor)

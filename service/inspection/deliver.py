@@ -8,7 +8,6 @@ wrong with one file or its folder has that file wait; only what is wrong with th
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import ENTRY_ERRORS, OddEntries
 from service.filesystem.open_below import MissingBelow, WrongFolder
-from service.filesystem.place import OpenFolders, Place, sync_open_folder
+from service.filesystem.place import OpenFolders, Place, copy_between, sync_open_folder
 from service.filesystem.row_path import PathRefused
 from service.names import plainer_folder, plainer_name, shown_name
 from service.root import PROCESSING
@@ -30,7 +29,6 @@ TRIES = 3
 NAME_ERRORS = frozenset({errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ})
 # These tell of a whole disk: the root's own, which everything else needs too, or that of the destination alone.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-_COPIED_BYTES = 1 << 20
 
 
 class Delivery(Enum):
@@ -244,21 +242,9 @@ def _deliver_one(source: Place | None, destination: Place, move: Move) -> Delive
 
 def _copy_across(source: Place, destination: Place, partial: Place, move: Move) -> None:
     # A rename cannot cross devices; the copy is whole and on the disk before it gets its name.
+    sha256 = copy_between(source, partial)
     try:
-        with os.fdopen(source.open(), "rb", buffering=0) as reading:
-            status = os.fstat(reading.fileno())
-            with os.fdopen(partial.create(0o600), "wb", buffering=0) as writing:
-                digest = hashlib.sha256()
-                while data := reading.read(_COPIED_BYTES):
-                    digest.update(data)
-                    _write(writing.fileno(), data)
-                # Some file systems have neither modes nor owners.
-                with suppress(OSError):
-                    os.fchmod(writing.fileno(), stat.S_IMODE(status.st_mode) & 0o777)
-                with suppress(OSError):
-                    os.utime(writing.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-                os.fsync(writing.fileno())
-        if move.source.startswith(f"{PROCESSING}/") and move.sha256 not in (None, digest.hexdigest()):
+        if move.source.startswith(f"{PROCESSING}/") and move.sha256 not in (None, sha256):
             raise OSError(errno.EIO, "its bytes are not those that were judged")
         partial.rename(destination)
     except OSError:
@@ -267,12 +253,6 @@ def _copy_across(source: Place, destination: Place, partial: Place, move: Move) 
         raise
     sync_open_folder(destination.folder)
     source.unlink(missing_ok=True)
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 def _same_bytes(source: Place, destination: Place, sha256: str | None) -> bool:

@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import re
+import stat
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,11 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
-from service.filesystem.file_state import FileState, NameFilter, file_state, file_status
-from service.filesystem.open_below import open_file
+from service.filesystem.file_state import FileState, NameFilter
+from service.filesystem.odd_entries import OddEntries
+from service.filesystem.open_below import NotRegularFile
+from service.filesystem.place import place_of, status_below
+from service.filesystem.row_path import PathRefused
 from service.imaging.decode import FILE_BYTES_MAX
 from service.inspection.relocate import batches, kind_of, path_in_folder, state_at
 from service.labelling import training_set
@@ -52,12 +56,15 @@ class _Undecided:
 class FolderLabels:
     """Finds what people moved in the folders of `root`. Used by one thread at a time."""
 
-    def __init__(self, root: Path, engine: Engine, names: NameFilter, burst_gap_s: float) -> None:
+    def __init__(
+        self, root: Path, engine: Engine, names: NameFilter, burst_gap_s: float, odd: OddEntries | None = None
+    ) -> None:
         self._root = root
         self._engine = engine
         self._names = names
         self._burst_gap_s = burst_gap_s
-        self._index = FolderIndex(root, KINDS, names)
+        self._odd = odd if odd is not None else OddEntries()
+        self._index = FolderIndex(root, KINDS, names, odd=self._odd)
         # Copies, files on their way and files that are not our images: checked again with every scan.
         self._waiting: OrderedDict[str, _Undecided] = OrderedDict()
         self._reviewed: int | None = None
@@ -113,37 +120,69 @@ class FolderLabels:
         return parts[0] in KINDS and not any(self._names.ignores(part) for part in parts) and shown_name(path) == path
 
     def _recognise(self, connection: Connection, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-        """Return the id of each of `paths` that seems to be moved there, and the paths without a known id."""
+        """Return the id of each of `paths` that seems to be moved there, and the paths without a known id.
+
+        The last known id in a name counts: of an image that was sorted and dropped again, that of its second time.
+        """
         ids = {path: [found.upper() for found in _ULID.findall(path.rpartition("/")[2])] for path in paths}
         lying = images.lying(connection, [id for each in ids.values() for id in each])
+        last = {path: next((id for id in reversed(ids[path]) if id in lying), None) for path in paths}
         # Nearly all lie where their rows say; for those neither disk nor database is asked for more.
-        left = [path for path in paths if not any(lying.get(id) == path for id in ids[path])]
+        left = [path for path in paths if last[path] is None or lying[str(last[path])] != path]
         for path in self._waiting.keys() & (set(paths) - set(left)):
             del self._waiting[path]
-        rows = images.find(connection, [id for path in left for id in ids[path] if id in lying])
+        rows = images.find(connection, [id for path in left if (id := last[path]) is not None])
         moved, foreign = {}, []
         for path in left:
-            known = [rows[id] for id in ids[path] if id in rows]
-            if file_state(self._root / path) is None:
+            row = rows.get(last[path] or "")
+            try:
+                status = self._status(path)
+            except OSError:
+                self._wait(path, _Undecided(None, None))
+                continue
+            if status is None:
                 self._waiting.pop(path, None)
-            elif not known:
+                # A share may show a name and not the file for a while.
+                self._index.forget_name(path)
+            elif row is None:
                 foreign.append(path)
-            elif (row := next((row for row in known if self._has_left(row, path)), None)) is not None:
+            elif self._has_left(row, path):
                 moved[path] = row.id
             else:
                 self._wait(path, _Undecided(None, None))
         return moved, foreign
 
+    def _status(self, path: str) -> os.stat_result | None:
+        """Return the status of the regular file at `path`, None where there is none.
+
+        Raises OSError, having noted it, where that cannot be told.
+        """
+        try:
+            status = status_below(self._root, path)
+        except NotADirectoryError:
+            return None  # a link or a file is in the place of its folder
+        except OSError as error:
+            self._odd.note(path, "label", error)
+            raise
+        self._odd.clear(path, "label")
+        return status if status is not None and stat.S_ISREG(status.st_mode) else None
+
     def _find_by_bytes(self, path: str) -> Generator[None, None, str | None]:
         """Return (as the value of the generator) the id of an image that is gone and has the bytes of `path`."""
-        state = file_state(self._root / path)
         known = self._waiting.get(path)
-        if state is None:
-            return None
-        sha256 = known.sha256 if known is not None else None
-        if known is None or known.state != state:
-            sha256 = (yield from self._hash(path)) if 0 < state.size <= FILE_BYTES_MAX else None
-        elif sha256 is None:
+        try:
+            status = self._status(path)
+            if status is None:
+                return None
+            state = FileState.of(status)
+            sha256 = known.sha256 if known is not None else None
+            if known is None or known.state != state:
+                sha256 = (yield from self._hash(path)) if 0 < state.size <= FILE_BYTES_MAX else None
+            elif sha256 is None:
+                return None
+        except OSError:
+            # Noted; read again with the next scan.
+            self._wait(path, _Undecided(None, None))
             return None
         with self._engine.connect() as connection:
             same = images.with_bytes(connection, sha256) if sha256 is not None else []
@@ -151,22 +190,38 @@ class FolderLabels:
         return next((row.id for row in same if self._has_left(row, path)), None)
 
     def _hash(self, path: str) -> Generator[None, None, str | None]:
+        """Return the SHA-256 of the file's bytes; None for what is no file. Raises OSError, having noted it."""
         digest = hashlib.sha256()
         try:
-            descriptor = open_file(self._root / path)
-        except OSError:
+            with place_of(self._root, path) as place:
+                descriptor = place.open()
+            with os.fdopen(descriptor, "rb", buffering=0) as file:
+                while data := file.read(HASH_BYTES_A_TURN):
+                    digest.update(data)
+                    yield
+        except (FileNotFoundError, NotADirectoryError, NotRegularFile):
             return None
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            while data := file.read(HASH_BYTES_A_TURN):
-                digest.update(data)
-                yield
+        except OSError as error:
+            self._odd.note(path, "label", error)
+            raise
         return digest.hexdigest()
 
     def _has_left(self, row: StoredImage, path: str) -> bool:
         """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it."""
         if row.path == path:
             return row.state == MISSING
-        return row.state in (MISSING, PLACED, QUARANTINED) and not os.path.lexists(self._root / row.path)
+        if row.state not in (MISSING, PLACED, QUARANTINED):
+            return False
+        try:
+            gone = status_below(self._root, row.path) is None
+        except PathRefused:
+            return False
+        except OSError as error:
+            # It may well be there. A folder that cannot be read must not make a copy the image.
+            self._odd.note(row.path, "label", error)
+            return False
+        self._odd.clear(row.path, "label")
+        return gone
 
     def _wait(self, path: str, why: _Undecided) -> None:
         self._waiting.pop(path, None)
@@ -185,13 +240,16 @@ class FolderLabels:
             for path, id in moved.items():
                 row = rows[id]
                 # Checked again, now that nobody else moves files; of two copies the first counts.
-                status = file_status(self._root / path)
+                try:
+                    status = self._status(path)
+                except OSError:
+                    continue
                 if status is None or id in taken or not self._has_left(row, path):
                     continue
                 taken.add(id)
                 concerned += self._take(connection, row, path, status, now)
                 self._waiting.pop(path, None)
-        training_set.reconcile(self._root, self._engine, concerned)
+        training_set.reconcile(self._root, self._engine, concerned, self._odd)
 
     def _take(
         self, connection: Connection, row: StoredImage, path: str, status: os.stat_result, now: datetime

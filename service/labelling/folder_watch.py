@@ -16,11 +16,10 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from service.filesystem.file_state import NameFilter
+from service.filesystem.odd_entries import OddEntries
 from service.labelling import training_set
 from service.labelling.folder_labels import FolderLabels
 from service.logs import fields
-from service.names import time_of
-from service.root import TRAINING
 from service.storage import reviews
 from service.storage.database.open import open_database, trouble
 
@@ -39,13 +38,21 @@ class FolderWatch:
     """The thread. If an error ends it, that is put into `error` and `failed` is called in the thread."""
 
     def __init__(
-        self, root: Path, names: NameFilter, *, burst_gap_s: float, rescan_interval_s: float, failed: Callable[[], None]
+        self,
+        root: Path,
+        names: NameFilter,
+        *,
+        burst_gap_s: float,
+        rescan_interval_s: float,
+        failed: Callable[[], None],
+        odd: OddEntries | None = None,
     ) -> None:
         self._root = root
         self._names = names
         self._burst_gap_s = burst_gap_s
         self._rescan_interval_s = rescan_interval_s
         self._failed = failed
+        self._odd = odd if odd is not None else OddEntries()
         self._stopping = threading.Event()
         self._reviewed: int | None = None
         self._thread = threading.Thread(target=self._run, name="folders", daemon=True)
@@ -63,7 +70,7 @@ class FolderWatch:
         try:
             with open_database(self._root, migrate=False, busy_timeout_s=LOCK_TIMEOUT_S) as engine:
                 self._engine = engine
-                self._labels = FolderLabels(self._root, engine, self._names, self._burst_gap_s)
+                self._labels = FolderLabels(self._root, engine, self._names, self._burst_gap_s, self._odd)
                 self._look_for_ever()
         # Whatever it is, the loop must know: it ends the daemon, and the service manager starts it again.
         except BaseException as error:  # noqa: BLE001
@@ -107,12 +114,8 @@ class FolderWatch:
             self._reviewed = newest
 
     def _make_training_set_agree(self) -> Iterator[None]:
-        for absent in training_set.reconcile_all(self._root, self._engine):
+        for absent in training_set.reconcile_all(self._root, self._engine, self._odd):
             if absent:
                 log.warning("training images are gone", extra=fields(count=len(absent), first=absent[0]))
             yield
-        for partial in (self._root / TRAINING).glob(f"*/*/{training_set.PARTIAL}*"):
-            made_at = time_of(partial.name.removeprefix(training_set.PARTIAL))
-            if made_at is not None and made_at < datetime.now(UTC) - PARTIAL_AGE:
-                partial.unlink(missing_ok=True)
-            yield
+        yield from training_set.remove_left(self._root, datetime.now(UTC) - PARTIAL_AGE, self._odd)

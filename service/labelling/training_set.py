@@ -7,19 +7,33 @@ and may be repeated. A file is only ever unlinked once its bytes were found else
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from models.registry import file_sha256
-from service.filesystem.durable import copy_durably, sync_folder
-from service.filesystem.open_below import make_folders
+from service.filesystem.odd_entries import OddEntries
+from service.filesystem.open_below import MissingBelow, NotRegularFile
+from service.filesystem.place import OpenFolders, Place, copy_between, names_in, place_of, sync_open_folder
+from service.filesystem.row_path import IMAGE_FOLDERS, PathRefused, parts_of
+from service.inspection.deliver import NAME_ERRORS
 from service.inspection.relocate import BATCH_IMAGES, batches
 from service.labelling.roles import role_among
-from service.names import new_id, safe_name, split_suffix
+from service.names import (
+    delivered_name,
+    new_id,
+    plainer_folder,
+    plainer_name,
+    safe_name,
+    shown_name,
+    split_suffix,
+    time_of,
+)
 from service.root import TRAINING
 from service.storage import images, reviews, training_images
 from service.storage.images import StoredImage
@@ -27,6 +41,8 @@ from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage, TrainingImageRow
 
 PARTIAL = ".tmp."
+RENAMED_MAX = 1
+Answer = TypeVar("Answer")
 OTHER = {"normal": "anomaly", "anomaly": "normal"}
 
 
@@ -62,35 +78,27 @@ def keep(
     return concerned
 
 
-def reconcile(root: Path, engine: Engine, ids: Sequence[int]) -> list[str]:
+def reconcile(root: Path, engine: Engine, ids: Sequence[int], odd: OddEntries | None = None) -> list[str]:
     """Make the files of the rows `ids` agree with them; return the paths of those whose bytes are nowhere to be found.
 
-    Copies and hashes are made while others may write; files get their names while nobody else does.
+    Copies and hashes are made while others may write; files get their names while nobody else does. What cannot be made
+    to agree now is noted in `odd`, and waits. A name that the disk refuses is exchanged for a plainer one.
     """
     absent: list[str] = []
+    odd = odd if odd is not None else OddEntries()
     for part in batches(ids):
-        staged: dict[int, Path] = {}
-        try:
-            with engine.connect() as connection:
-                rows = training_images.find(connection, part)
-                wanted = [row for row in rows if row.label is not None]
-                lacking = [row for row in wanted if not any(map(os.path.lexists, _places(root, row)))]
-                sources = {row.id: _sources(connection, row) for row in lacking}
-            for row in lacking:
-                if (copy := _stage(root, row, sources[row.id])) is not None:
-                    staged[row.id] = copy
-            if any(_is_to_be_changed(root, row) for row in rows):
-                with engine.begin() as connection:
-                    _agree(root, connection, training_images.find(connection, part), staged, absent)
-        finally:
-            # What did not get its name is a second link or copy of bytes that lie where they were found.
-            for copy in staged.values():
-                copy.unlink(missing_ok=True)
+        left: Sequence[int] = part
+        with _Files(root, odd) as files:
+            for _ in range(RENAMED_MAX + 1):
+                left = _reconcile(engine, left, files, absent)
+                if not left:
+                    break
     return absent
 
 
-def reconcile_all(root: Path, engine: Engine) -> Iterator[list[str]]:
+def reconcile_all(root: Path, engine: Engine, odd: OddEntries | None = None) -> Iterator[list[str]]:
     """Reconcile all rows in parts, between which the caller may pause; yield what `reconcile` returns for each."""
+    odd = odd if odd is not None else OddEntries()
     after = 0
     while True:
         with engine.connect() as connection:
@@ -98,7 +106,34 @@ def reconcile_all(root: Path, engine: Engine) -> Iterator[list[str]]:
         if not rows:
             return
         after = rows[-1].id
-        yield reconcile(root, engine, [row.id for row in rows if _is_to_be_changed(root, row)])
+        with _Files(root, odd) as files:
+            differ = [row.id for row in rows if files.tell(row, lambda row: _is_to_be_changed(files, row))]
+        yield reconcile(root, engine, differ, odd)
+
+
+def remove_left(root: Path, before: datetime, odd: OddEntries) -> Iterator[None]:
+    """Remove files without a name that a crash left before that time; yields after each folder."""
+    pending = [TRAINING]
+    while pending:
+        folder = pending.pop()
+        try:
+            if folder.count("/") < 2:
+                pending += [f"{folder}/{name}" for name in names_in(root, folder, folders=True)]
+            else:
+                _remove_left(root, folder, before)
+        except OSError as error:
+            odd.note(shown_name(folder), "train", error)
+        else:
+            odd.clear(shown_name(folder), "train")
+        yield
+
+
+def _remove_left(root: Path, folder: str, before: datetime) -> None:
+    for name in names_in(root, folder):
+        made_at = time_of(name.removeprefix(PARTIAL)) if name.startswith(PARTIAL) else None
+        if made_at is not None and made_at < before:
+            with place_of(root, f"{folder}/{name}", (TRAINING,)) as place:
+                place.unlink(missing_ok=True)
 
 
 def path_in_training(product: str, label: str, file_name: str, id: str) -> str:
@@ -154,15 +189,87 @@ def _label_of_bytes(connection: Connection, subject: StoredImage) -> str | None:
     return max(labelled, key=lambda row: row.id).label if labelled else None
 
 
-def _places(root: Path, row: TrainingImageRow) -> tuple[Path, Path]:
+class _Files:
+    """The files of training images and of the images that they come from, in folders that are held open."""
+
+    def __init__(self, root: Path, odd: OddEntries) -> None:
+        self._folders = OpenFolders(root, (*IMAGE_FOLDERS, TRAINING))
+        self._odd = odd
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folders.__exit__(kind, value, trace)
+
+    def place(self, path: str, *, make: bool = False) -> Place:
+        return self._folders.place(path, make=make)
+
+    def is_there(self, path: str) -> bool:
+        """Return whether anything is at `path`; raises OSError where that cannot be told."""
+        try:
+            return self.place(path).status() is not None
+        except (MissingBelow, PathRefused) as error:
+            if isinstance(error, PathRefused):
+                raise
+            return False
+        except OSError as error:
+            if error.errno in NAME_ERRORS:
+                return False  # nothing can have such a name there
+            raise
+
+    def tell(self, row: TrainingImageRow, question: Callable[[TrainingImageRow], Answer | None]) -> Answer | None:
+        """Return the answer to `question` about `row`; None where an error is noted for it."""
+        try:
+            parts_of(row.path, (TRAINING,))
+            found = question(row)
+        except OSError as error:
+            self._odd.note(shown_name(row.path), "train", error)
+            return None
+        self._odd.clear(shown_name(row.path), "train")
+        return found
+
+
+def _reconcile(engine: Engine, ids: Sequence[int], files: _Files, absent: list[str]) -> list[int]:
+    """Make the files of the rows `ids` agree; return the rows that were given another path, to be tried again."""
+    staged: dict[int, Place] = {}
+    try:
+        with engine.connect() as connection:
+            rows = training_images.find(connection, ids)
+            lacking = [
+                row for row in rows if row.label is not None and files.tell(row, lambda row: _is_lacking(files, row))
+            ]
+            sources = {row.id: _sources(connection, row) for row in lacking}
+        for row in lacking:
+            copy = files.tell(row, lambda row: _stage(files, row, sources[row.id]))
+            if copy is not None:
+                staged[row.id] = copy
+        if not any(files.tell(row, lambda row: _is_to_be_changed(files, row)) for row in rows):
+            return []
+        with engine.begin() as connection:
+            return _agree(connection, training_images.find(connection, ids), staged, files, absent)
+    finally:
+        # What did not get its name is a second link or copy of bytes that lie where they were found.
+        for place in staged.values():
+            with suppress(OSError):
+                place.unlink(missing_ok=True)
+
+
+def _places(row: TrainingImageRow) -> tuple[str, str]:
     """Return where the file of `row` belongs, and where it would with the other label."""
     label = row.path.split("/")[2]
-    return root / row.path, root / in_label(row.path, OTHER[label])
+    return row.path, in_label(row.path, OTHER[label])
 
 
-def _is_to_be_changed(root: Path, row: TrainingImageRow) -> bool:
-    wanted, other = _places(root, row)
-    return os.path.lexists(other) or os.path.lexists(wanted) is (row.label is None)
+def _is_lacking(files: _Files, row: TrainingImageRow) -> bool:
+    return not any(map(files.is_there, _places(row)))
+
+
+def _is_to_be_changed(files: _Files, row: TrainingImageRow) -> bool:
+    wanted, other = _places(row)
+    return files.is_there(other) or files.is_there(wanted) is (row.label is None)
 
 
 def _sources(connection: Connection, row: TrainingImageRow) -> list[str]:
@@ -171,75 +278,124 @@ def _sources(connection: Connection, row: TrainingImageRow) -> list[str]:
     return [one.path for one in sorted(same, key=lambda one: one.id != row.image_id)]
 
 
-def _stage(root: Path, row: TrainingImageRow, sources: Sequence[str]) -> Path | None:
-    """Return a second link, or where there can be none a copy, with the bytes of `row`; None where they are gone."""
-    folder = (root / row.path).parent
-    make_folders(folder, root)
-    staged = folder / partial_name()
-    for source in sources:
+def _stage(files: _Files, row: TrainingImageRow, sources: Sequence[str]) -> Place | None:
+    """Return a second link, or where there can be none a copy, with the bytes of `row`; None where they are gone.
+
+    Raises OSError where one of `sources` cannot be read and none of the others has them.
+    """
+    folder, _, _ = row.path.rpartition("/")
+    staged = _made(files, row, f"{folder}/{partial_name()}")
+    unreadable: OSError | None = None
+    for path in sources:
         staged.unlink(missing_ok=True)
         try:
-            _link_or_copy(root / source, staged)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        # Hashed under its new name: the image may have been changed since it was scored.
-        if file_sha256(staged) == row.sha256:
-            return staged
-        staged.unlink()
+            parts_of(path)
+            source = files.place(path)
+            _link_or_copy(source, staged)
+            # Hashed under its new name: the image may have been changed since it was scored.
+            if staged.sha256() == row.sha256:
+                return staged
+        except (FileNotFoundError, NotRegularFile):
+            pass
+        except OSError as error:
+            unreadable = error
+        staged.unlink(missing_ok=True)
+    if unreadable is not None:
+        raise unreadable
     return None
 
 
-def _link_or_copy(source: Path, staged: Path) -> None:
+def _made(files: _Files, row: TrainingImageRow, path: str) -> Place:
+    """Return the place of `path`, its folder made; that of the plainer one where the folder of `row` is refused."""
     try:
-        os.link(source, staged, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
+        return files.place(path, make=True)
+    except OSError as error:
+        plainer = plainer_folder(path)
+        if error.errno not in NAME_ERRORS or plainer == path:
+            raise
+        return files.place(plainer, make=True)
+
+
+def _link_or_copy(source: Place, staged: Place) -> None:
+    status = source.status()
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(source.name)
+    try:
+        source.link(staged)
+    except FileNotFoundError:
         raise
     # Another file system, or one without hard links, or too many of them: each raises another error.
     except OSError:
-        copy_durably(source, staged)
-    else:
-        if staged.is_symlink():
-            staged.unlink()
-            raise FileNotFoundError(source)
+        copy_between(source, staged)
 
 
 def _agree(
-    root: Path, connection: Connection, rows: Sequence[TrainingImageRow], staged: dict[int, Path], absent: list[str]
-) -> None:
-    folders: set[Path] = set()
-    for row in rows:
-        wanted, other = _places(root, row)
-        there = [place for place in (wanted, other) if os.path.lexists(place)]
+    connection: Connection,
+    rows: Sequence[TrainingImageRow],
+    staged: dict[int, Place],
+    files: _Files,
+    absent: list[str],
+) -> list[int]:
+    renamed: list[tuple[int, str | None, str]] = []
+    changed: set[int] = set()
+
+    def agree(row: TrainingImageRow) -> None:
+        wanted, other = _places(row)
+        there = [path for path in (wanted, other) if files.is_there(path)]
         if row.label is None:
-            for place in there:
-                _drop(root, connection, row, place)
-                folders.add(place.parent)
+            for path in there:
+                changed.add(_drop(connection, row, path, files))
         elif wanted not in there and (there or row.id in staged):
-            source = other if there else staged.pop(row.id)
-            make_folders(wanted.parent, root)
-            source.rename(wanted)
-            folders |= {wanted.parent, source.parent}
+            source = files.place(other) if there else staged[row.id]
+            try:
+                target = files.place(wanted, make=True)
+                source.rename(target)
+            except OSError as error:
+                # The path goes on record first; the file follows in another transaction.
+                plainer = _plainer(wanted) if error.errno in NAME_ERRORS else wanted
+                if plainer == wanted:
+                    raise
+                renamed.append((row.id, row.label, plainer))
+            else:
+                staged.pop(row.id, None)
+                changed.update((source.folder, target.folder))
         elif wanted not in there:
             absent.append(row.path)
-        elif other in there and _same_bytes(other, wanted):
-            other.unlink()
-            folders.add(other.parent)
-    for folder in sorted(folders):
-        sync_folder(folder)
+        elif other in there and _same_bytes(files, other, wanted):
+            files.place(other).unlink()
+            changed.add(files.place(other).folder)
+
+    for row in rows:
+        files.tell(row, agree)
+    training_images.set_labels(connection, renamed)
+    for descriptor in changed:
+        sync_open_folder(descriptor)
+    return [id for id, _, _ in renamed]
 
 
-def _drop(root: Path, connection: Connection, row: TrainingImageRow, place: Path) -> None:
-    """Remove the file at `place`, unless it is the only one with its bytes."""
-    with suppress(FileNotFoundError):
-        if place.lstat().st_nlink > 1 or any(_same_bytes(place, root / source) for source in _sources(connection, row)):
-            place.unlink()
+def _plainer(path: str) -> str:
+    known = delivered_name(path.rpartition("/")[2])
+    return plainer_folder(plainer_name(path, known.id) if known is not None else path)
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
-    """Return whether both are files with the same bytes."""
+def _drop(connection: Connection, row: TrainingImageRow, path: str, files: _Files) -> int:
+    """Remove the file at `path`, unless it is the only one with its bytes; return the descriptor of its folder."""
+    place = files.place(path)
+    status = place.status()
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return place.folder
+    if status.st_nlink > 1 or any(_same_bytes(files, path, source) for source in _sources(connection, row)):
+        place.unlink(missing_ok=True)
+    return place.folder
+
+
+def _same_bytes(files: _Files, one: str, other: str) -> bool:
+    """Return whether both are files with the same bytes; a file that cannot be read has none."""
     try:
-        if one.is_symlink() or other.is_symlink() or not (one.is_file() and other.is_file()):
+        first, second = files.place(one), files.place(other)
+        statuses = first.status(), second.status()
+        if statuses[0] is None or statuses[1] is None:
             return False
-        return os.path.samestat(one.lstat(), other.lstat()) or file_sha256(one) == file_sha256(other)
-    except FileNotFoundError:
+        return os.path.samestat(statuses[0], statuses[1]) or first.sha256() == second.sha256()
+    except OSError:
         return False

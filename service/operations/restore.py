@@ -20,8 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from service.errors import TamisError
 from service.filesystem.durable import sync, sync_folder
 from service.filesystem.odd_entries import ENTRY_ERRORS
-from service.filesystem.open_below import open_folder
-from service.filesystem.place import OpenFolders
+from service.filesystem.place import OpenFolders, names_in
 from service.inspection.claim import Claims
 from service.instances import instance_lock, instances
 from service.logs import fields
@@ -178,23 +177,8 @@ def _delivered(root: Path) -> Iterator[tuple[str, dict[str, ClaimedName]]]:
 
 
 def _names_in(root: Path, folder: str, *, folders: bool) -> list[str]:
-    """Return the names of the folders in `folder`, or else of its regular files; no link is followed."""
     try:
-        descriptor = open_folder(root / folder, root)
-    except FileNotFoundError:
-        return []
+        return names_in(root, folder, folders=folders)
     except OSError as error:
         _leave(folder, error)
         return []
-    found = []
-    try:
-        with os.scandir(descriptor) as entries:
-            for entry in entries:
-                is_it = entry.is_dir(follow_symlinks=False) if folders else entry.is_file(follow_symlinks=False)
-                if is_it:
-                    found.append(entry.name)
-    except OSError as error:
-        _leave(folder, error)
-    finally:
-        os.close(descriptor)
-    return sorted(found)

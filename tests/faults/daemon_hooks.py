@@ -56,7 +56,7 @@ def told(call, name, folder):
     if (match := FILE.match(name)) and match[1] == call:
         return match[2]
     top = above.rpartition("/")[2]
-    if call in ("open", "mkdir") and (match := FOLDER.match(name)) and top in ("normal", "anomaly", "training"):
+    if call in ("open", "mkdir") and (match := FOLDER.match(name)) and top in {tops}:
         return match[1]
 def failing(call):
     real = getattr(os, call)
@@ -98,10 +98,10 @@ def _hook(folder: Path, code: str) -> dict[str, str]:
     return {"PYTHONPATH": str(hook)}
 
 
-def failing(folder: Path, while_there: Path) -> dict[str, str]:
+def failing(folder: Path, while_there: Path, *tops: str) -> dict[str, str]:
     """While the file `while_there` is there, calls on files and folders fail as their names say.
 
     `odd-<call>-<ERRNO>.<ULID>…`, as a delivered file is named, fails in `os.<call>`; a folder `odd-folder-<ERRNO>`
-    right below `normal`, `anomaly` or `training` cannot be opened.
+    right below one of `tops`, or `normal` or `anomaly`, cannot be opened.
     """
-    return _hook(folder, FAILING.format(while_there=str(while_there)))
+    return _hook(folder, FAILING.format(while_there=str(while_there), tops=tops or ("normal", "anomaly")))

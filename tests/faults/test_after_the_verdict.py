@@ -145,3 +145,75 @@ def test_link_or_file_in_the_place_of_a_products_folder_holds_up_that_product_al
         (root / "normal/file").unlink()
         wait_until(settled(root, 3), "all placed")
     assert problems(root, dropped) == [] and not any(outside.iterdir())
+
+
+def test_each_error_of_one_file_or_folder_holds_up_no_other_label_or_training_image(tmp_path: Path) -> None:
+    root, odd = make_root(tmp_path / "root"), tmp_path / "odd"
+    names = [f"odd-{call}-{error}" for call in ("stat", "folder") for error in ERRNOS]
+    with daemon(root, **failing(tmp_path, odd)) as process:
+        dropped = [drop(root, "good.png", image_bytes(20))]
+        for number, name in enumerate(names):
+            folder = f"{name}/" if "folder" in name else ""
+            (root / "incoming" / folder).mkdir(exist_ok=True)
+            dropped.append(drop(root, f"{folder}{name}.png", image_bytes(20, seed=1 + number)))
+        wait_until(settled(root, len(dropped)), "all sorted")
+        # From now on half of the files cannot be looked at, nor can the folders of the other half.
+        odd.touch()
+        for path in sorted((root / "normal").rglob("*.png")):
+            drag(root, path)
+        wait_until(lambda: labels(root) == {"good.png": "anomaly"}, "the good one labelled")
+        wait_until(lambda: "step=label" in process.log_text(), "a reason said")
+        # Again and again, and no more than that: nothing is labelled that cannot be looked at.
+        label_another(root, dropped)
+        assert labels(root) == {"good.png": "anomaly", "again.png": "anomaly"}
+        odd.unlink()
+        wait_until(lambda: set(labels(root)) == {f"{name}.png" for name in [*names, "good", "again"]}, "all labelled")
+        print(f"label: {len(names)} pairs of step and error tried")
+    assert problems(root, dropped) == []
+    # And in the training set, whose folders were as bad.
+    kept = {path.name.split(".")[0] for path in (root / "training").rglob("*.png")}
+    assert kept == {"good", "again", *names}
+
+
+def test_each_error_of_a_folder_of_the_training_set_holds_up_no_other_image(tmp_path: Path) -> None:
+    root, odd = make_root(tmp_path / "root"), tmp_path / "odd"
+    odd.touch()
+    names = [f"odd-folder-{error}" for error in ERRNOS]
+    for name in names:
+        (root / "training" / name).mkdir()
+    dropped = []
+    with daemon(root, **failing(tmp_path, odd, "training")):
+        for number, name in enumerate([*names, "good"]):
+            dropped.append(drop_into(root, name, f"{name}.png", image_bytes(20, seed=number)))
+        wait_until(settled(root, len(dropped)), "all sorted")
+        for path in sorted((root / "normal").rglob("*.png")):
+            drag(root, path)
+        wait_until(lambda: len(labels(root)) == len(dropped), "all labelled")
+        wait_until(lambda: len(list((root / "training").rglob("*.png"))) == 1, "the good one kept")
+        odd.unlink()
+        label_another(root, dropped)
+        wait_until(lambda: len(list((root / "training").rglob("*.png"))) == len(dropped), "all kept")
+        print(f"train: {len(names)} pairs of step and error tried")
+    assert problems(root, dropped) == []
+
+
+def labels(root: Path) -> dict[str, str]:
+    """The labels by the names with which images were dropped."""
+    rows = query(root, "SELECT file_name, label FROM results WHERE label IS NOT NULL")
+    return {row["file_name"]: row["label"] for row in rows}
+
+
+def label_another(root: Path, dropped: list[str]) -> None:
+    """Have one more image sorted and labelled: by then all that waits was looked at again."""
+    dropped.append(drop(root, "again.png", image_bytes(20, seed=1000)))
+    wait_until(lambda: states(root).get("again.png") == "placed", "sorted")
+    [row] = query(root, "SELECT path FROM results WHERE file_name = 'again.png'")
+    drag(root, root / row["path"])
+    wait_until(lambda: labels(root).get("again.png") == "anomaly", "labelled")
+
+
+def drag(root: Path, path: Path) -> None:
+    """Move a file from `normal/` to `anomaly/`, as a person does."""
+    to = root / "anomaly" / path.relative_to(root / "normal")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
@@ -248,6 +249,50 @@ def test_owner_of_the_file_is_who_labelled_unless_it_is_the_service_itself(house
         os.chown(house.root / there, uid, -1)
         house.scan()
         assert house.review(id).labelled_by == name
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_last_id_in_a_name_counts(house: Watched, copied: bool) -> None:
+    """An image that was sorted goes back to `incoming/`, is sorted anew, and then somebody drags the result."""
+    first = house.image("normal", name="p.png")
+    (house.root / house.row(first).path).unlink()  # it left for incoming/
+    second = house.image("normal", name=f"p.{first}.png")
+    house.scan()
+    here = house.row(second).path
+    assert here.endswith(f"p.{first}.{second}.png")
+    there = here.replace("normal/", "anomaly/", 1)
+    if copied:
+        (house.root / there).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(house.root / here, house.root / there)
+        # The first one's file is gone, and still this is no image of it: its second time lies where it should.
+        assert house.scan() == 0
+        (house.root / here).unlink()
+    else:
+        house.drag(here, there)
+    assert house.scan() == 1 and house.said(first) == []
+    assert house.review(second).label == "anomaly" and house.row(second).path == there
+    assert house.row(first).path.startswith("normal/")
+
+
+def test_file_whose_original_cannot_be_looked_at_is_no_image_that_moved(
+    house: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = house.image("normal")
+    house.scan()
+    here = house.row(id).path
+    (house.root / "anomaly/copy").mkdir()
+    shutil.copy(house.root / here, house.root / f"anomaly/copy/{id}.png")
+    real = os.stat
+
+    def stat(path, *args, **options):
+        if path == Path(here).name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert house.scan() == 0
+    monkeypatch.setattr(os, "stat", real)
+    assert house.scan() == 0 and house.said(id) == []
 
 
 # Memory of folders
