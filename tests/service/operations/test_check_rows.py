@@ -16,6 +16,7 @@ import pytest
 
 from service.errors import TamisError
 from service.operations.restore import restore
+from service.storage.database.driver import sqlite3
 from tests.conftest import REPOSITORY
 from tests.faults.root_for_faults import drop_good, query, run_until_settled
 from tests.faults.root_for_faults import make_root as make
