@@ -27,7 +27,15 @@ import numpy as np
 
 from service.imaging.decode import DecodeError
 from service.imaging.decoder import Decoder, DecoderAnswer
-from service.imaging.decoder_server import BYE, BYTES_A_PIXEL, BYTES_MORE, END, MESSAGE_BYTES_MAX, START
+from service.imaging.decoder_server import (
+    BYE,
+    BYTES_A_PIXEL,
+    BYTES_MORE,
+    END,
+    MESSAGE_BYTES_MAX,
+    START,
+    TOO_MUCH_MEMORY,
+)
 
 CODE = str(Path(__file__).resolve().parents[2])
 DECODER_ENDED, TOO_SLOW = "decoder_ended", "too_slow"
@@ -42,6 +50,10 @@ STARTS_MAX = 6
 SERVER_TIMEOUT_S = 60.0
 # Kept from image to image, so that the kernel need not find it each time; beyond that it is given back.
 SHARED_BYTES_KEPT = 4_000_000
+
+
+HARMFUL = frozenset({DECODER_ENDED, TOO_MUCH_MEMORY, TOO_SLOW})
+"""The codes of what is wrong with an image not by its content, but by what it does to what reads it."""
 
 
 class DecoderEnded(DecodeError):

@@ -35,6 +35,7 @@ from service.logs import RateLimit, fields
 from service.names import shown_name
 from service.scoring.scorers import Scorer
 from service.scoring.shadow import Shadow
+from service.storage.states import ATTEMPTS_EXHAUSTED
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +327,7 @@ class Pipeline:
             self._suspects.append(claim)
         else:
             message = f"reading it ended the decoder {claim.attempt} times; {read.error}"
-            self._rejected.append(replace(read, error_code="attempts_exhausted", error=message))
+            self._rejected.append(replace(read, error_code=ATTEMPTS_EXHAUSTED, error=message))
 
     def _try_suspect(self, claiming: bool) -> None:
         """Begin the next attempt at an image that ended its decoder: one at a time, so that they hold up no others."""

@@ -28,7 +28,7 @@ from service.logs import fields
 from service.names import shown_name
 from service.storage import images
 from service.storage.images import StoredImage
-from service.storage.states import CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
+from service.storage.states import ATTEMPTS_EXHAUSTED, CONFLICT, MISSING, PLACED, QUARANTINED, SCORED
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _given_up(root: Path, claim: Claim) -> InspectedImage | None:
         size = status.st_size
         sha256 = _sha256(root, claim.path) if stat.S_ISREG(status.st_mode) and size <= FILE_BYTES_MAX else None
     message = f"scoring it ended the service {claim.attempt} times"
-    return InspectedImage(claim, FileFacts(None, sha256, size), error_code="attempts_exhausted", error=message)
+    return InspectedImage(claim, FileFacts(None, sha256, size), error_code=ATTEMPTS_EXHAUSTED, error=message)
 
 
 def _sha256(root: Path, path: str) -> str:

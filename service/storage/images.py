@@ -114,6 +114,7 @@ class StoredImage:
     received_at: datetime
     width: int | None
     duplicate_of: str | None
+    error_code: str | None = None
 
 
 _insert = insert_new(_images)

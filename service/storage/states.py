@@ -7,3 +7,6 @@ PLACED = "placed"
 QUARANTINED = "quarantined"
 MISSING = "missing"
 CONFLICT = "conflict"
+
+ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+"""The `error_code` of an image that ended what read or scored it, each time that was tried."""

@@ -14,6 +14,7 @@ import anyio.to_thread
 from fastapi import APIRouter, FastAPI
 
 from service import __version__
+from service.imaging.decoder_processes import DecoderProcesses, memory_needed
 from service.settings import Settings
 from service.storage.database.open import open_database
 from service.web import api
@@ -23,7 +24,15 @@ from service.web.pages import energy, files, image, login, promote, review, thre
 from service.web.pages import models as model_pages
 from service.web.security import Guard, names_of
 from service.web.sessions import Sessions
-from service.web.site import IMAGE_THREADS, Site, templates
+from service.web.site import (
+    IMAGE_DECODERS,
+    IMAGE_THREADS,
+    SHOWN_MEMORY_MAX,
+    SHOWN_WITHIN_S,
+    RefusedImages,
+    Site,
+    templates,
+)
 
 # A person is waiting: better an early error than a page that hangs as long as the daemon would wait.
 BUSY_TIMEOUT_S = 10.0
@@ -33,12 +42,19 @@ REQUEST_THREADS = 8
 def create_app(root: Path, settings: Settings) -> Guard:
     """Return the web application of `root`. Raises what `open_database` raises for a missing or outdated database."""
     password = settings.web_password
+    decoder = DecoderProcesses(
+        IMAGE_DECODERS,
+        timeout_s=min(SHOWN_WITHIN_S, settings.decode_timeout_s),
+        memory_max=min(SHOWN_MEMORY_MAX, memory_needed(settings.pixels_max, settings.file_bytes_max)),
+    )
     site = Site(
         root=root,
         settings=settings,
         reading=open_database(root, read_only=True, busy_timeout_s=BUSY_TIMEOUT_S),
         writing=open_database(root, migrate=False, busy_timeout_s=BUSY_TIMEOUT_S),
-        thumbnails=Thumbnails(root, bytes_max=settings.file_bytes_max, pixels_max=settings.pixels_max),
+        decoder=decoder,
+        refused=RefusedImages(),
+        thumbnails=Thumbnails(root, decoder, bytes_max=settings.file_bytes_max, pixels_max=settings.pixels_max),
         pool=ThreadPoolExecutor(IMAGE_THREADS, thread_name_prefix="images"),
         templates=templates(),
         # Cookies know no ports: two Tamis on one machine would sign each other's people out.
@@ -50,6 +66,7 @@ def create_app(root: Path, settings: Settings) -> Guard:
         anyio.to_thread.current_default_thread_limiter().total_tokens = REQUEST_THREADS
         yield
         site.pool.shutdown(cancel_futures=True)
+        decoder.close()
         site.reading.dispose()
         site.writing.dispose()
 

@@ -1,6 +1,7 @@
 """Images for the page: opened below the root only, converted for browsers, scaled down for the wall.
 
-Whatever a row says, only a regular file in a folder of images is opened. Owns the cache of thumbnails and its bound.
+Whatever a row says, only a regular file in a folder of images is opened, and its pixels are read by a `Decoder`, which
+bounds what that takes. Owns the cache of thumbnails and its bound.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Literal
 
 from service.filesystem.open_below import NotRegularFile, open_file, open_folder
 from service.filesystem.row_path import PathRefused, parts_of
-from service.imaging.decode import DecodeError, decode_within, format_of
+from service.imaging.decode import DecodeError
+from service.imaging.decoder import Decoder
+from service.imaging.decoder_processes import HARMFUL
 from service.root import THUMBNAILS
 
 FOLDERS = frozenset({"normal", "anomaly", "quarantine", "processing", "maps"})
@@ -38,7 +41,13 @@ Kind = Literal["image", "map"]
 
 
 class NotShown(Exception):
-    """There is nothing to show: the file is gone, is not an image, or lies outside the folders of images."""
+    """There is nothing to show: the file is gone, is not an image, or lies outside the folders of images; `harmful`: it
+    takes too much of what reads it, and would again.
+    """
+
+    def __init__(self, message: str, *, harmful: bool = False) -> None:
+        super().__init__(message)
+        self.harmful = harmful
 
 
 def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> int:
@@ -75,7 +84,9 @@ def read_below(root: Path, relative: str, bytes_max: int, folders: frozenset[str
         return file.read(bytes_max)
 
 
-def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> tuple[str, int, Iterator[bytes]]:
+def as_shown(
+    root: Path, relative: str, decoder: Decoder, *, bytes_max: int, pixels_max: int
+) -> tuple[str, int, Iterator[bytes]]:
     """Return content type, length and content of the image `relative`, converted where browsers cannot show it.
 
     Raises NotShown if it is not an image, whatever its name says.
@@ -85,18 +96,19 @@ def as_shown(root: Path, relative: str, *, bytes_max: int, pixels_max: int) -> t
             file = stack.enter_context(os.fdopen(open_below(root, relative), "rb"))
             size = _size(file, relative, bytes_max)
             # The header tells the format. That of a JPEG may lie further back; then the whole file is read.
-            found = _format(file.read(_HEADER_BYTES), pixels_max)
+            found = _format(decoder, file.read(_HEADER_BYTES), pixels_max)
             file.seek(0)
             if found in AS_THEY_ARE:
                 stack.pop_all()
                 return AS_THEY_ARE[found], size, _chunks(file, size)
             content = file.read(bytes_max)
-        found = _format(content, pixels_max)
+        found = _format(decoder, content, pixels_max)
         if found not in AS_THEY_ARE:
-            content, found = _jpeg(content, None, SHOWN_QUALITY, pixels_max), "JPEG"
+            content = decoder.jpeg(content, None, quality=SHOWN_QUALITY, pixels_max=pixels_max)
+            found = "JPEG"
         return AS_THEY_ARE[found], len(content), iter([content])
     except DecodeError as error:
-        raise NotShown(str(error)) from None
+        raise NotShown(str(error), harmful=error.code in HARMFUL) from None
 
 
 def _size(file: io.BufferedReader, relative: str, bytes_max: int) -> int:
@@ -106,9 +118,9 @@ def _size(file: io.BufferedReader, relative: str, bytes_max: int) -> int:
     return size
 
 
-def _format(data: bytes, pixels_max: int) -> str:
+def _format(decoder: Decoder, data: bytes, pixels_max: int) -> str:
     try:
-        return format_of(data, pixels_max=pixels_max)
+        return decoder.format_of(data, pixels_max=pixels_max)
     except DecodeError as error:
         if error.code == "damaged" and len(data) == _HEADER_BYTES:
             return ""
@@ -124,17 +136,12 @@ def _chunks(file: io.BufferedReader, size: int) -> Iterator[bytes]:
             yield part
 
 
-def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> bytes:
-    buffer = io.BytesIO()
-    decode_within(data, side_max, pixels_max=pixels_max).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
 class Thumbnails:
     """Small images of `root`, made on first use and kept in a folder of bounded size. Safe for threads."""
 
-    def __init__(self, root: Path, *, bytes_max: int, pixels_max: int) -> None:
+    def __init__(self, root: Path, decoder: Decoder, *, bytes_max: int, pixels_max: int) -> None:
         self._root = root
+        self._decoder = decoder
         self._bytes_max = bytes_max
         self._pixels_max = pixels_max
         self._lock = threading.Lock()
@@ -147,9 +154,9 @@ class Thumbnails:
             return place.read_bytes()
         try:
             content = read_below(self._root, relative, self._bytes_max)
-            made = _jpeg(content, THUMB_SIDE, THUMB_QUALITY, self._pixels_max)
+            made = self._decoder.jpeg(content, THUMB_SIDE, quality=THUMB_QUALITY, pixels_max=self._pixels_max)
         except DecodeError as error:
-            raise NotShown(str(error)) from None
+            raise NotShown(str(error), harmful=error.code in HARMFUL) from None
         # On a full or read-only disk it is not kept, and made again next time.
         with suppress(OSError):
             self._keep(place, made)

@@ -6,6 +6,7 @@ Made once by `service.web.app.create_app`; owns nothing that a page changes but 
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service import __version__
 from service.errors import TamisError
+from service.imaging.decoder import Decoder
 from service.settings import Settings
 from service.web import formatting as shown
 from service.web.images import Thumbnails
@@ -27,8 +29,16 @@ from service.web.security import caller
 from service.web.sessions import Sessions
 
 STATIC = Path(__file__).with_name("static")
-# Decoding is the slow part; two threads leave room for people who label meanwhile.
-IMAGE_THREADS = 2
+# Decoding is the slow part; two processes leave room for people who label meanwhile.
+IMAGE_DECODERS = 2
+# They open files and wait for what decodes: enough that images which are ready are not kept by slow ones.
+IMAGE_THREADS = 12
+# Somebody is waiting: less than the daemon has.
+SHOWN_WITHIN_S = 10.0
+# What an image may take here, bytes: enough for one of 60 megapixels without alpha in 8 bits.
+SHOWN_MEMORY_MAX = 450_000_000
+REFUSED_FOR_S = 600.0
+REFUSED_MAX = 10_000
 
 FormText = Annotated[str | None, Form()]
 """A field of a form; None where it is missing or empty."""
@@ -46,6 +56,8 @@ class Site:
     settings: Settings
     reading: Engine
     writing: Engine
+    decoder: Decoder
+    refused: RefusedImages
     thumbnails: Thumbnails
     pool: ThreadPoolExecutor
     templates: Environment
@@ -62,6 +74,21 @@ class Site:
             **values,
         )
         return HTMLResponse(html, status)
+
+
+class RefusedImages:
+    """Images that took too much when they were last read here, by id and kind; not tried again for a while."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[str, str], float] = {}
+
+    def __contains__(self, image: tuple[str, str]) -> bool:
+        return self._until.get(image, 0.0) > time.monotonic()
+
+    def add(self, image: tuple[str, str]) -> None:
+        if len(self._until) >= REFUSED_MAX:
+            self._until.clear()
+        self._until[image] = time.monotonic() + REFUSED_FOR_S
 
 
 def templates() -> Environment:

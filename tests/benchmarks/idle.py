@@ -1,7 +1,10 @@
-"""The idle daemon: share of one core over a minute, resident memory, and seconds from start to the first verdict."""
+"""The idle daemon, with what decodes for it: share of one core over a minute, memory, and seconds from start to the
+first verdict.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +14,11 @@ import psutil
 from service.storage.database.driver import sqlite3
 from tests.benchmarks import captures
 from tests.support.daemon_process import DaemonProcess, finished, wait_until
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """What the process and its decoders have used, s; what ended meanwhile is left out."""
+    return float(sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True))))
 
 
 def main() -> None:
@@ -39,10 +47,12 @@ def main() -> None:
             wait_until(lambda: finished(root) > before, "one verdict before idling")
             time.sleep(10)
             watched = psutil.Process(process.process.pid)
-            cpu, began = sum(watched.cpu_times()[:2]), time.monotonic()
+            cpu, began = cpu_s(watched), time.monotonic()
             time.sleep(options.seconds)
-            used, lasted = sum(watched.cpu_times()[:2]) - cpu, time.monotonic() - began
+            used, lasted = cpu_s(watched) - cpu, time.monotonic() - began
             memory = watched.memory_info().rss
+            # Of what is in several processes each has its share, so that the sum is what they take together.
+            together = [one.memory_full_info().pss for one in (watched, *watched.children(recursive=True))]
             assert process.stop() == 0
         with sqlite3.connect(root / "tamis.db") as connection:
             [rows] = connection.execute("SELECT count(*) FROM images WHERE state = 'placed'").fetchone()
@@ -52,6 +62,9 @@ def main() -> None:
             "seconds": lasted,
             "cpu_share_of_one_core": used / lasted,
             "resident_mb": memory / 1e6,
+            "with_decoders_mb": sum(together) / 1e6,
+            "processes": len(together),
+            "load": os.getloadavg()[0],
             "ready_s": ready_s,
             "first_verdict_s": first_verdict_s,
             "profile": options.profile,

@@ -14,9 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from service.imaging.decoder_processes import HARMFUL
 from service.names import safe_name
 from service.storage import images
 from service.storage.images import StoredImage
+from service.storage.states import ATTEMPTS_EXHAUSTED
 from service.web.images import Kind, NotShown, as_shown, map_path
 from service.web.site import STATIC, NotFound, Site
 
@@ -26,6 +28,8 @@ STATIC_AGE = "public, max-age=31536000, immutable"
 WAITING_MAX = 400
 CONTENT_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 NO_IMAGE = "no-image.svg"
+NEVER_SHOWN = HARMFUL | {ATTEMPTS_EXHAUSTED}
+"""Images that were put aside for these are not read again, nor given to a browser that would."""
 
 Made = TypeVar("Made")
 
@@ -78,7 +82,9 @@ def stored(site: Site, id: str) -> StoredImage:
 
 def _whole(site: Site, id: str, kind: Kind) -> Response:
     limits = {"bytes_max": site.settings.file_bytes_max, "pixels_max": site.settings.pixels_max}
-    path, (content_type, length, content) = _found(site, id, kind, lambda path: as_shown(site.root, path, **limits))
+    path, (content_type, length, content) = _found(
+        site, id, kind, lambda path: as_shown(site.root, path, site.decoder, **limits)
+    )
     name = safe_name(PurePosixPath(path).name)
     headers = {
         "content-length": str(length),
@@ -104,12 +110,23 @@ VIEWS: dict[str, tuple[Kind, Callable[[Site, str, Kind], Response]]] = {
 
 def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tuple[str, Made]:
     """Return where the file lies and what `open_` makes of it. Raises NotShown."""
-    path = stored(site, id).path
-    if kind == "map":
-        return map_path(id), open_(map_path(id))
+    known = stored(site, id)
+    if known.error_code in NEVER_SHOWN or (id, kind) in site.refused:
+        raise NotShown(f"{known.path!r}: it takes too much of what reads it", harmful=True)
+    try:
+        return _opened(site, id, known.path if kind == "image" else map_path(id), kind, open_)
+    except NotShown as error:
+        if error.harmful:
+            site.refused.add((id, kind))
+        raise
+
+
+def _opened(site: Site, id: str, path: str, kind: Kind, open_: Callable[[str], Made]) -> tuple[str, Made]:
     try:
         return path, open_(path)
-    except NotShown:
+    except NotShown as error:
+        if kind == "map" or error.harmful:
+            raise
         # A label or a delivery may have moved it since it was looked up.
         again = stored(site, id)
         for moved in (again.path, again.destination):
