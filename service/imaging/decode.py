@@ -9,50 +9,54 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from models.data.value_range import ValueStatistics
 from service.filesystem.file_state import FileState
 from service.filesystem.lease import has_writer
 from service.filesystem.open_below import NotRegularFile, open_file, open_file_below
+from service.imaging import jpeg, tiff_pages
+from service.imaging.decode_error import DecodeError
+from service.imaging.open_image import FORMATS, JPEG_SIGNATURE, Opened, as_damaged, open_image
+from service.imaging.orientation import SWAPS_SIDES, turned_upright
+from service.imaging.remark import Remark, of_range, without_end
+from service.imaging.samples import render, statistics
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+__all__ = [
+    "FORMATS",
+    "DecodeError",
+    "DecodedImage",
+    "FileBytes",
+    "StillChanging",
+    "decode",
+    "decode_within",
+    "format_of",
+    "image_size",
+    "measure",
+    "read_file",
+    "read_image",
+]
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 FILE_BYTES_MAX = 200_000_000
 PIXELS_MAX = 60_000_000
-# More than any image comes to: 12 megapixels of one colour in the format that packs it best are 23,000. What claims
-# more has a damaged header, and would take the memory of the largest image before that shows.
-PIXELS_A_BYTE_MAX = 50_000
-
 # A JPEG may be decoded at a half, a quarter or an eighth, straight from its coefficients, as long as that leaves so
 # many times the wanted height and width: the filter that follows then still sees more than it gives.
 DRAFT_SCALES = (8, 4, 2)
 DRAFT_OVERSAMPLING = 2
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+ValueRange = tuple[float, float]
+T = TypeVar("T")
 
-
-class DecodeError(Exception):
-    """A file is not an image that can be scored. `code` is a short name for the reason."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+_BAND_ROWS = 256
 
 
 class StillChanging(Exception):
@@ -71,7 +75,8 @@ class FileBytes:
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
     """A decoded image: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright;
-    `drafted`: less than all of it was decoded, a JPEG at a half, a quarter or an eighth.
+    `drafted`: less than all of it was decoded, a JPEG at a half, a quarter or an eighth; `deep`: it has more than 8
+    bits a sample, of which `value_range` (low, high) became 0 to 255; `remark`: what a person should know of it.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -79,6 +84,9 @@ class DecodedImage:
     width: int
     mode: str
     drafted: bool = False
+    deep: bool = False
+    value_range: ValueRange | None = None
+    remark: Remark | None = None
 
 
 def read_image(path: Path, size: tuple[int, int], *, draft: bool = False) -> npt.NDArray[np.uint8]:
@@ -86,11 +94,10 @@ def read_image(path: Path, size: tuple[int, int], *, draft: bool = False) -> npt
     return decode(read_file(path).data, size, draft=draft).pixels
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, pixels_max: int = PIXELS_MAX) -> tuple[int, int]:
     """Return the height and width in pixels of the upright image at `path`, from its header. Raises DecodeError."""
-    with _opened(read_file(path).data, PIXELS_MAX) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+    with open_image(read_file(path, file_bytes_max=file_bytes_max).data, pixels_max) as opened:
+        return (opened.width, opened.height) if opened.orientation in SWAPS_SIDES else (opened.height, opened.width)
 
 
 def read_file(
@@ -129,39 +136,81 @@ def read_file(
     return FileBytes(data, hashlib.sha256(data).hexdigest(), FileState.of(after))
 
 
-def decode(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX, draft: bool = False) -> DecodedImage:
+def decode(
+    data: bytes,
+    size: tuple[int, int],
+    *,
+    pixels_max: int = PIXELS_MAX,
+    draft: bool = False,
+    value_range: ValueRange | None = None,
+) -> DecodedImage:
     """Return the image in `data`, upright, RGB, resized to `size` (height, width) by an antialiased bilinear filter.
 
     With `draft` a JPEG of at least 4 times `size` is decoded at a half, a quarter or an eighth of its sides, the
     least that is still twice `size`: several times faster, and pixels differ by a grey level here and there.
-    Raises DecodeError: `format` for anything but JPEG, PNG, BMP, TIFF and WebP, `too_many_pixels` before
-    decoding, `damaged` where the content cannot be decoded whole, `mode` for pixels without a defined range.
+    Of more than 8 bits a sample `value_range`, low and high, becomes 0 to 255; without it, 0 to 65535 do.
+    Raises DecodeError: `format` for anything but JPEG, PNG, BMP, TIFF and WebP, or a kind of these that is not read,
+    `too_many_pixels` before decoding, `damaged` where the content cannot be decoded whole, `mode` for pixels that are
+    not read, or have no defined range.
     """
-    with _opened(data, pixels_max) as image:
-        mode, orientation = image.mode, _orientation(image)
-        swapped = orientation in _SWAPS_SIDES
-        width, height = image.size[::-1] if swapped else image.size
-        upright, drafted = _upright(image, orientation, size[::-1] if swapped else size, draft)
-        return DecodedImage(np.asarray(upright, dtype=np.uint8), height, width, mode, drafted)
+
+    def whole(content: bytes) -> DecodedImage:
+        with open_image(content, pixels_max) as opened:
+            swapped = opened.orientation in SWAPS_SIDES
+            width, height = (opened.height, opened.width) if swapped else (opened.width, opened.height)
+            shown = _upright(opened, size[::-1] if swapped else size, draft, value_range)
+            pixels = np.asarray(shown.image, dtype=np.uint8)
+            return DecodedImage(
+                pixels, height, width, opened.mode, shown.drafted, opened.deep, value_range, shown.remark
+            )
+
+    image, ended = _completed_if_cut(data, whole)
+    return image if ended is None else replace(image, remark=ended.with_other(image.remark))
+
+
+def measure(data: bytes, *, pixels_max: int = PIXELS_MAX) -> ValueStatistics | None:
+    """Return what values the image in `data` has, None for one of up to 8 bits a sample, which is not decoded.
+
+    Raises DecodeError as `decode`.
+    """
+    with open_image(data, pixels_max) as opened:
+        if opened.samples is None or not opened.samples.deep:
+            return None
+        with as_damaged(opened.format):
+            return statistics(opened.samples)
 
 
 def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:
-    """Return which of FORMATS the image in `data` is, from its first bytes and not its name. Raises DecodeError."""
-    with _opened(data, pixels_max) as image:
-        return str(image.format)
+    """Return which of FORMATS the image in `data` is, from its first bytes and not its name. Raises DecodeError.
+
+    Of a TIFF no more than its signature is read.
+    """
+    if data[:4] in tiff_pages.SIGNATURES:
+        return "TIFF"
+    with open_image(data, pixels_max) as opened:
+        return opened.format
 
 
-def decode_within(data: bytes, side_max: int | None = None, *, pixels_max: int = PIXELS_MAX) -> Image.Image:
+def decode_within(
+    data: bytes,
+    side_max: int | None = None,
+    *,
+    pixels_max: int = PIXELS_MAX,
+    value_range: ValueRange | None = None,
+) -> Image.Image:
     """Return the image in `data`, upright, RGB, with sides of at most `side_max` if given, never enlarged.
 
     A large JPEG is decoded as a draft. Raises DecodeError as `decode`.
     """
-    with _opened(data, pixels_max) as image:
-        width, height = image.size
-        scale = min(1.0, side_max / max(width, height)) if side_max else 1.0
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        upright, _ = _upright(image, _orientation(image), size, draft=scale < 1.0)
-        return upright.copy() if upright is image else upright
+
+    def whole(content: bytes) -> Image.Image:
+        with open_image(content, pixels_max) as opened:
+            scale = min(1.0, side_max / max(opened.width, opened.height)) if side_max else 1.0
+            size = (max(1, round(opened.height * scale)), max(1, round(opened.width * scale)))
+            shown = _upright(opened, size, scale < 1.0, value_range).image
+            return shown.copy() if shown is opened.image else shown
+
+    return _completed_if_cut(data, whole)[0]
 
 
 def _read_exactly(file: io.FileIO, size: int) -> bytes:
@@ -174,50 +223,50 @@ def _read_exactly(file: io.FileIO, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _opened(data: bytes, pixels_max: int) -> Image.Image:
+@dataclass(frozen=True)
+class _Shown:
+    image: Image.Image
+    drafted: bool
+    remark: Remark | None = None
+
+
+def _completed_if_cut(data: bytes, work: Callable[[bytes], T]) -> tuple[T, Remark | None]:
+    """Return what `work` gives, and a remark if that is of a JPEG that lacked its end marker and nothing else."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise DecodeError(
-            "format", f"expected one of {', '.join(FORMATS)}; found a file beginning {data[:8]!r}"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise DecodeError("too_many_pixels", f"expected at most {pixels_max} pixels; {error}") from None
-    except Exception as error:  # noqa: BLE001  (as in `_upright`)
-        raise DecodeError("damaged", f"cannot read the header: {_told(error)}") from None
-    width, height = image.size
-    if width * height > pixels_max:
-        image.close()
-        raise DecodeError("too_many_pixels", f"expected at most {pixels_max} pixels; found {width} x {height}")
-    if width * height > len(data) * PIXELS_A_BYTE_MAX:
-        image.close()
-        found = f"{width} x {height} in {len(data)} bytes"
-        raise DecodeError("damaged", f"expected at most {PIXELS_A_BYTE_MAX} pixels to a byte; found {found}")
-    return image
+        found = work(data)
+    except DecodeError as error:
+        if error.code != "damaged" or not _lacks_end(data):
+            raise
+        whole = jpeg.completed(data)
+        if whole is None:
+            raise
+        return work(whole), without_end()
+    return found, without_end() if _lacks_end(data) else None
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001  (a damaged EXIF block says nothing of the pixels; they are taken as they lie)
-        return 1
+def _lacks_end(data: bytes) -> bool:
+    return data[:3] == JPEG_SIGNATURE and not data.endswith(b"\xff\xd9") and not jpeg.has_end(data)
 
 
-def _upright(image: Image.Image, orientation: int, size: tuple[int, int], draft: bool) -> tuple[Image.Image, bool]:
-    """Return `image` as RGB at `size`, its height and width as stored, turned upright; and whether it was drafted."""
-    try:
-        drafted = draft and _draft(image, size)
-        rgb = _as_rgb(image)
-        if rgb.size != size[::-1]:
-            rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
-        rgb.load()
-    except DecodeError:
-        raise
-    # Pillow's decoders raise many types on damaged content (OSError, SyntaxError, struct.error, IndexError,
-    # MemoryError, ...); whichever it is, this one file cannot be decoded and the service goes on.
-    except Exception as error:  # noqa: BLE001
-        raise DecodeError("damaged", f"cannot decode {image.format}: {_told(error)}") from None
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb, drafted
+def _upright(opened: Opened, size: tuple[int, int], draft: bool, value_range: ValueRange | None) -> _Shown:
+    """Return the image as RGB at `size`, its height and width as stored, turned upright."""
+    with as_damaged(opened.format):
+        drafted, remark = False, None
+        if opened.samples is not None:
+            rendered = render(opened.samples, value_range)
+            remark = of_range(opened.samples, rendered, value_range)
+            image = rendered.image
+        else:
+            assert opened.image is not None
+            drafted = draft and _draft(opened.image, size)
+            image = _as_rgb(opened.image)
+            remark = of_range(None, None, value_range)
+        if image.size != size[::-1]:
+            image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        image.load()
+    return _Shown(turned_upright(image, opened.orientation), drafted, remark)
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> bool:
@@ -237,27 +286,22 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> bool:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    """Return `image` as RGB, or as `L` if it is grey: each channel is resized alike, so that can come after."""
+    if image.mode in ("RGB", "L") and "transparency" not in image.info:
         return image  # as it is: a conversion would copy all of it
-    if image.mode == "L":
-        return image.convert("RGB")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _from_16_bit(image)
-    if image.mode == "F":
-        raise DecodeError("mode", "expected whole-numbered pixels; found floating point, whose range is not defined")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        # White, as every viewer shows it: colours under full transparency are arbitrary.
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        return _over_white(image)
+    if image.mode in ("1", "P", "CMYK", "YCbCr"):
+        return image.convert("RGB")
+    raise DecodeError("mode", f"expected grey, RGB, palette or CMYK; found mode {image.mode}")
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise DecodeError("mode", f"expected 16-bit grey; found values from {values.min()} to {values.max()}")
-    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8), "L").convert("RGB")
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+def _over_white(image: Image.Image) -> Image.Image:
+    # White, as every viewer shows it: colours under full transparency are arbitrary. Band by band, since all of it at
+    # once would be held four times.
+    image.load()
+    shown = Image.new("RGB", image.size)
+    for row in range(0, image.height, _BAND_ROWS):
+        band = image.crop((0, row, image.width, min(image.height, row + _BAND_ROWS))).convert("RGBA")
+        shown.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, row))
+    return shown

@@ -19,7 +19,7 @@ ROOMS: Mapping[str, str] = {
     "models (image)": "appearance regions",
     "models (registry)": "manifest registry",
     "models.calibration": "split thresholds",
-    "models.data": "datasets image_list select_images",
+    "models.data": "datasets image_list select_images value_range",
     "models.networks": (
         "backbone classifier feature_autoencoder feature_detector pixel_autoencoder pretrained segmentation_head"
     ),
@@ -42,7 +42,10 @@ ROOMS: Mapping[str, str] = {
         "process_lock row_path scan"
     ),
     "service (instances)": "instances",
-    "service.imaging": "decode decoder decoder_processes decoder_server looks_whole overlay read synthetic_parts",
+    "service.imaging": (
+        "decode decode_error decoder decoder_processes decoder_server jpeg looks_whole open_image orientation overlay "
+        "png read remark samples synthetic_parts tiff_pages tiff_pixels webp"
+    ),
     "service.storage.database": "base chunks driver insert_new journal open postgresql schema sqlite write_ahead",
     "service.storage": (
         "drift energy energy_sample images regions retention retrainings review_pages reviews shadow states "
