@@ -61,7 +61,8 @@ class EnergyMeter:
 
     def _take_total(self, total: EmissionsData) -> None:
         kwh = (total.cpu_energy, total.gpu_energy, total.ram_energy, total.energy_consumed)
-        self._total = _Total(*(_WH_PER_KWH * each for each in kwh), total.emissions * _G_PER_KG)
+        wh = _Total(*(_WH_PER_KWH * each for each in kwh))
+        self._total = wh._replace(emissions_g=total.emissions * _G_PER_KG)
 
     def take(self, kind: str, images: int = 0) -> EnergySample | None:
         """Return the energy used since the last call, as a sample of `kind` (scoring, idle, training, evaluation).

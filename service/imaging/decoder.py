@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from models.appearance import Appearance, appearance_of
 from service.imaging.decode import DecodedImage, decode, decode_within, format_of
+from service.imaging.remark import Remark
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -40,15 +41,12 @@ class Decoder:
 
     def decode(self, data: bytes, size: tuple[int, int], **keywords: Any) -> DecodedImage:
         """Return what `service.imaging.decode.decode` returns."""
-        made = self.run("decode", data, size=size, **keywords)
-        return DecodedImage(made.content, **made.values)
+        return _image(self.run("decode", data, size=size, **keywords))
 
     def look(self, data: bytes, size: tuple[int, int], **keywords: Any) -> tuple[DecodedImage, Appearance]:
         """Return what `decode` returns, and how it looks."""
         made = self.run("look", data, size=size, **keywords)
-        values = dict(made.values)
-        appearance = Appearance(*values.pop("appearance"))
-        return DecodedImage(made.content, **values), appearance
+        return _image(made), Appearance(*made.values["appearance"])
 
     def within(self, data: bytes, side_max: int | None, *, pixels_max: int) -> Pixels:
         """Return the pixels, uint8 `(H, W, 3)` RGB, upright, with sides of at most `side_max` if given."""
@@ -70,7 +68,15 @@ _DESCRIBING = tuple(field.name for field in fields(DecodedImage) if field.name !
 
 def _decode(data: bytes, **keywords: Any) -> DecoderAnswer:
     image = decode(data, **keywords)
-    return DecoderAnswer({name: getattr(image, name) for name in _DESCRIBING}, image.pixels)
+    values = {name: getattr(image, name) for name in _DESCRIBING}
+    remark = image.remark and (image.remark.code, image.remark.text)
+    return DecoderAnswer({**values, "remark": remark}, image.pixels)
+
+
+def _image(made: DecoderAnswer) -> DecodedImage:
+    values = {name: made.values[name] for name in _DESCRIBING}
+    remark = values["remark"]
+    return DecodedImage(made.content, **{**values, "remark": remark and Remark(*remark)})
 
 
 def _look(data: bytes, **keywords: Any) -> DecoderAnswer:

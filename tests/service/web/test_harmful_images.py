@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.storage.database.driver import sqlite3
 from tests.conftest import REPOSITORY
 from tests.support.failing_decoder import bad_image, hook
 from tests.support.visitor import Visitor
