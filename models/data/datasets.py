@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,10 +102,13 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)
 
 
-def images_under(folder: Path) -> list[Path]:
-    """Return the images under `folder` at any depth, by name; hidden files and folders are left out."""
+def images_under(folder: Path, failed: Callable[[OSError], None] | None = None) -> list[Path]:
+    """Return the images under `folder` at any depth, by name; hidden files and folders are left out.
+
+    `failed` is called with the error of each folder that cannot be listed, whose images are left out as well.
+    """
     found = []
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in os.walk(folder, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(base, name)

@@ -12,7 +12,7 @@ import typer
 
 from models.data.datasets import SUFFIXES, images_under
 from service import settings as settings_module
-from service.commands.options import AsJson, By, Root, print_json, who
+from service.commands.options import AsJson, By, Root, print_json, say_left_out, who
 from service.commands.review import Label
 from service.errors import TamisError, UsageError
 from service.labelling import import_images as importing
@@ -37,7 +37,7 @@ def import_images(
     check_product(product)
     if label == "none":
         raise UsageError("--label: expected normal or anomaly for images to import; found none")
-    files = images_under(folder)
+    files = images_under(folder, say_left_out)
     if not files:
         raise TamisError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
     found = []

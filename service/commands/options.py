@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,12 @@ def who(by: str | None) -> str | None:
         return getpass.getuser()
     except (KeyError, OSError):
         return None
+
+
+def say_left_out(error: OSError) -> None:
+    """Say on stderr that a folder cannot be listed, so that its images are left out."""
+    name = printable(os.fsdecode(error.filename)) if error.filename is not None else "a folder"
+    typer.echo(f"left out {name} and what is in it: {error.strerror}", err=True)
 
 
 def print_json(document: Any) -> None:

@@ -20,7 +20,7 @@ from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
 from models.registry import ModelVersion
 from models.training.options import MINUTES_MAX
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json, say_left_out
 from service.errors import UsageError
 from service.names import ALL_PRODUCTS, check_product, shown_name
 from service.progress_bar import training_progress
@@ -186,7 +186,7 @@ def _by_product(folder: Path, product: str) -> dict[str, tuple[Path, ...]]:
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
-    images = images_under(folder)
+    images = images_under(folder, say_left_out)
     if not images:
         raise DatasetError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
     return tuple(Path(os.path.abspath(path)) for path in images)  # noqa: PTH100  (links stay as they are given)

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from ulid import ULID
 
 from service.filesystem.durable import sync_folder, write_durably
+from service.filesystem.odd_entries import ENTRY_ERRORS
 from service.filesystem.open_below import make_folders
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
 from service.labelling.label import check_label, label_images, stored_text
@@ -80,7 +81,14 @@ def import_images(
         except (DecodeError, OSError) as error:
             yield Imported(shown_name(str(path)), SKIPPED, why=shown_name(str(error)))
         else:
-            yield importing.take(path, file)
+            try:
+                taken = importing.take(path, file)
+            except OSError as error:
+                if error.errno not in ENTRY_ERRORS:
+                    raise
+                why = f"the training set cannot take it now: {error.strerror}"
+                taken = Imported(shown_name(str(path)), SKIPPED, why=why)
+            yield taken
 
 
 @dataclass(frozen=True, slots=True)

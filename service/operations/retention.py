@@ -21,8 +21,10 @@ from typing import Any
 from sqlalchemy import Engine
 
 from service.errors import TamisError
-from service.filesystem.durable import sync_folder
 from service.filesystem.mounts import gone_message
+from service.filesystem.odd_entries import ENTRY_ERRORS
+from service.filesystem.open_below import open_folder
+from service.filesystem.place import names_in, place_of, sync_open_folder
 from service.filesystem.process_lock import ProcessLock
 from service.instances import mounts_of
 from service.logs import fields
@@ -89,7 +91,7 @@ class Retention:
     stopping: Callable[[], bool] = lambda: False
     rest: Callable[[float], object] = time.sleep
     rests: float = RESTS_ALONE
-    _emptied: set[Path] = field(default_factory=set, init=False)
+    _emptied: set[str] = field(default_factory=set, init=False)
 
     def run(self, now: datetime) -> Outcome:
         """Finish what an earlier run left, remove what must go at `now`, and write down what was done.
@@ -240,7 +242,7 @@ class Retention:
         The reasons in `stay` are by id.
         """
         reasons: dict[str, str] = {}
-        folders: set[Path] = set()
+        folders: set[str] = set()
         with self.engine.begin() as connection:
             # Asked again now that nobody else can write: a label may have come since.
             paths = rows.still_removable(connection, list(seen))
@@ -256,30 +258,54 @@ class Retention:
                     continue
                 self._remove_map(image.id)
                 reasons[image.id] = _sentence(one, now)
-                folders.add((self.root / image.path).parent)
+                folders.add(image.path.rpartition("/")[0])
             for folder in sorted(folders):
-                if folder.is_dir():
-                    sync_folder(folder)
+                self._sync(folder)
             rows.removed(connection, reasons)
             rows.unmark(connection, [id for id in seen if id not in reasons])
         self._emptied |= folders
 
+    def _sync(self, folder: str) -> None:
+        try:
+            descriptor = open_folder(self.root / folder, self.root)
+            try:
+                sync_open_folder(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            # The rows are on their way; a file that comes back by a power cut is found when it is looked for.
+            if error.errno not in ENTRY_ERRORS:
+                raise
+
     def _remove_map(self, id: str) -> None:
-        (self.root / MAPS / f"{id}.png").unlink(missing_ok=True)
+        try:
+            with place_of(self.root, f"{MAPS}/{id}.png", (MAPS,)) as place:
+                place.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in ENTRY_ERRORS:
+                raise
+            log.warning("retention leaves a map", extra=fields(id=id, reason=error.strerror))
 
     def _remove_empty_folders(self, now: datetime) -> int:
         """Remove empty dated folders, but for those that images may still go to; return how many."""
         yesterday = f"{now - timedelta(days=1):%Y-%m-%d}"
         count = 0
-        for folder in sorted(path for top in FOLDERS for path in (self.root / top).glob("*/*")):
-            if not _DATED.fullmatch(folder.name) or folder.name >= yesterday:
+        for folder in sorted(self._folders_in(*(each for top in FOLDERS for each in self._folders_in(top)))):
+            name = folder.rpartition("/")[2]
+            if not _DATED.fullmatch(name) or name >= yesterday:
                 continue
-            with suppress(OSError):  # not empty, no folder, or not ours to remove
-                at_rest = time.time() - folder.lstat().st_mtime > FOLDER_AT_REST_S
+            with suppress(OSError), place_of(self.root, folder, FOLDERS) as place:  # not empty, or not ours to remove
+                status = place.status()
+                at_rest = status is not None and time.time() - status.st_mtime > FOLDER_AT_REST_S
                 if folder in self._emptied or at_rest:
-                    folder.rmdir()
+                    os.rmdir(place.name, dir_fd=place.folder)
                     count += 1
         return count
+
+    def _folders_in(self, *folders: str) -> Iterator[str]:
+        for folder in folders:
+            with suppress(OSError):
+                yield from (f"{folder}/{name}" for name in names_in(self.root, folder, folders=True))
 
     def _write_last_run(self, now: datetime, outcome: Outcome) -> None:
         path = self.root / PROCESSING / RETENTION_LAST_RUN

@@ -134,6 +134,9 @@ def _run(begun: _Begun, report: Report) -> RetrainingRow:
     with engine.begin() as connection:
         retrainings.change(connection, row.id, champion=champion.version)
     data = select_training_data(root, champion.folder, known)
+    if data.unreadable:
+        left_out = f"{len(data.unreadable)} images cannot be read now and are left out, the first: {data.unreadable[0]}"
+        report(Progress("checking", 0, 1, left_out))
 
     # Train
     trained = train_in_child(_job(begun, champion, data), report=report)
@@ -241,6 +244,7 @@ def _learned(
         "normals given": len(data.normals) + len(data.calibrate),
         "the champion's, overruled by a person": data.overruled,
         "missing or changed": data.gone,
+        "not readable": len(data.unreadable),
         "energy": None if done.total_wh is None else f"{done.total_wh:.3g} Wh",
         **({} if done.saved_g is None else {"saved by the hour (estimate)": f"{done.saved_g:.2f} g CO2e"}),
     }

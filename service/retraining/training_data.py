@@ -5,7 +5,7 @@ What people last said of an image overrules the role that an earlier version gav
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from models.registry import (
     file_sha256,
     read_manifest,
 )
+from service.filesystem.place import place_of
+from service.names import shown_name
 from service.root import TRAINING
 from service.storage.retrainings import KnownImage
 
@@ -25,13 +27,16 @@ _ANOMALIES = frozenset({ROLE_TRAIN_ANOMALY, ROLE_CALIBRATE_ANOMALY})
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images to learn from; `gone` are missing or changed, `overruled` champion's normals that people undid."""
+    """The images to learn from; `gone` are missing or changed, `overruled` champion's normals that people undid,
+    `unreadable` those that are there and cannot be read now, each with the reason.
+    """
 
     normals: tuple[Path, ...]
     calibrate: tuple[Path, ...]
     anomalies: tuple[Path, ...]
     gone: int
     overruled: int
+    unreadable: tuple[str, ...] = ()
 
 
 def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownImage]) -> TrainingData:
@@ -44,12 +49,13 @@ def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownIm
     normals: list[Path] = []
     calibrate: list[Path] = []
     anomalies: list[Path] = []
+    unreadable: list[str] = []
     gone = overruled = 0
     for listed in read_image_list(champion):
         image, path = known.get(listed.sha256), root / listed.path
         if image is not None:
             overruled += listed.role not in _ANOMALIES and (image.label != "normal" or image.role == "golden")
-        elif not _is_unchanged(path, listed.sha256):
+        elif not _is_unchanged(path, listed.sha256, unreadable):
             gone += 1
         elif listed.role in _ANOMALIES:
             anomalies.append(path)
@@ -59,13 +65,15 @@ def select_training_data(root: Path, champion: Path, known: Mapping[str, KnownIm
         if image.label is None or image.role == "golden":
             continue
         path = path_of(root, image)
-        if not _is_unchanged(path, image.sha256):
+        if not _is_unchanged_below(root, image, unreadable):
             gone += 1
         elif image.label == "anomaly":
             anomalies.append(path)
         else:
             (calibrate if image.role == "calibrate" and image.sha256 not in fitted else normals).append(path)
-    return TrainingData(tuple(normals), tuple(calibrate), tuple(anomalies), gone, overruled)
+    return TrainingData(
+        tuple(normals), tuple(calibrate), tuple(anomalies), gone - len(unreadable), overruled, tuple(unreadable)
+    )
 
 
 def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) -> dict[str, list[Path]]:
@@ -76,10 +84,10 @@ def golden(root: Path, versions: list[Path], known: Mapping[str, KnownImage]) ->
     seen = set().union(*(fitted_to(folder) | {each.sha256 for each in read_image_list(folder)} for folder in versions))
     found: dict[str, list[Path]] = {"normal": [], "anomaly": []}
     for sha256, image in sorted(known.items()):
-        if image.role == "golden" and image.label is not None and sha256 not in seen:
-            path = path_of(root, image)
-            if _is_unchanged(path, sha256):
-                found[image.label].append(path)
+        if image.role != "golden" or image.label is None or sha256 in seen:
+            continue
+        if _is_unchanged_below(root, image):
+            found[image.label].append(path_of(root, image))
     return found
 
 
@@ -111,12 +119,34 @@ def fitted_to(version: Path) -> set[str]:
 
 def path_of(root: Path, image: KnownImage) -> Path:
     """Return where an image of the training set lies; its row names it relative to the root."""
-    path = Path(image.path)
-    return root / path if path.parts[:1] == (TRAINING,) else root / TRAINING / path
+    return root / _in_training(image.path)
 
 
-def _is_unchanged(path: Path, sha256: str) -> bool:
+def _in_training(path: str) -> str:
+    return path if path.split("/")[0] == TRAINING else f"{TRAINING}/{path}"
+
+
+def _is_unchanged_below(root: Path, image: KnownImage, unreadable: list[str] | None = None) -> bool:
+    """Return whether the file of `image` has its bytes, without following a link or a path that leads elsewhere."""
+
+    def sha256() -> str:
+        with place_of(root, _in_training(image.path), (TRAINING,)) as place:
+            return place.sha256()
+
+    return _has(sha256, image.sha256, image.path, unreadable)
+
+
+def _is_unchanged(path: Path, sha256: str, unreadable: list[str] | None = None) -> bool:
+    return _has(lambda: file_sha256(path), sha256, str(path), unreadable)
+
+
+def _has(hash_of: Callable[[], str], sha256: str, name: str, unreadable: list[str] | None) -> bool:
+    """Return whether the file has that hash; what is there and cannot be read is added to `unreadable`."""
     try:
-        return file_sha256(path) == sha256
-    except OSError:
+        return hash_of() == sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if unreadable is not None:
+            unreadable.append(f"{shown_name(name)}: {error.strerror or error}")
         return False

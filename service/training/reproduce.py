@@ -18,8 +18,9 @@ from models.fitting.limits import MEMORY_BYTES
 from models.progress import Progress
 from models.registry import WEIGHTS, ModelVersion, file_sha256, verify
 from service.errors import TamisError
+from service.filesystem.row_path import IMAGE_FOLDERS, is_refused
 from service.names import shown_name
-from service.root import MODELS
+from service.root import MODELS, TRAINING
 from service.settings import Settings
 from service.storage import images, training_images, versions
 from service.training.job import TrainingJob, from_settings
@@ -127,6 +128,8 @@ def _find(root: Path, connection: Connection, product: str, image: ListedImage, 
     elsewhere = [kept.path] if kept is not None else []
     elsewhere += [one.path for one in images.with_bytes(connection, image.sha256)]
     for path in elsewhere:
+        if is_refused(path, (*IMAGE_FOLDERS, TRAINING)):
+            continue
         if _sha256(root / path) == image.sha256:
             return root / path
     name = shown_name(str(first))

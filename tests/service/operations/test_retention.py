@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -326,6 +327,44 @@ def test_row_that_leads_elsewhere_removes_nothing(house: House, path: str) -> No
     target.write_bytes(b"image 1")
     house.execute("UPDATE images SET path = ? WHERE id = ?", (path, id))
     assert house.run().left == {"elsewhere": 1} and target.exists()
+
+
+ERRNOS = ("EACCES", "EPERM", "ENOTDIR", "ELOOP", "EXDEV", "EROFS", "EINVAL", "ENAMETOOLONG", "EIO", "ESTALE", "ETXTBSY")
+
+
+@pytest.mark.parametrize("code", ERRNOS)
+@pytest.mark.parametrize("call", ["open", "unlink", "rmdir"])
+def test_each_error_of_one_file_or_folder_keeps_no_other_from_going(
+    house: House, monkeypatch: pytest.MonkeyPatch, call: str, code: str
+) -> None:
+    odd, good = house.place(), house.place()
+    real, number = getattr(os, call), getattr(errno, code)
+    # A folder without the old file is on its way out itself.
+    name = house.file(odd).name if call != "rmdir" else house.file(odd).parent.name
+
+    def failing(path: Any, *args: Any, **options: Any) -> Any:
+        if (path == name and call != "unlink") or (call == "unlink" and path == name):
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, call, failing)
+    outcome = house.run()
+    assert house.there(good) == [False]
+    if call == "rmdir":
+        assert outcome.images == 2 and outcome.left == {}
+    else:
+        assert house.there(odd) == [True] and outcome.images == 1 and outcome.left.total() == 1
+    monkeypatch.setattr(os, call, real)
+    house.run()
+    assert house.there(odd, good) == [False, False] and house.in_order()
+
+
+def test_dated_folder_behind_a_link_is_not_removed(house: House, tmp_path: Path) -> None:
+    (tmp_path / "outside/2020-01-01").mkdir(parents=True)
+    os.utime(tmp_path / "outside/2020-01-01", (0, 0))
+    (house.root / "normal/linked").symlink_to(tmp_path / "outside")
+    assert house.run().folders == 0
+    assert (tmp_path / "outside/2020-01-01").is_dir()
 
 
 def test_file_that_a_person_moved_away_is_told_of_and_its_row_is_not_touched(house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from models.progress import Progress
 from models.registry import ModelVersion, file_sha256, write_manifest
 from service import settings as settings_module
 from service.errors import TamisError
+from service.filesystem.place import Place
 from service.retraining import gate, gate_scoring
 from service.retraining.lock import retraining_lock
 from service.retraining.retrain import clear_up, retrain
@@ -27,6 +29,7 @@ from service.retraining.training_data import select_training_data
 from service.root import RETRAINING_LOCK
 from service.storage import retrainings, versions
 from service.storage.database.open import open_database
+from service.storage.retrainings import KnownImage
 from service.training.job import EnergyExceeded
 from tests.support import brightness_version
 from tests.support.daemon_process import wait_until
@@ -231,6 +234,33 @@ def test_images_listed_from_the_root_are_found_wherever_the_command_is_called(ro
     image = brightness_version.image(root / "good" / "1.png")
     (version.folder / "images.csv").write_text(f"sha256,role,path\n{file_sha256(image)},train,good/1.png\n")
     assert select_training_data(root, version.folder, {}).normals == (image,)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_images_that_cannot_be_read_now_are_counted_apart_from_those_that_are_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    version = brightness_version.install(root, PRODUCT)
+    paths = [f"{PRODUCT}/normal/{number}.png" for number in range(3)]
+    known = {}
+    for number, path in enumerate(paths):
+        image = brightness_version.image(root / "training" / path)
+        image.write_bytes(image.read_bytes() + bytes([number]))
+        known[file_sha256(image)] = KnownImage(file_sha256(image), "normal", "train", f"training/{path}")
+    (root / "training" / paths[0]).unlink()
+    known["outside"] = KnownImage("outside", "normal", "train", "training/../../outside.png")
+    real = Place.sha256
+
+    def sha256(place: Place) -> str:
+        if place.name == "1.png":
+            raise OSError(code, os.strerror(code))
+        return real(place)
+
+    monkeypatch.setattr(Place, "sha256", sha256)
+    found = select_training_data(root, version.folder, known)
+    assert found.normals[-1] == root / "training" / paths[2] and root / "training" / paths[1] not in found.normals
+    told = [f"training/{paths[1]}: {os.strerror(code)}"]
+    assert [one for one in found.unreadable if "outside" not in one] == told and len(found.unreadable) == 2
 
 
 def test_too_few_images_are_skipped_with_what_is_needed(root: Path, engine: Engine, champion: ModelVersion) -> None:
