@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -18,7 +19,20 @@ def sync(path: Path, flags: int = 0) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder`, which is no link, last."""
-    sync(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        sync_open_folder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_open_folder(descriptor: int) -> None:
+    """Make the names in the folder of `descriptor` last, where its file system knows such a call for folders."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def write_durably(path: Path, data: bytes) -> None:

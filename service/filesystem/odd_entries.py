@@ -161,11 +161,12 @@ class OddEntries:
         with self._lock:
             self._met.update((key, self._round) for key in self._entries if key[1] == path)
 
-    def end(self, below: str) -> None:
-        """End the round for what lies below the folder `below`: forget what was not met in it."""
+    def end(self, below: str, *steps: Step) -> None:
+        """End the round for what lies below the folder `below`, at `steps` or all: forget what was not met in it."""
         with self._lock:
             for key in [key for key, met in self._met.items() if met < self._round]:
-                if key[1] == below or key[1].startswith(f"{below}/"):
+                within = key[1] == below or key[1].startswith(f"{below}/")
+                if within and (not steps or key[0] in steps):
                     del self._entries[key], self._met[key]
 
     def paths(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.file_state import FileState
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -173,5 +174,5 @@ def _open_part(name: str, folder: int, make: bool) -> int:
             return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=folder)
-            os.fsync(folder)
+            sync_open_folder(folder)
     return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service.errors import ConfigurationError
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import mount_id
 from service.filesystem.odd_entries import OddEntries
@@ -175,10 +176,7 @@ class Claims:
     def _sync(self, folder: str) -> None:
         descriptor = open_folder_below(folder, self._root)
         try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system that knows no such call for folders
-                raise
+            sync_open_folder(descriptor)
         finally:
             os.close(descriptor)
 
@@ -192,7 +190,7 @@ class Claims:
         descriptor = open_folder_below(folder, self._root)
         try:
             os.rename(present, str(name), src_dir_fd=descriptor, dst_dir_fd=descriptor)
-            os.fsync(descriptor)
+            sync_open_folder(descriptor)
         finally:
             os.close(descriptor)
         return replace(claim, attempt=name.attempt, path=f"{folder}/{name}")
@@ -212,6 +210,7 @@ class Claims:
                         claims.append(Claim(name.id, name.attempt, product, path, name.name, received_at, None))
         except FileNotFoundError:
             return []
+        self._odd.end(self.folder, "scan")
         return sorted(claims, key=lambda claim: claim.id)
 
     def _note_unread(self, path: str, error: OSError) -> None:

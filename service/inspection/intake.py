@@ -19,7 +19,7 @@ from service.errors import ConfigurationError
 from service.filesystem.file_state import FileState, NameFilter
 from service.filesystem.lease import has_writer
 from service.filesystem.odd_entries import OddEntries, Step
-from service.filesystem.open_below import HeldFolders, open_file
+from service.filesystem.open_below import HeldFolders, NotRegularFile, open_file
 from service.filesystem.scan import OpenFolder, scan, walk
 from service.imaging.decode import SUFFIXES
 from service.imaging.looks_whole import HEAD_BYTES, TAIL_BYTES, looks_whole
@@ -158,7 +158,7 @@ class Intake:
                     continue
                 try:
                     settled_at = self._settled_since(path, now)
-                except (FileNotFoundError, NotADirectoryError):
+                except (FileNotFoundError, NotADirectoryError, NotRegularFile):
                     self._settling.forget(path)
                     continue
                 except OSError as error:

@@ -101,6 +101,9 @@ class Pipeline:
         self._again: deque[Claim] = deque()
         self._suspects: deque[Claim] = deque()
         self._tried: str | None = None
+        # Those that could not be read in this run, which did not end for it: they need not be alone.
+        self._unread: set[str] = set()
+        self._unread_again: deque[Claim] = deque()
         self._later: list[tuple[float, Claim]] = []
         self._unsynced: list[tuple[float, InspectedImage]] = []
         self._batches_scoring = 0
@@ -115,12 +118,13 @@ class Pipeline:
     @property
     def in_flight(self) -> frozenset[str]:
         """The ids that are claimed and not yet finished."""
-        return frozenset(self._in_flight) | {claim.id for claim in self._again}
+        return frozenset(self._in_flight) | {claim.id for claim in (*self._again, *self._unread_again)}
 
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight and no stage is at work."""
-        return not self._in_flight and not self._again and not self._batches_recording
+        waits = self._again or self._unread_again
+        return not self._in_flight and not waits and not self._batches_recording
 
     @property
     def drained(self) -> bool:
@@ -142,8 +146,12 @@ class Pipeline:
     # What comes in
 
     def retry(self, claims: list[Claim]) -> None:
-        """Score claims that an earlier run left; each alone, since one of them may have ended that run."""
-        self._again.extend(claims)
+        """Score claims that an earlier run left, each alone, since one of them may have ended that run.
+
+        Those that could not be read in this run are tried again among the others.
+        """
+        for claim in claims:
+            (self._unread_again if claim.id in self._unread else self._again).append(claim)
 
     def quarantine(self, rejected: list[InspectedImage]) -> None:
         """Quarantine claims that have had all their attempts."""
@@ -195,9 +203,12 @@ class Pipeline:
 
     def _begin(self, now: float) -> None:
         if self._again:
-            if not self._in_flight:
+            if len(self._in_flight) == len(self._unsynced):  # these wait for their folder, and for nothing else
                 self._begin_again(self._again.popleft(), now)
             return
+        room = self._limits.in_flight_max - len(self._in_flight)
+        for _ in range(min(room, len(self._unread_again), CLAIMS_A_STEP)):
+            self._begin_again(self._unread_again.popleft(), now)
         room = self._limits.in_flight_max - len(self._in_flight)
         if room <= 0 or not self._intake.more_than(0, now):
             return
@@ -252,6 +263,7 @@ class Pipeline:
         self._decoding.discard(claim.id)
         if self._tried == claim.id:
             self._tried = None
+        self._unread.discard(claim.id)
         try:
             read = future.result()
         except DecodeError as error:
@@ -278,6 +290,7 @@ class Pipeline:
     def _not_read(self, claim: Claim, error: OSError) -> None:
         """Have `claim`, of which the file cannot be read, tried again by the next recovery, or give it up."""
         if claim.attempt < self._limits.attempts_max:
+            self._unread.add(claim.id)
             # It stays in processing/, where the recovery of each rescan finds it.
             self._in_flight.pop(claim.id, None)
             self._claims.check_root(error)
@@ -349,12 +362,17 @@ class Pipeline:
 
     def _next_attempt(self, claim: Claim) -> Claim | None:
         try:
-            return self._claims.next_attempt(claim)
+            again = self._claims.next_attempt(claim)
         except FileNotFoundError:
             log.warning("file removed while waiting to be scored again", extra=fields(path=claim.path))
         except OSError as error:
             self._claims.check_root(error)
             self._odd.note(claim.path, "claim", error)
+        else:
+            # What waits is named by its path, which says the attempt.
+            self._odd.clear(claim.path, "read")
+            self._odd.clear(claim.path, "claim")
+            return again
         return None
 
     # Score and decide
@@ -437,6 +455,8 @@ class Pipeline:
         if claiming:
             times.append(min((at for at, _ in self._later), default=None))
             times.append(min((at for at, _ in self._unsynced), default=None))
+            if self._unread_again and len(self._in_flight) < self._limits.in_flight_max:
+                times.append(float("-inf"))
             if not self._again and len(self._in_flight) < self._limits.in_flight_max:
                 times.append(self._intake.next_settled_at())
         return min((at for at in times if at is not None), default=None)

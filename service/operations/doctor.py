@@ -174,9 +174,9 @@ def _device(folder: Path) -> int | None:
 
 
 def _incoming(root: Path) -> tuple[set[str], int, dict[str, Any]]:
-    """Return the products with a folder under `incoming/`, how many folders to watch, and what is not listed.
+    """Return the products with a folder under `incoming/`, how many folders a watch takes, and what cannot be listed.
 
-    What cannot be listed is as in `OddEntries.document`.
+    The last is as in `OddEntries.document`.
     """
     odd = OddEntries(root=root, says=False)
 

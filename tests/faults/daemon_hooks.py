@@ -75,6 +75,69 @@ for call in ("open", "stat", "rename", "link", "unlink", "mkdir"):
     failing(call)
 """
 
+# While the file `{flag}` is there, a call fails on whatever is named after it: `odd-claim-13` in the last part of a
+# path makes the rename of a claim fail with error 13, and so on. What others made, and what the calls do, is real.
+FAIL_BY_NAME = """
+import io, os, re
+there, readlink = os.path.exists, os.readlink
+NAMED = re.compile(r"odd-([a-z]+)-([0-9]+)")
+def fail(path, *steps):
+    if isinstance(path, int):
+        path = readlink(f"/proc/self/fd/{{path}}")
+    path = os.fsdecode(path)
+    named = NAMED.search(path.rpartition("/")[2])
+    if named and named[1] in steps and there({flag!r}):
+        number = int(named[2])
+        raise OSError(number, os.strerror(number), path)
+def failing(call, *steps):
+    def called(path, *args, **kwargs):
+        fail(path, *steps)
+        return call(path, *args, **kwargs)
+    return called
+def opens(path, flags, mode=0o777, *, dir_fd=None, real=os.open):
+    claimed = isinstance(path, str) and "--" in path
+    fail(path, "again" if claimed else "open", *([] if claimed else ["scan"]))
+    return real(path, flags, mode, dir_fd=dir_fd)
+class Entry:
+    def __init__(self, entry):
+        self.entry, self.name, self.path = entry, entry.name, entry.path
+    def stat(self, **options):
+        fail(self.name, "look")
+        return self.entry.stat(**options)
+    def __getattr__(self, name):
+        return getattr(self.entry, name)
+class Entries:
+    def __init__(self, real):
+        self.real = real
+    def __enter__(self):
+        return self
+    def __exit__(self, *told):
+        self.real.close()
+    def __iter__(self):
+        return map(Entry, self.real)
+    def __next__(self):
+        return Entry(next(self.real))
+def scandir(path=".", real=os.scandir):
+    fail(path, "list")
+    return Entries(real(path))
+class File(io.FileIO):
+    def read(self, *args):
+        fail(self.fileno(), "read")
+        return super().read(*args)
+def fdopen(descriptor, *args, real=os.fdopen, **kwargs):
+    return File(descriptor) if kwargs.get("buffering") == 0 else real(descriptor, *args, **kwargs)
+def fsync(descriptor, real=os.fsync):
+    path = readlink(f"/proc/self/fd/{{descriptor}}")
+    fail(path, "sync" if "/processing/" in path else "source" if "/incoming/" in path else "")
+    return real(descriptor)
+os.open, os.scandir, os.fdopen, os.fsync = opens, scandir, fdopen, fsync
+os.stat = failing(os.stat, "stat")
+os.rename = failing(os.rename, "claim")
+os.mkdir = failing(os.mkdir, "make")
+os.pread = failing(os.pread, "peek")
+os.fdatasync = failing(os.fdatasync, "flush")
+"""
+
 
 def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
     """Every image takes `seconds` more to decode."""
@@ -89,6 +152,11 @@ def with_few_events(folder: Path, limit: str, value: int) -> dict[str, str]:
 def losing_answers(folder: Path, every: int) -> dict[str, str]:
     """Of every so many commits by PostgreSQL one holds, and the daemon is told that its connection is lost."""
     return _hook(folder, LOSE_ANSWERS.format(every=every))
+
+
+def failing_by_name(folder: Path, flag: Path) -> dict[str, str]:
+    """While the file `flag` is there, the call that the name of an entry says fails on it with the error it says."""
+    return _hook(folder, FAIL_BY_NAME.format(flag=str(flag)))
 
 
 def _hook(folder: Path, code: str) -> dict[str, str]:

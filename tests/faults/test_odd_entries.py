@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import image_bytes
+from tests.faults.daemon_hooks import failing_by_name
 from tests.faults.mounts import need, tmpfs
 from tests.faults.root_for_faults import make_root, problems, query, settled
 from tests.support.brightness_version import install
@@ -42,6 +46,13 @@ def status_of(root: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, KeyError):
         return {"first": []}
     return found
+
+
+def status_text(root: Path) -> str:
+    try:
+        return (root / "processing/main/.status.json").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def waits(root: Path, *paths: str) -> Callable[[], bool]:
@@ -104,7 +115,7 @@ def test_entries_without_rights_or_elsewhere_wait_named_with_advice_and_all_othe
                 subprocess.run(["chattr", "-i", incoming / "aliens/fixed.png"], check=False, capture_output=True)
                 (incoming / "linked").unlink()
                 (incoming / "mounted/elsewhere.png").unlink()
-                wait_until(waits(root), "nothing odd any more")
+                wait_until(waits(root), "nothing odd any more", 20)
                 wait_until(settled(root, len(dropped) + 3), "all sorted")
                 assert process.stop() == 0, process.log_text()
         assert problems(root, dropped + fine) == [] and mounted
@@ -172,19 +183,100 @@ def test_names_of_any_form_are_sorted_at_once_by_their_product(tmp_path: Path) -
     assert rows["a.png"]["path"].startswith(f"normal/{composed}/")
 
 
-def test_writer_that_closes_between_parts_gives_one_verdict(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root", "")
-    settings = (root / "tamis.toml").read_text()
-    (root / "tamis.toml").write_text(settings.replace("settle_time_s = 0.05", "settle_time_s = 2.0"))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"settle_time_s": 2.0, "truncated_wait_s": 0.0}, id="settle time set by hand"),
+        pytest.param({"truncated_wait_s": 3.0}, id="as it comes"),
+    ],
+)
+def test_writer_that_closes_between_parts_gives_one_verdict(tmp_path: Path, settings: dict[str, float]) -> None:
+    root = make_root(tmp_path / "root")
+    lines = [
+        one for one in (root / "tamis.toml").read_text().splitlines() if "settle" not in one and "trunc" not in one
+    ]
+    lines += [f"{name} = {value}" for name, value in settings.items()]
+    (root / "tamis.toml").write_text("\n".join(lines))
     content = image_bytes(20, size=(300, 200))
-    path = root / "incoming/chunk.png"
     with DaemonProcess(root) as process:
         process.wait_ready()
         for part in range(4):
-            with path.open("ab") as file:
+            with (root / "incoming/chunk.png").open("ab") as file:
                 file.write(content[part * len(content) // 4 : (part + 1) * len(content) // 4])
-            time.sleep(0.5)
+            time.sleep(0.4)
         wait_until(settled(root, 1), "it sorted")
         assert process.stop() == 0, process.log_text()
     assert problems(root, [hashlib.sha256(content).hexdigest()]) == []
     assert [row["verdict"] for row in query(root, "SELECT verdict FROM results")] == ["normal"]
+
+
+ERRORS = (
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.EROFS, errno.EINVAL,
+    errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.ETXTBSY,
+)  # fmt: skip
+OF_FOLDERS = ("scan", "list", "make", "sync", "source")
+OF_FILES = ("look", "stat", "open", "peek", "claim", "again", "read", "flush")
+# Whoever looks takes what is not there, or is no folder by now, for gone.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def placed(root: Path, name: str) -> int:
+    """How many images are placed whose name begins so, or whose product has that name."""
+    condition = "state = 'placed' AND (product = ? OR substr(file_name, 1, ?) = ?)"
+    return len(query(root, f"SELECT id FROM results WHERE {condition}", name, len(name), name))
+
+
+def test_each_error_of_each_step_makes_one_entry_wait_and_is_over_when_it_is(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", "attempts_max = 20\nin_flight_max = 256\n")
+    flag = tmp_path / "failing"
+    flag.touch()
+    dropped, named = [], {}
+    for number in ERRORS:
+        for step in (*OF_FOLDERS, *OF_FILES):
+            if (step, number) == ("again", errno.ELOOP):
+                continue  # a link in processing/, which is quarantined as what it is
+            odd = f"odd-{step}-{number}"
+            path = f"{odd}/a.png" if step in OF_FOLDERS else f"box-{len(named)}/{odd}.png"
+            named[odd] = number
+            dropped.append(put(root, path, len(named)))
+    # A rename lasts without a sync of where it came from, and a file system that knows no sync of folders has none.
+    unaffected = {f"odd-sync-{errno.EINVAL}", *(f"odd-source-{number}" for number in ERRORS)}
+    told = {odd for odd, number in named.items() if number not in GONE} - unaffected
+    with DaemonProcess(root, environment=failing_by_name(tmp_path, flag)) as process:
+        process.wait_ready()
+        fine = [put(root, f"fine-{number}.png", 1000 + number) for number in range(8)]
+        wait_until(lambda: placed(root, "fine-") == 8, "the others sorted", poll_s=0.2)
+        wait_until(lambda: status_of(root).get("files", 0) >= len(told), "each to be told of", poll_s=0.2)
+        fine += [put(root, f"later-{number}.png", 2000 + number) for number in range(8)]
+        wait_until(lambda: placed(root, "later-") == 8, "those that came later sorted", poll_s=0.2)
+        assert {odd for odd in named if placed(root, odd)} == unaffected
+        flag.unlink()
+        wait_until(settled(root, len(named) + len(fine)), "all sorted", 60, poll_s=0.2)
+        wait_until(waits(root), "nothing odd any more", 20)
+        assert process.stop() == 0, process.log_text()
+        print(f"{len(named)} pairs of a step and an error")
+    assert problems(root, dropped + fine) == []
+    assert query(root, "SELECT id FROM results WHERE state <> 'placed'") == []
+
+
+def test_folder_swapped_for_a_link_between_look_and_claim_gives_nothing_from_outside(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root", "")
+    (root / "tamis.toml").write_text((root / "tamis.toml").read_text().replace("= 0.05", "= 2.5"))
+    version = root / "models/default/v1"
+    before = {path.name: path.read_bytes() for path in version.iterdir()}
+    with DaemonProcess(root) as process:
+        process.wait_ready()
+        folder = root / "incoming/flange/s"
+        for name in before:
+            put(root, f"flange/s/{name}", 1)
+        wait_until(lambda: f'"backlog": {len(before)},' in status_text(root), "them to be seen")
+        folder.rename(tmp_path / "away")
+        folder.symlink_to(version)
+        # Whatever was seen has settled when one that came later is sorted; a rescan looks once more.
+        dropped = [put(root, "flange/later.png", 2)]
+        wait_until(settled(root, 1), "the later one sorted")
+        dropped.append(put(root, "flange/last.png", 3))
+        wait_until(settled(root, 2), "the last one sorted")
+        assert process.stop() == 0, process.log_text()
+    assert {path.name: path.read_bytes() for path in version.iterdir()} == before
+    assert problems(root, dropped) == []
