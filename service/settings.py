@@ -10,11 +10,18 @@ import functools
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from service.errors import ConfigurationError, RootMissing
 from service.logs import warn_before_start
@@ -25,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
+FOUND_CHARACTERS_MAX = 200
 
 # One in a million: a rate of that takes a million normal images to calibrate.
 Rate = Annotated[float, Field(ge=1e-6, lt=1)]
@@ -291,6 +299,9 @@ class Settings(BaseSettings):
         return trained if rate is None else float(rate)
 
 
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+
+
 def load(root: Path, **options: Any) -> Settings:
     """Return the settings of `root`, with `options` that are not None on top.
 
@@ -307,6 +318,9 @@ def load(root: Path, **options: Any) -> Settings:
         loaded = Settings(**given | {SETTINGS_FILE: table})
     except ValidationError as error:
         raise ConfigurationError(_describe(error, path)) from None
+    except SettingsError as error:
+        # A variable of a list or a table; the message names the setting alone.
+        raise ConfigurationError(f'TAMIS_* variables: expected JSON, such as ["a"]; found: {error}') from None
     _refuse_unmet_policies(loaded, path)
     _warn_of_services(tuple(variables_of_services()), loaded.log_format)
     return loaded
@@ -370,8 +384,18 @@ def _suggestion(name: str, known: set[str]) -> str:
 
 
 def _describe(error: ValidationError, path: Path) -> str:
-    problems = [
-        f"setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}; found {problem['input']!r}"
-        for problem in error.errors()
-    ]
-    return f"{path} and TAMIS_* variables: {'; '.join(problems)}"
+    problems = "; ".join(_describe_one(problem["loc"], problem) for problem in error.errors())
+    return f"{path} and TAMIS_* variables: {problems}"
+
+
+def _describe_one(where: tuple[int | str, ...], problem: Mapping[str, Any]) -> str:
+    if where and where[0] in SECRETS:
+        # Neither the value nor what stands inside it, were it a table.
+        where = where[:1]
+    found = "something else, not shown here"
+    # What is not known may be a secret in the wrong place, and tables and lists may hold one.
+    if not (where and where[0] in SECRETS) and problem["type"] != "extra_forbidden":
+        value = problem["input"]
+        holds_others = isinstance(value, dict | list | tuple)
+        found = "a table or a list" if holds_others else repr(value)[:FOUND_CHARACTERS_MAX]
+    return f"setting {'.'.join(map(str, where))}: {problem['msg']}; found {found}"

@@ -61,5 +61,6 @@ def database_url(root: Path) -> str | None:
     if value is None and path.is_file():
         value = read_toml(path).get("database_url")
         if not isinstance(value, str | None):
-            raise ConfigurationError(f"{path}: setting database_url: expected text; found {value!r}")
+            kind = type(value).__name__  # and not the value, which may hold a password
+            raise ConfigurationError(f"{path}: setting database_url: expected text; found {kind}, not shown here")
     return value or None

@@ -26,6 +26,7 @@ _CORRUPT_STATES = ("XX001", "XX002")
 _COMMENT = "root "
 _LOCK = "pg_advisory_xact_lock(hashtext('tamis'), hashtext(current_schema()))"
 CONNECT_TIMEOUT_S = 10
+SHOWN_PARAMETERS = frozenset({"host", "hostaddr", "port", "options", "sslmode", "connect_timeout", "application_name"})
 
 
 class PostgreSQL(Database):
@@ -83,7 +84,10 @@ class PostgreSQL(Database):
 
 def shown(url: str) -> str:
     """Return `url` without its password, as messages show it. Raises ConfigurationError for any other."""
-    return _url_of(url).set(drivername="postgresql").render_as_string(hide_password=True)
+    parsed = _url_of(url)
+    # A password may be among the parameters too, by several names.
+    query = {name: value for name, value in parsed.query.items() if name in SHOWN_PARAMETERS}
+    return parsed.set(drivername="postgresql", query=query).render_as_string(hide_password=True)
 
 
 def engine_of(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -> PostgreSQL:
@@ -104,6 +108,8 @@ def engine_of(root: Path, url: str, *, read_only: bool, busy_timeout_s: float) -
             f"setting database_url: expected psycopg, which {shown(url)} is reached by; found {error}."
             " Install it with `pip install 'tamis[postgres]'`"
         ) from None
+    except ArgumentError as error:
+        raise ConfigurationError(f"setting database_url: {_EXPECTED}; found {shown(url)}: {error}") from None
     engine = PostgreSQL(plain.pool, plain.dialect, plain.url)
     engine.root, engine.known_as = root, shown(url)
 
@@ -155,6 +161,9 @@ def _url_of(url: str) -> URL:
         raise ConfigurationError(f"setting database_url: {_EXPECTED}; found something else, not shown here") from None
     if parsed.drivername not in DRIVERS:
         raise ConfigurationError(f"setting database_url: {_EXPECTED}; found {parsed.drivername}://…")
+    if "@" in (parsed.host or ""):
+        # Not the host: what stands before it is the rest of a password.
+        raise ConfigurationError(f"setting database_url: {_EXPECTED}; found two @: in a password it is written %40")
     if not parsed.database:
         raise ConfigurationError(f"setting database_url: {_EXPECTED}; found none with the name of a database")
     return parsed.set(drivername="postgresql+psycopg")
