@@ -6,8 +6,11 @@ The module of a command is imported only when it is called, so that `tamis --hel
 from __future__ import annotations
 
 import gc
+import io
+import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -46,6 +49,20 @@ COMMANDS = {
 MODULES = {"import": "import_images", "models": "versions", "db": "database"}
 # Those that see to their signals themselves.
 SERVICES = ("run", "web")
+
+
+# Variables from which a library would take settings that change a score, an energy, a plot or what is printed, or that
+# end a command: by their name, or by how it begins. Those by which people give work its threads, GPUs and proxies stay.
+OF_LIBRARIES = (
+    *("CODECARBON_", "SLURM_"),
+    # How numbers are rounded, and which cores a thread is bound to: training and scoring would starve on the same ones.
+    *("DNNL_", "ONEDNN_", "OPENBLAS_CORETYPE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+    *("GOMP_", "KMP_", "OMP_PLACES", "OMP_PROC_BIND"),
+    # What is printed where a document in JSON is expected.
+    *("MKL_VERBOSE", "OMP_DISPLAY_ENV", "OPENBLAS_VERBOSE", "OPENVINO_LOG_LEVEL", "TORCH_CPP_LOG_LEVEL", "TORCH_LOGS"),
+    *("JOBLIB_", "MATPLOTLIBRC", "MPL", "NPY_", "NUMEXPR_", "PILLOW_", "PYTORCH_JIT", "SKLEARN_", "TIMM_", "TQDM_"),
+    *("FORWARDED_ALLOW_IPS", "TERMINAL_WIDTH", "UVICORN_", "WEB_CONCURRENCY"),
+)
 
 
 class _LazyGroup(TyperGroup):
@@ -98,6 +115,8 @@ def _options(
 
 def main() -> None:
     """Run `tamis`; the console script's entry point."""
+    _speak_utf8()
+    _keep_libraries_out()
     if not sys.argv[1:2] or sys.argv[1] not in SERVICES:
         # As Ctrl-C does: what a command has half made, such as the copy of a backup, is cleared away.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -106,3 +125,26 @@ def main() -> None:
     except (TamisError, ModelError) as error:
         typer.echo(f"tamis: {error}", err=True)
         sys.exit(getattr(error, "exit_code", TamisError.exit_code))
+
+
+def _keep_libraries_out() -> None:
+    """Take out of the environment what is not meant for Tamis, before a library reads it, for children too."""
+    for name in [name for name in os.environ if name.startswith(OF_LIBRARIES)]:
+        del os.environ[name]
+    if os.environ.pop("PYTHONWARNINGS", None):
+        # Else a library that tells its developers of a change to come would end a command.
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+
+
+def _speak_utf8() -> None:
+    """Have names, and what is printed, be UTF-8 whatever the locale: two commands must mean the same file by a name."""
+    os.environ.pop("PYTHONIOENCODING", None)
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        # Only a start decides this. The arguments are the same bytes again.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -179,7 +179,7 @@ def _child(*arguments: str, **more: Any) -> Child:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in found if path)
     # A service manager above us must not take the child for its own.
     environment.pop("WATCHDOG_USEC", None)
-    command = [sys.executable, "-m", "service", *arguments]
+    command = [sys.executable, "-P", "-m", "service", *arguments]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, **more)
 
 

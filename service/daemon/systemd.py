@@ -17,7 +17,7 @@ class Notifier:
     @property
     def watchdog_interval_s(self) -> float | None:
         """How often to ping, s: half of the time after which systemd restarts us; None when it does not watch."""
-        return int(self._watchdog_us) / 2e6 if self._watchdog_us.isdigit() and int(self._watchdog_us) > 0 else None
+        return int(self._watchdog_us) / 2e6 if self._watchdog_us.isdecimal() and int(self._watchdog_us) > 0 else None
 
     def send(self, message: str) -> None:
         """Send `message`, one assignment such as `READY=1`; never waits, and does not mind if nobody listens."""
@@ -31,6 +31,7 @@ class Notifier:
             except BlockingIOError:
                 # Nobody reads fast enough. A word on how we are is not worth making images wait.
                 return
-            except (ConnectionRefusedError, FileNotFoundError):
-                # Whoever started us is gone or no longer listens; scoring goes on without it.
+            except OSError:
+                # Whoever started us is gone or no longer listens, or it was never meant for us: a variable that a
+                # container inherited. Scoring goes on without it.
                 self._address = ""

@@ -60,9 +60,13 @@ class EnergyMeter:
         self._started_at = datetime.now(UTC)
 
     def _take_total(self, total: EmissionsData) -> None:
-        kwh = (total.cpu_energy, total.gpu_energy, total.ram_energy, total.energy_consumed)
-        wh = _Total(*(_WH_PER_KWH * each for each in kwh))
-        self._total = wh._replace(emissions_g=total.emissions * _G_PER_KG)
+        self._total = _Total(
+            cpu_wh=total.cpu_energy * _WH_PER_KWH,
+            gpu_wh=total.gpu_energy * _WH_PER_KWH,
+            ram_wh=total.ram_energy * _WH_PER_KWH,
+            total_wh=total.energy_consumed * _WH_PER_KWH,
+            emissions_g=total.emissions * _G_PER_KG,
+        )
 
     def take(self, kind: str, images: int = 0) -> EnergySample | None:
         """Return the energy used since the last call, as a sample of `kind` (scoring, idle, training, evaluation).

@@ -7,6 +7,7 @@ Text stays text.
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -155,11 +156,14 @@ class Plots:
         return self._svg(draw, "Seconds and Wh of training over the number of training images")
 
     def _svg(self, draw: Callable[[Axes], None], description: str) -> str:
-        import matplotlib
+        matplotlib = load_matplotlib()
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        with matplotlib.rc_context(_RC):
+        with matplotlib.rc_context():
+            # Not what a matplotlibrc in the home or the working folder says.
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_RC)
             figure = Figure(figsize=_SIZE_IN, layout="constrained")
             FigureCanvasSVG(figure)
             axes = figure.add_subplot()
@@ -169,6 +173,15 @@ class Plots:
             metadata: Any = {"Date": None, "Creator": None, "Type": None}
             figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
         return _for_the_page(buffer.getvalue(), f"p{next(self._numbers)}", description)
+
+
+def load_matplotlib() -> Any:
+    """Return the module `matplotlib`. Raises ModuleNotFoundError where it is not installed."""
+    # It warns of files of settings that it cannot read; they do not count here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    import matplotlib
+
+    return matplotlib
 
 
 def _for_the_page(svg: str, prefix: str, description: str) -> str:

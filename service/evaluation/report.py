@@ -19,7 +19,7 @@ from models.evaluation.evaluate import Metrics
 from service import __version__
 from service.errors import UsageError
 from service.evaluation.outcome import TITLES, UNKNOWN, Evaluated, EvaluatedVersion, LearningPoint
-from service.evaluation.plots import Plots
+from service.evaluation.plots import Plots, load_matplotlib
 from service.evaluation.thumbnails import Thumbnail
 from service.names import printable, shown_name
 
@@ -214,7 +214,8 @@ def _interval(interval: Interval | None, signed: bool = False) -> str:
 def _require_libraries() -> None:
     try:
         import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
+
+        load_matplotlib()
     except ModuleNotFoundError as error:
         raise UsageError(
             f"--report: expected the library {error.name}; found none; install it with pip install 'tamis[report]'"
