@@ -48,9 +48,29 @@ POLICY_NEEDS: dict[str, tuple[str, ...]] = {
     "cost": ("cost_of_miss", "cost_of_false_alarm", "anomaly_prevalence"),
 }
 
+# docs/deployment.md says whose each is. None may be the name that somebody gives to an image.
 IGNORED_NAMES = (
-    *(".*", "*~", "*.part", "*.partial", "*.filepart", "*.crdownload", "*.tmp", "*.temp", "*.swp"),
-    *("@eaDir", "#recycle", "Thumbs.db", "desktop.ini", "lost+found"),
+    # Hidden: what file servers, synchronisers and desktops keep for themselves.
+    ".*",
+    # Not yet whole.
+    *("*.part", "*.partial", "*.filepart", "*.crdownload", "*.opdownload", "*.download", "*.tmp", "*.temp"),
+    *("*.upload", "*.uploading", "*.!sync", "*.syncpart", "*.synctemp", "*.aria2", "rclone-chunked-upload-*"),
+    # Of editors and of those who hold a file.
+    *("*~", "*.swp", "~$*", "~syncthing~*", "*.lock", "*.lck", "*.rclonelink"),
+    # Of NAS systems, Windows, macOS and file systems.
+    *(
+        "@eaDir",
+        "@tmp",
+        "@sharebin",
+        "#recycle",
+        "#snapshot",
+        "@Recycle",
+        "@__thumb",
+        "@Recently-Snapshot",
+        "~snapshot",
+    ),
+    *("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "Thumbs.db:*", "ehthumbs*.db", "desktop.ini"),
+    *("Icon\r", "__MACOSX", "Network Trash Folder", "Temporary Items", "lost+found"),
 )
 
 
