@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import glob
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 Days = Annotated[float, Field(gt=0, le=36_500)]
 Gigabytes = Annotated[float, Field(gt=0, le=1_000_000)]
 Band = Annotated[float, Field(ge=1, le=1000)]
+Suffix = Annotated[str, Field(pattern=r"^\.[^./\x00]{1,15}$")]
 PolicyName = Literal["false_alarm_rate", "f1", "cost", "fixed"]
 # What each policy needs; `f1` and `cost` also need a model with scores of known anomalies.
 POLICY_NEEDS: dict[str, tuple[str, ...]] = {
@@ -72,6 +74,9 @@ IGNORED_NAMES = (
     *("$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "Thumbs.db:*", "ehthumbs*.db", "desktop.ini"),
     *("Icon\r", "__MACOSX", "Network Trash Folder", "Temporary Items", "lost+found"),
 )
+
+
+IMAGE_SUFFIXES = (".bmp", ".dng", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class ProductSettings(BaseModel):
@@ -126,6 +131,12 @@ class Settings(BaseSettings):
     empty_file_timeout_s: float = Field(600.0, gt=0, le=31_536_000, description="s until an empty file is quarantined")
     ignored_names: tuple[str, ...] = Field(
         IGNORED_NAMES, description="shell patterns of file and folder names to ignore; replaces the default"
+    )
+    sidecars: Literal["ignore", "quarantine"] = Field(
+        "ignore", description="what becomes of files that writers put beside images: they stay, or are quarantined"
+    )
+    sidecar_suffixes: tuple[Suffix, ...] = Field(
+        (".json", ".xml", ".txt"), description="how the names of such files end, in any case of letters"
     )
 
     # Decoding
@@ -277,6 +288,14 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("sidecar_suffixes")
+    @classmethod
+    def _sidecars_are_no_images(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        images = [suffix for suffix in value if suffix.lower() in IMAGE_SUFFIXES]
+        if images:
+            raise ValueError(f"expected suffixes that no image has; found {images[0]!r}")
+        return value
+
     @field_validator("retrain_cron")
     @classmethod
     def _cron_has_times(cls, value: str | None) -> str | None:
@@ -300,6 +319,12 @@ class Settings(BaseSettings):
         ours = os.environ.keys() - set(variables_of_services())
         env_settings.env_vars = {name.lower(): os.environ[name] for name in ours}  # type: ignore[attr-defined]
         return init_settings, env_settings, InitSettingsSource(settings_cls, table)
+
+    @property
+    def names_to_ignore(self) -> tuple[str, ...]:
+        """The patterns of all names to ignore: `ignored_names`, and sidecars if those are."""
+        ends = self.sidecar_suffixes if self.sidecars == "ignore" else ()
+        return (*self.ignored_names, *(f"*{glob.escape(end)}" for end in ends))
 
     @property
     def decoders(self) -> int:

@@ -41,7 +41,7 @@ FORESEEN_MAX = 2000
 def status(root: Root, as_json: AsJson = False) -> None:
     root = root.resolve()
     settings = settings_module.load(root)
-    document = report(root, settings.ignored_names, datetime.now(UTC), rules_of(settings))
+    document = report(root, settings.names_to_ignore, datetime.now(UTC), rules_of(settings))
     for product, choice in document["thresholds_chosen"].items():
         choice["in_force"] = settings.of(product, "threshold_policy") == "false_alarm_rate"
     if as_json:

@@ -72,7 +72,7 @@ class Daemon:
         self._status_written: dict[str, object] = {}
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self.mounts = mounts_of(root, settings.instance)
-        names = NameFilter(settings.ignored_names)
+        names = NameFilter(settings.names_to_ignore)
         self.watcher = Watcher(root / INCOMING, stop.wake.set)
         stack.callback(self.watcher.stop)
         self.watching = start_watching(self.watcher, root, settings.watch_mode)

@@ -12,6 +12,7 @@ import pytest
 
 from service.commands.init import GROUPS, toml_value
 from service.errors import ConfigurationError
+from service.filesystem.file_state import NameFilter
 from service.settings import ProductSettings, Settings, load, origins
 from service.settings_file import ENVIRONMENT_PREFIX
 
@@ -102,6 +103,21 @@ def test_option_goes_over_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_list_from_the_file_replaces_the_default(tmp_path: Path) -> None:
     assert load(root_with(tmp_path, 'ignored_names = ["*.bak"]\n')).ignored_names == ("*.bak",)
+
+
+def test_sidecars_are_ignored_by_their_suffix_unless_they_are_to_be_quarantined(tmp_path: Path) -> None:
+    names = NameFilter(load(root_with(tmp_path, 'sidecar_suffixes = [".json", ".[x]"]')).names_to_ignore)
+    assert [name for name in ("a.JSON", "a.png.json", "a.[x]", "a.x", "a.txt", "json") if names.ignores(name)] == [
+        *("a.JSON", "a.png.json", "a.[x]"),
+    ]
+    names = NameFilter(load(root_with(tmp_path, 'sidecars = "quarantine"\n')).names_to_ignore)
+    assert not names.ignores("a.json")
+
+
+@pytest.mark.parametrize("suffix", [".PNG", "json", ".", ".a/b", ".tar.gz", ""])
+def test_suffix_that_is_none_or_an_images_is_refused(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(ConfigurationError, match="setting sidecar_suffixes"):
+        load(root_with(tmp_path, f'sidecar_suffixes = [".json", "{suffix}"]\n'))
 
 
 def test_list_from_the_environment_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
