@@ -31,6 +31,9 @@ KINDS = (NORMAL, ANOMALY, QUARANTINE)
 
 THUMBNAILS = f"{MAPS}/.thumbs"
 
+GRAPHS = ".cache/graphs"
+"""Compiled graphs; nothing is lost when they are removed."""
+
 # Within `processing/<instance>/`.
 INSTANCE_LOCK = ".lock"
 INSTANCE_STATUS = ".status.json"

@@ -161,7 +161,17 @@ class Settings(BaseSettings):
     scoring_threads: int = Field(
         0, ge=0, le=256, description="threads of the scoring graph; 0 is one a core, or fewer if that measures faster"
     )
-    models_loaded_max: int = Field(4, ge=1, description="models held in memory, at most; the least used one goes")
+    models_loaded_max: int = Field(
+        0,
+        ge=0,
+        description="models held in memory, at most; the least used one goes; 0 is what half of the memory free at the "
+        "start holds, from 4 to 64",
+    )
+    graph_cache_bytes_max: int = Field(
+        2_000_000_000,
+        ge=0,
+        description="bytes of compiled graphs kept in the root, by which a model is in memory sooner; 0 keeps none",
+    )
     false_alarm_rate: Rate | None = Field(
         None,
         description="share of normal images that may be called anomalies; sets the threshold; if not set, the rate "

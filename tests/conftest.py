@@ -140,3 +140,6 @@ class BrightnessScorers:
 
     def get(self, product: str) -> Scorer:
         return self.scorer
+
+    def in_memory(self, product: str, *, use: bool = False) -> Scorer | None:
+        return self.scorer

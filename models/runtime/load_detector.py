@@ -12,19 +12,20 @@ from pathlib import Path
 
 from models.detector import Detector
 from models.registry import ModelVersion
-from models.runtime.openvino_detector import OpenVinoDetector
+from models.runtime.openvino_detector import CompiledGraphs, OpenVinoDetector
 
 log = logging.getLogger(__name__)
 
 _DEVICES = Path("/dev")
 
 
-def load_detector(version: ModelVersion, threads: int = 0) -> Detector:
+def load_detector(version: ModelVersion, threads: int = 0, kept: CompiledGraphs | None = None) -> Detector:
     """Return the detector of `version`, whose graph gets `threads` cores; 0 is every core this process may use.
 
-    Raises ModelCorrupt if the graph cannot be read or does not take images of the version's input size.
+    `kept` is where compiled graphs are, if anywhere. Raises ModelCorrupt if the graph cannot be read or does not take
+    images of the version's input size.
     """
-    reference = OpenVinoDetector(version, threads)
+    reference = OpenVinoDetector(version, threads, kept)
     if not gpu_found():
         return reference
     from models.runtime.torch_detector import GpuUnusable, on_gpu

@@ -77,7 +77,12 @@ class Daemon:
         stack.callback(self.watcher.stop)
         self.watching = start_watching(self.watcher, root, settings.watch_mode)
         self.scorers, shadows = open_scoring(
-            root, settings, lambda: looking.connect(), lambda images: self.pipeline.use_batch_size(images), stack
+            root,
+            settings,
+            lambda: looking.connect(),
+            lambda images: self.pipeline.use_batch_size(images),
+            stop.wake.set,
+            stack,
         )
         self.intake = open_intake(root, settings, names, self.scorers, shadows, self.odd)
         # What lies there settles while the rest opens, which takes about as long.
@@ -110,7 +115,7 @@ class Daemon:
         )
         stack.callback(self.folders.stop)
         self.folders.start()
-        load_models(self.scorers, settings.models_loaded_max)
+        load_models(self.scorers)
         self.retrainings = Schedule(root, engine, settings)
         jobs_stop = threading.Event()
         self.jobs = BackgroundJobs(jobs_for(root, engine, settings, self.retrainings, jobs_stop), jobs_stop)
@@ -143,6 +148,8 @@ class Daemon:
             if now >= self._scan_due or self.intake.scan_needed:
                 self._rescan(now)
             next_at = self._step(now, claiming=self._paused is None)
+            if self.pipeline.idle:
+                self.scorers.load_ahead()
             self.metering.write_idle_row(now)
             self._check_drift(now)
             self._report_status(now)

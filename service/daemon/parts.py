@@ -27,6 +27,8 @@ from service.root import INCOMING
 from service.scoring.active_versions import active_versions, challengers_in_shadow, unless_locked
 from service.scoring.decide import ThresholdDecider
 from service.scoring.detector_loader import DetectorLoader
+from service.scoring.free_memory import free_bytes, models_that_fit
+from service.scoring.kept_graphs import KeptGraphs
 from service.scoring.scorers import ScorerCache
 from service.scoring.shadow import Shadows
 from service.scoring.threshold_policy import decider_of
@@ -34,6 +36,9 @@ from service.settings import Settings
 from service.storage.versions import VersionRow
 
 log = logging.getLogger(__name__)
+
+LOADED_AT_START = 4
+"""So that a start takes no longer the more products there are."""
 
 
 def start_watching(watcher: Watcher, root: Path, mode: str) -> str:
@@ -58,9 +63,13 @@ def open_scoring(
     settings: Settings,
     connect: Callable[[], Connection],
     use_batch_size: Callable[[int], None],
+    wake: Callable[[], None],
     stack: ExitStack,
 ) -> tuple[ScorerCache, Shadows | None]:
-    """Return the scorers of `root`, and its challengers if any may score beside them."""
+    """Return the scorers of `root`, and its challengers if any may score beside them.
+
+    `wake` is called, from another thread, when a model is in memory.
+    """
 
     def on_measured(measured: Measured) -> None:
         if not settings.batch_size_max:
@@ -72,10 +81,13 @@ def open_scoring(
     def challengers(connection: Connection) -> dict[str, VersionRow]:
         return challengers_in_shadow(connection, settings.shadow_hours, datetime.now(UTC))
 
-    load = DetectorLoader(settings.scoring_threads, on_measured)
+    kept = KeptGraphs(root, settings.graph_cache_bytes_max, settings.free_bytes_min)
+    load = DetectorLoader(settings.scoring_threads, on_measured, kept)
+    loaded_max = settings.models_loaded_max or models_that_fit(free_bytes())
     scorers = ScorerCache(
-        root, partial(unless_locked, connect, active_versions), decider, load, settings.models_loaded_max
+        root, partial(unless_locked, connect, active_versions), decider, load, loaded_max, on_loaded=wake
     )
+    stack.callback(scorers.close)
     if not settings.shadow_hours:
         return scorers, None
     shadows = Shadows(
@@ -84,7 +96,7 @@ def open_scoring(
         partial(unless_locked, connect, challengers),
         load,
         share=settings.shadow_share,
-        loaded_max=settings.models_loaded_max,
+        loaded_max=loaded_max,
     )
     stack.callback(shadows.close)
     return scorers, shadows
@@ -114,11 +126,13 @@ def start_decoder(settings: Settings, stack: ExitStack) -> DecoderProcesses:
     return decoder
 
 
-def load_models(scorers: ScorerCache, loaded_max: int) -> None:
-    """Load the champions, as many as may be in memory. Raises ConfigurationError where not one can be loaded."""
+def load_models(scorers: ScorerCache) -> None:
+    """Load the first champions; the others follow when they have images. Raises ConfigurationError where none can be
+    loaded.
+    """
     scorers.refresh()
     refusals = []
-    products = scorers.products[:loaded_max]
+    products = scorers.products[: min(scorers.loaded_max, LOADED_AT_START)]
     for product in products:
         try:
             scorers.get(product)

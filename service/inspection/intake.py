@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from service.errors import ConfigurationError
@@ -24,7 +25,8 @@ from service.filesystem.scan import OpenFolder, scan, walk
 from service.imaging.decode import SUFFIXES
 from service.imaging.looks_whole import HEAD_BYTES, TAIL_BYTES, looks_whole
 from service.inspection.claim import Claim
-from service.inspection.settle import Settling
+from service.inspection.settle import Settling, folder_of
+from service.inspection.turns import Turns
 from service.inspection.watch import Hint
 from service.logs import fields
 from service.names import meant, printable, product_of
@@ -35,6 +37,9 @@ from service.scoring.shadow import Shadow, Shadows
 log = logging.getLogger(__name__)
 
 CHAMPIONS_AGE_MAX_S = 1.0
+SHORT_TURN = 16
+LONG_TURN = 64
+LOOK_S = 0.0001
 TRUNCATED_WAIT_S = 10.0
 # Of which it is remembered that they failed, so that no scan before the next rescan tries them again.
 FAILED_MAX = 65_536
@@ -76,6 +81,12 @@ class Intake:
         self._scorers = scorers
         self._settling = settling
         self._shadows = shadows
+        self._turns = Turns(settling.waiting)
+        self._turn_images = SHORT_TURN
+        # Folders with settled files, whose models are in memory or not, as of the last look.
+        self._ready: set[str] = set()
+        self._lacking: list[str] = []
+        self._ready_until = float("-inf")
         self._odd = odd or OddEntries()
         self._truncated_wait_s = truncated_wait_s
         self._held = HeldFolders(self._incoming)
@@ -94,7 +105,7 @@ class Intake:
     @property
     def scan_needed(self) -> bool:
         """Whether files were left out for lack of room, and there is room again."""
-        return self._settling.left_out and self._settling.half_empty and len(self._failed) < FAILED_MAX
+        return self._settling.scan_needed and len(self._failed) < FAILED_MAX
 
     def take_hints(self, hints: list[Hint], now: float) -> None:
         """Look at the files that events were about; what cannot be looked at now is left to the next scan."""
@@ -125,7 +136,7 @@ class Intake:
         Of other folders and files that cannot be, each waits.
         """
         self.refresh_champions(now)
-        self._settling.left_out = False
+        self._settling.left_out.clear()
         if again:
             self._failed.clear()
             self._blocked.clear()
@@ -149,25 +160,29 @@ class Intake:
         return len(self._settling.settled(now, files + 1)) > files
 
     def take_ready(self, now: float, limit: int) -> Iterator[Ready]:
-        """Yield up to `limit` files that have settled and can be scored, oldest first, and forget them."""
+        """Yield up to `limit` files that have settled and whose model is in memory, and forget them.
+
+        Products take turns, the oldest file of each first. A model that is not in memory is loaded meanwhile, beside
+        the loop; what waits for it is left for a later call.
+        """
         self.refresh_champions(now)
+        if now >= self._ready_until or not self._ready:
+            self._look_who_is_ready(now)
         try:
-            for path in self._settling.settled(now, limit):
-                if path.rpartition("/")[0] in self._blocked:
-                    self._settling.forget(path)
-                    continue
-                try:
-                    settled_at = self._settled_since(path, now)
-                except (FileNotFoundError, NotADirectoryError, NotRegularFile):
-                    self._settling.forget(path)
-                    continue
-                except OSError as error:
-                    self.set_aside(path, "read", error)
-                    continue
+            while limit > 0 and (folder := self._turns.next(self._ready, now, self._turn_images)) is not None:
+                took = 0
                 # The scorer before the claim: a model that cannot be loaded must not leave a claim behind.
-                scorer = self.scorer(_product_of_file(path)) if settled_at is not None else None
-                if settled_at is not None and scorer is not None:
-                    yield Ready(path, settled_at, scorer, self._held.open(path.rpartition("/")[0]))
+                scorer = self._in_memory(folder, use=True)
+                if scorer is not None:
+                    for path in self._settling.settled(now, min(limit, self._turns.left(folder)), folder):
+                        settled_at = self._take(path, now)
+                        if settled_at is not None:
+                            self._turns.took(folder)
+                            took += 1
+                            yield Ready(path, settled_at, scorer, self._held.open(path.rpartition("/")[0]))
+                limit -= took
+                if not took:
+                    self._ready.discard(folder)
         finally:
             self._held.close()
 
@@ -193,7 +208,8 @@ class Intake:
         self._odd.clear(_in_root(path.rpartition("/")[0]), "claim")
 
     def next_settled_at(self) -> float | None:
-        return self._settling.next_settled_at()
+        """Return a monotonic time before which no file settles; those whose model is not in memory wait for that."""
+        return self._settling.next_settled_at(but=self._lacking)
 
     def scorer(self, product: str) -> Scorer | None:
         """Return the scorer of `product`; None where its model cannot be used, which has been logged."""
@@ -218,6 +234,51 @@ class Intake:
         if changed:
             self._said_waiting = {product for product in self._said_waiting if not self._scorers.has(product)}
             log.info("champions", extra=fields(products=",".join(self._scorers.products) or "none"))
+
+    def _look_who_is_ready(self, now: float) -> None:
+        """Find the folders with settled files whose models are in memory, and have another model loaded if need be."""
+        self._ready, self._lacking = set(), []
+        for folder in self._settling.folders_settled(now):
+            if self._in_memory(folder) is not None:
+                self._ready.add(folder)
+            elif self._settling.held(folder):
+                self._lacking.append(folder)
+        self._turns.update([*self._ready, *self._lacking])
+        if self._lacking:
+            first = self._turns.first(self._lacking)
+            keep = [_product(folder) for folder in self._turns.not_after(first, self._ready)]
+            self._scorers.begin_to_load(_product(first), keep)
+        # A turn that is too short would not be worth the loading of a model, where they do not all fit into memory.
+        self._turn_images = LONG_TURN if self._lacking else SHORT_TURN
+        # So that a thousand products do not keep the loop busy with asking.
+        self._ready_until = now + LOOK_S * (len(self._ready) + len(self._lacking))
+
+    def _in_memory(self, folder: str, *, use: bool = False) -> Scorer | None:
+        """Return the scorer of the files of `folder` if it is in memory.
+
+        Files for which there is none to be had are let go until the next scan.
+        """
+        product = _product(folder)
+        if self._scorers.has(product):
+            try:
+                return self._scorers.in_memory(product, use=use)
+            except ConfigurationError:  # which has been logged
+                pass
+        self._can_score(folder, self._settling.forget_product(folder))
+        return None
+
+    def _take(self, path: str, now: float) -> float | None:
+        """Return since when the file at `path` is settled, and forget it; None where it cannot be claimed now."""
+        if path.rpartition("/")[0] in self._blocked:
+            self._settling.forget(path)
+            return None
+        try:
+            return self._settled_since(path, now)
+        except (FileNotFoundError, NotADirectoryError, NotRegularFile):
+            self._settling.forget(path)
+        except OSError as error:
+            self.set_aside(path, "read", error)
+        return None
 
     def _status(self, path: str) -> os.stat_result:
         folder, _, name = path.rpartition("/")
@@ -252,9 +313,6 @@ class Intake:
         if settled_at is None:
             return None
         folder, _, name = path.rpartition("/")
-        if not self._can_score(folder):
-            self._settling.forget(path)
-            return None
         try:
             descriptor = open_file(name, self._held.open(folder))
         except BlockingIOError:  # another program holds a lease on it, as Samba does for a client that writes
@@ -281,8 +339,8 @@ class Intake:
             return float("-inf")
         return (self._settling.unchanged_since(path) or 0.0) + self._truncated_wait_s
 
-    def _can_score(self, folder: str, files: int = 1) -> bool:
-        product = product_of(folder)
+    def _can_score(self, folder: str, files: int) -> bool:
+        product = _product(folder_of(f"{folder}/"))
         if self._scorers.has(product):
             return True
         self.waiting[product] = self.waiting.get(product, 0) + files
@@ -324,5 +382,7 @@ def _in_root(path: str) -> str:
     return f"{INCOMING}/{path}" if path else INCOMING
 
 
-def _product_of_file(path: str) -> str:
-    return product_of(path.rpartition("/")[0])
+@lru_cache(maxsize=4096)
+def _product(folder: str) -> str:
+    """Return the product of the files of `folder`, as `folder_of` gives it."""
+    return product_of(folder)

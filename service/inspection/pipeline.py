@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from models.runtime.stream_tuning import BATCHES_IN_FLIGHT
 from service.energy.meter import EnergyMeter
 from service.filesystem.file_state import FileState
 from service.filesystem.odd_entries import OddEntries
@@ -40,6 +41,7 @@ from service.storage.states import ATTEMPTS_EXHAUSTED
 log = logging.getLogger(__name__)
 
 CLAIMS_A_STEP = 16
+IN_FLIGHT_ENOUGH = 32
 REJECTED_LINES_A_MINUTE = 20
 UNSYNCED_RETRY_S = 5.0
 
@@ -93,7 +95,7 @@ class Pipeline:
         self._claims = claims
         self._recorder = recorder
         self._decoder = decoder
-        self._batcher: Batcher[int, Decoded] = Batcher(limits.batch_size_max, limits.batch_wait_ms / 1000)
+        self._batcher: Batcher[Decoded] = Batcher(limits.batch_size_max, limits.batch_wait_ms / 1000)
         self._workers = Workers(limits.decode_threads, wake, clock)
         self._in_flight: dict[str, Claim] = {}
         self._decoding: set[str] = set()
@@ -130,6 +132,12 @@ class Pipeline:
     def drained(self) -> bool:
         """Whether all that was begun is done; claims that were only found again wait for the next run."""
         return not self._in_flight and not self._batches_recording
+
+    @property
+    def _in_flight_max(self) -> int:
+        # On a slow machine more would only wait, and who comes with few images behind them.
+        enough = max(BATCHES_IN_FLIGHT * self._batcher.batch_size_max, IN_FLIGHT_ENOUGH)
+        return min(self._limits.in_flight_max, enough)
 
     @property
     def _batch_on_its_way(self) -> bool:
@@ -206,17 +214,17 @@ class Pipeline:
             if len(self._in_flight) == len(self._unsynced):  # these wait for their folder, and for nothing else
                 self._begin_again(self._again.popleft(), now)
             return
-        room = self._limits.in_flight_max - len(self._in_flight)
+        room = self._in_flight_max - len(self._in_flight)
         for _ in range(min(room, len(self._unread_again), CLAIMS_A_STEP)):
             self._begin_again(self._unread_again.popleft(), now)
-        room = self._limits.in_flight_max - len(self._in_flight)
+        room = self._in_flight_max - len(self._in_flight)
         if room <= 0 or not self._intake.more_than(0, now):
             return
-        if not self._in_flight:
-            self.idle_row()
         # With more files settled than there is room for, a challenger would only make them wait longer.
         backlogged = self._intake.more_than(room, now)
         for ready in self._intake.take_ready(now, min(room, CLAIMS_A_STEP)):
+            if not self._in_flight:
+                self.idle_row()
             try:
                 claim = self._claims.claim(ready.path, ready.settled_at, ready.folder)
             except OSError as error:
@@ -281,7 +289,7 @@ class Pipeline:
         else:
             self._odd.clear(claim.path, "read")
             if isinstance(read, Decoded):
-                self._batcher.add(id(scorer), read, now)
+                self._batcher.add(read, now)
             elif read.error_code == DECODER_ENDED:
                 self._suspect(read)
             else:
@@ -381,11 +389,10 @@ class Pipeline:
         while self._batches_scoring < 2:
             nothing_to_come = not self._decoding and self._batches_scoring == 0
             # While a batch is on its way the next one may grow: a commit costs the same for one image as for many.
-            taken = self._batcher.take(now, nothing_to_come=nothing_to_come, full_only=self._batch_on_its_way)
-            if taken is None:
+            batch = self._batcher.take(now, nothing_to_come=nothing_to_come, full_only=self._batch_on_its_way)
+            if batch is None:
                 return
             self._batches_scoring += 1
-            batch = taken[1]
             name, job = f"score:{batch[0].claim.id}", partial(score_and_decide, batch)
             self._workers.run(self._workers.scoring, name, job, self._scored)
 
@@ -455,8 +462,8 @@ class Pipeline:
         if claiming:
             times.append(min((at for at, _ in self._later), default=None))
             times.append(min((at for at, _ in self._unsynced), default=None))
-            if self._unread_again and len(self._in_flight) < self._limits.in_flight_max:
+            if self._unread_again and len(self._in_flight) < self._in_flight_max:
                 times.append(float("-inf"))
-            if not self._again and len(self._in_flight) < self._limits.in_flight_max:
+            if not self._again and len(self._in_flight) < self._in_flight_max:
                 times.append(self._intake.next_settled_at())
         return min((at for at in times if at is not None), default=None)

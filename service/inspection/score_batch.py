@@ -63,13 +63,17 @@ def read_claim(
 
 
 def score_and_decide(batch: list[Decoded]) -> list[InspectedImage]:
-    """Score and decide `batch`, all of one scorer."""
-    scorer = batch[0].scorer
-    scored = scorer.detector.score(np.stack([decoded.image.pixels for decoded in batch]))
-    inspected = [
-        _decide(decoded, float(score), anomaly_map)
-        for decoded, score, anomaly_map in zip(batch, scored.scores, scored.maps, strict=True)
-    ]
+    """Score and decide `batch`, of each detector what was decoded for it; what is returned is in that order."""
+    of_detector: dict[int, list[Decoded]] = {}
+    for decoded in batch:
+        of_detector.setdefault(id(decoded.scorer.detector), []).append(decoded)
+    inspected = []
+    for alike in of_detector.values():
+        scored = alike[0].scorer.detector.score(np.stack([decoded.image.pixels for decoded in alike]))
+        inspected += [
+            _decide(decoded, float(score), anomaly_map)
+            for decoded, score, anomaly_map in zip(alike, scored.scores, scored.maps, strict=True)
+        ]
     beside = [(decoded.claim.id, decoded.shadow) for decoded in batch if decoded.shadow is not None]
     said = decide_in_shadow(beside) if beside else {}
     return [replace(one, shadow=said[one.claim.id]) if one.claim.id in said else one for one in inspected]

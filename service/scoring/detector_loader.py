@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from models.detector import Detector
 from models.registry import ModelVersion
 from models.runtime.stream_tuning import Measured
 from service.logs import fields
 
+if TYPE_CHECKING:
+    from models.runtime.openvino_detector import CompiledGraphs
+
 log = logging.getLogger(__name__)
 
 
 class DetectorLoader:
-    """Makes detectors. `threads` is the setting, 0 to measure; `on_measured` is called once with what was found."""
+    """Makes detectors. `threads` is the setting, 0 to measure; `on_measured` is called once with what was found.
 
-    def __init__(self, threads: int, on_measured: Callable[[Measured], None]) -> None:
+    `kept` is where compiled graphs are, if anywhere.
+    """
+
+    def __init__(
+        self, threads: int, on_measured: Callable[[Measured], None], kept: CompiledGraphs | None = None
+    ) -> None:
+        self._kept = kept
         self._threads = threads
         self._on_measured = on_measured
         self._measured: Measured | None = None
@@ -29,7 +39,7 @@ class DetectorLoader:
         from models.runtime.load_detector import load_detector
         from models.runtime.openvino_detector import OpenVinoDetector
 
-        detector = load_detector(version, self._threads)
+        detector = load_detector(version, self._threads, self._kept)
         if self._threads or not isinstance(detector, OpenVinoDetector):
             return detector
         if self._measured is None:

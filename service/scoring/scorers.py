@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 from models.detector import Detector
 from models.errors import ModelCorrupt, TooFewImages
@@ -39,6 +41,21 @@ class Scorer:
     pixel_threshold: float
     draft: bool = False
     """Whether its images are decoded as drafts, as the version's training found harmless."""
+    graph: GraphKey = ("", "", (0, 0))
+    """Which graph the detector runs."""
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """A version that is being loaded for its product, and the graphs that stay in memory meanwhile.
+
+    What comes of it has no detector where its graph was in memory.
+    """
+
+    owner: str
+    row: VersionRow
+    kept: set[GraphKey]
+    future: Future[tuple[ModelVersion, Detector | None]]
 
 
 class ScorerCache:
@@ -46,7 +63,8 @@ class ScorerCache:
 
     `look_up` returns the active versions, or None where that cannot be told now: what was known holds.
     `decider_of` makes the decider of a product by a version and the rate that a person chose, if any, see
-    `service.scoring.threshold_policy`; `load` makes a detector.
+    `service.scoring.threshold_policy`; `load` makes a detector, in a thread of its own, since that takes a moment.
+    `on_loaded` is called in that thread when one is there. All methods are for the loop's thread.
     """
 
     def __init__(
@@ -56,19 +74,27 @@ class ScorerCache:
         decider_of: Callable[[str, ModelVersion, float | None], ThresholdDecider],
         load: Callable[[ModelVersion], Detector],
         loaded_max: int,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root
         self._look_up = look_up
         self._decider_of = decider_of
         self._load = load
-        self._loaded_max = loaded_max
+        self.loaded_max = loaded_max
+        self._on_loaded = on_loaded
         self._active = ActiveVersions()
         self._versions: dict[tuple[str, str], ModelVersion] = {}
+        self._corrupt: dict[tuple[str, str], str] = {}
         self._detectors: OrderedDict[GraphKey, Detector] = OrderedDict()
+        # Those that were let go too, until the last image that they score is done.
+        self._alive: WeakSet[Detector] = WeakSet()
         self._scorers: dict[str, Scorer] = {}
         self._unusable: dict[str, str] = {}
         self._logged: set[str] = set()
+        self._ahead: list[str] = []
         self._make_room: Callable[[int], None] = lambda _champions: None
+        self._pool = ThreadPoolExecutor(1, "load")
+        self._loading: _Loading | None = None
 
     def before_loading(self, make_room: Callable[[int], None]) -> None:
         """Have `make_room` called with the number of detectors that will be in memory, before one more is loaded."""
@@ -85,6 +111,8 @@ class ScorerCache:
         self._active = active
         self._scorers.clear()
         self._unusable.clear()
+        self._corrupt.clear()
+        self._ahead = self.products[::-1]
         return True
 
     def has(self, product: str) -> bool:
@@ -115,57 +143,136 @@ class ScorerCache:
         Raises ConfigurationError when no version can be used; until its versions change, the product counts as one
         without a model, so that it does not stop the others.
         """
-        scorer = self._scorers.get(product)
-        if scorer is None:
-            try:
-                scorer = self._scorers[product] = self._make(product)
-            except ConfigurationError as error:
-                self._unusable[product] = str(error)
-                self._log_once(product, "no usable model; files wait", product=product, reason=error)
-                raise
+        while (scorer := self._scorer(product)) is None:
+            if self._loading is None:
+                self._begin(product, set())
+            self._take_loaded(wait=True)
         return scorer
 
-    def _make(self, product: str) -> Scorer:
-        owner = self.owner(product)
-        failures = []
-        for row in self._active.champions[owner]:
+    def in_memory(self, product: str, *, use: bool = False) -> Scorer | None:
+        """Return the scorer for `product` if its detector is in memory, else None. Raises as `get`.
+
+        With `use` it was used last, and is the last to be let go.
+        """
+        self._take_loaded()
+        scorer = self._scorer(product)
+        if scorer is not None and use:
+            self._detectors.move_to_end(scorer.graph)
+        return scorer
+
+    def begin_to_load(self, product: str, keep: Collection[str]) -> bool:
+        """Begin to load what `product` lacks, and return whether that could be begun; detectors of `keep` stay.
+
+        One is loaded at a time, and none while two that were let go still score what was decoded for them.
+        """
+        self._take_loaded()
+        if self._loading is not None or len(self._alive) > self.loaded_max + 1:
+            return False
+        kept = {self._scorers[name].graph for name in keep if name in self._scorers}
+        if len(self._detectors) >= self.loaded_max and kept >= self._detectors.keys():
+            return False
+        self._begin(product, kept)
+        return True
+
+    def load_ahead(self) -> None:
+        """Begin to load a champion that no image has asked for yet, if there is one and room for it."""
+        self._take_loaded()
+        while self._ahead and self._loading is None and len(self._detectors) < self.loaded_max:
+            product = self._ahead.pop()
             try:
-                detector, version = self._detector(owner, row)
-                decider = self.decider_of(product, version)
-            except TooFewImages as error:
-                chosen = f"; {CHOSEN_ADVICE}" if product in self._active.rates else ""
-                raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
-            except ModelCorrupt as error:
-                failures.append(str(error))
-                self._log_once(row.version, "model passed over", product=owner, version=row.version, reason=error)
+                if self._scorer(product) is None:
+                    self._ahead.append(product)  # its first version may turn out to be damaged
+                    self._begin(product, set(self._detectors))
+            except ConfigurationError:  # which has been logged
                 continue
-            pixel_threshold = version.manifest.calibration.pixel_threshold
-            return Scorer(detector, decider, row.version, pixel_threshold, version.draft)
-        raise ConfigurationError(f"product {owner}: no version can be loaded: " + "; ".join(failures))
+
+    def close(self) -> None:
+        """End the thread that loads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _scorer(self, product: str) -> Scorer | None:
+        """Return the scorer for `product`, None where something must be loaded first. Raises as `get`."""
+        scorer = self._scorers.get(product)
+        if scorer is not None:
+            return scorer
+        try:
+            row = self._first_usable(product)
+            version = self._versions.get((self.owner(product), row.version))
+            if version is None or graph_key(version) not in self._detectors:
+                return None
+            scorer = self._scorers[product] = self._make(product, row, version)
+        except ConfigurationError as error:
+            self._unusable[product] = str(error)
+            self._log_once(product, "no usable model; files wait", product=product, reason=error)
+            raise
+        return scorer
+
+    def _first_usable(self, product: str) -> VersionRow:
+        owner = self.owner(product)
+        rows = self._active.champions[owner]
+        for row in rows:
+            if (owner, row.version) not in self._corrupt:
+                return row
+        failures = "; ".join(self._corrupt[owner, row.version] for row in rows)
+        raise ConfigurationError(f"product {owner}: no version can be loaded: {failures}")
+
+    def _make(self, product: str, row: VersionRow, version: ModelVersion) -> Scorer:
+        try:
+            decider = self.decider_of(product, version)
+        except TooFewImages as error:
+            chosen = f"; {CHOSEN_ADVICE}" if product in self._active.rates else ""
+            raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
+        key, pixel_threshold = graph_key(version), version.manifest.calibration.pixel_threshold
+        return Scorer(self._detectors[key], decider, row.version, pixel_threshold, version.draft, key)
+
+    def _begin(self, product: str, kept: set[GraphKey]) -> None:
+        owner, row = self.owner(product), self._first_usable(product)
+        in_memory = frozenset(self._detectors)
+        self._make_room(min(len(self._detectors) + 1, self.loaded_max))
+
+        def load() -> tuple[ModelVersion, Detector | None]:
+            version = verify(self._root / MODELS / owner / row.version, row.sha256)
+            # Jointly trained products share one.
+            return version, None if graph_key(version) in in_memory else self._load(version)
+
+        future = self._pool.submit(load)
+        self._loading = _Loading(owner, row, kept, future)
+        future.add_done_callback(lambda _: self._on_loaded())
+
+    def _take_loaded(self, *, wait: bool = False) -> None:
+        """Take what has been loaded. Raises what loading it raised, but for a version that cannot be used."""
+        loading = self._loading
+        if loading is None or not (wait or loading.future.done()):
+            return
+        of_version = (loading.owner, loading.row.version)
+        try:
+            version, detector = loading.future.result()
+        except ModelCorrupt as error:
+            self._corrupt[of_version] = str(error)
+            told = dict(zip(("product", "version"), of_version, strict=True))
+            self._log_once(loading.row.version, "model passed over", **told, reason=error)
+            return
+        finally:
+            self._loading = None
+        self._versions[of_version] = version
+        if detector is not None:
+            self._alive.add(detector)
+            self._detectors[graph_key(version)] = detector
+            while len(self._detectors) > self.loaded_max:
+                # The new one is the last, so that it goes only where all others are kept.
+                self._let_go(next(key for key in self._detectors if key not in loading.kept))
+
+    def _let_go(self, key: GraphKey) -> None:
+        gone = self._detectors.pop(key)
+        self._scorers = {product: scorer for product, scorer in self._scorers.items() if scorer.detector is not gone}
 
     def _log_once(self, once: str, event: str, **values: object) -> None:
         if once not in self._logged:
             self._logged.add(once)
             log.error(event, extra=fields(**values))
 
-    def _detector(self, product: str, row: VersionRow) -> tuple[Detector, ModelVersion]:
-        version = self._versions.get((product, row.version))
-        if version is None or _graph_key(version) not in self._detectors:
-            version = self._versions[product, row.version] = verify(
-                self._root / MODELS / product / row.version, row.sha256
-            )
-        key = _graph_key(version)
-        if key not in self._detectors:
-            self._make_room(min(len(self._detectors) + 1, self._loaded_max))
-            self._detectors[key] = self._load(version)
-            while len(self._detectors) > self._loaded_max:
-                _, gone = self._detectors.popitem(last=False)
-                self._scorers = {p: s for p, s in self._scorers.items() if s.detector is not gone}
-        self._detectors.move_to_end(key)
-        return self._detectors[key], version
 
-
-def _graph_key(version: ModelVersion) -> GraphKey:
+def graph_key(version: ModelVersion) -> GraphKey:
     """Return what two versions share that need only one detector, as those of jointly trained products do."""
     files = version.manifest.files
     return (files[GRAPH], files[GRAPH_WEIGHTS], version.input_size)

@@ -52,10 +52,13 @@ ROOMS: Mapping[str, str] = {
         "statistics tables thresholds training_images versions"
     ),
     "service.energy": "grid_intensity meter tracker",
-    "service.scoring": "active_versions decide detector_loader scorers shadow threshold_policy threshold_preview",
+    "service.scoring": (
+        "active_versions decide detector_loader free_memory kept_graphs scorers shadow threshold_policy "
+        "threshold_preview"
+    ),
     "service.inspection": (
         "anomaly_maps batch claim deliver inspected_image intake pipeline record recover relocate score_batch settle "
-        "watch workers"
+        "turns watch workers"
     ),
     "service.labelling": "folder_index folder_labels folder_watch import_images label roles training_set",
     "service.training": "child job low_priority reproduce run",

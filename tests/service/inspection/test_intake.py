@@ -29,6 +29,9 @@ class KnownProducts:
     def get(self, product: str) -> Scorer:
         return SCORER
 
+    def in_memory(self, product: str, *, use: bool = False) -> Scorer | None:
+        return SCORER
+
 
 def intake(root: Path, *products: str) -> Intake:
     (root / "incoming" / "gears").mkdir(parents=True)

@@ -1,5 +1,8 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
 from service.filesystem.file_state import FileState
-from service.inspection.settle import Settling
+from service.inspection.settle import Settling, folder_of
 
 
 def state(size: int = 10, mtime_ns: int = 1) -> FileState:
@@ -62,16 +65,67 @@ def test_files_are_taken_in_order_of_arrival_and_bounded() -> None:
     assert waiting.settled(now=9.0, limit=3) == ["0.png", "1.png", "2.png"]
 
 
-def test_files_beyond_the_bound_are_left_for_the_next_scan() -> None:
-    waiting = settling(candidates_max=2)
-    for number in range(3):
+def test_files_beyond_the_bound_are_left_for_a_scan_that_is_needed_once_half_are_gone() -> None:
+    waiting = settling(candidates_max=4)
+    for number in range(6):
         waiting.observe(f"{number}.png", state(), now=0.0)
-    assert len(waiting) == 2
-    assert waiting.left_out and not waiting.half_empty
+    assert len(waiting) == 4 and waiting.left_out == {"": 2} and waiting.waiting("") == 6
     waiting.forget("0.png")
-    assert waiting.half_empty
-    waiting.left_out = False
-    assert not waiting.left_out
+    assert waiting.has_enough("") and not waiting.scan_needed
+    waiting.forget("1.png")
+    assert not waiting.has_enough("") and waiting.scan_needed
+
+
+def test_folder_that_fills_all_room_makes_way_for_another_and_loses_its_newest() -> None:
+    waiting = settling(candidates_max=8)
+    for number in range(20):
+        waiting.observe(f"many/{number:02}.png", state(), now=0.0, closed=True)
+    for number in range(2):
+        waiting.observe(f"few/{number}.png", state(), now=0.0, closed=True)
+    assert waiting.settled(1.0, 9, "few") == ["few/0.png", "few/1.png"]
+    assert waiting.settled(1.0, 9, "many") == [f"many/{number:02}.png" for number in range(4)]
+    assert waiting.left_out == {"many": 16} and waiting.waiting("many") == 20
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "a", "b", "c/d", "e"]), st.integers(0, 30)), max_size=120),
+    st.integers(4, 24),
+)
+def test_room_is_bounded_and_no_folder_is_turned_away_below_its_share(
+    files: list[tuple[str, int]], candidates_max: int
+) -> None:
+    waiting = settling(candidates_max=candidates_max)
+    offered: dict[str, set[str]] = {}
+    for folder, number in files:
+        path = f"{folder}/{number}.png".lstrip("/")
+        offered.setdefault(folder_of(path), set()).add(path)
+        waiting.observe(path, state(), now=0.0, closed=True)
+        assert len(waiting) <= candidates_max
+    for folder in offered:
+        assert waiting.waiting(folder) >= waiting.held(folder) == len(waiting.settled(1.0, 1000, folder))
+        assert set(waiting.settled(1.0, 1000, folder)) <= offered[folder]
+    assert sum(waiting.held(folder) for folder in offered) == len(waiting)
+    share = candidates_max // max(len(offered), 1)
+    # What a folder had is put back, as the next scan would.
+    for path in sorted(path for paths in offered.values() for path in paths):
+        waiting.observe(path, state(), now=0.0, closed=True)
+    for folder, paths in offered.items():
+        assert waiting.held(folder) >= min(len(paths), share)
+
+
+def test_folders_with_more_than_there_is_room_for_are_bounded_too() -> None:
+    waiting = settling(candidates_max=4)
+    for number in range(9):
+        waiting.observe(f"{number}/a.png", state(), now=0.0, closed=True)
+    assert len(waiting) == 4 and len(waiting.folders_settled(1.0)) == 4 and len(waiting.left_out) == 5
+
+
+def test_files_of_a_folder_without_a_model_are_let_go_at_once() -> None:
+    waiting = settling()
+    for path in ("a/1.png", "a/2.png", "b/1.png"):
+        waiting.observe(path, state(), now=0.0, closed=True)
+    assert waiting.forget_product("a") == 2
+    assert len(waiting) == 1 and waiting.folders_settled(1.0) == ["b"]
 
 
 def test_next_settled_at_is_the_earliest() -> None:
