@@ -112,7 +112,7 @@ def composed(name: str) -> str:
 def meant(product: str, known: Iterable[str]) -> str | None:
     """Return the one of `known` that `product` may stand for: they differ in case, spaces or form of letters alone."""
     alike = _essence(product)
-    return next((one for one in sorted(known) if one != product and _essence(one) == alike), None)
+    return next((one for one in sorted(known) if composed(one) != product and _essence(one) == alike), None)
 
 
 def _essence(name: str) -> str:

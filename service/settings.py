@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from service.errors import ConfigurationError, RootMissing
 from service.logs import warn_before_start
+from service.names import composed
 from service.root import SETTINGS_FILE
 from service.settings_file import ENVIRONMENT_PREFIX, read_toml, variables_of_services
 
@@ -305,6 +306,11 @@ class Settings(BaseSettings):
         if images:
             raise ValueError(f"expected suffixes that no image has; found {images[0]!r}")
         return value
+
+    @field_validator("products")
+    @classmethod
+    def _products_are_compared_composed(cls, value: dict[str, ProductSettings]) -> dict[str, ProductSettings]:
+        return {composed(product): own for product, own in value.items()}
 
     @field_validator("retrain_cron")
     @classmethod

@@ -16,7 +16,15 @@ import typer
 from models.data.datasets import Dataset, Sample, read_dataset
 from models.errors import DatasetError
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json
+from service.commands.options import (
+    AsJson,
+    FalseAlarmRate,
+    Root,
+    check_rate,
+    folder_option,
+    print_json,
+    product_option,
+)
 from service.energy.meter import EnergyMeter
 from service.errors import UsageError
 from service.evaluation import report as page
@@ -42,7 +50,8 @@ def evaluate(
         typer.Argument(metavar="DIR", exists=True, file_okay=False, help="VisA, MVTec AD, or normal/ and anomaly/."),
     ],
     product: Annotated[
-        str, typer.Option(help="Whose champion is evaluated; of several objects, those with a champion use their own.")
+        str,
+        product_option("Whose champion is evaluated; of several objects, those with a champion use their own."),
     ] = DEFAULT_PRODUCT,
     version: Annotated[str | None, typer.Option(help="Another version of that product, for all objects.")] = None,
     object_name: Annotated[str | None, typer.Option("--object", metavar="NAME", help="Only this object.")] = None,

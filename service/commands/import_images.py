@@ -12,7 +12,7 @@ import typer
 
 from models.data.datasets import SUFFIXES, images_under
 from service import settings as settings_module
-from service.commands.options import AsJson, By, Root, print_json, say_left_out, who
+from service.commands.options import AsJson, By, Root, print_json, product_option, say_left_out, who
 from service.commands.review import Label
 from service.errors import TamisError, UsageError
 from service.labelling import import_images as importing
@@ -29,7 +29,7 @@ def import_images(
     root: Root,
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Images, at any depth.")],
     label: Annotated[Label, typer.Option(help="What they all show.")],
-    product: Annotated[str, typer.Option(help="What they are images of.")] = DEFAULT_PRODUCT,
+    product: Annotated[str, product_option("What they are images of.")] = DEFAULT_PRODUCT,
     by: By = None,
     as_json: AsJson = False,
 ) -> None:

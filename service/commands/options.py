@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.errors import UsageError
-from service.names import printable
+from service.names import composed, printable
 
 Root = Annotated[
     Path,
@@ -30,6 +30,15 @@ PIPE_WIDTH = 400
 def folder_option(*names: str, help: str) -> Any:
     """Return an option that takes a folder of images."""
     return typer.Option(*names, metavar="DIR", exists=True, file_okay=False, help=help)
+
+
+def product_option(help: str) -> Any:
+    """Return an option that takes the name of a product, in any normal form: products are compared in one."""
+    return typer.Option(help=help, callback=_composed)
+
+
+def _composed(name: str | None) -> str | None:
+    return name if name is None else composed(name)
 
 
 def check_rate(asked: float | None) -> None:

@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any, Literal, TextIO, get_args
 import typer
 from sqlalchemy import Connection
 
-from service.commands.options import AsJson, Root, print_table
+from service.commands.options import AsJson, Root, print_table, product_option
 from service.errors import TamisError, UsageError
 from service.storage import images, regions
 from service.storage.database.open import open_database
@@ -42,7 +42,7 @@ def results(
         str | None, typer.Option(help="From then on: 24h, 7d, 30m, or a UTC time such as 2026-01-31.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Before then; as --since.")] = None,
-    product: Annotated[str | None, typer.Option(help="Of this product.")] = None,
+    product: Annotated[str | None, product_option("Of this product.")] = None,
     verdict: Annotated[str | None, typer.Option(help="normal or anomaly.")] = None,
     state: Annotated[str | None, typer.Option(help="scored, placed, quarantined, missing or conflict.")] = None,
     uncertain: Annotated[bool, typer.Option("--uncertain", help="Only those near the threshold.")] = False,

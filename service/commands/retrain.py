@@ -16,7 +16,7 @@ import typer
 
 from models.errors import ModelError
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json
+from service.commands.options import AsJson, Root, print_json, product_option
 from service.errors import TamisError
 from service.names import ALL_PRODUCTS, check_product
 from service.progress_bar import training_progress
@@ -32,7 +32,7 @@ Trigger = Literal["cron", "labels", "drift", "command"]
 def retrain(
     root: Root,
     product: Annotated[
-        str, typer.Option(help="The product; `all`: one after the other, each that has a champion.")
+        str, product_option("The product; `all`: one after the other, each that has a champion.")
     ] = ALL_PRODUCTS,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin from zero and not with the champion's weights.")

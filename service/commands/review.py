@@ -12,7 +12,7 @@ import typer
 from sqlalchemy import Engine
 
 from service import settings as settings_module
-from service.commands.options import AsJson, By, Root, print_json, print_table, who
+from service.commands.options import AsJson, By, Root, print_json, print_table, product_option, who
 from service.errors import UsageError
 from service.labelling.label import Labelled, label_images
 from service.names import printable
@@ -36,7 +36,7 @@ def review(
     next_: Annotated[
         bool, typer.Option("--next", help="Ask for one image after the other, most uncertain first.")
     ] = False,
-    product: Annotated[str | None, typer.Option(help="With --next: of this product.")] = None,
+    product: Annotated[str | None, product_option("With --next: of this product.")] = None,
     as_json: AsJson = False,
 ) -> None:
     settings = settings_module.load(root)

@@ -15,7 +15,7 @@ from models.evaluation.evaluate import Failure, Read, ScoredFile, score_files
 from models.regions import Region
 from models.runtime.load_detector import load_detector
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json
+from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, print_json, product_option
 from service.errors import TamisError
 from service.evaluation.outcome import UNKNOWN
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
@@ -37,7 +37,7 @@ def score(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH…", exists=True, help="Images, or folders of them at any depth.")
     ],
-    product: Annotated[str, typer.Option(help="Whose champion judges.")] = DEFAULT_PRODUCT,
+    product: Annotated[str, product_option("Whose champion judges.")] = DEFAULT_PRODUCT,
     version: Annotated[str | None, typer.Option(help="Another version of that product.")] = None,
     false_alarm_rate: FalseAlarmRate = None,
     as_json: AsJson = False,

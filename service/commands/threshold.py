@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json, who
+from service.commands.options import AsJson, Root, print_json, product_option, who
 from service.errors import UsageError
 from service.root import DEFAULT_PRODUCT
 from service.scoring.threshold_preview import LAST, ThresholdPreview, choose_rate, preview
@@ -19,7 +19,7 @@ from service.storage.database.open import open_database
 
 def threshold(
     root: Root,
-    product: Annotated[str, typer.Option(help="Whose images.")] = DEFAULT_PRODUCT,
+    product: Annotated[str, product_option("Whose images.")] = DEFAULT_PRODUCT,
     rate: Annotated[float | None, typer.Option(help="False-alarm rate, above 0 and below 1.")] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Go back to what the settings say.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what --rate would do, and choose nothing.")] = False,

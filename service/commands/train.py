@@ -20,7 +20,16 @@ from models.fitting.limits import BYTES_PER_GB, MEMORY_GB
 from models.registry import ModelVersion
 from models.training.options import MINUTES_MAX
 from service import settings as settings_module
-from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, folder_option, print_json, say_left_out
+from service.commands.options import (
+    AsJson,
+    FalseAlarmRate,
+    Root,
+    check_rate,
+    folder_option,
+    print_json,
+    product_option,
+    say_left_out,
+)
 from service.errors import UsageError
 from service.names import ALL_PRODUCTS, check_product, shown_name
 from service.progress_bar import training_progress
@@ -58,7 +67,7 @@ def train(
         str | None, typer.Option(metavar="VERSION", help="Repeat a version: the same images, roles, seed and steps.")
     ] = None,
     product: Annotated[
-        str, typer.Option(help="What the images show; `all`: one network for all sub-folders' products.")
+        str, product_option("What the images show; `all`: one network for all sub-folders' products.")
     ] = DEFAULT_PRODUCT,
     kind: Annotated[
         Kind, typer.Option(help="Features of a pretrained network, plain pixels, or normal against anomaly.")

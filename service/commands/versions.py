@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 from models import registry
 from models.registry import ModelVersion
 from service import settings as settings_module
-from service.commands.options import AsJson, Root, print_json, print_result, print_table
+from service.commands.options import AsJson, Root, print_json, print_result, print_table, product_option
 from service.commands.threshold import threshold
 from service.errors import TamisError, UsageError
+from service.names import composed
 from service.root import MODELS
 from service.scoring.threshold_policy import reason_not_to_promote
 from service.settings import Settings
@@ -42,7 +43,7 @@ Reason = Annotated[str, typer.Option(help="Why; kept with the version.")]
 
 @app.command("list")
 def list_(
-    root: Root, product: Annotated[str | None, typer.Option(help="Of this product.")] = None, as_json: AsJson = False
+    root: Root, product: Annotated[str | None, product_option("Of this product.")] = None, as_json: AsJson = False
 ) -> None:
     """List the versions, newest first, with their state and figures."""
     with open_database(root, read_only=True) as engine, engine.connect() as connection:
@@ -133,7 +134,7 @@ def _asked_for(command: str, of_product: str | None, *words: str | None) -> tupl
         raise UsageError(f"models {command}: expected a product, as PRODUCT or --product PRODUCT; found none")
     if len(given) > len(words):
         raise UsageError(f"models {command}: expected a product once; found --product {of_product} and {words[0]!r}")
-    return given[0], given[1] if len(given) > 1 else None
+    return composed(given[0]), given[1] if len(given) > 1 else None
 
 
 def _refuse_unfit(connection: Connection, settings: Settings, version: ModelVersion) -> None:

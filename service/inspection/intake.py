@@ -92,6 +92,7 @@ class Intake:
         self._held = HeldFolders(self._incoming)
         self._champions_asked_at = float("-inf")
         self._said_waiting: set[str] = set()
+        self._compared: set[str] = set()
         # Since the last rescan: files that failed, and folders of which no file can be claimed, with why.
         self._failed: set[str] = set()
         self._blocked: dict[str, OSError] = {}
@@ -232,6 +233,7 @@ class Intake:
         if self._shadows is not None:
             self._shadows.refresh(champions_changed=changed)
         if changed:
+            self._compared.clear()
             self._said_waiting = {product for product in self._said_waiting if not self._scorers.has(product)}
             log.info("champions", extra=fields(products=",".join(self._scorers.products) or "none"))
 
@@ -342,6 +344,8 @@ class Intake:
     def _can_score(self, folder: str, files: int) -> bool:
         product = _product(folder_of(f"{folder}/"))
         if self._scorers.has(product):
+            if product not in self._compared:
+                self._compare(product)
             return True
         self.waiting[product] = self.waiting.get(product, 0) + files
         if product not in self._said_waiting:
@@ -350,6 +354,15 @@ class Intake:
             hint = f"did you mean {printable(guess)}?" if guess is not None else "tamis train --product"
             log.warning("no model; files wait", extra=fields(product=product, advice=hint))
         return False
+
+    def _compare(self, product: str) -> None:
+        """Say once that `product`, scored by another's model, is called almost as one that has its own."""
+        self._compared.add(product)
+        products = self._scorers.products
+        guess = meant(product, products) if product not in products else None
+        if guess is not None:
+            hint = f"did you mean {printable(guess)}?"
+            log.warning("no model of its own; another's scores it", extra=fields(product=product, advice=hint))
 
     # What waits
 

@@ -18,6 +18,7 @@ from models.errors import ModelCorrupt, TooFewImages
 from models.registry import GRAPH, GRAPH_WEIGHTS, ModelVersion, verify
 from service.errors import ConfigurationError
 from service.logs import fields
+from service.names import composed
 from service.root import DEFAULT_PRODUCT, MODELS
 from service.scoring.active_versions import ActiveVersions
 from service.scoring.decide import ThresholdDecider
@@ -121,7 +122,10 @@ class ScorerCache:
 
     def owner(self, product: str) -> str:
         """Return the product whose versions score `product`: itself where it has a champion, else `default`."""
-        return product if product in self._active.champions else DEFAULT_PRODUCT
+        if product in self._active.champions:
+            return product
+        # One that was trained before names were composed may be called by the decomposed name still.
+        return next((one for one in self._active.champions if composed(one) == product), DEFAULT_PRODUCT)
 
     def decider_of(self, product: str, version: ModelVersion) -> ThresholdDecider:
         """Return the decider of `product` by `version`, at the chosen rate. Raises as `threshold_policy.decider_of`."""

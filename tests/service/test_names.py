@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from datetime import UTC, datetime
 
 import pytest
@@ -6,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.names import (
+    check_product,
     delivered_name,
     destination,
+    meant,
     new_id,
     parse_claimed_name,
     plainer_folder,
@@ -104,3 +107,26 @@ def test_name_that_any_system_takes_is_no_plainer(name: str) -> None:
     id = new_id()
     path = destination("anomaly", "flange", datetime(2026, 11, 22, tzinfo=UTC), name, id)
     assert plainer_folder(plainer_name(path, id)) == path
+
+
+@given(ANY_NAME)
+def test_a_name_made_safe_stays_as_it_is(raw: bytes) -> None:
+    safe = safe_name(os.fsdecode(raw))
+    assert safe_name(safe) == safe
+    product = product_of(os.fsdecode(raw))
+    assert product_of(product) == product_of(f"{product}/today") == product and shown_name(product) == product
+
+
+def test_products_are_compared_in_one_form_of_their_letters() -> None:
+    sent, trained = unicodedata.normalize("NFD", "Prüfling"), unicodedata.normalize("NFC", "Prüfling")
+    assert sent != trained and product_of(sent) == product_of(f"{sent}/2026") == check_product(sent) == trained
+
+
+@pytest.mark.parametrize("name", ["gear box", "Gearbox", "gear-box", "GEAR_BOX", "gearbox "])
+def test_name_that_differs_in_case_or_spaces_alone_gives_a_guess(name: str) -> None:
+    assert meant(name, ["screws", "gearbox"]) == "gearbox"
+
+
+@pytest.mark.parametrize("name", ["gearbox", "gearbox2", "screw", "---"])
+def test_no_guess_is_made_for_another_name(name: str) -> None:
+    assert meant(name, ["screws", "gearbox"]) is None

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from service.filesystem.file_state import NameFilter
-from service.inspection.intake import Intake
+from service.filesystem.odd_entries import OddEntries
+from service.inspection.intake import TRUNCATED_WAIT_S, Intake
 from service.inspection.settle import Settling
+from service.inspection.watch import Hint
 from service.scoring.scorers import Scorer, ScorerCache
+from tests.conftest import image_bytes
 
 SCORER = cast(Scorer, object())
 
@@ -64,3 +68,92 @@ def test_folder_that_cannot_be_read_ahead_is_left_to_the_scan(tmp_path: Path) ->
     waiting.look_ahead(now=10.0)
     with pytest.raises(OSError, match="incoming"):
         waiting.scan(now=10.1)
+
+
+def failing(root: Path, error: OSError) -> tuple[Intake, OddEntries]:
+    """An intake of three files of one folder that have settled, and whose first claim fails with `error`."""
+    odd = OddEntries()
+    (root / "incoming/gears").mkdir(parents=True)
+    for name in "abc":
+        (root / f"incoming/gears/{name}.jpg").write_bytes(b"whole")
+    known, names = cast(ScorerCache, KnownProducts("gears")), NameFilter([".*"])
+    waiting = Intake(root, names, known, Settling(1.0, 600.0), odd=odd)
+    waiting.scan(now=10.0)
+    for ready in waiting.take_ready(11.0, 8):
+        waiting.set_aside(ready.path, "claim", error)
+    return waiting, odd
+
+
+def test_folder_that_lies_elsewhere_is_named_once_with_its_files_and_tried_by_one_with_each_rescan(
+    tmp_path: Path,
+) -> None:
+    waiting, odd = failing(tmp_path, OSError(errno.EXDEV, "Invalid cross-device link"))
+    [one] = odd.all()
+    assert (one.path, one.files, one.tries) == ("incoming/gears", 3, 1) and len(waiting) == 0
+    waiting.scan(now=12.0, again=False)
+    assert len(waiting) == 0
+    waiting.scan(now=13.0)
+    assert len(waiting) == 3 and [entry.path for entry in odd.all()] == ["incoming/gears"]
+    [*taken] = waiting.take_ready(14.0, 8)
+    for ready in taken:
+        waiting.claimed(ready.path)
+    assert len(taken) == 3 and odd.all() == []
+
+
+def test_file_that_fails_alone_waits_for_the_next_rescan_and_not_for_each_scan(tmp_path: Path) -> None:
+    waiting, odd = failing(tmp_path, OSError(errno.EIO, "Input/output error"))
+    assert [one.path for one in odd.all()] == [f"incoming/gears/{name}.jpg" for name in "abc"]
+    waiting.scan(now=12.0, again=False)
+    assert len(waiting) == 0
+    waiting.scan(now=13.0)
+    assert len(waiting) == 3 and len(odd.all()) == 3
+    for name in "abc":
+        (tmp_path / f"incoming/gears/{name}.jpg").unlink()
+    waiting.scan(now=14.0)
+    assert odd.all() == []
+
+
+def test_what_seems_cut_off_waits_and_is_taken_at_once_when_its_end_comes(tmp_path: Path) -> None:
+    waiting = intake(tmp_path, "gears")
+    data, path = image_bytes(20, size=(300, 200)), tmp_path / "incoming/gears/a.png"
+    path.write_bytes(data[:-20])
+    waiting.scan(now=10.0)
+    assert list(waiting.take_ready(11.5, 8)) == []
+    assert waiting.next_settled_at() == 10.0 + TRUNCATED_WAIT_S
+    path.write_bytes(data)
+    waiting.take_hints([Hint("gears/a.png", closed=True)], now=12.0)
+    assert [ready.path for ready in waiting.take_ready(12.0, 8)] == ["gears/a.png"]
+
+
+def test_what_stays_cut_off_is_taken_after_its_wait(tmp_path: Path) -> None:
+    waiting = intake(tmp_path, "gears")
+    (tmp_path / "incoming/gears/a.png").write_bytes(image_bytes(20, size=(300, 200))[:-20])
+    waiting.scan(now=10.0)
+    assert list(waiting.take_ready(11.5, 8)) == []
+    assert [ready.path for ready in waiting.take_ready(10.1 + TRUNCATED_WAIT_S, 8)] == ["gears/a.png"]
+
+
+def test_product_that_is_called_almost_as_a_trained_one_is_said_with_the_guess(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = intake(tmp_path, "gear box")
+    (tmp_path / "incoming/gears").rename(tmp_path / "incoming/Gearbox")
+    (tmp_path / "incoming/Gearbox/a.jpg").write_bytes(b"whole")
+    for now in (10.0, 11.0):
+        waiting.scan(now=now)
+    [record] = [one for one in caplog.records if one.getMessage() == "no model; files wait"]
+    assert record.fields == {"product": "Gearbox", "advice": "did you mean gear box?"}  # type: ignore[attr-defined]
+
+
+def test_link_for_the_folder_of_a_product_is_said_and_one_to_an_image_ignored(tmp_path: Path) -> None:
+    odd = OddEntries()
+    (tmp_path / "incoming").mkdir()
+    (tmp_path / "incoming/flange").symlink_to(tmp_path)
+    (tmp_path / "incoming/latest.jpg").symlink_to(tmp_path)
+    known, names = cast(ScorerCache, KnownProducts("gears")), NameFilter([".*"])
+    waiting = Intake(tmp_path, names, known, Settling(1.0, 600.0), odd=odd)
+    waiting.scan(now=1.0)
+    assert [(one.path, one.errno) for one in odd.all()] == [("incoming/flange", errno.ELOOP)]
+    (tmp_path / "incoming/flange").unlink()
+    waiting.scan(now=2.0)
+    assert odd.all() == []

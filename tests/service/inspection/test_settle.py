@@ -134,3 +134,28 @@ def test_next_settled_at_is_the_earliest() -> None:
     waiting.observe("a.png", state(), now=1.0)
     waiting.observe("b.png", state(), now=0.5)
     assert waiting.next_settled_at() == 2.5
+
+
+def test_close_settles_nothing_where_the_settle_time_was_set_by_hand() -> None:
+    waiting = Settling(settle_time_s=2.0, empty_file_timeout_s=60.0, close_settles=False)
+    waiting.observe("a.png", state(), now=0.0, closed=True)
+    assert waiting.settled(now=1.9, limit=9) == []
+    waiting.observe("a.png", state(), now=1.5, closed=True)  # opened and closed again, with nothing added yet
+    assert waiting.settled(now=3.4, limit=9) == [] and waiting.settled(now=3.5, limit=9) == ["a.png"]
+
+
+def test_file_that_is_held_waits_until_then_or_until_it_changes() -> None:
+    waiting = settling()
+    waiting.observe("a.png", state(size=5), now=0.0, closed=True)
+    waiting.hold("a.png", until=10.0)
+    assert waiting.settled(now=9.9, limit=9) == [] and waiting.settled(now=10.0, limit=9) == ["a.png"]
+    waiting.observe("a.png", state(size=9), now=4.0, closed=True)
+    assert waiting.settled(now=4.0, limit=9) == ["a.png"]
+
+
+def test_files_of_one_folder_are_dropped_together() -> None:
+    waiting = settling()
+    for path in ("a/1.png", "a/2.png", "a/b/3.png", "4.png"):
+        waiting.observe(path, state(), now=0.0, closed=True)
+    waiting.forget_folder("a")
+    assert waiting.settled(now=0.0, limit=9) == ["a/b/3.png", "4.png"]
