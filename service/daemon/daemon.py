@@ -68,6 +68,8 @@ class Daemon:
         self._paused: str | None = None
         self._pauses = Repeated(PAUSED_SAID_AGAIN_S)
         self._in_trouble = False
+        # There was no folder to watch at the last try; with the next rescan there may be.
+        self._unwatched = False
         self.odd = OddEntries(root=root)
         self._status_written: dict[str, object] = {}
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
@@ -177,22 +179,28 @@ class Daemon:
     def _rescan(self, now: float) -> None:
         events, due = self.watching == "events", now >= self._scan_due
         self._scan_due = now + (self.settings.rescan_interval_s if events else self.settings.poll_interval_s)
-        if events and not self.watcher.alive():
+        if self._unwatched or (events and not self.watcher.alive()):
             log.warning("incoming/ is another folder, or its file events ended; watching anew")
-            self.watcher.stop()
-            try:
-                self.watching = start_watching(self.watcher, self.root, self.settings.watch_mode)
-            except (OSError, ValueError) as error:  # it is not there, or its mount is just going
-                log.warning("not watched until the next rescan", extra=fields(reason=error))
-                self.watching = "polling"
+            self._watch_anew()
         try:
             self.intake.scan(now, again=due)
         except OSError as error:
             self._pause(f"incoming/ cannot be read: {error}")
             self._scan_due = now + PAUSED_INTERVAL_S
             return
+        if events and self.intake.found_open:
+            # No watch of that folder was to be had before; what came there meanwhile, another scan finds.
+            self._watch_anew()
+            self._scan_due = now
+        self.intake.found_open = False
         self._recover()
         self.jobs.on_rescan()
+
+    def _watch_anew(self) -> None:
+        self.watcher.stop()
+        self.watching, self._unwatched = "polling", not (self.root / INCOMING).is_dir()
+        if not self._unwatched:
+            self.watching = start_watching(self.watcher, self.root, self.settings.watch_mode)
 
     def _recover(self) -> None:
         if self.mounts.any_gone():

@@ -48,6 +48,9 @@ def advice_on(root: Path | None, path: str, step: str, number: int) -> str:
     at, status = found
     owner, group, mode = _user(status.st_uid), _group(status.st_gid), stat.S_IMODE(status.st_mode)
     of = f"{at} belongs to {owner}:{group} with mode {mode:04o}, and the service runs as {us}"
+    own, letters = (0o700, "rwx") if stat.S_ISDIR(status.st_mode) else (0o600, "rw")
+    if status.st_uid == os.geteuid() and mode & own != own:
+        return f"{of}: chmod u+{letters} it"
     if not stat.S_ISDIR(status.st_mode):
         if step == "read":
             return f"{of}: chmod g+r it with a group that {us} is in, and have its writer use umask 027 or 002"

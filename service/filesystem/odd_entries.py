@@ -174,6 +174,10 @@ class OddEntries:
         with self._lock:
             return frozenset(path for _, path in self._entries)
 
+    def waits(self, path: str, step: Step) -> bool:
+        """Return whether `path` waits at `step`."""
+        return (step, path) in self._entries
+
     def all(self) -> list[OddEntry]:
         """Return what waits, by path."""
         with self._lock:

@@ -59,7 +59,7 @@ class AnomalyMaps:
     def _read_canvas(self, claim: Claim, image: DecodedImage) -> Image.Image:
         """Return the image, RGB, as drawn: read again, since it is too small in memory to show a scratch."""
         try:
-            data = read_file(self._root / claim.path).data
+            data = read_file(self._root / claim.path, below=self._root).data
             return Image.fromarray(self._decoder.within(data, DRAWN_SIDE_MAX, pixels_max=PIXELS_MAX))
         except (DecodeError, StillChanging, OSError):
             height, width = drawn_size(image.height, image.width)

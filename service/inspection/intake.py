@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ SHORT_TURN = 16
 LONG_TURN = 64
 LOOK_S = 0.0001
 TRUNCATED_WAIT_S = 10.0
+ENDED_SO_MAX = 3
 # Of which it is remembered that they failed, so that no scan before the next rescan tries them again.
 FAILED_MAX = 65_536
 # What keeps all of a folder from being claimed, if the folder is to blame.
@@ -51,13 +53,15 @@ _OF_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS)
 class Ready:
     """A settled file: its path relative to `incoming/`, since when (monotonic s), and the scorer of its product.
 
-    `folder` is a descriptor of the folder that it was seen in, open until the next one is asked for.
+    `folder` is a descriptor of the folder that it was seen in, open until the next one is asked for. `seems_cut` says
+    that it has waited in vain for an end of its own.
     """
 
     path: str
     settled_at: float
     scorer: Scorer
     folder: int
+    seems_cut: bool = False
 
 
 class Intake:
@@ -97,6 +101,11 @@ class Intake:
         self._failed: set[str] = set()
         self._blocked: dict[str, OSError] = {}
         self._files_in: dict[str, int] = {}
+        self._seem_cut: set[str] = set()
+        # By product: images that seemed cut off and were whole.
+        self._ended_so: Counter[str] = Counter()
+        self.found_open = False
+        """Whether a folder could be listed that could not before, and may not be watched; whoever looks resets it."""
         self.waiting: dict[str, int] = {}
         """Files by product that wait for a model, as of the last scan."""
 
@@ -140,11 +149,14 @@ class Intake:
         self._settling.left_out.clear()
         if again:
             self._failed.clear()
+            self._seem_cut.clear()
             self._blocked.clear()
             self._odd.begin()
         self.waiting, self._files_in, waits = {}, {}, self._odd.paths()
         for folder in walk(self._incoming, self._names, self._note_unlisted):
-            self._odd.clear(_in_root(folder.path), "scan")
+            if folder.path and _in_root(folder.path) in waits and self._odd.waits(_in_root(folder.path), "scan"):
+                self._odd.clear(_in_root(folder.path), "scan")
+                self.found_open = True
             self._say_links(folder)
             self._files_in[folder.path] = len(folder.files)
             if folder.files and _in_root(folder.path) in waits:
@@ -180,7 +192,9 @@ class Intake:
                         if settled_at is not None:
                             self._turns.took(folder)
                             took += 1
-                            yield Ready(path, settled_at, scorer, self._held.open(path.rpartition("/")[0]))
+                            lies_in = self._held.open(path.rpartition("/")[0])
+                            yield Ready(path, settled_at, scorer, lies_in, path in self._seem_cut)
+                            self._seem_cut.discard(path)
                 limit -= took
                 if not took:
                     self._ready.discard(folder)
@@ -201,6 +215,12 @@ class Intake:
         else:
             self._failed.add(path)
             self._note(path, step, error)
+
+    def ended_so(self, product: str) -> None:
+        """Take note that an image of `product` seemed cut off and was whole: a camera may end all of its files so."""
+        self._ended_so[product] += 1
+        if self._ended_so[product] == ENDED_SO_MAX:
+            log.info("images end unlike their format; they wait for no more", extra=fields(product=product))
 
     def claimed(self, path: str) -> None:
         """Take note that the file at `path` has left: it waits for nothing here any more."""
@@ -337,8 +357,10 @@ class Intake:
         """Return when (monotonic s) a file that seems cut off is taken all the same; long ago for one that does not."""
         head = os.pread(descriptor, HEAD_BYTES, 0)
         tail = os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)) if size > HEAD_BYTES else head
-        if not size or looks_whole(head, tail, size):
+        self._seem_cut.discard(path)
+        if not size or looks_whole(head, tail, size) or self._ended_so[_product(folder_of(path))] >= ENDED_SO_MAX:
             return float("-inf")
+        self._seem_cut.add(path)
         return (self._settling.unchanged_since(path) or 0.0) + self._truncated_wait_s
 
     def _can_score(self, folder: str, files: int) -> bool:

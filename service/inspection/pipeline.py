@@ -105,6 +105,7 @@ class Pipeline:
         self._tried: str | None = None
         # Those that could not be read in this run, which did not end for it: they need not be alone.
         self._unread: set[str] = set()
+        self._seem_cut: set[str] = set()
         self._unread_again: deque[Claim] = deque()
         self._later: list[tuple[float, Claim]] = []
         self._unsynced: list[tuple[float, InspectedImage]] = []
@@ -234,6 +235,8 @@ class Pipeline:
             self._intake.claimed(ready.path)
             if claim is not None:
                 self._in_flight[claim.id] = claim
+                if ready.seems_cut:
+                    self._seem_cut.add(claim.id)
                 self._decode(claim, ready.scorer, None if backlogged else self._intake.shadow(claim))
         self._claims.let_go()
 
@@ -272,6 +275,8 @@ class Pipeline:
         if self._tried == claim.id:
             self._tried = None
         self._unread.discard(claim.id)
+        seemed_cut = claim.id in self._seem_cut
+        self._seem_cut.discard(claim.id)
         try:
             read = future.result()
         except DecodeError as error:
@@ -289,6 +294,8 @@ class Pipeline:
         else:
             self._odd.clear(claim.path, "read")
             if isinstance(read, Decoded):
+                if seemed_cut:
+                    self._intake.ended_so(claim.product)
                 self._batcher.add(read, now)
             elif read.error_code == DECODER_ENDED:
                 self._suspect(read)

@@ -153,12 +153,13 @@ def test_incoming_that_is_replaced_is_watched_anew_at_once(tmp_path: Path) -> No
         dropped = [put(root, "before.png", 1)]
         wait_until(settled(root, 1), "one sorted")
         (root / "incoming").rename(root / "x")
+        wait_until(lambda: '"watching": "polling"' in status_text(root), "that nothing is watched to be said")
         (root / "incoming").mkdir()
         dropped.append(put(root, "meanwhile.png", 2))
         wait_until(settled(root, 2), "the second sorted, long before the next rescan", 20)
         dropped.append(put(root, "after.png", 3))
         wait_until(settled(root, 3), "the third sorted by an event", 20)
-        assert json.loads((root / "processing/main/.status.json").read_text())["watching"] == "events"
+        wait_until(lambda: '"watching": "events"' in status_text(root), "that events are back to be said")
         assert process.stop() == 0, process.log_text()
     assert problems(root, dropped) == []
 

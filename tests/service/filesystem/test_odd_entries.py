@@ -71,13 +71,15 @@ def test_statuses_of_running_daemons_are_told_together_whatever_they_say() -> No
     assert told["files"] == 4 and told["by_reason"] == {"Permission denied": 4} and len(told["first"]) == 2
 
 
-def test_advice_names_owner_and_mode_of_what_is_in_the_way(tmp_path: Path) -> None:
+def test_advice_names_owner_and_mode_of_what_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "incoming" / "2026-11-27"
     folder.mkdir(parents=True)
     folder.chmod(0o750)
     told = advice_on(tmp_path, "incoming/2026-11-27/gone/a.png", "claim", errno.EACCES)
     assert told.startswith("incoming/2026-11-27 belongs to ") and "mode 0750" in told and "chmod g+rwxs" in told
-    (folder / "a.png").touch(0o600)
+    (folder / "a.png").touch(0o200)
+    assert "chmod u+rw it" in advice_on(tmp_path, "incoming/2026-11-27/a.png", "read", errno.EACCES)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert "chmod g+r it" in advice_on(tmp_path, "incoming/2026-11-27/a.png", "read", errno.EACCES)
     assert "lsattr" in advice_on(tmp_path, "incoming/2026-11-27/a.png", "claim", errno.EPERM)
     folder.chmod(0o1777)

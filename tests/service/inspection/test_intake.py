@@ -8,7 +8,7 @@ import pytest
 
 from service.filesystem.file_state import NameFilter
 from service.filesystem.odd_entries import OddEntries
-from service.inspection.intake import TRUNCATED_WAIT_S, Intake
+from service.inspection.intake import ENDED_SO_MAX, TRUNCATED_WAIT_S, Intake
 from service.inspection.settle import Settling
 from service.inspection.watch import Hint
 from service.scoring.scorers import Scorer, ScorerCache
@@ -157,3 +157,18 @@ def test_link_for_the_folder_of_a_product_is_said_and_one_to_an_image_ignored(tm
     (tmp_path / "incoming/flange").unlink()
     waiting.scan(now=2.0)
     assert odd.all() == []
+
+
+def test_camera_whose_files_all_end_so_waits_for_no_more(tmp_path: Path) -> None:
+    waiting = intake(tmp_path, "gears")
+    for number in range(ENDED_SO_MAX + 1):
+        (tmp_path / f"incoming/gears/{number}.png").write_bytes(image_bytes(20, size=(300, 200))[:-20])
+    waiting.scan(now=10.0)
+    assert list(waiting.take_ready(11.5, 8)) == []
+    taken = list(waiting.take_ready(10.1 + TRUNCATED_WAIT_S, ENDED_SO_MAX))
+    assert [ready.seems_cut for ready in taken] == [True] * ENDED_SO_MAX
+    for _ in taken:
+        waiting.ended_so("gears")
+    (tmp_path / "incoming/gears/new.png").write_bytes(image_bytes(20, size=(300, 200))[:-20])
+    waiting.take_hints([Hint("gears/new.png", closed=True)], now=30.0)
+    assert [ready.path for ready in waiting.take_ready(30.0, 8)] == [f"gears/{ENDED_SO_MAX}.png", "gears/new.png"]

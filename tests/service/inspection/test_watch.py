@@ -12,6 +12,7 @@ from service.filesystem.open_below import open_file
 from service.filesystem.scan import scan
 from service.inspection.watch import HINTS_MAX, Hint, Watcher
 from service.settings import IGNORED_NAMES
+from tests.faults.mounts import tmpfs
 
 NAMES = NameFilter(IGNORED_NAMES)
 
@@ -190,3 +191,20 @@ def test_watcher_that_lost_its_folder_says_so(events: _Events, tmp_path: Path) -
     for emitter in events.watcher._observer.emitters:  # type: ignore[union-attr]
         emitter.join(5)
     assert not events.watcher.alive()
+
+
+@pytest.mark.parametrize("how", ["moved", "replaced at once"])
+def test_folder_that_is_replaced_asks_for_a_scan_and_to_be_watched_anew(
+    events: _Events, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "incoming").rename(tmp_path / "elsewhere")
+    if how == "replaced at once":
+        (tmp_path / "incoming").mkdir()
+    assert events.woken.wait(10) and events.watcher.take() == ([], True)
+    assert not events.watcher.alive()
+
+
+def test_folder_mounted_over_is_not_the_one_that_is_watched(events: _Events, tmp_path: Path) -> None:
+    # No event tells of a mount; another device and inode do.
+    with tmpfs(tmp_path / "incoming", "size=1m"):
+        assert not events.watcher.alive()
