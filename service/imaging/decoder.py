@@ -48,14 +48,13 @@ class Decoder:
         made = self.run("look", data, size=size, **keywords)
         return _image(made), Appearance(*made.values["appearance"])
 
-    def within(self, data: bytes, side_max: int | None, *, pixels_max: int) -> Pixels:
-        """Return the pixels, uint8 `(H, W, 3)` RGB, upright, with sides of at most `side_max` if given."""
-        return self.run("within", data, side_max=side_max, pixels_max=pixels_max).content
+    def within(self, data: bytes, side_max: int | None, **keywords: Any) -> Pixels:
+        """Return what `decode_within` returns, as uint8 `(H, W, 3)`."""
+        return self.run("within", data, side_max=side_max, **keywords).content
 
-    def jpeg(self, data: bytes, side_max: int | None, *, quality: int, pixels_max: int) -> bytes:
-        """Return the image as a JPEG, with sides of at most `side_max` if given."""
-        made = self.run("jpeg", data, side_max=side_max, quality=quality, pixels_max=pixels_max)
-        return made.content.tobytes()
+    def jpeg(self, data: bytes, side_max: int | None, *, quality: int, **keywords: Any) -> bytes:
+        """Return what `decode_within` returns, as a JPEG of that `quality`."""
+        return self.run("jpeg", data, side_max=side_max, quality=quality, **keywords).content.tobytes()
 
     def format_of(self, data: bytes, *, pixels_max: int) -> str:
         """Return which format `data` has, by its header."""
@@ -85,13 +84,13 @@ def _look(data: bytes, **keywords: Any) -> DecoderAnswer:
     return DecoderAnswer({**made.values, "appearance": (seen.brightness, seen.contrast, seen.sharpness)}, made.content)
 
 
-def _within(data: bytes, side_max: int | None, pixels_max: int) -> DecoderAnswer:
-    return DecoderAnswer({}, np.asarray(decode_within(data, side_max, pixels_max=pixels_max)))
+def _within(data: bytes, **keywords: Any) -> DecoderAnswer:
+    return DecoderAnswer({}, np.asarray(decode_within(data, **keywords)))
 
 
-def _jpeg(data: bytes, side_max: int | None, quality: int, pixels_max: int) -> DecoderAnswer:
+def _jpeg(data: bytes, quality: int, **keywords: Any) -> DecoderAnswer:
     buffer = io.BytesIO()
-    decode_within(data, side_max, pixels_max=pixels_max).save(buffer, "JPEG", quality=quality)
+    decode_within(data, **keywords).save(buffer, "JPEG", quality=quality)
     return DecoderAnswer({}, np.frombuffer(buffer.getvalue(), np.uint8))
 
 

@@ -53,6 +53,7 @@ IDLE_MAX_S = 60.0
 # What a worker has kept beyond this after an image goes by ending it.
 KEPT_BYTES_MAX = 32_000_000
 OOM_SCORE = 500
+PILLOW_LACKS_MEMORY = ("out of memory", "decoder error -9")
 
 STATM = Path("/proc/self/statm")
 _PR_SET_PDEATHSIG = 1
@@ -70,6 +71,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    Image.MAX_IMAGE_PIXELS = None  # the limit of the settings is the only one
     gc.collect()
     gc.freeze()  # so that looking for garbage does not write to memory that the workers share
     _serve(socket.socket(fileno=int(sys.argv[1])))
@@ -204,9 +206,12 @@ def _memory_for_pixels(data: bytes) -> int:
 
 def _for_lack_of_memory(error: DecodeError) -> bool:
     # `decode` tells of all that a library raises in one way, this among it.
-    return error.code == "damaged" and (
-        isinstance(error.__context__, MemoryError) or "out of memory" in str(error.__context__)
-    )
+    cause: BaseException | None = error if error.code == "damaged" else None
+    while cause is not None:
+        if isinstance(cause, MemoryError) or any(words in str(cause) for words in PILLOW_LACKS_MEMORY):
+            return True
+        cause = cause.__context__
+    return False
 
 
 def _read(memory: int, size: int) -> bytes:
