@@ -16,6 +16,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import warnings
@@ -34,6 +35,7 @@ PLUGINS = (BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, Web
 
 TOO_MUCH_MEMORY = "too_much_memory"
 MESSAGE_BYTES_MAX = 1 << 16
+REASON_CHARACTERS_MAX = 2000
 START, END = b"start", b"end"
 BYE = b"bye"
 """What a worker says that ends by itself: whatever it was asked meanwhile it has not begun."""
@@ -42,7 +44,10 @@ BYE = b"bye"
 # time, and what a progressive JPEG keeps of its coefficients.
 BYTES_A_PIXEL = 24
 # Beside the pixels, whatever the format: tables, profiles, texts.
-BYTES_MORE = 48_000_000
+BYTES_MORE = 24_000_000
+# To resize a row takes 16 bytes for each of its pixels, which for the longest line of a line-scan camera is little.
+SIDE_MAX = 500_000
+PNG_SIGNATURE, PNG_HEADER_BYTES = b"\x89PNG\r\n\x1a\n", 24
 # Of a TIFF the header need not be that of the page that is decoded.
 TIFF_PAGES_MAX = 8
 # Beside that memory, room for libraries that are loaded at the first image which needs them.
@@ -162,7 +167,7 @@ def _answer(request: dict[str, Any], memory: int, memory_max: int) -> dict[str, 
             made = TASKS[request["task"]](data, **request["arguments"])
     except DecodeError as error:
         if not _for_lack_of_memory(error):
-            return {"code": error.code, "message": str(error)}
+            return {"code": error.code, "message": str(error)[:REASON_CHARACTERS_MAX]}
     except MemoryError:
         pass
     else:
@@ -191,17 +196,27 @@ def _told(made: DecoderAnswer, memory: int) -> dict[str, Any]:
 
 
 def _memory_for_pixels(data: bytes) -> int:
-    """Return how many bytes the pixels of `data` may take while it is decoded, by its header."""
-    pixels, more = 0, 0
-    # What of the header cannot be read is told by the task itself.
-    with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        pixels = image.width * image.height
-        if image.format == "TIFF":
-            more = BYTES_A_PIXEL * len(data)
-            for page in range(1, TIFF_PAGES_MAX):
-                image.seek(page)
-                pixels = max(pixels, image.width * image.height)
-    return BYTES_A_PIXEL * pixels + more
+    """Return how many bytes the pixels of `data` may take while it is decoded, by its header.
+
+    Raises DecodeError for a side that no camera has.
+    """
+    sizes, more = [(0, 0)], 0
+    if data[:8] == PNG_SIGNATURE and len(data) >= PNG_HEADER_BYTES:
+        # By hand: Pillow would unpack all the texts before the pixels, and again when it decodes.
+        sizes.append(struct.unpack(">II", data[16:PNG_HEADER_BYTES]))
+    else:
+        # What of the header cannot be read is told by the task itself.
+        with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            sizes.append(image.size)
+            if image.format == "TIFF":
+                more = BYTES_A_PIXEL * len(data)
+                for page in range(1, TIFF_PAGES_MAX):
+                    image.seek(page)
+                    sizes.append(image.size)
+    width, height = max(sizes, key=max)
+    if max(width, height) > SIDE_MAX:
+        raise DecodeError("too_many_pixels", f"expected sides of at most {SIDE_MAX} pixels; found {width} x {height}")
+    return BYTES_A_PIXEL * max(wide * high for wide, high in sizes) + more
 
 
 def _for_lack_of_memory(error: DecodeError) -> bool:

@@ -152,6 +152,13 @@ def test_image_that_takes_more_memory_than_is_allowed_is_told_so(mode: str) -> N
         small.close()
 
 
+def test_side_that_no_camera_has_is_refused_before_decoding(processes: DecoderProcesses) -> None:
+    with pytest.raises(DecodeError, match="500000 pixels; found 600000 x 1") as told:
+        processes.decode(encoded(Image.new("L", (600_000, 1))), SIZE)
+    assert told.value.code == "too_many_pixels"
+    assert processes.decode(encoded(Image.new("L", (400_000, 2))), SIZE).width == 400_000
+
+
 def test_image_that_crashes_its_decoder_is_told_by_the_signal_and_the_next_is_read(
     failing: Callable[..., DecoderProcesses],
 ) -> None:
