@@ -33,6 +33,7 @@ from service.imaging.decoder_server import (
     BYTES_MORE,
     END,
     MESSAGE_BYTES_MAX,
+    SHARED_BYTES_KEPT,
     START,
     TOO_MUCH_MEMORY,
 )
@@ -48,8 +49,6 @@ NICENESS_MORE = 5
 BUSY_SHARE = 0.5
 STARTS_MAX = 6
 SERVER_TIMEOUT_S = 60.0
-# Kept from image to image, so that the kernel need not find it each time; beyond that it is given back.
-SHARED_BYTES_KEPT = 4_000_000
 
 
 HARMFUL = frozenset({DECODER_ENDED, TOO_MUCH_MEMORY, TOO_SLOW})
@@ -65,7 +64,7 @@ class DecoderEnded(DecodeError):
 
 def memory_needed(pixels_max: int, file_bytes_max: int) -> int:
     """Return the bytes that decoding the largest image takes, at most."""
-    return BYTES_MORE + BYTES_A_PIXEL * pixels_max + 2 * file_bytes_max
+    return BYTES_MORE + BYTES_A_PIXEL * pixels_max + file_bytes_max
 
 
 class DecoderProcesses(Decoder):

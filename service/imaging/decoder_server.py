@@ -53,6 +53,9 @@ TIFF_PAGES_MAX = 8
 # Beside that memory, room for libraries that are loaded at the first image which needs them.
 LIBRARIES_BYTES = 500_000_000
 
+# Kept from image to image, so that the kernel need not find it each time; beyond that it is given back.
+SHARED_BYTES_KEPT = 4_000_000
+
 TRIM_AFTER_S = 1.0
 IDLE_MAX_S = 60.0
 # What a worker has kept beyond this after an image goes by ending it.
@@ -157,7 +160,9 @@ def _work(channel: socket.socket, memory: int, memory_max: int) -> NoReturn:
 
 def _answer(request: dict[str, Any], memory: int, memory_max: int) -> dict[str, Any]:
     data = _read(memory, request["bytes"])
-    allowed = min(memory_max, BYTES_MORE + 2 * len(data))
+    if len(data) > SHARED_BYTES_KEPT:
+        os.ftruncate(memory, 0)
+    allowed = min(memory_max, BYTES_MORE + len(data))
     try:
         # The header too may be made to take all memory.
         with _in_memory_of(allowed):

@@ -31,9 +31,10 @@ from tests.support.web_process import WebProcess
 LOOK_EVERY_S = 0.01
 PATIENCE_S = 1800.0
 VIEWERS = 6
-# Some bombs are large themselves, and so may a camera's image be: normal work has one of 12 megapixels now and then.
-LARGE_EVERY = 20
-LARGE = (4000, 3000)
+# Some bombs are large themselves, and so are images of some cameras: of every so many one has 12 megapixels and is not
+# compressed, 36 MB, or it has as many in a JPEG.
+LARGE_EVERY = 10
+LARGE = ((4000, 3000), "BMP"), ((4000, 3000), "JPEG")
 
 
 class MemoryWatch:
@@ -86,10 +87,12 @@ def feed(root: Path, files: Sequence[tuple[str, bytes]], gap_s: float) -> None:
 
 def normal_images(count: int, seed: int) -> list[tuple[str, bytes]]:
     """Return names and contents of `count` images as cameras drop them."""
-    return [
-        (f"normal-{seed}-{number:05}.jpg", camera_image(seed + number, *([LARGE] if number % LARGE_EVERY == 5 else [])))
-        for number in range(count)
-    ]
+    return [(f"normal-{seed}-{number:05}.jpg", _normal_image(number, seed)) for number in range(count)]
+
+
+def _normal_image(number: int, seed: int) -> bytes:
+    nth, rest = divmod(number, LARGE_EVERY)
+    return camera_image(seed + number, *(LARGE[nth % len(LARGE)] if rest == LARGE_EVERY // 2 else ()))
 
 
 def sort(process: DaemonProcess, files: Sequence[tuple[str, bytes]], gap_s: float, done: int) -> dict[str, Any]:

@@ -118,12 +118,12 @@ KINDS: Mapping[str, Callable[[random.Random], bytes]] = {
 }
 
 
-def camera_image(seed: int, size: tuple[int, int] = (1500, 1000)) -> bytes:
-    """A JPEG as a camera would write it, dark enough to be normal to a version that scores by brightness."""
+def camera_image(seed: int, size: tuple[int, int] = (1500, 1000), image_format: str = "JPEG") -> bytes:
+    """An image as a camera would write it, dark enough to be normal to a version that scores by brightness."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 60, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
     buffer = io.BytesIO()
-    small.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
+    small.resize(size, Image.Resampling.BICUBIC).save(buffer, image_format, quality=85)
     return buffer.getvalue()
 
 
