@@ -30,6 +30,7 @@ from service.filesystem.mounts import gone_message
 from service.filesystem.odd_entries import OddEntries
 from service.inspection.claim import Claims, RootTrouble
 from service.inspection.pipeline import Pipeline
+from service.inspection.private_copy import remove_left
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.watch import Watcher
@@ -96,6 +97,7 @@ class Daemon:
         stack.callback(looking.dispose)
         decoder = start_decoder(settings, stack)
         self.claims = Claims(root, settings.instance, self.odd)
+        remove_left(root, self.claims.folder)
         self.claims.prune()
         take_back(root, engine, self.claims)
         maps, mounts = settings.anomaly_maps, self.mounts

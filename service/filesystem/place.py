@@ -148,7 +148,7 @@ def copy_between(source: Place, target: Place) -> str:
                 digest = hashlib.sha256()
                 while data := reading.read(_READ_BYTES):
                     digest.update(data)
-                    _write(writing.fileno(), data)
+                    write_all(writing.fileno(), data)
                 # Some file systems have neither modes nor times of that kind.
                 with suppress(OSError):
                     os.fchmod(writing.fileno(), status.st_mode & 0o777)
@@ -162,7 +162,8 @@ def copy_between(source: Place, target: Place) -> str:
     return digest.hexdigest()
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` to the open file."""
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]

@@ -15,11 +15,12 @@ from service.scoring.shadow import ShadowDecision
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What is known of a file: its state, SHA-256 in hex and size in bytes."""
+    """What is known of a file: its state, SHA-256 in hex, size in bytes, and whether a private copy lies beside it."""
 
     state: FileState | None = None
     sha256: str | None = None
     bytes: int | None = None
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

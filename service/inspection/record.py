@@ -21,12 +21,12 @@ from models.regions import Region
 from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import OddEntries
-from service.filesystem.open_below import state_below
 from service.imaging.decoder import Decoder
 from service.inspection.anomaly_maps import AnomalyMaps, regions_shown
 from service.inspection.claim import Claim, Claims
 from service.inspection.deliver import Delivery, Move, deliver
 from service.inspection.inspected_image import InspectedImage
+from service.inspection.private_copy import take_place
 from service.inspection.relocate import finished_as, relocate
 from service.names import destination, shown_name
 from service.root import QUARANTINE
@@ -93,10 +93,10 @@ class Recorder:
         report = BatchReport()
         kept = []
         for one in batch:
-            if one.file.state is not None and state_below(one.claim.path, self._root) != one.file.state:
-                report.changed.append(one.claim)
-            else:
+            if self._is_as_judged(one):
                 kept.append(one)
+            else:
+                report.changed.append(one.claim)
         report.unsynced = self._claims.sync(one.claim for one in kept)
         kept = [one for one in kept if one.claim.id not in report.unsynced]
         if not kept:
@@ -112,6 +112,12 @@ class Recorder:
         moves = [Move(one.claim.id, one.claim.path, records[one.claim.id].destination, one.file.sha256) for one in kept]
         self._finish(kept, records, deliver(self._root, moves, self._mounts, self.odd), report)
         return report
+
+    def _is_as_judged(self, one: InspectedImage) -> bool:
+        """Return whether the file of `one` is the one that was read; from then on nobody can change its bytes."""
+        if one.file.state is not None and state_below(one.claim.path, self._root) != one.file.state:
+            return False
+        return not one.file.copied or take_place(self._root, one.claim.path, one.claim.id)
 
     def finish_moves(self, moves: Sequence[Move], again: Collection[str]) -> dict[str, Finished]:
         """Finish what an earlier run recorded or a label asked for; `source` is where a file was seen.

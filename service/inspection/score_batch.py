@@ -15,6 +15,7 @@ from service.imaging.decode import DecodedImage, DecodeError, read_file
 from service.imaging.decoder import Decoder
 from service.inspection.claim import Claim
 from service.inspection.inspected_image import FileFacts, InspectedImage
+from service.inspection.private_copy import keep_private
 from service.scoring.decide import ScoreNotFinite
 from service.scoring.scorers import Scorer
 from service.scoring.shadow import InShadow, Shadow, decide_in_shadow
@@ -49,7 +50,8 @@ def read_claim(
     was read and is not an image, or that ended its decoder; what cannot be read raises as in `read_file`.
     """
     file = read_file(root / claim.path, file_bytes_max=file_bytes_max, durable=True, below=root)
-    facts = FileFacts(file.state, file.sha256, len(file.data))
+    copied = keep_private(root, claim.path, claim.id, file)
+    facts = FileFacts(file.state, file.sha256, len(file.data), copied)
     decoder = decoder or Decoder()
     with decoding or nullcontext():
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, Select, inspect, select
 
 from service.filesystem.open_below import MissingBelow
-from service.filesystem.place import OpenFolders
+from service.filesystem.place import OpenFolders, place_of
 from service.filesystem.row_path import IMAGE_FOLDERS, is_refused
 from service.names import printable
 from service.root import TRAINING
@@ -91,6 +91,23 @@ def look_at_files(engine: Engine, root: Path, *, content: bool) -> RowsWithFiles
             except OSError as error:
                 found.unreadable.add(f"{path}: {error.strerror or error}")
     return found
+
+
+def is_changed(root: Path, path: str, size: int | None, sha256: str | None, bytes_max: int) -> bool:
+    """Return whether the file at `path` has other bytes than those that were judged, as far as that can be told.
+
+    A file above `bytes_max` is known by its size alone.
+    """
+    if sha256 is None:
+        return False
+    try:
+        with place_of(root, path) as place:
+            status = place.status()
+            if status is None:
+                return False
+            return status.st_size != size or (status.st_size <= bytes_max and place.sha256() != sha256)
+    except OSError:
+        return False
 
 
 def _pages(engine: Engine, statement: Select[Any], last: str | int) -> Iterator[Any]:

@@ -305,7 +305,7 @@ def test_label_during_the_first_delivery_leaves_one_file_where_the_label_says(
 
     if moment == "in the middle of a copy":
         monkeypatch.setattr(Place, "rename", other_device)
-        monkeypatch.setattr("service.filesystem.place._write", label_and_write)
+        monkeypatch.setattr("service.filesystem.place.write_all", label_and_write)
     monkeypatch.setattr("service.inspection.record.deliver", deliver_and_label)
     drop("good.png", brightness=10)
     house.settle_and_run()

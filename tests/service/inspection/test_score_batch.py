@@ -26,8 +26,10 @@ class Anything:
 
 
 def claimed(root: Path, content: bytes) -> Claim:
-    (root / "a.jpg").write_bytes(content)
-    return Claim("id", 1, "default", "a.jpg", "a.jpg", datetime.now(UTC), 0.0)
+    path = root / "processing/main/a.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return Claim("id", 1, "default", "processing/main/a.jpg", "a.jpg", datetime.now(UTC), 0.0)
 
 
 def jpeg() -> bytes:

@@ -134,6 +134,16 @@ def test_removed_file_is_a_drawing_that_says_so_and_the_page_stays(visitor: Visi
     assert visitor.get(f"/images/{ids[0]}").status_code == 200
 
 
+def test_page_of_an_image_says_that_its_file_is_not_the_one_that_was_judged(visitor: Visitor, ids: list[str]) -> None:
+    said = "is not the one that was judged"
+    assert said not in visitor.page(f"/images/{ids[1]}").html
+    path = visitor.root / visitor.json(f"/images/{ids[1]}")["path"]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert said in visitor.page(f"/images/{ids[1]}").html
+
+
 def test_thumbnail_is_small_kept_and_made_anew_when_its_cache_is_gone(visitor: Visitor, ids: list[str]) -> None:
     first = visitor.get(f"/images/{ids[0]}/thumb")
     assert first.headers["content-type"] == "image/jpeg"
