@@ -1,4 +1,8 @@
+import errno
+import os
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -6,15 +10,18 @@ import pytest
 from sqlalchemy import Engine
 
 from models.registry import file_sha256
+from service.filesystem.place import Place
 from service.inspection.claim import Claim, Claims
 from service.inspection.record import Recorder
 from service.inspection.recover import Action, Recovered, plan, recover
+from service.names import new_id
 from service.storage import images
 from service.storage.database.open import open_database
 from service.storage.images import Finished, ImageRecord, StoredImage
 
 EACH_DATABASE = True
 
+FEW = 4
 DESTINATION = "normal/default/2026-11-22/a.{id}.png"
 
 
@@ -209,3 +216,62 @@ def test_rows_of_another_instance_are_left_to_it(house: House) -> None:
         house.root, house.engine, other, recorder, in_flight=(), attempts_max=3, has_model=lambda _: True
     )
     assert recovered == Recovered() and house.state == "scored"
+
+
+def test_what_waits_for_a_folder_is_tried_a_few_at_a_time_and_holds_up_no_other(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.inspection.recover.MOVES_A_FOLDER", FEW)
+    house.record()
+    with house.engine.connect() as connection:
+        [row] = images.find(connection, [house.claim.id]).values()
+    bad = [_waiting(house, row, "normal/bad/2026-11-22") for _ in range(3 * FEW)]
+    good = [_waiting(house, row, "normal/good/2026-11-22") for _ in range(3 * FEW)]
+    tried: Counter[str] = Counter()
+    real = Place.rename
+    refusing = set(bad)
+
+    def rename(place: Place, target: Place) -> None:
+        id = place.name[:26]
+        tried[id] += 1
+        if id in refusing:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        real(place, target)
+
+    monkeypatch.setattr(Place, "rename", rename)
+    claims = Claims(house.root, "main")
+    recorder = Recorder(house.root, house.engine, claims, anomaly_maps=False)
+
+    def again() -> Recovered:
+        tried.clear()
+        return recover(
+            house.root, house.engine, claims, recorder, in_flight=(), attempts_max=3, has_model=lambda _: True
+        )
+
+    assert again() == Recovered(delivered=len(good) + 1)
+    assert sum(tried[id] for id in bad) == FEW
+    # The next time others of them are tried, and one that can be moved does not wait behind those that cannot.
+    first = {id for id in bad if tried[id]}
+    refusing.discard(bad[-1])
+    again()
+    second = {id for id in bad if tried[id]}
+    assert len(second) == FEW and not first & second
+    assert again().delivered == 1
+    refusing.clear()
+    assert again().delivered == len(bad) - 1
+    assert again() == Recovered() and not recorder.tries
+
+
+def _waiting(house: House, like: StoredImage, folder: str) -> str:
+    """Record an image that waits in `processing/` to be delivered to `folder`; return its id."""
+    id = new_id()
+    claim = house.root / f"processing/main/{id}--1--a.png"
+    claim.write_bytes(id.encode())
+    values = dict.fromkeys(ImageRecord.__dataclass_fields__) | asdict(like)
+    values = {name: values[name] for name in ImageRecord.__dataclass_fields__}
+    values |= {"id": id, "path": f"processing/main/{claim.name}", "destination": f"{folder}/a.{id}.png"}
+    values |= {"score": 1.0, "threshold": 2.0, "p_value": 0.5, "uncertain": False, "model_version": "v1"}
+    values |= {"sha256": file_sha256(claim), "bytes": 26, "decided_at": like.received_at, "attempts": 1}
+    with house.engine.begin() as connection:
+        images.record(connection, [ImageRecord(**values)], None)
+    return id
