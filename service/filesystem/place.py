@@ -29,6 +29,9 @@ class Place:
     name: str
 
     def beside(self, name: str) -> Place:
+        """Return the place of `name` in the same folder; raises ValueError for a name that leads out of it."""
+        if "/" in name or name in ("", ".", ".."):
+            raise ValueError(f"expected the name of a file; found {name!r}")
         return replace(self, name=name)
 
     def status(self) -> os.stat_result | None:

@@ -5,6 +5,7 @@ The errors are real ones where a mount makes them, else made by a hook in the da
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,6 +86,9 @@ def test_names_that_the_disk_of_a_destination_refuses_get_others_which_are_on_re
         dropped.append(drop_into(root, "con", "con.png", image_bytes(20, seed=10)))
         dropped.append(drop_into(root, "caf\u00e9", "aux.png", image_bytes(20, seed=11)))
         dropped.append(drop(root, "good.png", image_bytes(20, seed=12)))
+        # On record it has another name than on the disk, before and after.
+        Path(os.fsdecode(os.fsencode(root) + b"/incoming/latin-\xe9")).mkdir()
+        dropped.append(drop(root, b"latin-\xe9/\xe9.png", image_bytes(20, seed=13)))
         wait_until(settled(root, len(dropped)), "all placed")
         assert problems(root, dropped) == []
         rows = {(row["product"], row["file_name"]): row for row in query(root, "SELECT * FROM results")}
@@ -97,8 +101,9 @@ def test_names_that_the_disk_of_a_destination_refuses_get_others_which_are_on_re
             ("con", "con.png"): ["%63on", "%63on.ID.png"],
             ("caf\u00e9", "aux.png"): ["caf\u00e9", "%61ux.ID.png"],
             ("default", "good.png"): ["default", "good.ID.png"],
+            ("latin-%E9", "\\xe9.png"): ["latin-%E9", "%E9.ID.png"],
         }
-        assert "entry waits" not in process.log_text()
+        assert "entry waits" not in process.log_text() and "missing" not in process.log_text()
 
 
 def test_full_disk_of_one_destination_holds_up_only_what_goes_there(tmp_path: Path) -> None:

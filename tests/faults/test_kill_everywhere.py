@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import time
@@ -20,6 +21,7 @@ import pytest
 
 from service.inspection.claim import Claim, Claims
 from service.inspection.inspected_image import InspectedImage
+from service.inspection.private_copy import PREFIX, remove_left
 from service.inspection.record import Recorder
 from service.inspection.recover import recover
 from service.inspection.score_batch import read_claim, score_and_decide
@@ -43,6 +45,8 @@ FILES = {
     "broken.png": b"no image",
 }
 LABELLED = "normal.png"
+# Somebody keeps a second name of this one, so that a private copy of it takes its place.
+SHARED = "again.png"
 ANY_ID = re.compile(r"\.tmp\.[^ ]*|[0-9A-HJKMNP-TV-Z]{26}")
 MOST_CALLS = 2000
 
@@ -51,6 +55,7 @@ def one_pass(root: Path) -> None:
     """What a start of the daemon does with all that lies in the root, and what a person then says of one image."""
     engine = open_database(root)
     claims = Claims(root, "main")
+    remove_left(root, claims.folder)
     claims.prune()
     take_back(root, engine, claims)
     recorder = Recorder(root, engine, claims, anomaly_maps=True)
@@ -109,6 +114,10 @@ class Course:
             else:
                 folder.unlink()
         shutil.copytree(self._kept / name, self.root, dirs_exist_ok=True)
+        second = self._kept / "second name"
+        second.unlink(missing_ok=True)
+        for path in (*(self.root / "incoming").rglob(SHARED), *(self.root / "processing").rglob(f"[!.]*{SHARED}")):
+            os.link(path, second)
 
     def work(self) -> None:
         one_pass(self.root)
@@ -117,6 +126,7 @@ class Course:
         """What must hold after a whole pass. The partial names of the training set belong to whoever made them."""
         for partial in (self.root / "training").rglob(".tmp.*"):
             partial.unlink()
+        assert not list((self.root / "processing").rglob(f"{PREFIX}*")), f"killed before {where}"
         assert lost_or_twice(self.root, self._dropped) == [], f"killed before {where}"
         rows = {row["file_name"]: row for row in query(self.root, "SELECT * FROM results")}
         assert {name: row["verdict"] for name, row in rows.items()} == {
