@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 LIBRARIES = ("fastapi", "itsdangerous", "jinja2", "python_multipart", "uvicorn")
 BACKLOG = 128
-CONNECTIONS_MAX = 256
 KEEP_ALIVE_S = 15
 STOP_S = 10
 
@@ -76,6 +75,7 @@ def _serve(root: Path, settings: Settings) -> None:
     import uvicorn
 
     from service.web.app import create_app
+    from service.web.connections import BoundedConnection, SeldomInvalid
 
     class Server(uvicorn.Server):
         """uvicorn's server, except that a signal ends it with exit code 0, not by that signal."""
@@ -99,6 +99,7 @@ def _serve(root: Path, settings: Settings) -> None:
             log.info("serving", extra=fields(root=root, address=f"http://{host}:{settings.web_port}"))
             notifier.send("READY=1")
 
+    logging.getLogger("uvicorn.error").addFilter(SeldomInvalid())
     notifier = Notifier()
     listening = _listening(settings)
     config: dict[str, Any] = {
@@ -107,9 +108,11 @@ def _serve(root: Path, settings: Settings) -> None:
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
+        "http": BoundedConnection,
         "ws": "none",
         "lifespan": "on",
-        "limit_concurrency": CONNECTIONS_MAX,
+        # So many at most are taken at once, before any of them can make room.
+        "backlog": BACKLOG,
         "timeout_keep_alive": KEEP_ALIVE_S,
         "timeout_graceful_shutdown": STOP_S,
     }

@@ -138,9 +138,11 @@ def refuses_all(visitor: Visitor, id: str, headers: dict[str, str], writes: Sequ
     assert dump(visitor.root) == before
 
 
-def dump(root: Path) -> list[str]:
+def dump(root: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Return the rows of every table."""
     with sqlite3.connect(root / "tamis.db") as connection:
-        return list(connection.iterdump())
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return {name: connection.execute(f'SELECT * FROM "{name}" ORDER BY 1').fetchall() for [name] in tables}
 
 
 def test_form_of_a_browser_that_says_not_where_it_comes_from_is_refused(reader: Visitor, ids: list[str]) -> None:
