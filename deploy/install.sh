@@ -6,6 +6,7 @@ set -eu
 PYTHON=python3
 SOURCE=
 GROUP=
+TAKE_GROUP=no
 PREFIX=
 DATA=/var/lib/tamis
 ACTION=install
@@ -32,7 +33,9 @@ usage: install.sh [OPTION]...
 
   --source DIR|WHEEL  what to install; default: the folder above this script
   --python PROGRAM    Python 3.11 or later that the environment is made with; default: python3
-  --group NAME        an existing group whose members may drop images and read results
+  --group NAME        an existing group whose members may drop images, read results and sort them anew by dragging;
+                      an upgrade keeps it
+  --no-group          take that access away again
   --rapl              let the service read the processor's energy counters
   --web               install the review page too, as a service of its own on http://localhost:8080
   --no-start          install, but neither enable nor start the services
@@ -87,6 +90,7 @@ parse() {
         --source) need "$@" && SOURCE=$2 && shift ;;
         --python) need "$@" && PYTHON=$2 && shift ;;
         --group) need "$@" && GROUP=$2 && shift ;;
+        --no-group) TAKE_GROUP=yes ;;
         --prefix) need "$@" && PREFIX=${2%/} && shift ;;
         --rapl) RAPL=yes ;;
         --web) WEB=yes ;;
@@ -99,6 +103,9 @@ parse() {
         esac
         shift
     done
+    if [ "$TAKE_GROUP" = yes ] && [ -n "$GROUP" ]; then
+        misuse "expected --group or --no-group; found both"
+    fi
     case $PREFIX in
     '' | /*) ;;
     *) misuse "--prefix: expected an absolute path, found $PREFIX" ;;
@@ -126,13 +133,34 @@ check_install() {
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
         fail "$PYTHON cannot make environments; on Debian: apt-get install python3-venv"
     if [ -n "$GROUP" ] && [ -z "$PREFIX" ]; then
-        getent group "$GROUP" >/dev/null || fail "--group: no such group: $GROUP; make it with: groupadd $GROUP"
+        getent group "$GROUP" >/dev/null ||
+            fail "no such group: $GROUP; make it with: groupadd $GROUP; or take its access away with --no-group"
     fi
     there="$PREFIX$VENV"
     while [ ! -d "$there" ]; do there=$(dirname "$there"); done
     free_kb=$(df -Pk "$there" | awk 'NR == 2 { print $4 }')
     if [ "$DEPENDENCIES" = yes ] && [ ! -x "$PREFIX$VENV/bin/tamis" ] && [ "$free_kb" -lt "$FREE_KB_MIN" ]; then
         fail "$there: expected $FREE_KB_MIN kB free for the environment; found $free_kb kB"
+    fi
+}
+
+# The group of an installation that is there: an upgrade without --group must not lock its members out.
+recall_group() {
+    if [ -n "$GROUP" ] || [ "$TAKE_GROUP" = yes ]; then
+        return
+    fi
+    if [ -f "$PREFIX$DROP_IN" ]; then
+        GROUP=$(sed -n 's/^[[:space:]]*Group[[:space:]]*=[[:space:]]*//p' "$PREFIX$DROP_IN" | tail -n 1)
+    elif [ -d "$PREFIX$DATA/incoming" ] && [ -n "$(find "$PREFIX$DATA/incoming" -prune -perm -0020)" ]; then
+        # The drop-in goes with --uninstall, the folder stays; or somebody gave it to a group by hand.
+        GROUP=$(stat -c %G "$PREFIX$DATA/incoming")
+    fi
+    case $GROUP in
+    # The first of them is a group that is no more.
+    UNKNOWN | root | tamis) GROUP= ;;
+    esac
+    if [ -n "$GROUP" ]; then
+        say "keeping the access of the group $GROUP; --no-group takes it away"
     fi
 }
 
@@ -185,25 +213,46 @@ make_root() {
     as_service "$PREFIX$VENV/bin/tamis" init "$PREFIX$DATA"
     if [ -n "$GROUP" ]; then
         share_root
+    elif [ "$TAKE_GROUP" = yes ]; then
+        unshare_root
     fi
+}
+
+# Runs a command on each folder into which people write: where they drop images, and between which they drag them.
+on_folders_of_people() {
+    for folder in incoming normal anomaly quarantine; do
+        if [ -d "$PREFIX$DATA/$folder" ]; then
+            run find "$PREFIX$DATA/$folder" -type d -exec "$@" {} +
+        fi
+    done
 }
 
 share_root() {
     run chmod -R g+rX "$PREFIX$DATA"
     run find "$PREFIX$DATA" -type d -exec chmod g+s {} +
-    run chmod 2770 "$PREFIX$DATA/incoming"
+    # Whoever moves a file writes into two folders, and not into the file.
+    on_folders_of_people chmod 2770
     system chown -R tamis:"$GROUP" "$DATA"
     if command -v setfacl >/dev/null; then
         # What members make is theirs with their umask; this lets the service take it away all the same.
-        run setfacl -d -m group::rwx,other::--- "$PREFIX$DATA/incoming"
+        on_folders_of_people setfacl -d -m group::rwx,other::---
     else
-        say "note: no setfacl here (package acl); members need umask 002 when they make folders in incoming"
+        say "note: no setfacl here (package acl); members need umask 002 when they make folders"
     fi
     put_group "$DROP_IN"
     if [ "$WEB" = yes ]; then
         # What it moves and draws is for the same people to read.
         put_group "$WEB_DROP_IN"
     fi
+}
+
+unshare_root() {
+    if command -v setfacl >/dev/null; then
+        on_folders_of_people setfacl -k
+    fi
+    run chmod -R g-w,o= "$PREFIX$DATA"
+    run find "$PREFIX$DATA" -type d -exec chmod g-s {} +
+    run rm -f "$PREFIX$DROP_IN" "$PREFIX$WEB_DROP_IN"
 }
 
 put_group() {
@@ -253,6 +302,7 @@ start_service() {
 }
 
 install_all() {
+    recall_group
     check_install
     # An upgrade keeps the page that is there.
     if [ -e "$PREFIX$WEB_UNIT" ]; then

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from service.filesystem.durable import sync_open_folder
 from service.filesystem.file_state import FileState
+from service.filesystem.shared_folder import make_shared_folder
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -173,6 +174,6 @@ def _open_part(name: str, folder: int, make: bool) -> int:
         with suppress(FileNotFoundError):
             return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
         with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=folder)
+            make_shared_folder(name, folder)
             sync_open_folder(folder)
     return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)

@@ -21,6 +21,7 @@ from models.regions import Region
 from service.energy.meter import EnergyMeter
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import OddEntries
+from service.filesystem.open_below import state_below
 from service.imaging.decoder import Decoder
 from service.inspection.anomaly_maps import AnomalyMaps, regions_shown
 from service.inspection.claim import Claim, Claims

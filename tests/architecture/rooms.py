@@ -39,7 +39,7 @@ ROOMS: Mapping[str, str] = {
     "service (settings)": "names cron settings_file settings logs progress_bar",
     "service.filesystem": (
         "durable file_state lease lock_holders mount_table mounts odd_advice odd_entries open_below place "
-        "process_lock row_path scan"
+        "process_lock row_path scan shared_folder"
     ),
     "service (instances)": "instances",
     "service.imaging": (

@@ -24,6 +24,7 @@ DROP_IN = "etc/systemd/system/tamis.service.d/group.conf"
 WEB_UNIT = "etc/systemd/system/tamis-web.service"
 WEB_DROP_IN = "etc/systemd/system/tamis-web.service.d/group.conf"
 ENVIRONMENT = "etc/tamis/tamis.env"
+PEOPLES = ("incoming", "normal", "anomaly", "quarantine")
 
 STAND_IN = """
 import pathlib, sys
@@ -36,8 +37,8 @@ def main():
         return
     assert sys.argv[1] == "init", sys.argv
     root = pathlib.Path(sys.argv[2])
-    (root / "incoming").mkdir(exist_ok=True)
-    (root / "normal").mkdir(exist_ok=True)
+    for name in ("incoming", "normal", "anomaly", "quarantine", "models"):
+        (root / name).mkdir(exist_ok=True)
     (root / "tamis.toml").touch()
 """
 
@@ -134,16 +135,42 @@ def test_second_run_upgrades_and_keeps_what_is_the_owners(
     assert (prefix / DATA / "incoming" / "part.png").read_bytes() == b"picture"
 
 
-def test_group_may_drop_and_read_but_not_write_elsewhere(
+def test_group_may_drop_drag_and_read_and_an_upgrade_keeps_it_until_it_is_taken_away(
     tmp_path: Path, installed: Path, wheels: tuple[Path, Path]
 ) -> None:
     prefix = copy_of(installed, tmp_path)
     done = install("--prefix", prefix, "--source", wheels[0], "--no-deps", "--group", "inspection")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert mode(prefix / DATA / "incoming") == 0o2770
-    assert mode(prefix / DATA / "normal") == 0o2750
+    (prefix / DATA / "normal/flange").mkdir()
+    upgraded = install("--prefix", prefix, "--source", wheels[1], "--no-deps")
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert "keeping the access of the group inspection" in upgraded.stdout
+    # Between the sorted folders members drag images, which writes into the folders.
+    peoples = [prefix / DATA / name for name in (*PEOPLES, "normal/flange")]
+    assert [mode(folder) for folder in peoples] == [0o2770] * 5
+    assert mode(prefix / DATA / "models") == 0o2750
     assert mode(prefix / DATA) == 0o2750
     assert (prefix / DROP_IN).read_text() == "[Service]\nGroup=inspection\nSupplementaryGroups=tamis\nUMask=0027\n"
+    gone = install("--prefix", prefix, "--source", wheels[1], "--no-deps", "--no-group")
+    assert gone.returncode == 0, gone.stderr
+    assert not (prefix / DROP_IN).exists()
+    assert [mode(folder) & 0o2027 for folder in peoples] == [0] * 5
+
+
+@pytest.mark.parametrize(("group", "kept"), [("daemon", True), ("root", False)])
+def test_group_of_the_folder_is_kept_after_an_uninstall(
+    tmp_path: Path, wheels: tuple[Path, Path], group: str, kept: bool
+) -> None:
+    """With what it was shared with before, or by hand; the service's own folders are nobody's else."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a folder to a group")
+    incoming = tmp_path / DATA / "incoming"
+    incoming.mkdir(parents=True)
+    shutil.chown(incoming, group=group)
+    incoming.chmod(0o770)
+    said = install("--prefix", tmp_path, "--source", wheels[0], "--dry-run").stdout
+    assert (f"keeping the access of the group {group}" in said) is kept
+    assert (f"would write: {tmp_path}/{DROP_IN}" in said) is kept
 
 
 def test_page_is_installed_when_asked_for_kept_by_an_upgrade_and_taken_away(
@@ -214,7 +241,9 @@ def test_no_start_neither_enables_nor_starts(wheels: tuple[Path, Path]) -> None:
     assert "systemctl restart" not in done.stdout
 
 
-@pytest.mark.parametrize("options", [["--frobnicate"], ["--prefix"], ["--prefix", "relative/folder"]])
+@pytest.mark.parametrize(
+    "options", [["--frobnicate"], ["--prefix"], ["--prefix", "relative/folder"], ["--group", "a", "--no-group"]]
+)
 def test_wrong_usage_exits_2_with_the_usage(options: list[str]) -> None:
     done = install(*options)
     assert done.returncode == 2

@@ -31,10 +31,16 @@ def exports() -> dict[str, set[str]]:
     return found
 
 
-def test_samba_shares_only_incoming_for_writing() -> None:
+def test_samba_shares_only_incoming_for_writing_to_everybody() -> None:
     shares = {samba()[name]["path"]: samba()[name] for name in samba().sections()}
-    assert set(shares) == WRITABLE | READABLE
+    assert set(shares) == WRITABLE | READABLE | {f"{ROOT}/quarantine"}
     assert {path for path, share in shares.items() if share["read only"] == "no"} == WRITABLE
+
+
+def test_samba_lets_those_on_a_list_drag_between_what_was_sorted() -> None:
+    for name in ("tamis-normal", "tamis-anomaly", "tamis-quarantine"):
+        assert samba()[name]["write list"] == "@inspection"
+        assert samba()[name]["force user"] == "tamis"
 
 
 def test_samba_files_belong_to_the_service_and_are_not_cached_by_clients() -> None:

@@ -16,6 +16,9 @@ need systemd-nspawn systemd-container
 need systemd-analyze systemd
 need shellcheck shellcheck
 need testparm samba-common-bin
+need smbd samba
+need smbclient smbclient
+need nginx nginx-light
 need mkfs.ext4 e2fsprogs
 need ntfs-3g ntfs-3g
 need setpriv util-linux
