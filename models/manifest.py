@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from models.appearance import FIGURES
 from models.errors import ModelCorrupt
@@ -56,6 +56,28 @@ class DraftCheck(_Part):
     images: int | None = None
     max_score_change: Annotated[float, Field(allow_inf_nan=True)] | None = None
     reason: str | None = None
+
+
+class ValueRange(_Part):
+    """Which values of images of more than 8 bits a sample become 0 to 255: `low` to `high`, both among them.
+
+    `source` says whether it was `measured` over `images` of the training or came from a `setting`.
+    """
+
+    low: float
+    high: float
+    source: Literal["measured", "setting"]
+    images: int
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> ValueRange:
+        if not self.low < self.high:
+            raise ValueError("to have a low below its high")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.low, self.high
 
 
 class Backbone(_Part):
@@ -140,6 +162,7 @@ class Manifest(_Part):
     resample: str = "bilinear"
     colour: str = "RGB"
     decode: DraftCheck = Field(default_factory=DraftCheck)
+    value_range: ValueRange | None = None
     stride: int | None = None
     map: str | None = None
     score: str | None = None

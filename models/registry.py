@@ -92,6 +92,13 @@ class ModelVersion:
         return self.manifest.decode.draft
 
     @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Which values of images of more than 8 bits a sample become 0 to 255, low and high; None where none is known,
+        as of versions from before there were any: then 0 to 65535 do.
+        """
+        return None if self.manifest.value_range is None else self.manifest.value_range.ends
+
+    @property
     def created_at(self) -> datetime:
         """When it was made, UTC."""
         return datetime.fromisoformat(self.manifest.created_at).astimezone(UTC)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -36,6 +36,13 @@ TRAINING_FALSE_ALARM_RATE = 0.01
 DECODE_THREADS_MAX = 16
 FOUND_CHARACTERS_MAX = 200
 
+
+def _check_range(ends: tuple[float, float]) -> tuple[float, float]:
+    if not ends[0] < ends[1]:
+        raise ValueError("expected [low, high], the first the lower")
+    return ends
+
+
 # One in a million: a rate of that takes a million normal images to calibrate.
 Rate = Annotated[float, Field(ge=1e-6, lt=1)]
 Cost = Annotated[float, Field(gt=0)]
@@ -44,6 +51,7 @@ Days = Annotated[float, Field(gt=0, le=36_500)]
 Gigabytes = Annotated[float, Field(gt=0, le=1_000_000)]
 Band = Annotated[float, Field(ge=1, le=1000)]
 Suffix = Annotated[str, Field(pattern=r"^\.[^./\x00]{1,15}$")]
+Range = Annotated[tuple[float, float], AfterValidator(_check_range)]
 PolicyName = Literal["false_alarm_rate", "f1", "cost", "fixed"]
 # What each policy needs; `f1` and `cost` also need a model with scores of known anomalies.
 POLICY_NEEDS: dict[str, tuple[str, ...]] = {
@@ -92,6 +100,7 @@ class ProductSettings(BaseModel):
     cost_of_false_alarm: Cost | None = None
     anomaly_prevalence: Rate | None = None
     uncertain_band: Band | None = None
+    value_range: Range | None = None
 
 
 class Settings(BaseSettings):
@@ -201,6 +210,12 @@ class Settings(BaseSettings):
         "review first; 1 is no band",
     )
     anomaly_maps: bool = Field(True, description="write maps/<id>.png for each anomaly and each uncertain image")
+
+    value_range: Range | None = Field(
+        None,
+        description="values of images of more than 8 bits that become black and white, `[low, high]`, from the next "
+        "training on; if not set, they are measured then over its images",
+    )
 
     # Retraining
     burst_gap_s: float = Field(

@@ -118,4 +118,5 @@ def chosen_again(version: ModelVersion, listed: Sequence[ListedImage], found: Ma
         input_size=version.input_size,
         skipped=(),
         roles_given=training.warm_start is not None,
+        value_range=version.manifest.value_range,
     )

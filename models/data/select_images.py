@@ -26,6 +26,7 @@ from models.calibration.split import (
 from models.calibration.thresholds import calibration_images_needed
 from models.detector import UInt8Array
 from models.errors import DatasetError
+from models.manifest import ValueRange
 from models.progress import Progress
 from models.registry import file_sha256
 
@@ -46,6 +47,7 @@ class ProductImages:
 
     `calibrate` are normals that are to calibrate and not to train, where there are enough of them for the rate; the
     `normals` then all train. Where there are not, the two are one and divided as if nothing had been said.
+    `value_range` is the range of values, low and high, where a person sets it.
     """
 
     product: str
@@ -53,6 +55,7 @@ class ProductImages:
     false_alarm_rate: float
     anomalies: Sequence[Path] = ()
     calibrate: Sequence[Path] = ()
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Chosen:
     With the method `split` no image is in both `train` and `calibrate`, with `cross` the two are the same. The
     network never sees `held_out_anomalies`. `skipped` are path and reason, `trimmed` what a fit left out of `train`.
     `roles_given` says that those who calibrate were set apart for it beforehand, and never trained anything.
+    `value_range` is for images of more than 8 bits a sample; None where none of those that train has them.
     """
 
     product: str
@@ -83,6 +87,7 @@ class Chosen:
     skipped: tuple[tuple[Path, str], ...]
     roles_given: bool = False
     trimmed: tuple[TrainingImage, ...] = ()
+    value_range: ValueRange | None = None
 
     def without(self, left_out: Collection[Path]) -> Chosen:
         """Return the same, with the images `left_out` trimmed from those that train."""

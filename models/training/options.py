@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from models.calibration.split import Method
 from models.data.select_images import ImageSize, Read
+from models.data.value_range import ValueStatistics
 from models.fitting.limits import MEMORY_BYTES
 from models.training.draft_check import ReadDraft
 
@@ -56,9 +58,13 @@ class Reading:
     """How images are read. `read` and `image_size` raise one of `unreadable` for an image to be skipped.
 
     `read_draft` reads a draft, as images of the versions will be read where that changes their scores little enough.
+    `check` reads an image for the first time, and says what values one of more than 8 bits a sample has; `in_ranges`
+    gives the reading of images with the ranges of their products, by path.
     """
 
     read: Read
     image_size: ImageSize
     read_draft: ReadDraft | None = None
     unreadable: tuple[type[Exception], ...] = (OSError,)
+    check: Callable[[Path, tuple[int, int]], ValueStatistics | None] | None = None
+    in_ranges: Callable[[Mapping[Path, tuple[float, float]]], Reading] | None = None

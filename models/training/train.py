@@ -45,6 +45,7 @@ from models.runtime.openvino_runtime import allowed_cores
 from models.training.calibrate import FitNetwork, Report, calibrate
 from models.training.draft_check import check_drafts
 from models.training.options import KINDS, PROFILES, Reading, TrainingOptions
+from models.training.ranges import FirstReading, reading_in_ranges
 
 PARITY_IMAGES = 16
 LIBRARIES = ("torch", "timm", "openvino", "numpy", "scikit-learn")
@@ -78,17 +79,8 @@ def train_jointly(
         raise ValueError(f"expected a kind of {sorted(KINDS)}, a profile of {sorted(PROFILES)}; found {found}")
     started, created_at = time.monotonic(), datetime.now(UTC)
     options = _deterministic(options)
-    chosen = list(again) or choose_images(
-        products,
-        kind=options.kind,
-        side=options.image_side,
-        seed=options.seed,
-        read=reading.read,
-        image_size=reading.image_size,
-        unreadable=reading.unreadable,
-        report=report,
-        method=options.method,
-    )
+    chosen = list(again) or _choose(products, options, reading, report)
+    reading = reading_in_ranges(reading, chosen)
     fit, steps = _fitting(options, chosen, reading)
     limits = TrainingLimits(started + 60 * options.minutes_max, options.memory_bytes)
     networks = 1 + (FOLDS if any(each.method == "cross" for each in chosen) else 0)
@@ -142,6 +134,30 @@ def _deterministic(options: TrainingOptions) -> TrainingOptions:
     torch.set_deterministic_debug_mode("error")
     torch.manual_seed(options.seed)
     return options.model_copy(update={"threads": threads})
+
+
+def _choose(
+    products: Sequence[ProductImages], options: TrainingOptions, reading: Reading, report: Report
+) -> list[Chosen]:
+    """Return the images of each product as they are divided, with the range in which they are read."""
+    first = FirstReading(reading)
+    chosen = choose_images(
+        products,
+        kind=options.kind,
+        side=options.image_side,
+        seed=options.seed,
+        read=first.read,
+        image_size=reading.image_size,
+        unreadable=reading.unreadable,
+        report=report,
+        method=options.method,
+    )
+    chosen = first.with_ranges(chosen, products)
+    for each in chosen:
+        if (found := each.value_range) is not None:
+            told = f"{each.product}: values of more than 8 bits: {found.low:g} to {found.high:g} become 0 to 255"
+            report(Progress("reading", found.images, len(each.train), f"{told} ({found.source})"))
+    return chosen
 
 
 def _fitting(options: TrainingOptions, chosen: Sequence[Chosen], reading: Reading) -> tuple[FitNetwork, int]:
@@ -241,6 +257,7 @@ def _manifest(
         resample="bilinear",
         colour="RGB",
         decode=draft,
+        value_range=chosen.value_range,
         stride=fitted.stride,
         map=fitted.map_meaning,
         score=fitted.score_meaning,

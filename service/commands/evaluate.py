@@ -33,7 +33,7 @@ from service.evaluation.learning_curve import job_like, sizes_asked, training_po
 from service.evaluation.outcome import Evaluated, LearningPoint
 from service.evaluation.run import Bench, Work, plan
 from service.evaluation.thumbnails import thumbnail
-from service.imaging.read import image_reader
+from service.imaging.read import image_reader, size_reader
 from service.progress_bar import TrainingLines, scoring_progress
 from service.root import DEFAULT_PRODUCT
 from service.settings import Settings
@@ -138,13 +138,15 @@ def _evaluate_all(bench: Bench, works: Sequence[Work], scores: Path | None) -> l
 def _sections(
     evaluated: Sequence[Evaluated], learned: Sequence[LearningPoint], settings: Settings
 ) -> list[page.Section]:
-    read = image_reader(settings)
+    size_of = size_reader(settings)
 
     def section(one: Evaluated) -> page.Section:
-        pixel_threshold = one.evaluated_version.version.manifest.calibration.pixel_threshold
+        version = one.evaluated_version.version
+        pixel_threshold = version.manifest.calibration.pixel_threshold
+        read = image_reader(settings, value_range=version.value_range)
         mistakes = one.evaluated_version.mistakes
         missed, alarms = (
-            [thumbnail(mistake, pixel_threshold, read) for mistake in worst]
+            [thumbnail(mistake, pixel_threshold, read, size_of) for mistake in worst]
             for worst in (mistakes.missed, mistakes.false_alarms)
         )
         return page.Section(one, missed, alarms, learned)

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, Any] = {
     "cost_of_miss": 100.0,
     "cost_of_false_alarm": 1.0,
     "anomaly_prevalence": 0.01,
+    "value_range": [0.0, 4095.0],
     "retrain_energy_max_wh": 20.0,
     "retrain_carbon_file": "grid_intensity.csv",
     "database_url": "postgresql://tamis@localhost/tamis",

@@ -19,7 +19,7 @@ from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, p
 from service.errors import TamisError
 from service.evaluation.outcome import UNKNOWN
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
-from service.imaging.read import UNREADABLE, image_reader, upright_size
+from service.imaging.read import UNREADABLE, image_reader, size_reader
 from service.names import printable, safe_name, shown_name
 from service.root import DEFAULT_PRODUCT
 from service.scoring.active_versions import load_version
@@ -56,7 +56,8 @@ def score(
             chosen_rate = chosen(connection).get(product)
     decider = decider_of(settings, product, model, false_alarm_rate, chosen_rate)
     detector = load_detector(model, settings.scoring_threads)
-    read = image_reader(settings, draft=model.draft)
+    read = image_reader(settings, draft=model.draft, value_range=model.value_range)
+    size_of = size_reader(settings)
     pixel_threshold = model.manifest.calibration.pixel_threshold
     if not as_json:
         typer.echo(_line({column: column for column in COLUMNS}))
@@ -66,7 +67,8 @@ def score(
         failed += isinstance(outcome, Failure)
         if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
             map_path = None if maps is None else maps / files[outcome.index][1]
-            result["regions"] = [asdict(region) for region in _locate(outcome, pixel_threshold, read, map_path)]
+            regions = _locate(outcome, pixel_threshold, read, size_of(outcome.path), map_path)
+            result["regions"] = [asdict(region) for region in regions]
         if as_json:
             rows.append(result)
         else:
@@ -123,9 +125,10 @@ def _row(outcome: ScoredFile | Failure, decider: ThresholdDecider) -> dict[str, 
     return {"file": shown_name(outcome.path), **{name: getattr(decision, name) for name in DECIDED}, "error": None}
 
 
-def _locate(outcome: ScoredFile, pixel_threshold: float, read: Read, map_path: Path | None) -> Sequence[Region]:
+def _locate(
+    outcome: ScoredFile, pixel_threshold: float, read: Read, size: tuple[int, int], map_path: Path | None
+) -> Sequence[Region]:
     """Return the regions above `pixel_threshold`; with `map_path` draw them there, beside image and map."""
-    size = upright_size(outcome.path)
     regions = regions_of(outcome.map, pixel_threshold, *size)
     if map_path is not None:
         image = read(outcome.path, drawn_size(*size, PANEL_SIDE_MAX))

@@ -152,7 +152,12 @@ def _products(
     if strange := sorted(set(defects) - set(images)):
         raise DatasetError(f"{anomalies}: expected sub-folders named like those of {folder}; found {strange[0]!r}")
     rates = {name: settings.false_alarm_rate_of(name) if asked_rate is None else asked_rate for name in images}
-    return tuple(ProductImages(name, images[name], rates[name], defects.get(name, ())) for name in images)
+    return tuple(
+        ProductImages(
+            name, images[name], rates[name], defects.get(name, ()), value_range=settings.of(name, "value_range")
+        )
+        for name in images
+    )
 
 
 def _refuse_given(context: typer.Context) -> None:

@@ -122,7 +122,7 @@ def job_like(version: ModelVersion, rate: float, settings: Settings, steps: int 
         )
     training = version.manifest.training
     return TrainingJob(
-        products=(ProductImages(version.product, (), rate),),
+        products=(ProductImages(version.product, (), rate, value_range=settings.of(version.product, "value_range")),),
         models_root=Path(),
         kind=version.kind,
         profile=version.manifest.profile or "balanced",

@@ -24,7 +24,7 @@ from service.errors import TamisError, UsageError
 from service.evaluation.learning_curve import job_like, learning_curve
 from service.evaluation.outcome import Evaluated, EvaluatedVersion, LearningPoint, compare
 from service.evaluation.worst_mistakes import WorstMistakes
-from service.imaging.read import UNREADABLE, image_reader, upright_size
+from service.imaging.read import UNREADABLE, image_reader, size_reader
 from service.names import shown_name
 from service.scoring.active_versions import has_champion, load_version
 from service.scoring.threshold_policy import policy_of, threshold_of
@@ -165,8 +165,8 @@ class Bench:
                 load_detector(version, self.settings.scoring_threads),
                 work.samples,
                 threshold,
-                image_reader(self.settings, draft=version.draft),
-                upright_size,
+                image_reader(self.settings, draft=version.draft, value_range=version.value_range),
+                size_reader(self.settings),
                 unreadable=UNREADABLE,
                 decode_threads=self.settings.decoders,
                 report=report,

@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image
 
 from models.data.datasets import read_mask
+from models.data.select_images import ImageSize
 from models.detector import UInt8Array
 from models.errors import DatasetError
 from models.evaluation.evaluate import Read
 from models.evaluation.metrics import common_size, shrunk_mask
 from service.evaluation.worst_mistakes import Mistake
 from service.imaging.overlay import overlay
-from service.imaging.read import UNREADABLE, upright_size
+from service.imaging.read import UNREADABLE
 
 SIDE_MAX = 400
 _QUALITY = 85
@@ -36,12 +37,12 @@ class Thumbnail:
     error: str | None = None
 
 
-def thumbnail(mistake: Mistake, pixel_threshold: float, read: Read) -> Thumbnail:
+def thumbnail(mistake: Mistake, pixel_threshold: float, read: Read, size_of: ImageSize) -> Thumbnail:
     """Return `mistake` drawn, at most `SIDE_MAX` pixels on the longer side: its image, read again, with the labelled
     defect outlined, and its map over it.
     """
     try:
-        size = common_size(*upright_size(mistake.sample.path), SIDE_MAX)
+        size = common_size(*size_of(mistake.sample.path), SIDE_MAX)
         image = read(mistake.sample.path, size)
     except UNREADABLE as error:
         return Thumbnail(mistake, None, None, None, error=str(error))

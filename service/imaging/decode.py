@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +35,8 @@ __all__ = [
     "DecodedImage",
     "FileBytes",
     "StillChanging",
+    "ValueRange",
+    "check",
     "decode",
     "decode_within",
     "format_of",
@@ -53,7 +55,8 @@ PIXELS_MAX = 60_000_000
 DRAFT_SCALES = (8, 4, 2)
 DRAFT_OVERSAMPLING = 2
 
-ValueRange = tuple[float, float]
+ValueRange = Sequence[float]
+"""Low and high."""
 T = TypeVar("T")
 
 _BAND_ROWS = 256
@@ -76,7 +79,7 @@ class FileBytes:
 class DecodedImage:
     """A decoded image: `pixels` uint8 `(H, W, 3)` RGB at the asked size; `height`, `width` as dropped, upright;
     `drafted`: less than all of it was decoded, a JPEG at a half, a quarter or an eighth; `deep`: it has more than 8
-    bits a sample, of which `value_range` (low, high) became 0 to 255; `remark`: what a person should know of it.
+    bits a sample, so that its pixels depend on a range; `remark`: what a person should know of it, and its short name.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -85,8 +88,8 @@ class DecodedImage:
     mode: str
     drafted: bool = False
     deep: bool = False
-    value_range: ValueRange | None = None
-    remark: Remark | None = None
+    remark_code: str | None = None
+    remark: str | None = None
 
 
 def read_image(path: Path, size: tuple[int, int], *, draft: bool = False) -> npt.NDArray[np.uint8]:
@@ -154,18 +157,17 @@ def decode(
     not read, or have no defined range.
     """
 
-    def whole(content: bytes) -> DecodedImage:
+    def whole(content: bytes) -> tuple[DecodedImage, Remark | None]:
         with open_image(content, pixels_max) as opened:
             swapped = opened.orientation in SWAPS_SIDES
             width, height = (opened.height, opened.width) if swapped else (opened.width, opened.height)
             shown = _upright(opened, size[::-1] if swapped else size, draft, value_range)
             pixels = np.asarray(shown.image, dtype=np.uint8)
-            return DecodedImage(
-                pixels, height, width, opened.mode, shown.drafted, opened.deep, value_range, shown.remark
-            )
+            return DecodedImage(pixels, height, width, opened.mode, shown.drafted, opened.deep), shown.remark
 
-    image, ended = _completed_if_cut(data, whole)
-    return image if ended is None else replace(image, remark=ended.with_other(image.remark))
+    (image, of_values), of_end = _completed_if_cut(data, whole)
+    remark = of_end.with_other(of_values) if of_end else of_values
+    return image if remark is None else replace(image, remark_code=remark.code, remark=remark.text)
 
 
 def measure(data: bytes, *, pixels_max: int = PIXELS_MAX) -> ValueStatistics | None:
@@ -178,6 +180,17 @@ def measure(data: bytes, *, pixels_max: int = PIXELS_MAX) -> ValueStatistics | N
             return None
         with as_damaged(opened.format):
             return statistics(opened.samples)
+
+
+def check(data: bytes, size: tuple[int, int], *, pixels_max: int = PIXELS_MAX) -> ValueStatistics | None:
+    """Decode the image in `data` to know that it can be; return what values it has, None for up to 8 bits a sample.
+
+    Raises DecodeError as `decode`, but not for values without a defined range.
+    """
+    statistics_found = measure(data, pixels_max=pixels_max)
+    if statistics_found is None:
+        decode(data, size, pixels_max=pixels_max)
+    return statistics_found
 
 
 def format_of(data: bytes, *, pixels_max: int = PIXELS_MAX) -> str:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from models.appearance import Appearance, appearance_of
 from service.imaging.decode import DecodedImage, decode, decode_within, format_of
-from service.imaging.remark import Remark
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -67,15 +66,11 @@ _DESCRIBING = tuple(field.name for field in fields(DecodedImage) if field.name !
 
 def _decode(data: bytes, **keywords: Any) -> DecoderAnswer:
     image = decode(data, **keywords)
-    values = {name: getattr(image, name) for name in _DESCRIBING}
-    remark = image.remark and (image.remark.code, image.remark.text)
-    return DecoderAnswer({**values, "remark": remark}, image.pixels)
+    return DecoderAnswer({name: getattr(image, name) for name in _DESCRIBING}, image.pixels)
 
 
 def _image(made: DecoderAnswer) -> DecodedImage:
-    values = {name: made.values[name] for name in _DESCRIBING}
-    remark = values["remark"]
-    return DecodedImage(made.content, **{**values, "remark": remark and Remark(*remark)})
+    return DecodedImage(made.content, **{name: made.values[name] for name in _DESCRIBING})
 
 
 def _look(data: bytes, **keywords: Any) -> DecoderAnswer:

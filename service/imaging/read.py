@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.data.select_images import ImageSize
 from models.detector import UInt8Array
 from models.evaluation.evaluate import Read
 from service.imaging.decode import DecodeError, StillChanging, decode, image_size, read_file
@@ -13,16 +14,18 @@ UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 """What reading one image raises where only that image is to blame."""
 
 
-def image_reader(settings: Settings, *, draft: bool = False) -> Read:
-    """Return how images are read; with a version's `draft`, as those that calibrated it were."""
+def image_reader(settings: Settings, *, draft: bool = False, value_range: tuple[float, float] | None = None) -> Read:
+    """Return how images are read; with a version's `draft` and `value_range`, as those that calibrated it were."""
 
     def read(path: Path, size: tuple[int, int]) -> UInt8Array:
         file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
-        return decode(file.data, size, pixels_max=settings.pixels_max, draft=draft).pixels
+        limit = settings.pixels_max
+        return decode(file.data, size, pixels_max=limit, draft=draft, value_range=value_range).pixels
 
     return read
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """Return the height and width of the image at `path`, upright."""
-    return image_size(path.resolve())
+def size_reader(settings: Settings) -> ImageSize:
+    """Return what gives the height and width of the image at a path, upright."""
+    limits = {"file_bytes_max": settings.file_bytes_max, "pixels_max": settings.pixels_max}
+    return lambda path: image_size(path.resolve(), **limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.imaging.samples import FULL_RANGE, Rendered, Samples
@@ -29,9 +30,7 @@ def without_end() -> Remark:
     return Remark("no_end_marker", "expected an end marker; found a JPEG without one, whose pixels are all there")
 
 
-def of_range(
-    samples: Samples | None, rendered: Rendered | None, value_range: tuple[float, float] | None
-) -> Remark | None:
+def of_range(samples: Samples | None, rendered: Rendered | None, value_range: Sequence[float] | None) -> Remark | None:
     """Return what is said of an image whose values do not fit the range of the model, None if they do.
 
     `samples` is None for an image of up to 8 bits, that comes through as it is.
@@ -65,11 +64,11 @@ def of_range(
     )
 
 
-def is_full_scale(value_range: tuple[float, float]) -> bool:
+def is_full_scale(value_range: Sequence[float]) -> bool:
     """Return whether `value_range` is all that some number of bits can hold, as 0 to 4095, or 0 to 1."""
     low, high = value_range
     return low == 0 and (high == 1 or (high > 1 and float(high).is_integer() and int(high) & (int(high) + 1) == 0))
 
 
-def _told(value_range: tuple[float, float]) -> str:
+def _told(value_range: Sequence[float]) -> str:
     return f"{value_range[0]:g} to {value_range[1]:g}"

@@ -6,7 +6,7 @@ scale is what the bits can hold; above that, the range that becomes 0 to 255 is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,7 +82,7 @@ class Rendered:
     extremes: tuple[float, float] = (0.0, 0.0)
 
 
-def render(samples: Samples, value_range: tuple[float, float] | None) -> Rendered:
+def render(samples: Samples, value_range: Sequence[float] | None) -> Rendered:
     """Return `samples` as 8 bits a channel; of deep ones `value_range` (low, high) becomes 0 to 255.
 
     Without it, it is that of 16 bits. Raises DecodeError with the code `mode` for what has none then.
@@ -140,11 +140,13 @@ def statistics(samples: Samples) -> ValueStatistics:
         return ValueStatistics(samples.kind, 0.0, 0.0, 0.0, 0.0)
     if exact:
         reached = np.cumsum(counts)
-        total = int(reached[-1])
-        low, high = (float(np.searchsorted(reached, q * (total - 1), side="right")) for q in (_TAIL, 1 - _TAIL))
+        last = int(reached[-1]) - 1
+        ranks = (int(np.floor(_TAIL * last)), int(np.ceil((1 - _TAIL) * last)))
+        low, high = (float(np.searchsorted(reached, rank, side="right")) for rank in ranks)
     else:
         values = np.concatenate(thinned) if any(part.size for part in thinned) else np.array([least, greatest])
-        low, high = (float(np.quantile(values, q, method="nearest")) for q in (_TAIL, 1 - _TAIL))
+        low = float(np.quantile(values, _TAIL, method="lower"))
+        high = float(np.quantile(values, 1 - _TAIL, method="higher"))
     return ValueStatistics(samples.kind, least, greatest, low, high)
 
 

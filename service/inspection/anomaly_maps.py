@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from models.detector import UInt8Array
 from models.regions import Region
-from service.imaging.decode import PIXELS_MAX, DecodedImage, DecodeError, StillChanging, read_file
+from service.imaging.decode import DecodedImage, DecodeError, StillChanging, read_file
 from service.imaging.decoder import Decoder
 from service.imaging.overlay import DRAWN_SIDE_MAX, draw_over, drawn_size, regions_of, save_overlay
 from service.inspection.claim import Claim
@@ -52,15 +53,17 @@ class AnomalyMaps:
         for one in batch:
             id, image = one.claim.id, one.image
             if id in regions and image is not None and one.anomaly_map is not None:
-                canvas = self._read_canvas(one.claim, image)
+                canvas = self._read_canvas(one.claim, image, one.value_range)
                 draw_over(canvas, one.anomaly_map, one.pixel_threshold, regions[id], (image.height, image.width))
                 self._save(self._root / MAPS / f"{id}.png", np.asarray(canvas))
 
-    def _read_canvas(self, claim: Claim, image: DecodedImage) -> Image.Image:
+    def _read_canvas(self, claim: Claim, image: DecodedImage, value_range: tuple[float, float] | None) -> Image.Image:
         """Return the image, RGB, as drawn: read again, since it is too small in memory to show a scratch."""
         try:
-            data = read_file(self._root / claim.path, below=self._root).data
-            return Image.fromarray(self._decoder.within(data, DRAWN_SIDE_MAX, pixels_max=PIXELS_MAX))
+            data = read_file(self._root / claim.path, file_bytes_max=sys.maxsize, below=self._root).data
+            # It was decoded a moment ago: it is within the limits, whatever these are.
+            pixels = self._decoder.within(data, DRAWN_SIDE_MAX, pixels_max=sys.maxsize, value_range=value_range)
+            return Image.fromarray(pixels)
         except (DecodeError, StillChanging, OSError):
             height, width = drawn_size(image.height, image.width)
             return Image.fromarray(image.pixels).resize((width, height), Image.Resampling.BICUBIC)

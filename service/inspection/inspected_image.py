@@ -25,7 +25,10 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class InspectedImage:
-    """A claimed file with what became of it: a decision, or the reason why there is none."""
+    """A claimed file with what became of it: a decision, or the reason why there is none.
+
+    `error` beside a decision is a remark on how the image was read. `value_range` is that in which it was.
+    """
 
     claim: Claim
     file: FileFacts
@@ -38,3 +41,4 @@ class InspectedImage:
     error: str | None = None
     appearance: Appearance | None = None
     shadow: ShadowDecision | None = None
+    value_range: tuple[float, float] | None = None

@@ -152,8 +152,8 @@ class Recorder:
         def add(connection: Connection) -> bool:
             energy_id = energy_rows.add(connection, sample) if sample is not None else None
             new = regions.without_row(connection, found)
-            images.record(connection, [one for one in records.values() if one.error_code is None], energy_id)
-            images.record(connection, [one for one in records.values() if one.error_code is not None], None)
+            images.record(connection, [one for one in records.values() if one.verdict is not None], energy_id)
+            images.record(connection, [one for one in records.values() if one.verdict is None], None)
             regions.record(connection, new)
             shadow.record(connection, _shadow_records(kept))
             return True

@@ -56,7 +56,11 @@ def read_claim(
     with decoding or nullcontext():
         try:
             image, appearance = decoder.look(
-                file.data, scorer.detector.input_size, pixels_max=pixels_max, draft=scorer.draft
+                file.data,
+                scorer.detector.input_size,
+                pixels_max=pixels_max,
+                draft=scorer.draft,
+                value_range=scorer.value_range,
             )
         except DecodeError as error:
             return InspectedImage(claim, facts, error_code=error.code, error=str(error))
@@ -87,10 +91,13 @@ def _for_shadow(
     """Return the image as `shadow` takes it: the champion's pixels where they are the same, else decoded again."""
     size, own = shadow.scorer.detector.input_size, scorer.detector.input_size
     # An image that was decoded in full serves a detector that would take a draft.
-    if size == own and (shadow.scorer.draft or not image.drafted):
+    same_values = not image.deep or shadow.scorer.value_range == scorer.value_range
+    if size == own and same_values and (shadow.scorer.draft or not image.drafted):
         return InShadow(shadow, image.pixels)
     try:
-        return InShadow(shadow, decoder.decode(data, size, pixels_max=pixels_max, draft=shadow.scorer.draft).pixels)
+        draft, value_range = shadow.scorer.draft, shadow.scorer.value_range
+        again = decoder.decode(data, size, pixels_max=pixels_max, draft=draft, value_range=value_range)
+        return InShadow(shadow, again.pixels)
     except DecodeError:
         return None  # memory may be short, since it could be decoded a moment ago; the champion has what it needs
 
@@ -98,7 +105,14 @@ def _for_shadow(
 def _decide(decoded: Decoded, score: float, anomaly_map: Float32Array) -> InspectedImage:
     scorer = decoded.scorer
     inspected = InspectedImage(
-        decoded.claim, decoded.file, decoded.image, model_version=scorer.version, appearance=decoded.appearance
+        decoded.claim,
+        decoded.file,
+        decoded.image,
+        model_version=scorer.version,
+        appearance=decoded.appearance,
+        error_code=decoded.image.remark_code,
+        error=decoded.image.remark,
+        value_range=scorer.value_range,
     )
     try:
         decision = scorer.decider.decide(score)

@@ -20,7 +20,7 @@ from ulid import ULID
 from service.filesystem.durable import sync_folder, write_durably
 from service.filesystem.odd_entries import ENTRY_ERRORS
 from service.filesystem.open_below import make_folders
-from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, decode, read_file
+from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, check, read_file
 from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
 from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
@@ -75,7 +75,7 @@ def import_images(
         try:
             # Links are followed, as in training: the folder is a person's own.
             file = read_file(path.resolve(), file_bytes_max=file_bytes_max)
-            decode(file.data, CHECKED_SIZE, pixels_max=pixels_max)
+            check(file.data, CHECKED_SIZE, pixels_max=pixels_max)
         except StillChanging:
             yield Imported(shown_name(str(path)), SKIPPED, why="expected a whole file; it changed while it was read")
         except (DecodeError, OSError) as error:

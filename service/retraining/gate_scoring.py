@@ -99,7 +99,8 @@ class _Contestant:
 
     def _read(self, path: Path, size: tuple[int, int]) -> UInt8Array:
         file = read_file(path.resolve(), file_bytes_max=self._settings.file_bytes_max)
-        return decode(file.data, size, pixels_max=self._settings.pixels_max, draft=self.version.draft).pixels
+        version, limit = self.version, self._settings.pixels_max
+        return decode(file.data, size, pixels_max=limit, draft=version.draft, value_range=version.value_range).pixels
 
 
 def run_gate(

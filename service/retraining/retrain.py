@@ -195,6 +195,7 @@ def _job(begun: _Begun, champion: ModelVersion, data: TrainingData) -> TrainingJ
                 settings.false_alarm_rate_of(row.product, champion.trained_false_alarm_rate),
                 _absolute(data.anomalies),
                 _absolute(data.calibrate),
+                settings.of(row.product, "value_range"),
             ),
         ),
         models_root=(root / MODELS).absolute(),

@@ -44,6 +44,8 @@ class Scorer:
     """Whether its images are decoded as drafts, as the version's training found harmless."""
     graph: GraphKey = ("", "", (0, 0))
     """Which graph the detector runs."""
+    value_range: tuple[float, float] | None = None
+    """Which values of images of more than 8 bits a sample become 0 to 255, as in the version's training."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ class ScorerCache:
             chosen = f"; {CHOSEN_ADVICE}" if product in self._active.rates else ""
             raise ConfigurationError(f"product {product}, version {row.version}: {error}{chosen}") from None
         key, pixel_threshold = graph_key(version), version.manifest.calibration.pixel_threshold
-        return Scorer(self._detectors[key], decider, row.version, pixel_threshold, version.draft, key)
+        detector, value_range = self._detectors[key], version.value_range
+        return Scorer(detector, decider, row.version, pixel_threshold, version.draft, key, value_range)
 
     def _begin(self, product: str, kept: set[GraphKey]) -> None:
         owner, row = self.owner(product), self._first_usable(product)

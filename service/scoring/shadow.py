@@ -166,7 +166,7 @@ class Shadows:
         except Exception as error:  # noqa: BLE001
             self._drop(key, f"has no threshold: {error}")
             return
-        scorer = Scorer(detector, decider, name, pixel_threshold=1.0, draft=version.draft)
+        scorer = Scorer(detector, decider, name, 1.0, version.draft, value_range=version.value_range)
         self._shadows[product] = Shadow(product, scorer, lambda reason: self._drop(key, reason))
 
     def _drop(self, key: Key, reason: str) -> None:

@@ -101,7 +101,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What recovery, a delivery and a label need to know of an image."""
+    """What recovery, a delivery, a label and the page need to know of an image."""
 
     id: str
     state: str
@@ -115,6 +115,7 @@ class StoredImage:
     width: int | None
     duplicate_of: str | None
     error_code: str | None = None
+    model_version: str | None = None
 
 
 _insert = insert_new(_images)

@@ -24,7 +24,7 @@ from models.manifest import TrainingEnergy
 from models.registry import ModelVersion
 from models.training.options import Reading
 from service import __version__
-from service.imaging.decode import DecodedImage, DecodeError, StillChanging, decode, image_size, read_file
+from service.imaging.decode import DecodedImage, DecodeError, StillChanging, check, decode, image_size, read_file
 from service.storage.energy_sample import EnergySample
 from service.training.job import EnergyExceeded, Event, TrainingFailed, TrainingJob, TrainingMade, event_as_line
 
@@ -140,20 +140,26 @@ def _train(job: TrainingJob, events: IO[str]) -> tuple[list[ModelVersion], Energ
     return trained, samples[0] if samples else None
 
 
-def _reading(job: TrainingJob) -> Reading:
+def _reading(job: TrainingJob, ranges: Mapping[Path, tuple[float, float]] | None = None) -> Reading:
+    def bytes_of(path: Path) -> bytes:
+        return read_file(path.resolve(), file_bytes_max=job.file_bytes_max).data
+
     def decoded(path: Path, size: tuple[int, int], *, draft: bool) -> DecodedImage:
-        file = read_file(path.resolve(), file_bytes_max=job.file_bytes_max)
-        return decode(file.data, size, pixels_max=job.pixels_max, draft=draft)
+        value_range = (ranges or {}).get(path)
+        return decode(bytes_of(path), size, pixels_max=job.pixels_max, draft=draft, value_range=value_range)
 
     def read_draft(path: Path, size: tuple[int, int]) -> UInt8Array | None:
         image = decoded(path, size, draft=True)
         return image.pixels if image.drafted else None
 
+    limits = {"file_bytes_max": job.file_bytes_max, "pixels_max": job.pixels_max}
     return Reading(
         read=lambda path, size: decoded(path, size, draft=False).pixels,
-        image_size=lambda path: image_size(path.resolve()),
+        image_size=lambda path: image_size(path.resolve(), **limits),
         read_draft=read_draft,
         unreadable=(DecodeError, StillChanging, OSError),
+        check=lambda path, size: check(bytes_of(path), size, pixels_max=job.pixels_max),
+        in_ranges=lambda ranges: _reading(job, ranges),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from service.filesystem.open_below import NotRegularFile, open_file, open_folder
 from service.filesystem.row_path import PathRefused, parts_of
-from service.imaging.decode import DecodeError
+from service.imaging.decode import DecodeError, ValueRange
 from service.imaging.decoder import Decoder
 from service.imaging.decoder_processes import HARMFUL
 from service.root import THUMBNAILS
@@ -85,9 +85,17 @@ def read_below(root: Path, relative: str, bytes_max: int, folders: frozenset[str
 
 
 def as_shown(
-    root: Path, relative: str, decoder: Decoder, *, bytes_max: int, pixels_max: int
+    root: Path,
+    relative: str,
+    decoder: Decoder,
+    *,
+    bytes_max: int,
+    pixels_max: int,
+    value_range: ValueRange | None = None,
 ) -> tuple[str, int, Iterator[bytes]]:
     """Return content type, length and content of the image `relative`, converted where browsers cannot show it.
+
+    `value_range` of values of more than 8 bits a sample becomes 0 to 255.
 
     Raises NotShown if it is not an image, whatever its name says.
     """
@@ -104,7 +112,7 @@ def as_shown(
             content = file.read(bytes_max)
         found = _format(decoder, content, pixels_max)
         if found not in AS_THEY_ARE:
-            content = decoder.jpeg(content, None, quality=SHOWN_QUALITY, pixels_max=pixels_max)
+            content = decoder.jpeg(content, None, quality=SHOWN_QUALITY, pixels_max=pixels_max, value_range=value_range)
             found = "JPEG"
         return AS_THEY_ARE[found], len(content), iter([content])
     except DecodeError as error:
@@ -147,14 +155,19 @@ class Thumbnails:
         self._lock = threading.Lock()
         self._cached_bytes: int | None = None
 
-    def get(self, id: str, kind: Kind, relative: str) -> bytes:
-        """Return the thumbnail of `kind` of image `id`, whose file is `relative`, as a JPEG. Raises NotShown."""
+    def get(self, id: str, kind: Kind, relative: str, value_range: ValueRange | None = None) -> bytes:
+        """Return the thumbnail of `kind` of image `id`, whose file is `relative`, as a JPEG. Raises NotShown.
+
+        `value_range` of values of more than 8 bits a sample becomes 0 to 255.
+        """
         place = self._root / THUMBNAILS / id[-2:] / f"{id}.{kind}.{THUMB_SIDE}.jpg"
         with suppress(OSError):
             return place.read_bytes()
         try:
             content = read_below(self._root, relative, self._bytes_max)
-            made = self._decoder.jpeg(content, THUMB_SIDE, quality=THUMB_QUALITY, pixels_max=self._pixels_max)
+            made = self._decoder.jpeg(
+                content, THUMB_SIDE, quality=THUMB_QUALITY, pixels_max=self._pixels_max, value_range=value_range
+            )
         except DecodeError as error:
             raise NotShown(str(error), harmful=error.code in HARMFUL) from None
         # On a full or read-only disk it is not kept, and made again next time.

@@ -33,7 +33,7 @@ ROOMS: Mapping[str, str] = {
         "augment classifier feature feature_cache fit_result limits logistic_regression optimise pixel "
         "segmentation_head trim warm_start"
     ),
-    "models.training": "calibrate draft_check options train",
+    "models.training": "calibrate draft_check options ranges train",
     "migrations": "ddl env versions.0001_first versions.0002_regions_and_review_queue versions.0003_people_in_the_loop",
     "service (ground)": "errors root",
     "service (settings)": "names cron settings_file settings logs progress_bar",

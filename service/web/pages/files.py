@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
-from pathlib import PurePosixPath
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -14,8 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from models.errors import ModelError
+from models.registry import read_manifest
+from service.imaging.decode import ValueRange
 from service.imaging.decoder_processes import HARMFUL
 from service.names import safe_name
+from service.root import DEFAULT_PRODUCT, MODELS
 from service.storage import images
 from service.storage.images import StoredImage
 from service.storage.states import ATTEMPTS_EXHAUSTED
@@ -83,7 +87,7 @@ def stored(site: Site, id: str) -> StoredImage:
 def _whole(site: Site, id: str, kind: Kind) -> Response:
     limits = {"bytes_max": site.settings.file_bytes_max, "pixels_max": site.settings.pixels_max}
     path, (content_type, length, content) = _found(
-        site, id, kind, lambda path: as_shown(site.root, path, site.decoder, **limits)
+        site, id, kind, lambda path, seen: as_shown(site.root, path, site.decoder, value_range=seen, **limits)
     )
     name = safe_name(PurePosixPath(path).name)
     headers = {
@@ -96,7 +100,8 @@ def _whole(site: Site, id: str, kind: Kind) -> Response:
 
 
 def _small(site: Site, id: str, kind: Kind) -> Response:
-    return Response(_found(site, id, kind, partial(site.thumbnails.get, id, kind))[1], media_type="image/jpeg")
+    made = _found(site, id, kind, lambda path, seen: site.thumbnails.get(id, kind, path, seen))[1]
+    return Response(made, media_type="image/jpeg")
 
 
 VIEWS: dict[str, tuple[Kind, Callable[[Site, str, Kind], Response]]] = {
@@ -108,24 +113,30 @@ VIEWS: dict[str, tuple[Kind, Callable[[Site, str, Kind], Response]]] = {
 """What can be seen of an image, by the last part of its address."""
 
 
-def _found(site: Site, id: str, kind: Kind, open_: Callable[[str], Made]) -> tuple[str, Made]:
-    """Return where the file lies and what `open_` makes of it. Raises NotShown."""
+def _found(site: Site, id: str, kind: Kind, open_: Callable[[str, ValueRange | None], Made]) -> tuple[str, Made]:
+    """Return where the file lies, and what `open_` makes of it and of the range in which it was judged.
+
+    Raises NotShown.
+    """
     known = stored(site, id)
     if known.error_code in NEVER_SHOWN or (id, kind) in site.refused:
         raise NotShown(f"{known.path!r}: it takes too much of what reads it", harmful=True)
     try:
-        return _opened(site, id, known.path if kind == "image" else map_path(id), kind, open_)
+        if kind == "map":
+            return map_path(id), open_(map_path(id), None)
+        seen = _range_of(site.root, known.product, known.model_version) if known.model_version else None
+        return _opened(site, id, known.path, lambda path: open_(path, seen))
     except NotShown as error:
         if error.harmful:
             site.refused.add((id, kind))
         raise
 
 
-def _opened(site: Site, id: str, path: str, kind: Kind, open_: Callable[[str], Made]) -> tuple[str, Made]:
+def _opened(site: Site, id: str, path: str, open_: Callable[[str], Made]) -> tuple[str, Made]:
     try:
         return path, open_(path)
     except NotShown as error:
-        if kind == "map" or error.harmful:
+        if error.harmful:
             raise
         # A label or a delivery may have moved it since it was looked up.
         again = stored(site, id)
@@ -133,3 +144,14 @@ def _opened(site: Site, id: str, path: str, kind: Kind, open_: Callable[[str], M
             if moved != path:
                 return moved, open_(moved)
         raise
+
+
+@lru_cache(maxsize=64)
+def _range_of(root: Path, product: str, version: str) -> ValueRange | None:
+    """Return the range of values of the version that judged images of `product`; a version never changes."""
+    for owner in (product, DEFAULT_PRODUCT):
+        try:
+            return read_manifest(root / MODELS / owner / version).value_range
+        except ModelError:
+            continue
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import threading
 import time
@@ -390,6 +391,23 @@ def test_bad_file_does_not_hold_up_the_good_ones(house: House, drop: Callable[..
         drop(f"{number}.png", seed=number)
     house.settle_and_run()
     assert sorted(row["state"] for row in house.rows()) == ["placed"] * 5 + ["quarantined"]
+
+
+def test_image_with_a_remark_is_sorted_and_its_row_says_it(house: House) -> None:
+    """A JPEG without its end marker, and 12 bits for a model that knows of none; what they cost is theirs."""
+    whole = io.BytesIO()
+    Image.new("RGB", (60, 40), (50, 50, 50)).save(whole, "JPEG")
+    (house.root / "incoming" / "a.jpg").write_bytes(whole.getvalue()[:-2])
+    deep = io.BytesIO()
+    Image.fromarray(np.full((40, 60), 2000, np.uint16)).save(deep, "PNG")
+    (house.root / "incoming" / "b.png").write_bytes(deep.getvalue())
+    house.pipeline.meter = _Meter()  # type: ignore[assignment]
+    house.settle_and_run()
+    rows = {row["file_name"]: row for row in house.rows()}
+    assert [(rows[name]["verdict"], rows[name]["state"]) for name in ("a.jpg", "b.png")] == [("normal", "placed")] * 2
+    assert rows["a.jpg"]["error_code"] == "no_end_marker" and "end marker" in rows["a.jpg"]["error"]
+    assert rows["b.png"]["error_code"] == "out_of_range" and "0 to 65535" in rows["b.png"]["error"]
+    assert all(row["energy_wh"] for row in rows.values())
 
 
 def test_empty_file_waits_and_is_then_quarantined(house: House) -> None:

@@ -16,6 +16,7 @@ from service.inspection.inspected_image import InspectedImage
 from service.inspection.score_batch import read_claim
 from service.scoring.decide import ThresholdDecider
 from service.scoring.scorers import Scorer
+from service.scoring.shadow import Shadow
 
 
 class Anything:
@@ -63,3 +64,26 @@ def test_cut_jpeg_is_undecodable_as_a_draft_too(tmp_path: Path) -> None:
     scorer = Scorer(Anything(), cast(ThresholdDecider, None), "v1", 1.0, draft=True)
     read = read_claim(tmp_path, claimed(tmp_path, jpeg()[:-2000]), scorer, file_bytes_max=10**6, pixels_max=10**6)
     assert isinstance(read, InspectedImage) and read.error_code == "damaged" and read.file.sha256
+
+
+def deep() -> bytes:
+    """The value 2000 of 12 bits, in 16."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((400, 600), 2000, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_champion_and_challenger_each_see_values_in_their_own_range(tmp_path: Path, same: bool) -> None:
+    own, other = (0.0, 4095.0), (0.0, 4095.0) if same else (0.0, 8191.0)
+    scorers = [
+        Scorer(Anything(), cast(ThresholdDecider, None), f"v{number}", 1.0, value_range=value_range)
+        for number, value_range in enumerate((own, other))
+    ]
+    shadow = Shadow("default", scorers[1], lambda reason: None)
+    limits = {"file_bytes_max": 10**6, "pixels_max": 10**6}
+    decoded = read_claim(tmp_path, claimed(tmp_path, deep()), scorers[0], shadow=shadow, **limits)
+    assert decoded.shadow is not None
+    assert (decoded.image.pixels is decoded.shadow.pixels) is same
+    assert np.unique(decoded.image.pixels).tolist() == [2000 // 16]
+    assert np.unique(decoded.shadow.pixels).tolist() == [2000 // (16 if same else 32)]

@@ -14,12 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import Engine, text
 
 from models import errors as model_errors
+from models.data.image_list import chosen_again, read_image_list
 from models.data.select_images import ProductImages
-from models.errors import MemoryExceeded, TooFewImages
+from models.errors import DatasetError, MemoryExceeded, TooFewImages
 from models.progress import Progress
 from models.registry import verify
 from service.errors import TamisError, UsageError
@@ -87,6 +90,8 @@ def test_first_version_is_champion_and_later_ones_challengers_unless_promoted(jo
     assert [(one.kind, one.images) for one in energy] == [("training", NORMALS - 9)] * 2
     assert {progress.stage for progress in told} == {"reading", "training", "exporting", "calibrating"}
     assert list(job.models_root.glob(".tmp-*")) == []
+    # Images of 8 bits have no range.
+    assert first.value_range is None
 
 
 def test_too_few_images_are_the_same_error_in_the_parent(job: TrainingJob, engine: Engine) -> None:
@@ -379,3 +384,32 @@ def test_command_trains_one_network_for_every_sub_folder(
     (tmp_path / "good" / "loose.png").write_bytes((tmp_path / "good" / "bar" / "000.png").read_bytes())
     ended = tamis(*arguments)
     assert ended.returncode == 1 and "found loose.png beside them" in ended.stderr
+
+
+def test_range_of_images_of_12_bits_is_the_models_and_a_setting_goes_before_it(
+    job: TrainingJob, engine: Engine, tmp_path: Path
+) -> None:
+    deep = []
+    for path in job.products[0].normals:
+        values = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        deep.append(tmp_path / f"{path.stem}.deep.png")
+        Image.fromarray(values).save(deep[-1])
+    told: list[Progress] = []
+    first = run_training(engine, changed(job, product={"normals": deep}), report=told.append)
+    assert first.value_range == (0, 4095)
+    assert first.manifest.value_range is not None and first.manifest.value_range.source == "measured"
+    assert any("0 to 4095 become 0 to 255" in (progress.note or "") for progress in told)
+    # The look of the images is that of their 8 bits.
+    look = first.calibration_look
+    assert look is not None and 60 < look[:, 0].mean() < 180
+    given = {"normals": deep, "value_range": (100.0, 3000.0)}
+    second = run_training(engine, changed(job, product=given, build=".tmp-second"))
+    assert second.value_range == (100, 3000) and second.manifest.value_range.source == "setting"
+    images = read_image_list(first.folder)
+    found = {one.sha256: first.folder.parent.parent.parent / one.path for one in images}
+    assert chosen_again(first, images, found).value_range == first.manifest.value_range
+
+
+def test_images_are_limited_by_the_job_alone(job: TrainingJob, engine: Engine) -> None:
+    with pytest.raises(DatasetError, match="at most 6143 pixels; found 96 x 64"):
+        run_training(engine, changed(job, pixels_max=96 * 64 - 1))
