@@ -56,14 +56,15 @@ def score(
             chosen_rate = chosen(connection).get(product)
     decider = decider_of(settings, product, model, false_alarm_rate, chosen_rate)
     detector = load_detector(model, settings.scoring_threads)
-    read = image_reader(settings, draft=model.draft, value_range=model.value_range)
+    remarks: dict[Path, str] = {}
+    read = image_reader(settings, draft=model.draft, value_range=model.value_range, remarks=remarks)
     size_of = size_reader(settings)
     pixel_threshold = model.manifest.calibration.pixel_threshold
     if not as_json:
         typer.echo(_line({column: column for column in COLUMNS}))
     rows, failed = [], 0
     for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decoders):
-        result = _row(outcome, decider)
+        result = _row(outcome, decider) | {"remark": remarks.pop(outcome.path, None)}
         failed += isinstance(outcome, Failure)
         if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
             map_path = None if maps is None else maps / files[outcome.index][1]
@@ -146,7 +147,8 @@ def _save(path: Path, drawn: UInt8Array) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     verdict, score, threshold, p_value = (_cell(row[column]) for column in COLUMNS[:4])
-    name = row["file"] if not row.get("error") else f"{row['file']}: {row['error']}"
+    said = row.get("error") or row.get("remark")
+    name = f"{row['file']}: {said}" if said else row["file"]
     return f"{verdict:<8} {score:>12} {threshold:>12} {p_value:>10}  {printable(name)}"
 
 

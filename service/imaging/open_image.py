@@ -26,7 +26,7 @@ PIXELS_A_BYTE_MAX = 50_000
 # What a pixel takes while it is decoded: that of an RGB image 4 bytes, of one with alpha 8, of 16-bit RGB more. The
 # limit on pixels is one on memory as well: for the kinds that take more, it is met with fewer of them.
 BYTES_A_PIXEL_MAX = 5
-_BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 5, "RGB": 4, "RGB;16": 12, "RGBA;16": 12, "LA;16": 5, "I;16": 3}
+_BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 5, "RGB": 4, "RGB;16": 12, "RGBA;16": 16, "LA;16": 5, "I;16": 3}
 _BYTES_A_PIXEL_OTHERWISE = 8
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -25,7 +25,7 @@ _DEEP = {
     _RGB: ("RGB;16", "RGB", "RGB;16B", "RGB;16L"),
     _RGBA: ("RGBA;16", "RGBA", "RGBA;16B", "RGBA;16L"),
 }
-_BAND_ROWS = 256
+_BAND_PIXELS = 250_000
 
 
 def check_png(data: bytes) -> None:
@@ -83,8 +83,9 @@ def _bands(data: bytes, colour_type: int, height: int, width: int) -> Iterator[B
     else:
         _, mode, upper, lower = _DEEP[colour_type]
         parts = [_read(data, mode, upper), _read(data, mode, lower)]
-    for row in range(0, height, _BAND_ROWS):
-        box = (0, row, width, min(height, row + _BAND_ROWS))
+    rows = max(1, _BAND_PIXELS // width)
+    for row in range(0, height, rows):
+        box = (0, row, width, min(height, row + rows))
         cut: list[Values] = [np.asarray(part.crop(box)) for part in parts]
         if colour_type == _GREY:
             yield row, cut[0][..., np.newaxis], None

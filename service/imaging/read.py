@@ -14,13 +14,25 @@ UNREADABLE: tuple[type[Exception], ...] = (DecodeError, StillChanging, OSError)
 """What reading one image raises where only that image is to blame."""
 
 
-def image_reader(settings: Settings, *, draft: bool = False, value_range: tuple[float, float] | None = None) -> Read:
-    """Return how images are read; with a version's `draft` and `value_range`, as those that calibrated it were."""
+def image_reader(
+    settings: Settings,
+    *,
+    draft: bool = False,
+    value_range: tuple[float, float] | None = None,
+    remarks: dict[Path, str] | None = None,
+) -> Read:
+    """Return how images are read; with a version's `draft` and `value_range`, as those that calibrated it were.
+
+    What a person should know of one is put into `remarks`, by its path.
+    """
 
     def read(path: Path, size: tuple[int, int]) -> UInt8Array:
         file = read_file(path.resolve(), file_bytes_max=settings.file_bytes_max)
         limit = settings.pixels_max
-        return decode(file.data, size, pixels_max=limit, draft=draft, value_range=value_range).pixels
+        image = decode(file.data, size, pixels_max=limit, draft=draft, value_range=value_range)
+        if remarks is not None and image.remark is not None:
+            remarks[path] = image.remark
+        return image.pixels
 
     return read
 

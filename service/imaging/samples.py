@@ -94,16 +94,22 @@ def render(samples: Samples, value_range: Sequence[float] | None) -> Rendered:
     low, high = value_range or FULL_RANGE
     mode = "L" if samples.colours == 1 and samples.palette is None else "RGB"
     image = Image.new(mode, (samples.width, samples.height))
+    # Of 16 bits there are fewer values than pixels.
+    table = to_8_bits(np.arange(65536), low, high, whole_numbers=True)
     below = above = 0
     least, greatest = np.inf, -np.inf
     for row, colours, alpha in samples.natural():
         if samples.palette is not None:
             shown = samples.palette[np.minimum(colours[..., 0], len(samples.palette) - 1)]
         elif samples.deep:
-            below += int((colours < low).sum())
-            above += int((colours > high).sum())
-            least, greatest = min(least, float(colours.min())), max(greatest, float(colours.max()))
-            shown = to_8_bits(colours, low, high, whole_numbers=samples.whole_numbers)
+            ends = float(colours.min()), float(colours.max())
+            below += int((colours < low).sum()) if ends[0] < low else 0
+            above += int((colours > high).sum()) if ends[1] > high else 0
+            least, greatest = min(least, ends[0]), max(greatest, ends[1])
+            if colours.dtype == np.uint16:
+                shown = table[colours]
+            else:
+                shown = to_8_bits(colours, low, high, whole_numbers=samples.whole_numbers)
         else:
             shown = _full_scale(colours, samples.bits)
         hidden = _hidden(samples, colours, alpha)

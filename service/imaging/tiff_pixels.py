@@ -73,7 +73,7 @@ _DTYPES = {(8, "u"), (16, "u"), (32, "u"), (8, "i"), (16, "i"), (32, "i"), (16, 
 _PACKED_BITS = frozenset({1, 2, 4, 10, 12, 14})
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 # Strips and rows are decoded in bands of about so many bytes, so that no more is held of what they become.
-_BAND_BYTES = 8_000_000
+_BAND_BYTES = 2_000_000
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 

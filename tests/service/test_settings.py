@@ -269,6 +269,8 @@ def test_product_overrides_its_policy_and_takes_the_rest_from_the_general_settin
         ("threshold_fixed = inf", r"setting threshold_fixed: .* found inf"),
         ("cost_of_miss = 0", r"setting cost_of_miss: .* found 0"),
         ("uncertain_band = 0.5", r"setting uncertain_band: .* found 0\.5"),
+        ("value_range = [4095, 0]", r"setting value_range: .*the first the lower; found \[4095, 0\]"),
+        ("[products.lid]\nvalue_range = [1]", r"setting products\.lid\.value_range"),
     ],
 )
 def test_policy_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, text: str, named: str) -> None:

@@ -33,6 +33,7 @@ def install(
     *,
     created_at: datetime = CREATED_AT,
     graph_offset: float = 0.0,
+    value_range: tuple[float, float] | None = None,
 ) -> ModelVersion:
     """Publish the version into `root` and register it; `scores` are those it is calibrated on.
 
@@ -57,6 +58,8 @@ def install(
             "threshold": 100.0,
             "pixel_threshold": 100.0,
         },
+        "value_range": value_range
+        and {"low": value_range[0], "high": value_range[1], "source": "measured", "images": 30},
         "files": files,
     }
     (build / registry.MANIFEST).write_text(json.dumps(manifest))

@@ -257,3 +257,22 @@ def test_limits_of_the_settings_hold(ready, images):
 
 def test_suffixes_looked_for_are_those_that_are_decoded():
     assert set(IMAGE_SUFFIXES) == decode.SUFFIXES
+
+
+def deep(path: Path, brightness: int) -> Path:
+    """Save an image of one brightness of 12 bits, in 16."""
+    Image.fromarray(np.full((32, 48), brightness * 16, np.uint16)).save(path)
+    return path
+
+
+def test_image_of_12_bits_is_seen_in_the_range_of_the_version(root, tmp_path):
+    install(root, value_range=(0.0, 4095.0))
+    (row,) = document(root, deep(tmp_path / "a.png", 20))["images"]
+    assert row["score"] == pytest.approx(20) and row["remark"] is None
+
+
+def test_image_whose_values_do_not_fit_says_so(ready, tmp_path):
+    path = deep(tmp_path / "a.png", 20)
+    (row,) = document(ready, path)["images"]
+    assert row["error"] is None and "found 320 to 320" in row["remark"]
+    assert "found 320 to 320" in run(ready, path).stdout.splitlines()[1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from service.storage import drift, shadow, thresholds
 from service.storage.database.open import open_database
@@ -154,6 +158,19 @@ def test_thumbnail_is_small_kept_and_made_anew_when_its_cache_is_gone(visitor: V
     same = visitor.get(f"/images/{ids[0]}/thumb", **{"if-none-match": first.headers["etag"]})
     other = visitor.get(f"/images/{ids[1]}/thumb", **{"if-none-match": first.headers["etag"]})
     assert (same.status_code, other.status_code) == (304, 200)
+
+
+def test_image_of_12_bits_is_shown_in_the_range_of_the_version_that_judged_it(visitor: Visitor, ids: list[str]) -> None:
+    install(visitor.root, version="v3", state="retired", value_range=(0.0, 4095.0))
+    database = sqlite3.connect(visitor.root / "tamis.db")
+    with database:
+        database.execute("UPDATE images SET model_version = 'v3' WHERE id = ?", (ids[0],))
+        [[path]] = database.execute("SELECT path FROM images WHERE id = ?", (ids[0],))
+    database.close()
+    Image.fromarray(np.full((40, 60), 150 * 16, np.uint16)).save(visitor.root / path, "TIFF")
+    for address in (f"/images/{ids[0]}/thumb", f"/images/{ids[0]}/picture"):
+        shown = np.asarray(Image.open(io.BytesIO(visitor.get(address).content)))
+        assert shown.shape == (40, 60, 3) and abs(int(shown.mean()) - 150) <= 1
 
 
 def test_thumbnails_that_are_kept_have_a_bound(
