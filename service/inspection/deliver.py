@@ -168,7 +168,8 @@ class _Delivering:
         if of_name and readdressed(move.destination, move.id, refused) != move.destination:
             return refused
         folder = move.destination.rpartition("/")[0]
-        at_fault = move.destination
+        # What lies in processing/ is the service's own; of a file that people reach, that one may be to blame.
+        at_fault = move.destination if move.source.startswith(f"{PROCESSING}/") else move.source
         if destination is None:
             at_fault = self._below(error) or folder
         elif error.errno in DISK_ERRORS or not os.access(f"/proc/self/fd/{destination.folder}", os.W_OK | os.X_OK):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from service.filesystem.lease import has_writer
 from service.filesystem.open_below import NotRegularFile
 from service.filesystem.place import Place, place_of, write_all
 from service.imaging.decode import FileBytes, StillChanging
@@ -101,5 +102,8 @@ def _close_to_others(place: Place) -> None:
         try:
             with suppress(OSError):
                 os.fchmod(descriptor, os.fstat(descriptor).st_mode & 0o777 & ~WRITABLE_BY_OTHERS)
+            # Nobody can open it for writing any more; who did so before can still write.
+            if has_writer(descriptor):
+                raise StillChanging(place.name)
         finally:
             os.close(descriptor)

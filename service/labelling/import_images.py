@@ -17,14 +17,14 @@ from PIL import Image
 from sqlalchemy import Engine
 from ulid import ULID
 
-from service.filesystem.durable import sync_folder, write_durably
 from service.filesystem.odd_entries import ENTRY_ERRORS
-from service.filesystem.open_below import make_folders
+from service.filesystem.place import Place, place_of, status_below, sync_open_folder, write_all
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, check, read_file
 from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
 from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
 from service.names import shown_name
+from service.root import TRAINING
 from service.storage import images, reviews, training_images
 from service.storage.states import CONFLICT, MISSING
 from service.storage.training_images import NewTrainingImage
@@ -110,11 +110,14 @@ class _Importing:
                 path_now = in_label(row.path, self.label)
                 training_images.set_labels(connection, [(row.id, self.label, path_now)])
             reconcile(self.root, self.engine, [row.id])
-            if os.path.lexists(self.root / path_now):
+            if self._is_there(path_now):
                 return Imported(name, RELABELLED, path_now)
-        elif row is not None and os.path.lexists(self.root / row.path):
+        elif row is not None and self._is_there(row.path):
             return Imported(name, LABELLED if labelled else UNCHANGED, row.path)
         return Imported(name, ADDED, self._keep(path, file))
+
+    def _is_there(self, path: str) -> bool:
+        return status_below(self.root, path, (TRAINING,)) is not None
 
     def _label_known_images(self, sha256: str) -> bool:
         """Label the images with these bytes that were dropped before; return whether any had another label or none."""
@@ -135,17 +138,15 @@ class _Importing:
         # From the bytes, so that a second try finds what the first one left.
         id = str(ULID.from_bytes(bytes.fromhex(file.sha256)[:16]))
         target = path_in_training(self.product, self.label, path.name, id)
-        staged = (self.root / target).with_name(partial_name())
-        make_folders(staged.parent, self.root)
-        try:
-            write_durably(staged, file.data)
-            with self.engine.begin() as connection:
-                # When the file was written, the same for a whole copied folder, tells nothing about bursts.
-                gap_s = self.burst_gap_s
-                near = training_images.roles_near(connection, self.product, taken_at, gap_s) if known else set()
-                training_images.add(
-                    connection,
-                    NewTrainingImage(
+        folder = target.rpartition("/")[0]
+        with place_of(self.root, f"{folder}/{partial_name()}", (TRAINING,), make=True) as staged:
+            try:
+                _write(staged, file.data)
+                with self.engine.begin() as connection:
+                    # When the file was written, the same for a whole copied folder, tells nothing about bursts.
+                    gap_s = self.burst_gap_s
+                    near = training_images.roles_near(connection, self.product, taken_at, gap_s) if known else set()
+                    new = NewTrainingImage(
                         product=self.product,
                         sha256=file.sha256,
                         label=self.label,
@@ -156,18 +157,26 @@ class _Importing:
                         taken_at=taken_at,
                         added_at=datetime.now(UTC),
                         added_by=self.by,
-                    ),
-                )
-                row = training_images.of_hash(connection, self.product, file.sha256)
-                assert row is not None
-                kept = self.root / row.path
-                if not os.path.lexists(kept):
-                    make_folders(kept.parent, self.root)
-                    staged.rename(kept)
-                    sync_folder(kept.parent)
-        finally:
-            staged.unlink(missing_ok=True)
+                    )
+                    training_images.add(connection, new)
+                    row = training_images.of_hash(connection, self.product, file.sha256)
+                    assert row is not None
+                    with place_of(self.root, row.path, (TRAINING,), make=True) as kept:
+                        if kept.status() is None:
+                            staged.rename(kept)
+                            sync_open_folder(kept.folder)
+            finally:
+                staged.unlink(missing_ok=True)
         return row.path
+
+
+def _write(place: Place, data: bytes) -> None:
+    descriptor = place.create(0o666)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _taken_at(file: FileBytes) -> tuple[datetime, bool]:

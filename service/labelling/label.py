@@ -15,6 +15,7 @@ from typing import get_args
 from sqlalchemy import Connection, Engine
 
 from service.errors import TamisError, UsageError
+from service.filesystem.row_path import is_refused
 from service.inspection.relocate import kind_of, path_in_folder, relocate
 from service.instances import mounts_of
 from service.labelling import training_set
@@ -112,7 +113,7 @@ def _subjects(connection: Connection, ids: Sequence[str]) -> list[StoredImage]:
 
 
 def _send(connection: Connection, subjects: Sequence[StoredImage], label: str | None) -> None:
-    movable = [one for one in subjects if one.state in (SCORED, PLACED, QUARANTINED)]
+    movable = [one for one in subjects if one.state in (SCORED, PLACED, QUARANTINED) and not is_refused(one.path)]
     targets = [(one, belongs_at(one, label)) for one in movable]
     images.send(
         connection, [Sent(one.id, SCORED, one.path, target) for one, target in targets if target != _going_to(one)]

@@ -71,6 +71,15 @@ def test_file_of_the_service_alone_is_only_looked_at_and_closed_to_other_writers
     assert stat.S_IMODE(after.st_mode) == 0o644 and list(claimed.parent.iterdir()) == [claimed]
 
 
+def test_member_of_the_group_who_has_it_open_for_writing_is_waited_for(root: Path, claimed: Path) -> None:
+    claimed.chmod(0o660)
+    file = read(claimed)
+    with claimed.open("r+b"), pytest.raises(StillChanging):
+        keep_private(root, PATH, ID, file)
+    assert stat.S_IMODE(claimed.stat().st_mode) == 0o640
+    assert not keep_private(root, PATH, ID, file)
+
+
 def test_file_that_changed_since_it_was_read_is_not_copied(root: Path, claimed: Path) -> None:
     keep_another_name(claimed)
     file = read(claimed)
