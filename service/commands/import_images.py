@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from service import settings as settings_module
 from service.commands.options import AsJson, By, Root, print_json, product_option, say_left_out, who
 from service.commands.review import Label
 from service.errors import TamisError, UsageError
+from service.imaging.read import decoder_of
 from service.labelling import import_images as importing
 from service.labelling.import_images import SKIPPED
 from service.names import check_product, shown_name
@@ -41,7 +43,8 @@ def import_images(
     if not files:
         raise TamisError(f"{shown_name(folder)}: expected images ({SUFFIXES}) at any depth; found none")
     found = []
-    with open_database(root) as engine:
+    # Files from anywhere: one that ends what decodes it is skipped.
+    with open_database(root) as engine, closing(decoder_of(settings)) as decoder:
         for one in importing.import_images(
             root,
             engine,
@@ -49,6 +52,7 @@ def import_images(
             label,
             product,
             by=who(by),
+            decoder=decoder,
             **settings.model_dump(include={"burst_gap_s", "file_bytes_max", "pixels_max"}),
         ):
             found.append(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from service.commands.options import AsJson, FalseAlarmRate, Root, check_rate, p
 from service.errors import TamisError
 from service.evaluation.outcome import UNKNOWN
 from service.imaging.overlay import PANEL_SIDE_MAX, drawn_size, regions_of, save_overlay, side_by_side
-from service.imaging.read import UNREADABLE, image_reader, size_reader
+from service.imaging.read import UNREADABLE, decoder_of, image_reader, size_reader
 from service.names import printable, safe_name, shown_name
 from service.root import DEFAULT_PRODUCT
 from service.scoring.active_versions import load_version
@@ -56,24 +57,27 @@ def score(
             chosen_rate = chosen(connection).get(product)
     decider = decider_of(settings, product, model, false_alarm_rate, chosen_rate)
     detector = load_detector(model, settings.scoring_threads)
+    # Files from anywhere: one that ends what decodes it is a failure among the others.
+    decoder = decoder_of(settings)
     remarks: dict[Path, str] = {}
-    read = image_reader(settings, draft=model.draft, value_range=model.value_range, remarks=remarks)
+    read = image_reader(settings, draft=model.draft, value_range=model.value_range, remarks=remarks, decoder=decoder)
     size_of = size_reader(settings)
     pixel_threshold = model.manifest.calibration.pixel_threshold
     if not as_json:
         typer.echo(_line({column: column for column in COLUMNS}))
     rows, failed = [], 0
-    for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decoders):
-        result = _row(outcome, decider) | {"remark": remarks.pop(outcome.path, None)}
-        failed += isinstance(outcome, Failure)
-        if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
-            map_path = None if maps is None else maps / files[outcome.index][1]
-            regions = _locate(outcome, pixel_threshold, read, size_of(outcome.path), map_path)
-            result["regions"] = [asdict(region) for region in regions]
-        if as_json:
-            rows.append(result)
-        else:
-            typer.echo(_line(result))
+    with closing(decoder):
+        for outcome in _outcomes(detector, [path for path, _ in files], read, settings.decoders):
+            result = _row(outcome, decider) | {"remark": remarks.pop(outcome.path, None)}
+            failed += isinstance(outcome, Failure)
+            if isinstance(outcome, ScoredFile) and (as_json or maps is not None):
+                map_path = None if maps is None else maps / files[outcome.index][1]
+                regions = _locate(outcome, pixel_threshold, read, size_of(outcome.path), map_path)
+                result["regions"] = [asdict(region) for region in regions]
+            if as_json:
+                rows.append(result)
+            else:
+                typer.echo(_line(result))
     if as_json:
         print_json(
             {

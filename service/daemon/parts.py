@@ -17,7 +17,8 @@ from service.errors import ConfigurationError
 from service.filesystem.file_state import NameFilter
 from service.filesystem.mount_table import mount_of, sends_events
 from service.filesystem.odd_entries import OddEntries
-from service.imaging.decoder_processes import DecoderProcesses, memory_needed
+from service.imaging.decoder_processes import DecoderProcesses
+from service.imaging.read import decoder_of
 from service.inspection.intake import Intake
 from service.inspection.pipeline import PipelineLimits
 from service.inspection.settle import Settling
@@ -116,11 +117,7 @@ def open_intake(
 
 def start_decoder(settings: Settings, stack: ExitStack) -> DecoderProcesses:
     """Return the processes that decode, of which the first is on its way while the rest opens."""
-    decoder = DecoderProcesses(
-        settings.decoders,
-        timeout_s=settings.decode_timeout_s,
-        memory_max=memory_needed(settings.pixels_max, settings.file_bytes_max),
-    )
+    decoder = decoder_of(settings)
     stack.callback(decoder.close)
     decoder.start()
     return decoder

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.appearance import Appearance, appearance_of
-from service.imaging.decode import DecodedImage, decode, decode_within, format_of
+from service.imaging.decode import DecodedImage, check, decode, decode_within, format_of
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,6 +55,10 @@ class Decoder:
         """Return what `decode_within` returns, as a JPEG of that `quality`."""
         return self.run("jpeg", data, side_max=side_max, quality=quality, **keywords).content.tobytes()
 
+    def check(self, data: bytes, size: tuple[int, int], *, pixels_max: int) -> None:
+        """Decode the image to know that it can be, as `service.imaging.decode.check`."""
+        self.run("check", data, size=size, pixels_max=pixels_max)
+
     def format_of(self, data: bytes, *, pixels_max: int) -> str:
         """Return which format `data` has, by its header."""
         return str(self.run("format", data, pixels_max=pixels_max).values["format"])
@@ -89,6 +93,11 @@ def _jpeg(data: bytes, quality: int, **keywords: Any) -> DecoderAnswer:
     return DecoderAnswer({}, np.frombuffer(buffer.getvalue(), np.uint8))
 
 
+def _check(data: bytes, **keywords: Any) -> DecoderAnswer:
+    check(data, **keywords)
+    return DecoderAnswer({}, NOTHING)
+
+
 def _format(data: bytes, pixels_max: int) -> DecoderAnswer:
     return DecoderAnswer({"format": format_of(data, pixels_max=pixels_max)}, NOTHING)
 
@@ -98,5 +107,6 @@ TASKS: Mapping[str, Callable[..., DecoderAnswer]] = {
     "look": _look,
     "within": _within,
     "jpeg": _jpeg,
+    "check": _check,
     "format": _format,
 }

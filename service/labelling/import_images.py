@@ -19,7 +19,8 @@ from ulid import ULID
 
 from service.filesystem.odd_entries import ENTRY_ERRORS
 from service.filesystem.place import Place, place_of, status_below, sync_open_folder, write_all
-from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, check, read_file
+from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, read_file
+from service.imaging.decoder import Decoder
 from service.labelling.label import check_label, label_images, stored_text
 from service.labelling.roles import role_among
 from service.labelling.training_set import in_label, partial_name, path_in_training, reconcile
@@ -63,19 +64,21 @@ def import_images(
     burst_gap_s: float,
     file_bytes_max: int,
     pixels_max: int,
+    decoder: Decoder | None = None,
 ) -> Iterator[Imported]:
     """Take `files` into the training set of `product`; yield what became of each, in order.
 
-    May be repeated, and goes on where it was ended. Files that cannot be read are skipped. Raises UsageError for
-    anything but a label.
+    May be repeated, and goes on where it was ended. Files that cannot be read, by `decoder` if given, are skipped.
+    Raises UsageError for anything but a label.
     """
     check_label(label)
+    reader = decoder or Decoder()
     importing = _Importing(root, engine, label, product, stored_text(by), burst_gap_s)
     for path in files:
         try:
             # Links are followed, as in training: the folder is a person's own.
             file = read_file(path.resolve(), file_bytes_max=file_bytes_max)
-            check(file.data, CHECKED_SIZE, pixels_max=pixels_max)
+            reader.check(file.data, CHECKED_SIZE, pixels_max=pixels_max)
         except StillChanging:
             yield Imported(shown_name(str(path)), SKIPPED, why="expected a whole file; it changed while it was read")
         except (DecodeError, OSError) as error:

@@ -17,7 +17,9 @@ from service.errors import ConfigurationError, TamisError, UsageError
 from service.imaging import decode
 from service.scoring.active_versions import load_version
 from service.storage.database.open import open_database
+from tests.conftest import REPOSITORY
 from tests.support.brightness_version import image, install
+from tests.support.failing_decoder import bad_image, hook
 
 
 def run(root: Path, *arguments: object):
@@ -46,6 +48,16 @@ def images(tmp_path):
     image(folder / "inner" / "bright.JPG", spot=200)
     (folder / "notes.txt").write_text("no image")
     return folder
+
+
+def test_image_that_ends_what_decodes_it_is_a_failure_among_the_others(
+    ready: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{hook(tmp_path)}{os.pathsep}{REPOSITORY}")
+    (images / "evil.png").write_bytes(bad_image("crash"))
+    found = {Path(row["file"]).name: row for row in document(ready, images)["images"]}
+    assert found["evil.png"]["verdict"] is None and "SIGSEGV" in found["evil.png"]["error"]
+    assert (found["dark.png"]["verdict"], found["bright.JPG"]["verdict"]) == ("normal", "anomaly")
 
 
 def tree(folder: Path):
