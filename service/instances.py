@@ -26,7 +26,14 @@ def instances(root: Path) -> list[str]:
 
 def instances_that_ran(root: Path) -> list[str]:
     """Return the names of the instances that run, or ran once; a start that was refused is none."""
-    return [name for name in instances(root) if _status_path(root, name).exists() or instance_lock(root, name).held()]
+
+    def ran(name: str) -> bool:
+        try:
+            return _status_path(root, name).exists() or instance_lock(root, name).held()
+        except OSError:  # this user may not look
+            return True
+
+    return [name for name in instances(root) if ran(name)]
 
 
 def lock_root(root: Path, instance: str, *, shared: bool, stack: ExitStack) -> None:
@@ -72,6 +79,15 @@ def read_status(root: Path, instance: str) -> dict[str, Any]:
     except OSError as error:
         return {"instance": instance, "running": None, "unknown": f"{error.strerror}: {error.filename}"}
     return {"instance": instance, "running": running} | said | {"instance": instance}
+
+
+def statuses(root: Path) -> list[dict[str, Any]]:
+    """Return the status of each daemon of `root` as `read_status`; of none where this user may not list them."""
+    try:
+        names = instances_that_ran(root)
+    except OSError as error:
+        return [{"instance": "any", "running": None, "unknown": f"{error.strerror}: {error.filename}"}]
+    return [read_status(root, name) for name in names]
 
 
 def last_status(root: Path, instance: str) -> dict[str, Any]:

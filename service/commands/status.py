@@ -18,7 +18,7 @@ from service.errors import TamisError
 from service.filesystem.file_state import NameFilter
 from service.filesystem.odd_entries import OddEntries, sentence, told_by
 from service.filesystem.scan import scan
-from service.instances import instances_that_ran, read_status
+from service.instances import statuses
 from service.names import meant, printable, product_of
 from service.operations.retention import last_run
 from service.operations.retention_plan import Rule, rules_document, rules_of
@@ -52,7 +52,7 @@ def status(root: Root, as_json: AsJson = False) -> None:
 
 def report(root: Path, ignored_names: tuple[str, ...], now: datetime, rules: Sequence[Rule] = ()) -> dict[str, Any]:
     """Return the status of `root` at `now`, with retention by `rules`, as one document."""
-    daemons = [read_status(root, name) for name in instances_that_ran(root)]
+    daemons = statuses(root)
     waiting, unlisted = _waiting(root, NameFilter(ignored_names))
     odd = told_by(daemons)
     with open_database(root, migrate=False, read_only=True) as engine:

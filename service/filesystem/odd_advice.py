@@ -37,17 +37,18 @@ _ADVICE = {
 def advice_on(root: Path | None, path: str, step: str, number: int) -> str:
     """Return what to do where `step` failed with the error `number` on `path` in `root`; empty where nothing is known.
 
-    Where rights are missing it names owner, group and mode of what is in the way, as far as they can be seen.
+    Where rights are missing it names owner, group and mode of what is in the way, as far as they can be seen, and the
+    user of this process.
     """
     if number not in (errno.EACCES, errno.EPERM):
         return _ADVICE.get(number, "")
     us = _user(os.geteuid())
     found = _owned(root, path) if root is not None else None
     if found is None:
-        return f"give the user {us}, as whom the service runs, the rights to it"
+        return f"give the user {us}, as whom this runs, the rights to it"
     at, status = found
     owner, group, mode = _user(status.st_uid), _group(status.st_gid), stat.S_IMODE(status.st_mode)
-    of = f"{at} belongs to {owner}:{group} with mode {mode:04o}, and the service runs as {us}"
+    of = f"{at} belongs to {owner}:{group} with mode {mode:04o}, and this runs as {us}"
     own, letters = (0o700, "rwx") if stat.S_ISDIR(status.st_mode) else (0o600, "rw")
     if status.st_uid == os.geteuid() and mode & own != own:
         return f"{of}: chmod u+{letters} it"
@@ -57,11 +58,11 @@ def advice_on(root: Path | None, path: str, step: str, number: int) -> str:
         return f"{of}: it may be immutable (lsattr), or its folder sticky (chmod -t)"
     if mode & stat.S_ISVTX and step == "claim":
         return (
-            f"{of}: the folder is sticky, so that only owners may move files: chmod -t, or run the service as {owner}"
+            f"{of}: it is sticky, so that only owners may move files: chmod -t it, or have the service run as {owner}"
         )
     return (
         f"{of}: chmod g+rwxs it with a group that {us} is in, and have whoever makes such folders use umask 002,"
-        f" or run the service as {owner}"
+        f" or have the service run as {owner}"
     )
 
 

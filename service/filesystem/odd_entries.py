@@ -67,7 +67,7 @@ LINES_A_MINUTE = 20
 KEPT_MAX = 1000
 SHOWN_MAX = 20
 # So many in one folder for one reason are each named; more are one line with their number.
-NAMED_MAX = 3
+NAMED_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)

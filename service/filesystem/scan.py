@@ -56,6 +56,8 @@ def walk(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
+                if not path:
+                    raise
                 tell(path, error)
                 continue
             try:

@@ -26,7 +26,7 @@ from service.filesystem import mount_table as filesystem
 from service.filesystem.file_state import NameFilter
 from service.filesystem.odd_entries import OddEntries, told_by
 from service.filesystem.scan import walk
-from service.instances import instance_lock, instances, read_status
+from service.instances import instance_lock, instances, statuses
 from service.names import parse_claimed_name, product_of
 from service.operations import checks
 from service.operations.checks import Finding, InotifyLimits, LeftOver
@@ -199,9 +199,7 @@ def _incoming(root: Path) -> tuple[set[str], int, dict[str, Any]]:
 
 def _odd_entries(root: Path, unlisted: dict[str, Any]) -> dict[str, Any]:
     """Return what the daemons say that waits; where none runs or may be asked, what is `unlisted` to this user."""
-    daemons = []
-    with contextlib.suppress(OSError):
-        daemons = [read_status(root, name) for name in instances(root)]
+    daemons = statuses(root)
     return told_by(daemons) if any(daemon["running"] for daemon in daemons) else unlisted
 
 

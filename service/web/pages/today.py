@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.filesystem.odd_entries import sentence, told_by
-from service.instances import instances_that_ran, read_status
+from service.instances import statuses
 from service.names import meant, printable
 from service.storage import drift, review_pages, versions
 from service.storage import energy as energy_rows
@@ -70,7 +70,7 @@ def add_routes(router: APIRouter, site: Site) -> None:
 
 def health(site: Site) -> dict[str, Any]:
     """Return the state of the root's daemons, and what is known to be wrong, as sentences."""
-    daemons = [read_status(site.root, name) for name in instances_that_ran(site.root)]
+    daemons = statuses(site.root)
     wrong = [] if daemons else ["no daemon has run on this root yet: tamis run starts one"]
     for daemon in daemons:
         if daemon["running"] is None:

@@ -1,12 +1,15 @@
+import errno
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
 from service.commands.status import report, status
+from service.filesystem import scan
 from service.instances import instance_lock
 from service.settings import IGNORED_NAMES
 from service.storage import drift, thresholds
@@ -67,3 +70,35 @@ def test_drift_and_chosen_rates_are_told_with_the_first_image_and_who_chose(root
     document = json.loads(CliRunner().invoke(app, ["--root", str(root), "--json"]).stdout)
     assert document["thresholds_chosen"]["default"]["in_force"] is False
     assert document["drift"]["default"]["cause"] == "light"
+
+
+def test_what_cannot_be_listed_and_whoever_may_not_be_asked_is_said(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(root, product="gearbox")
+    (root / "incoming/Gear box").mkdir()
+    (root / "incoming/Gear box/a.png").write_bytes(b"x")
+    real = scan.open_folder_below
+
+    def refusing(folder: str, top: int) -> int:
+        if folder == "private":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(folder, top)
+
+    (root / "incoming/private").mkdir()
+    monkeypatch.setattr(scan, "open_folder_below", refusing)
+
+    def denied(_root: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", "processing")
+
+    monkeypatch.setattr("service.instances.instances", denied)
+    found = report(root, IGNORED_NAMES, datetime.now(UTC))
+    assert [one["path"] for one in found["odd_entries"]["first"]] == ["incoming/private"]
+    assert found["daemons"] == [{"instance": "any", "running": None, "unknown": "Permission denied: processing"}]
+    assert found["incoming"] == {"Gear box": 1} and found["did_you_mean"] == {"Gear box": "gearbox"}
+    app = typer.Typer()
+    app.command()(status)
+    told = CliRunner().invoke(app, ["--root", str(root)]).output
+    assert "incoming/private waits: cannot list it, Permission denied" in told
+    assert "any: not known, Permission denied: processing" in told
+    assert "Gear box has no model of its own; did you mean gearbox?" in told

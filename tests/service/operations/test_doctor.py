@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,8 @@ from service.commands import doctor as command
 from service.commands.init import make_root
 from service.errors import ConfigurationError
 from service.filesystem.mount_table import Mount, Space
+from service.filesystem.odd_entries import OddEntries
+from service.instances import instance_lock, write_status
 from service.operations import checks, doctor
 from service.operations.checks import Finding, InotifyLimits, LeftOver
 from service.settings import load
@@ -557,3 +560,33 @@ def test_command_with_json_prints_all_findings(root: Path) -> None:
     found = json.loads(output)
     assert {"check", "level", "found", "advice"} == set(found[0])
     assert any(one["check"] == "SQLite" and sqlite3.sqlite_version in one["found"] for one in found)
+
+
+def test_what_waits_is_named_with_what_to_do_by_the_running_daemon_or_else_by_the_walk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert only(doctor.examine(root), "entries that wait").level == "ok"
+    error, odd = PermissionError(errno.EACCES, "Permission denied"), OddEntries()
+    for number in range(25):
+        odd.note(f"incoming/{number:02}/a.png", "read", error, advice="chmod g+r it")
+    lock = instance_lock(root, "main")
+    assert lock.acquire() is None
+    write_status(root, "main", {"odd_entries": odd.document()})
+    found = [one for one in doctor.examine(root) if one.check == "entries that wait"]
+    assert len(found) == 21 and {one.level for one in found} == {"warning"}
+    assert found[0].found == "incoming/00/a.png waits: cannot read it, Permission denied"
+    assert found[0].advice == "chmod g+r it" and found[-1].found.startswith("5 more files; in all 25 Permission denied")
+    lock.release()
+
+    def refusing(_folder: str, _top: int) -> int:
+        raise error
+
+    monkeypatch.setattr("service.filesystem.scan.open_folder_below", refusing)
+    (root / "incoming/gears").mkdir()
+    [found_by_walk] = [one for one in doctor.examine(root) if one.check == "entries that wait"]
+    assert found_by_walk.found == "incoming waits: cannot list it, Permission denied"
+
+
+def test_product_that_is_called_almost_as_a_trained_one_is_a_warning_with_the_guess() -> None:
+    [found] = checks.check_products({"Gear box"}, {"gearbox", "default"})
+    assert found.level == "warning" and found.advice is not None and "did you mean gearbox?" in found.advice

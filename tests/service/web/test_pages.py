@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import html
 import io
 import re
-import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.filesystem.odd_entries import OddEntries
+from service.instances import instance_lock, write_status
 from service.storage import drift, shadow, thresholds
+from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
 from service.storage.shadow import ShadowRecord
@@ -72,6 +76,21 @@ def test_today_says_where_drift_began_and_forgets_it_with_its_champion(visitor: 
     assert visitor.json("/drift")["drift"][0]["first_image_id"] == ids[7]
     visitor.json("/models/default/v2/promote", {})
     assert visitor.json("/drift")["drift"] == []
+
+
+def test_today_names_a_few_of_the_entries_that_wait_and_the_api_more(visitor: Visitor, ids: list[str]) -> None:
+    odd, lock = OddEntries(), instance_lock(visitor.root, "main")
+    for number in range(8):
+        error = PermissionError(errno.EACCES, "Permission denied")
+        odd.note(f"incoming/{number}/<b>", "claim", error, files=10 - number, advice="chmod it")
+    assert lock.acquire() is None
+    write_status(visitor.root, "main", {"odd_entries": odd.document()})
+    told = visitor.json("/status")
+    assert told["odd_entries"]["files"] == 52 and len(told["odd_entries"]["first"]) == 8
+    page = html.unescape(visitor.get("/").text)
+    assert "incoming/0/<b> (10 files) waits: cannot claim it, Permission denied; chmod it" in page
+    assert "incoming/5/<b>" not in page and "12 more files wait" in page
+    lock.release()
 
 
 def test_wall_begins_with_what_the_challenger_judges_otherwise(visitor: Visitor, ids: list[str]) -> None:
