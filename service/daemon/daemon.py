@@ -73,12 +73,13 @@ class Daemon:
         self._unwatched = False
         self.odd = OddEntries(root=root)
         self._status_written: dict[str, object] = {}
+        self._status_refused = False
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
         self.mounts = mounts_of(root, settings.instance)
         names = NameFilter(settings.names_to_ignore)
         self.watcher = Watcher(root / INCOMING, stop.wake.set)
         stack.callback(self.watcher.stop)
-        self.watching = start_watching(self.watcher, root, settings.watch_mode)
+        self._watch_anew()
         self.scorers, shadows = open_scoring(
             root,
             settings,
@@ -318,8 +319,15 @@ class Daemon:
             return
         # Those without a model too: nobody else who looks at the unit would learn of them.
         waiting = len(self.intake) + sum(self.intake.waiting.values())
-        self._status_written = status
-        write_status(self.root, self.settings.instance, status)
+        try:
+            write_status(self.root, self.settings.instance, status)
+        except OSError as error:
+            # Whoever asks is told what was last written; images are sorted, or wait, all the same.
+            if not self._status_refused:
+                log.error("status cannot be written", extra=fields(reason=error))
+            self._status_refused = True
+        else:
+            self._status_written, self._status_refused = status, False
         self.notifier.send(
             f"STATUS={'paused: ' + self._paused if self._paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "

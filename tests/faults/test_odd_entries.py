@@ -144,6 +144,25 @@ def check_shown(root: Path) -> None:
     assert "incoming/aliens/2026-11-27" in doctor and "chmod g+rwxs" in doctor
 
 
+def test_processing_that_cannot_be_written_pauses_claims_until_it_can(tmp_path: Path) -> None:
+    need("setpriv")
+    root = make_root(tmp_path / "root")
+    own = root / "processing/main"
+    with DaemonProcess(root, under=PLAIN_USER) as process:
+        process.wait_ready()
+        dropped = [put(root, "before.png", 1)]
+        wait_until(settled(root, 1), "one sorted")
+        os.chown(own, OTHER, OTHER)
+        dropped.append(put(root, "meanwhile.png", 2))
+        reason = 'paused reason="processing/main cannot be written: Permission denied"'
+        wait_until(lambda: reason in process.log_text(), "the pause to be said")
+        assert process.process.poll() is None and "entry waits" not in process.log_text()
+        os.chown(own, 0, 0)
+        wait_until(settled(root, 2), "the other sorted")
+        assert process.stop() == 0, process.log_text()
+    assert problems(root, dropped) == []
+
+
 def test_incoming_that_is_replaced_is_watched_anew_at_once(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root", "")
     settings = (root / "tamis.toml").read_text().replace("rescan_interval_s = 0.5", "rescan_interval_s = 3600.0")
