@@ -114,7 +114,10 @@ def backup(
 def restore(root: Root, source: Annotated[Path, typer.Argument(help="The backup.")], as_json: AsJson = False) -> None:
     """Put a backup in the place of the database; what it does not know is scored anew at the next start."""
     _refuse_server(root, "pg_restore --clean --if-exists --dbname=URL FILE and then `tamis db reconcile`")
-    kept = restore_database(root, source)
+    try:
+        kept = restore_database(root, source)
+    except OSError as error:
+        raise TamisError(f"restore {source}: expected to write it to {root}; found {error.strerror}") from error
     line = f"{name_of_database(root)}: restored from {source}; the one before is {kept}"
     print_result({"restored": source, "database_before": kept}, line, as_json)
 

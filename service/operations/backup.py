@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -46,8 +46,13 @@ def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
         # Nobody but the caller can read it until it has the mode of the original.
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         try:
-            _copy(engine, part)
-            if engine.url.database is not None:
+            try:
+                _copy(engine, part)
+            except sqlite3.OperationalError as error:
+                raise TamisError(f"backup {destination}: expected to copy the database; found: {error}") from error
+            # Where there are no modes, as on a stick, it stays as narrow as the disk lets it be.
+            with suppress(OSError):
+                assert engine.url.database is not None
                 keep_mode(part, Path(engine.url.database), umask=_umask())
             sync(part)
             part.replace(destination)

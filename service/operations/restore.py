@@ -156,12 +156,22 @@ def _exchange(root: Path, fresh: Path) -> Path:
     # First: if this breaks off, looking through the folders once too often does no harm.
     mark_restored(root)
     present = root / DATABASE_FILE
-    for suffix in _BESIDE:
-        if (beside := root / f"{DATABASE_FILE}{suffix}").exists():
-            beside.rename(before.with_name(before.name + suffix))
-    if present.exists():
-        os.link(present, before)
-    fresh.replace(present)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for suffix in _BESIDE:
+            if (beside := root / f"{DATABASE_FILE}{suffix}").exists():
+                aside = before.with_name(before.name + suffix)
+                beside.rename(aside)
+                moved.append((aside, beside))
+        if present.exists():
+            os.link(present, before)
+        fresh.replace(present)
+    except OSError:
+        # The database that stays needs what lay beside it.
+        for aside, beside in moved:
+            aside.rename(beside)
+        before.unlink(missing_ok=True)
+        raise
     sync_folder(root)
     return before
 

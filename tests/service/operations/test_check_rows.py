@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,9 +12,12 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from typer.testing import CliRunner
 
+from service.commands import database
 from service.errors import TamisError
 from service.operations.restore import restore
 from service.storage.database.driver import sqlite3
@@ -152,6 +156,41 @@ def test_restored_database_keeps_mode_and_owner_of_the_one_before(folder: Path, 
         os.umask(before)
     for path in (root / "tamis.db", kept):
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o640, owner)
+
+
+ERRNOS = (
+    "EACCES", "EPERM", "ENOENT", "ENOTDIR", "ELOOP", "EXDEV", "EROFS", "EINVAL", "ENAMETOOLONG", "EIO", "ESTALE",
+    "ETXTBSY", "ENOSPC",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [("backup", "replace"), ("restore", "replace"), ("restore", "rename"), ("restore", "chmod")],
+)
+def test_backup_or_restore_that_fails_says_why_and_leaves_all_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, call: str
+) -> None:
+    root, backup = folder / "root", folder / "backup.db"
+    if command == "restore":
+        shutil.copy(root / "tamis.db", backup)
+    (root / "tamis.db-wal").write_bytes(b"")
+    before = every_file(folder)
+    for code in ERRNOS:
+        error = OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, call, Mock(side_effect=error))
+            said = CliRunner().invoke(database.app, [command, str(backup), "--root", str(root)])
+        assert isinstance(said.exception, TamisError) and str(error.strerror) in str(said.exception), code
+        # One look through the folders too many does no harm.
+        (root / ".restored").unlink(missing_ok=True)
+        assert every_file(folder) == before and (root / "tamis.db-wal").exists(), code
+
+
+def test_backup_to_a_disk_without_modes_is_made_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "chmod", Mock(side_effect=PermissionError(errno.EPERM, "Operation not permitted")))
+    said = CliRunner().invoke(database.app, ["backup", str(folder / "backup.db"), "--root", str(folder / "root")])
+    assert said.exit_code == 0 and (folder / "backup.db").stat().st_size > 0, said.output
 
 
 SLOW_BACKUP = """
