@@ -292,20 +292,45 @@ def test_data_is_written_with_the_umask_of_the_service(house: Path, drop: Callab
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_broken_folder_ends_the_daemon_and_the_next_run_goes_on(house: Path, drop: Callable[..., Path]) -> None:
+def test_broken_folder_has_its_images_wait_and_the_same_run_goes_on(house: Path, drop: Callable[..., Path]) -> None:
     (house / "normal").rmdir()
     (house / "normal").write_text("not a folder")
     with DaemonProcess(house, "--log-format", "json") as daemon:
+        daemon.wait_ready()
+        drop("a.png")
+        wait_until(lambda: "entry waits" in daemon.log_text(), "the reason said")
+        lines = [json.loads(line) for line in daemon.log_text().splitlines()]
+        [waits] = [line for line in lines if line["event"] == "entry waits"]
+        assert waits["path"] == "normal" and "expected a folder" in waits["reason"]
+        assert [row["state"] for row in rows(house)] == ["scored"]
+        (house / "normal").unlink()
+        (house / "normal").mkdir()
+        wait_until(lambda: finished(house) == 1, "the image finished")
+        assert daemon.stop() == 0
+    assert [row["state"] for row in rows(house)] == ["placed"]
+
+
+def test_error_that_is_not_of_one_entry_ends_the_daemon_and_the_next_run_goes_on(
+    house: Path, drop: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "real = os.rename\n"
+        "def full(source, target, **folders):\n"
+        "    if folders.get('dst_dir_fd') is not None and not target[:26].isalnum():\n"
+        "        raise OSError(errno.EMFILE, 'Too many open files')\n"
+        "    return real(source, target, **folders)\n"
+        "os.rename = full\n"
+    )
+    with DaemonProcess(house, "--log-format", "json", environment={"PYTHONPATH": str(tmp_path)}) as daemon:
         daemon.wait_ready()
         drop("a.png")
         assert daemon.process.wait(60) == 1
         # On a busy machine the meter, which starts beside the work, may say after it that it did not start.
         lines = [json.loads(line) for line in daemon.log_text().splitlines()]
         [ended] = [line for line in lines if line["event"] == "ended by an error"]
-        assert lines.index(ended) >= len(lines) - 2 and "expected a folder" in ended["exception"]
+        assert lines.index(ended) >= len(lines) - 2 and "Too many open files" in ended["exception"]
     assert [row["state"] for row in rows(house)] == ["scored"]
-    (house / "normal").unlink()
-    (house / "normal").mkdir()
     with DaemonProcess(house) as daemon:
         daemon.wait_ready()
         wait_until(lambda: finished(house) == 1, "the image finished")
