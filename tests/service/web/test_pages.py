@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from service.filesystem.odd_entries import OddEntries
 from service.instances import instance_lock, write_status
@@ -181,11 +182,9 @@ def test_thumbnail_is_small_kept_and_made_anew_when_its_cache_is_gone(visitor: V
 
 def test_image_of_12_bits_is_shown_in_the_range_of_the_version_that_judged_it(visitor: Visitor, ids: list[str]) -> None:
     install(visitor.root, version="v3", state="retired", value_range=(0.0, 4095.0))
-    database = sqlite3.connect(visitor.root / "tamis.db")
-    with database:
-        database.execute("UPDATE images SET model_version = 'v3' WHERE id = ?", (ids[0],))
-        [[path]] = database.execute("SELECT path FROM images WHERE id = ?", (ids[0],))
-    database.close()
+    path = visitor.json(f"/images/{ids[0]}")["path"]
+    with open_database(visitor.root) as engine, engine.begin() as connection:
+        connection.execute(text("UPDATE images SET model_version = 'v3' WHERE id = :id"), {"id": ids[0]})
     Image.fromarray(np.full((40, 60), 150 * 16, np.uint16)).save(visitor.root / path, "TIFF")
     for address in (f"/images/{ids[0]}/thumb", f"/images/{ids[0]}/picture"):
         shown = np.asarray(Image.open(io.BytesIO(visitor.get(address).content)))
