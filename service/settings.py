@@ -85,6 +85,9 @@ IGNORED_NAMES = (
 )
 
 
+PAGES = ("api", "energy", "images", "login", "logout", "models", "review", "static", "thresholds", "who")
+"""How the paths of the page's own addresses begin."""
+
 IMAGE_SUFFIXES = (".bmp", ".dng", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -261,6 +264,9 @@ class Settings(BaseSettings):
     web_hosts: tuple[str, ...] = Field(
         (), description="names, beside localhost and web_host, under which browsers may open the page"
     )
+    web_path_prefix: str = Field(
+        "", description="path under which a reverse proxy shows the page, such as /tamis; empty is a host of its own"
+    )
     web_password: SecretStr | None = Field(
         None, description="password for the page and its API; better as TAMIS_WEB_PASSWORD than in the file"
     )
@@ -313,6 +319,16 @@ class Settings(BaseSettings):
                 f"expected at most 63 letters, digits, '_', '.', '-', the first a letter or digit; found {value!r}"
             )
         return value
+
+    @field_validator("web_path_prefix")
+    @classmethod
+    def _prefix_is_a_path_of_its_own(cls, value: str) -> str:
+        path = value.removesuffix("/")
+        if path and not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", path):
+            raise ValueError(f"expected a path such as /tamis, of letters, digits, '-', '_', '.', '~'; found {value!r}")
+        if path.split("/")[1:2] and path.split("/")[1] in PAGES:
+            raise ValueError(f"expected a path that is not one of the page's own, {', '.join(PAGES)}; found {value!r}")
+        return path
 
     @field_validator("sidecar_suffixes")
     @classmethod

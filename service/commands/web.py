@@ -96,7 +96,10 @@ def _serve(root: Path, settings: Settings) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             host = f"[{settings.web_host}]" if ":" in settings.web_host else settings.web_host
-            log.info("serving", extra=fields(root=root, address=f"http://{host}:{settings.web_port}"))
+            log.info(
+                "serving",
+                extra=fields(root=root, address=f"http://{host}:{settings.web_port}{settings.web_path_prefix}"),
+            )
             notifier.send("READY=1")
 
     logging.getLogger("uvicorn.error").addFilter(SeldomInvalid())

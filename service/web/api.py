@@ -106,6 +106,8 @@ def add_description(app: FastAPI, site: Site) -> None:
     @cache
     def document() -> dict[str, Any]:
         found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        if site.settings.web_path_prefix:
+            found["servers"] = [{"url": site.settings.web_path_prefix}]
         if site.sessions is not None:
             schemes = {name: {"type": "http", "scheme": name} for name in ("basic", "bearer")}
             found["components"]["securitySchemes"] = schemes
@@ -119,7 +121,7 @@ def add_description(app: FastAPI, site: Site) -> None:
     @app.get("/api", include_in_schema=False)
     def listing(request: Request) -> Response:
         found = [
-            {"method": method.upper(), "path": path, "text": one.get("description", "")}
+            {"method": method.upper(), "path": site.settings.web_path_prefix + path, "text": one.get("description", "")}
             for path, methods in document()["paths"].items()
             for method, one in methods.items()
         ]
@@ -162,9 +164,10 @@ def _add_images(router: APIRouter, site: Site) -> None:
         with site.reading.connect() as connection:
             known = image_page.everything(connection, id)
         known["history"] = [asdict(one) for one in known["history"]]
-        files = {"picture": f"/images/{id}/picture"}
+        address = f"{site.settings.web_path_prefix}/images/{id}"
+        files = {"picture": f"{address}/picture"}
         if (site.root / map_path(id)).is_file():
-            files["map"] = f"/images/{id}/map"
+            files["map"] = f"{address}/map"
         return {**known.pop("image"), **known, "files": files}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp
 
 from service import __version__
 from service.imaging.decoder_processes import DecoderProcesses, memory_needed
@@ -22,6 +23,7 @@ from service.web.errors import add_error_answers
 from service.web.images import Thumbnails
 from service.web.pages import energy, files, image, login, promote, review, thresholds, today
 from service.web.pages import models as model_pages
+from service.web.prefix import Prefixed
 from service.web.security import Guard, names_of
 from service.web.sessions import Sessions
 from service.web.site import (
@@ -39,7 +41,7 @@ BUSY_TIMEOUT_S = 10.0
 REQUEST_THREADS = 8
 
 
-def create_app(root: Path, settings: Settings) -> Guard:
+def create_app(root: Path, settings: Settings) -> ASGIApp:
     """Return the web application of `root`. Raises what `open_database` raises for a missing or outdated database."""
     password = settings.web_password
     decoder = DecoderProcesses(
@@ -85,4 +87,5 @@ def create_app(root: Path, settings: Settings) -> Guard:
     app.include_router(api.routes(site))
     api.add_description(app, site)
     hosts = names_of(settings.web_host, settings.web_hosts)
-    return Guard(app, hosts=hosts, sessions=site.sessions, user_header=settings.web_user_header)
+    guarded = Guard(app, hosts=hosts, sessions=site.sessions, user_header=settings.web_user_header)
+    return Prefixed(guarded, settings.web_path_prefix) if settings.web_path_prefix else guarded

@@ -178,7 +178,10 @@ def _check_site(request: Request) -> None:
     if site not in (None, "same-origin", "none"):
         raise HTTPException(HTTPStatus.FORBIDDEN, f"origin: expected a request from this page; found one from {site}")
     if origin is not None and host is not None and origin.partition("://")[2].lower() != host.lower():
-        raise HTTPException(HTTPStatus.FORBIDDEN, f"origin: expected {host}; found {origin[:200]}")
+        raise HTTPException(
+            HTTPStatus.FORBIDDEN,
+            f"origin: expected {host}; found {origin[:200]}. A reverse proxy must pass on the header Host as it comes",
+        )
     if site is None and origin is None and not request.url.path.startswith(API):
         raise HTTPException(
             HTTPStatus.FORBIDDEN,

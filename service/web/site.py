@@ -25,6 +25,7 @@ from service.imaging.decoder import Decoder
 from service.settings import Settings
 from service.web import formatting as shown
 from service.web.images import Thumbnails
+from service.web.prefix import with_prefix
 from service.web.security import caller
 from service.web.sessions import Sessions
 
@@ -71,9 +72,10 @@ class Site:
             vouched=who.vouched,
             path=request.url.path,
             has_password=self.settings.web_password is not None,
+            prefix=self.settings.web_path_prefix,
             **values,
         )
-        return HTMLResponse(html, status)
+        return HTMLResponse(with_prefix(html, self.settings.web_path_prefix), status)
 
 
 class RefusedImages:

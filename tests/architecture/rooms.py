@@ -69,7 +69,7 @@ ROOMS: Mapping[str, str] = {
     ),
     "service.operations": "backup check_rows checks doctor remove_file restore retention retention_plan",
     "service.daemon": "background_jobs daemon journal_care metering parts run systemd wake",
-    "service.web (parts)": "charts connections errors formatting hourly_counts images security sessions site",
+    "service.web (parts)": "charts connections errors formatting hourly_counts images prefix security sessions site",
     "service.web.pages": "energy files image login models promote review thresholds today",
     "service.web (app)": "api app",
     "service.commands": (

@@ -120,6 +120,19 @@ def test_suffix_that_is_none_or_an_images_is_refused(tmp_path: Path, suffix: str
         load(root_with(tmp_path, f'sidecar_suffixes = [".json", "{suffix}"]\n'))
 
 
+@pytest.mark.parametrize(
+    "prefix", ["tamis", "//tamis", "/a//b", "/a/../b", "/a b", "/api", "/review/x", "/a?b", "/ä", "/.."]
+)
+def test_prefix_that_is_no_path_or_one_of_the_pages_is_refused(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="setting web_path_prefix"):
+        load(root_with(tmp_path), web_path_prefix=prefix)
+
+
+@pytest.mark.parametrize(("prefix", "path"), [("/", ""), ("", ""), ("/tamis/", "/tamis"), ("/a/b-1.x", "/a/b-1.x")])
+def test_prefix_ends_without_a_slash(tmp_path: Path, prefix: str, path: str) -> None:
+    assert load(root_with(tmp_path), web_path_prefix=prefix).web_path_prefix == path
+
+
 def test_list_from_the_environment_is_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIS_IGNORED_NAMES", '["*.bak", ".*"]')
     assert load(root_with(tmp_path)).ignored_names == ("*.bak", ".*")

@@ -7,6 +7,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const told = document.querySelector("#told");
   const big = document.querySelector("#big");
   const viewer = new window.Viewer(big.querySelector(".pane"), big);
+  const { prefix } = document.documentElement.dataset; // before each address, where the page shares a host
   const undoable = [];
   let current = null; // id of the image that the keys mean
   let anchor = null; // where a range begins
@@ -77,7 +78,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const body = new URLSearchParams({ label, back: "/review" });
       ids.forEach((id) => body.append("id", id));
       try {
-        const answer = await fetch("/review/label", { method: "POST", body, headers: { "HX-Request": "true" } });
+        const answer = await fetch(`${prefix}/review/label`, { method: "POST", body, headers: { "HX-Request": "true" } });
         const text = await answer.text();
         if (!answer.ok) throw new Error(sentence(text, answer));
         put(text);
@@ -150,14 +151,14 @@ document.addEventListener("DOMContentLoaded", () => {
   function show(card) {
     const { id } = card.dataset;
     viewer.fit();
-    viewer.image.src = `/images/${id}/picture`;
+    viewer.image.src = `${prefix}/images/${id}/picture`;
     viewer.image.alt = card.dataset.name;
     const mapped = !viewer.map.hidden && viewer.map.getAttribute("src");
-    if (card.dataset.map === "yes") viewer.map.src = `/images/${id}/map`;
+    if (card.dataset.map === "yes") viewer.map.src = `${prefix}/images/${id}/map`;
     else viewer.map.removeAttribute("src");
     viewer.map.hidden = !(mapped && card.dataset.map === "yes");
     big.querySelector("[data-do=map]").setAttribute("aria-pressed", String(!viewer.map.hidden));
-    big.querySelector("[data-do=more]").href = `/images/${id}`;
+    big.querySelector("[data-do=more]").href = `${prefix}/images/${id}`;
     describe(card);
     if (!isOpen()) big.showModal();
     viewer.pane.focus();
