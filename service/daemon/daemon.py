@@ -29,6 +29,7 @@ from service.filesystem.mount_table import lack_of_space
 from service.filesystem.mounts import gone_message
 from service.filesystem.odd_entries import OddEntries
 from service.inspection.claim import Claims, RootTrouble
+from service.inspection.intake import COST_RATIO
 from service.inspection.pipeline import Pipeline
 from service.inspection.private_copy import remove_left
 from service.inspection.record import Recorder
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 LOOK_TIMEOUT_S = 0.2
 STATUS_INTERVAL_S = 1.0
 SPACE_INTERVAL_S = 1.0
+SCAN_STEP_S = 0.02
+# How much longer than the last scan the loop does without one, by the time of a core and by the clock.
+WAIT_RATIO = 2
 PAUSED_INTERVAL_S = 5.0
 PAUSED_SAID_AGAIN_S = 3600.0
 STUCK_AFTER_S = 30.0
@@ -66,6 +70,9 @@ class Daemon:
         self.notifier = Notifier()
         # Monotonic times at which the loop's own duties are due.
         self._scan_due = self._space_due = self._ping_due = self._status_due = self._drift_due = float("-inf")
+        self._refill_due = float("-inf")
+        # Of the scan that has begun: whether it is a rescan, and for how long it has kept the loop.
+        self._rescans, self._scan_took_s = False, 0.0
         self._paused: str | None = None
         self._pauses = Repeated(PAUSED_SAID_AGAIN_S)
         self._in_trouble = False
@@ -150,8 +157,10 @@ class Daemon:
             self._take_events(now)
             # Before the scan, whose recovery delivers.
             self._check_space(now)
-            if now >= self._scan_due or self.intake.scan_needed:
-                self._rescan(now)
+            if not self.intake.scanning and (now >= self._scan_due or self._refill_is_due(now)):
+                self._begin_scan(now)
+            if self.intake.scanning:
+                self._go_on_scanning(now)
             next_at = self._step(now, claiming=self._paused is None)
             if self.pipeline.idle:
                 self.scorers.load_ahead()
@@ -179,25 +188,44 @@ class Daemon:
         if scan_needed:
             self._scan_due = now
 
-    def _rescan(self, now: float) -> None:
-        events, due = self.watching == "events", now >= self._scan_due
-        self._scan_due = now + (self.settings.rescan_interval_s if events else self.settings.poll_interval_s)
+    def _refill_is_due(self, now: float) -> bool:
+        return now >= self._refill_due and self.intake.scan_needed
+
+    def _begin_scan(self, now: float) -> None:
+        self._rescans = now >= self._scan_due
+        self._scan_took_s = 0.0
+        self.intake.begin_scan(again=self._rescans)
+        events = self.watching == "events"
+        if self._rescans:
+            self._scan_due = now + (self.settings.rescan_interval_s if events else self.settings.poll_interval_s)
         if self._unwatched or (events and not self.watcher.alive()):
             log.warning("incoming/ is another folder, or its file events ended; watching anew")
             self._watch_anew()
+
+    def _go_on_scanning(self, now: float) -> None:
+        """Scan for a moment; after the last one of a rescan, recover."""
+        began = time.monotonic()
         try:
-            self.intake.scan(now, again=due)
+            done = self.intake.go_on_scanning(now, SCAN_STEP_S)
         except OSError as error:
             self._pause(f"incoming/ cannot be read: {error}")
             self._scan_due = now + PAUSED_INTERVAL_S
             return
-        if events and self.intake.found_open:
+        self._scan_took_s += time.monotonic() - began
+        if not done:
+            return
+        # However many files wait, and however slow a share is, looking at them is a small part of the work.
+        rest_s = max(COST_RATIO * self.intake.scan_cost_s, WAIT_RATIO * self._scan_took_s)
+        self._refill_due = now + rest_s
+        if self._rescans:
+            self._scan_due = max(self._scan_due, now + rest_s)
+            self._recover()
+            self.jobs.on_rescan()
+        if self.watching == "events" and self.intake.found_open:
             # No watch of that folder was to be had before; what came there meanwhile, another scan finds.
             self._watch_anew()
             self._scan_due = now
         self.intake.found_open = False
-        self._recover()
-        self.jobs.on_rescan()
 
     def _watch_anew(self) -> None:
         self.watcher.stop()
@@ -308,6 +336,7 @@ class Daemon:
             # A copy: what was written is compared with what is, and the intake goes on counting.
             "waiting_for_model": dict(self.intake.waiting),
             "backlog": len(self.intake),
+            "backlog_is_least": self.intake.more_left_out,
             "in_flight": len(pipeline.in_flight),
             "odd_entries": self.odd.document(),
             **asdict(pipeline.counts),
@@ -328,14 +357,19 @@ class Daemon:
             self._status_refused = True
         else:
             self._status_written, self._status_refused = status, False
+        at_least = "at least " if self.intake.more_left_out else ""
         self.notifier.send(
             f"STATUS={'paused: ' + self._paused if self._paused else 'sorting'}; "
             f"{pipeline.counts.placed} placed, {pipeline.counts.anomalies} anomalies, "
-            f"{pipeline.counts.quarantined} quarantined, {waiting} waiting"
+            f"{pipeline.counts.quarantined} quarantined, {at_least}{waiting} waiting"
         )
 
     def _sleep(self, next_at: float | None) -> None:
+        if self.intake.scanning:
+            return
         due = [next_at, self._scan_due, self.metering.idle_row_due]
+        if self.intake.scan_needed:
+            due.append(self._refill_due)
         if self.pipeline.recorded:
             due.append(self._drift_due)
         if self.notifier.watchdog_interval_s is not None:

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from service.filesystem.file_state import FileState, NameFilter
@@ -16,6 +17,9 @@ from service.filesystem.open_below import open_folder_below
 
 # A path below the folder that is longer is not gone into: no call that takes a whole path could name what lies there.
 PATH_BYTES_MAX = 3000
+
+# In a few ms; a folder may hold a hundred thousand.
+ENTRIES_A_STEP = 2000
 
 Failed = Callable[[str, OSError], None]
 """Takes what could not be listed or looked at, by its path below the folder, and why."""
@@ -43,12 +47,24 @@ def walk(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator
 
     What vanishes meanwhile is left out. Raises OSError when `top` itself cannot be read.
     """
+    return (folder for folder in walk_in_steps(top, names, failed) if folder is not None)
+
+
+def walk_in_steps(
+    top: Path, names: NameFilter, failed: Failed | None = None, enter: Callable[[str], bool] = lambda _path: True
+) -> Iterator[OpenFolder | None]:
+    """Yield what `walk` yields, and None now and then, so that the caller may do something else between.
+
+    `enter` tells by its path whether a folder is gone into.
+    """
     tell = failed or (lambda _path, _error: None)
     above = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         pending = [""]
         while pending:
             path = pending.pop()
+            if not enter(path):
+                continue
             try:
                 if len(os.fsencode(path)) > PATH_BYTES_MAX:
                     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -60,8 +76,10 @@ def walk(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator
                     raise
                 tell(path, error)
                 continue
+            folder, below = OpenFolder(path, descriptor, [], []), list[str]()
             try:
-                folder, below = _listed(path, descriptor, names, tell)
+                for _ in _list(folder, below, names, tell):
+                    yield None
                 yield folder
             except OSError as error:
                 if not path:
@@ -70,7 +88,7 @@ def walk(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator
                 continue
             finally:
                 os.close(descriptor)
-            pending += [folder.path_of(name) for name in below]
+            pending += [folder.path_of(name) for name in sorted(below)]
     finally:
         os.close(above)
 
@@ -90,21 +108,22 @@ def scan(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator
                 tell(path, error)
 
 
-def _listed(path: str, descriptor: int, names: NameFilter, tell: Failed) -> tuple[OpenFolder, list[str]]:
-    """Return the folder at `path` with its entries, and the names of the folders in it."""
-    found, below = OpenFolder(path, descriptor, [], []), []
-    with os.scandir(descriptor) as entries:
-        for entry in entries:
+def _list(folder: OpenFolder, below: list[str], names: NameFilter, tell: Failed) -> Iterator[None]:
+    """Fill `folder` with its entries, and `below` with the names of the folders in it, in steps."""
+    files, links = folder.files, folder.links
+    with os.scandir(folder.descriptor) as entries:
+        for number, entry in enumerate(entries, 1):
+            if number % ENTRIES_A_STEP == 0:
+                yield
             if names.ignores(entry.name):
                 continue
             try:
                 if entry.is_dir(follow_symlinks=False):
                     below.append(entry.name)
                 elif entry.is_symlink():
-                    found.links.append(entry.name)
+                    links.append(entry.name)
                 else:
-                    found.files.append(entry)
+                    files.append(entry)
             except OSError as error:
-                tell(found.path_of(entry.name), error)
-    found.files.sort(key=lambda entry: entry.name)
-    return found, sorted(below)
+                tell(folder.path_of(entry.name), error)
+    files.sort(key=attrgetter("name"))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +24,7 @@ from service.filesystem.file_state import FileState, NameFilter
 from service.filesystem.lease import has_writer
 from service.filesystem.odd_entries import OddEntries, Step
 from service.filesystem.open_below import HeldFolders, NotRegularFile, open_file
-from service.filesystem.scan import OpenFolder, scan, walk
+from service.filesystem.scan import OpenFolder, walk, walk_in_steps
 from service.imaging.decode import SUFFIXES
 from service.imaging.looks_whole import HEAD_BYTES, TAIL_BYTES, looks_whole
 from service.inspection.claim import Claim
@@ -41,12 +43,41 @@ CHAMPIONS_AGE_MAX_S = 1.0
 SHORT_TURN = 16
 LONG_TURN = 64
 LOOK_S = 0.0001
+FILES_A_STEP = 256
+COSTLY_S = 0.005
+# A scan, or one folder of it, takes at most one part in so many of a core.
+COST_RATIO = 20
 TRUNCATED_WAIT_S = 10.0
 ENDED_SO_MAX = 3
 # Of which it is remembered that they failed, so that no scan before the next rescan tries them again.
 FAILED_MAX = 65_536
 # What keeps all of a folder from being claimed, if the folder is to blame.
 _OF_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Costly:
+    """A product's folder that takes long to list: it is not listed before then (monotonic s).
+
+    As of its last listing so many of its files have no model.
+    """
+
+    not_before: float
+    without_model: int
+
+
+@dataclass(slots=True)
+class _Listed:
+    """What a scan has found so far: of the product's folder at `top` so many files, and since it began at that cost."""
+
+    waits: frozenset[str]
+    top: str | None = None
+    files: int = 0
+    without_model: int = 0
+    began_s: float = 0.0
+    waiting: dict[str, int] = field(default_factory=dict)
+    tops: set[str] = field(default_factory=set)
+    passed_over: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -106,16 +137,26 @@ class Intake:
         self._ended_so: Counter[str] = Counter()
         self.found_open = False
         """Whether a folder could be listed that could not before, and may not be watched; whoever looks resets it."""
+        self._scan: Iterator[None] | None = None
+        self._now = self._resumed_at = 0.0
+        self._costly: dict[str, _Costly] = {}
+        self.scan_cost_s = 0.0
+        """The time of a core that the last scan took, or takes so far, s."""
         self.waiting: dict[str, int] = {}
         """Files by product that wait for a model, as of the last scan."""
 
     def __len__(self) -> int:
-        return len(self._settling)
+        return len(self._settling) + sum(self._settling.left_out.values())
 
     @property
     def scan_needed(self) -> bool:
         """Whether files were left out for lack of room, and there is room again."""
-        return self._settling.scan_needed and len(self._failed) < FAILED_MAX
+        return bool(self._settling.left_out) and self._settling.scan_needed and len(self._failed) < FAILED_MAX
+
+    @property
+    def more_left_out(self) -> bool:
+        """Whether some of the files that wait are not counted one by one: there are at least as many as it says."""
+        return bool(self._settling.left_out)
 
     def take_hints(self, hints: list[Hint], now: float) -> None:
         """Look at the files that events were about; what cannot be looked at now is left to the next scan."""
@@ -137,36 +178,45 @@ class Intake:
         The scans that follow ask for models, and report what cannot be read.
         """
         with suppress(OSError):
-            for path, state in scan(self._incoming, self._names):
-                self._settling.observe(path, state, now)
+            for folder in walk(self._incoming, self._names):
+                for _ in self._observe_files(folder, now):
+                    pass
 
     def scan(self, now: float, *, again: bool = True) -> None:
-        """Look at every file, with `again` those too that failed before. Raises OSError if the folder cannot be read.
+        """Begin a scan and bring it to its end; see `begin_scan`."""
+        self.begin_scan(again=again)
+        while not self.go_on_scanning(now):
+            pass
 
-        Of other folders and files that cannot be, each waits.
+    @property
+    def scanning(self) -> bool:
+        """Whether a scan was begun that is not at its end."""
+        return self._scan is not None
+
+    def begin_scan(self, *, again: bool = True) -> None:
+        """Begin to look at what waits, with `again` at what failed before too, else only for what was left out.
+
+        Of other folders and files that cannot be listed or looked at, each waits.
         """
-        self.refresh_champions(now)
-        self._settling.left_out.clear()
-        if again:
-            self._failed.clear()
-            self._seem_cut.clear()
-            self._blocked.clear()
-            self._odd.begin()
-        self.waiting, self._files_in, waits = {}, {}, self._odd.paths()
-        for folder in walk(self._incoming, self._names, self._note_unlisted):
-            if folder.path and _in_root(folder.path) in waits and self._odd.waits(_in_root(folder.path), "scan"):
-                self._odd.clear(_in_root(folder.path), "scan")
-                self.found_open = True
-            self._say_links(folder)
-            self._files_in[folder.path] = len(folder.files)
-            if folder.files and _in_root(folder.path) in waits:
-                self._odd.keep(_in_root(folder.path))
-            if folder.path in self._blocked:
-                self._note(folder.path, "claim", self._blocked[folder.path], files=len(folder.files))
-            elif folder.files and self._can_score(folder.path, len(folder.files)):
-                self._observe_files(folder, now, waits)
-        if again:
-            self._odd.end(INCOMING)
+        self._scan = self._scan_in_steps(again)
+        self.scan_cost_s = 0.0
+
+    def go_on_scanning(self, now: float, seconds: float = math.inf) -> bool:
+        """Go on for so many seconds, and return whether the scan is at its end. Raises OSError if `incoming/` cannot be
+        read, which ends it too.
+        """
+        self._now, until, self._resumed_at = now, time.monotonic() + seconds, time.thread_time()
+        try:
+            for _ in self._scan or ():
+                if time.monotonic() >= until:
+                    return False
+        except BaseException:
+            self._scan = None
+            raise
+        finally:
+            self.scan_cost_s, self._resumed_at = self._cost_s(), time.thread_time()
+        self._scan = None
+        return True
 
     def more_than(self, files: int, now: float) -> bool:
         """Return whether more than `files` files may have settled."""
@@ -286,7 +336,8 @@ class Intake:
                 return self._scorers.in_memory(product, use=use)
             except ConfigurationError:  # which has been logged
                 pass
-        self._can_score(folder, self._settling.forget_product(folder))
+        if not self._has_model(folder):
+            self.waiting[product] = self.waiting.get(product, 0) + self._settling.forget_product(folder)
         return None
 
     def _take(self, path: str, now: float) -> float | None:
@@ -306,21 +357,152 @@ class Intake:
         folder, _, name = path.rpartition("/")
         return os.stat(name, dir_fd=self._held.open(folder), follow_symlinks=False)
 
-    def _observe_files(self, folder: OpenFolder, now: float, waits: frozenset[str]) -> None:
-        for entry in folder.files:
+    def _cost_s(self) -> float:
+        """Return the time of a core that this scan has taken so far, s."""
+        return self.scan_cost_s + time.thread_time() - self._resumed_at
+
+    def _scan_in_steps(self, again: bool) -> Iterator[None]:
+        self.refresh_champions(self._now)
+        if again:
+            self._failed.clear()
+            self._seem_cut.clear()
+            self._blocked.clear()
+            self._odd.begin()
+        listed = _Listed(self._odd.paths())
+
+        def enter(path: str) -> bool:
+            if "/" in path or not path or self._is_to_be_listed(path, again):
+                return True
+            listed.passed_over.append(path)
+            return False
+
+        for folder in walk_in_steps(self._incoming, self._names, self._note_unlisted, enter):
+            if folder is not None:
+                top = folder_of(f"{folder.path}/")
+                if top != listed.top:
+                    self._end_product(listed, top)
+                if folder.path and self._odd.waits(_in_root(folder.path), "scan"):
+                    self._odd.clear(_in_root(folder.path), "scan")
+                    self.found_open = True
+                self._say_links(folder)
+                self._keep_what_waits(folder, listed.waits)
+                yield from self._look_into(folder, listed)
+            yield
+        self._end_product(listed, None)
+        yield from self._look_again()
+        for gone in self._settling.left_out.keys() - listed.tops - set(listed.passed_over):
+            del self._settling.left_out[gone]
+        if again:
+            self._end_round(listed)
+
+    def _is_to_be_listed(self, folder: str, again: bool) -> bool:
+        """Return whether the `folder` of a product is listed by this scan: not if enough of it is known, or if it takes
+        so long that it would be listed all the time.
+        """
+        if folder in self._settling.left_out:
+            return not self._settling.has_enough(folder)
+        costly = self._costly.get(folder)
+        return again and (costly is None or self._now >= costly.not_before)
+
+    def _look_into(self, folder: OpenFolder, listed: _Listed) -> Iterator[None]:
+        self._files_in[folder.path] = len(folder.files)
+        listed.files += len(folder.files)
+        if folder.path in self._blocked:
+            self._note(folder.path, "claim", self._blocked[folder.path], files=len(folder.files))
+        elif folder.files and self._has_model(folder.path):
+            yield from self._observe_files(folder, None)
+        elif folder.files:
+            listed.without_model += len(folder.files)
+
+    def _observe_files(self, folder: OpenFolder, now: float | None) -> Iterator[None]:
+        """Take note of the files that are not known, as far as there is room; `now` is that of the step if None."""
+        top = folder_of(f"{folder.path}/")
+        for number, entry in enumerate(folder.files, 1):
+            if number % FILES_A_STEP == 0:
+                yield
             path = folder.path_of(entry.name)
-            if waits and _in_root(path) in waits:
-                self._odd.keep(_in_root(path))
-            if path in self._failed:
+            if path in self._failed or path in self._settling:
                 continue
             try:
                 if not entry.is_file(follow_symlinks=False):
                     continue
-                self._settling.observe(path, FileState.of(entry.stat(follow_symlinks=False)), now)
+                if not self._settling.room(top):
+                    self._settling.left_out.setdefault(top, 1)
+                    return
+                state = FileState.of(entry.stat(follow_symlinks=False))
+                self._settling.observe(path, state, self._now if now is None else now)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 self.set_aside(path, "look", error)
+
+    def _look_again(self) -> Iterator[None]:
+        """Look at the known files that are not settled: one that was empty may be whole by now, and nobody said so.
+
+        Those that only wait for their turn are looked at when it comes.
+        """
+        for number, path in enumerate(self._settling.unsettled(self._now), 1):
+            if number % FILES_A_STEP == 0:
+                self._held.close()
+                yield
+            try:
+                status = self._status(path)
+                if stat.S_ISREG(status.st_mode):
+                    self._settling.observe(path, FileState.of(status), self._now)
+                else:
+                    self._settling.forget(path)
+            except (FileNotFoundError, NotADirectoryError):
+                self._settling.forget(path)
+            except OSError as error:
+                self.set_aside(path, "look", error)
+        self._held.close()
+
+    def _end_product(self, listed: _Listed, top: str | None) -> None:
+        """Take note of what was found of a product, whose folders are listed one after another; `top` is the next."""
+        if listed.top is not None:
+            folder, left_out = listed.top, self._settling.left_out
+            if folder in left_out:
+                failed = sum(folder_of(path) == folder for path in self._failed)
+                left_out[folder] = max(listed.files - self._settling.held(folder) - failed, 1)
+            cost_s = self._cost_s() - listed.began_s
+            self._costly.pop(folder, None)
+            if cost_s > COSTLY_S:
+                self._costly[folder] = _Costly(self._now + COST_RATIO * cost_s, listed.without_model)
+            if listed.without_model:
+                product = _product(folder)
+                listed.waiting[product] = listed.waiting.get(product, 0) + listed.without_model
+            listed.tops.add(folder)
+        listed.top, listed.files, listed.without_model, listed.began_s = top, 0, 0, self._cost_s()
+        if top is not None:
+            self._settling.left_out.pop(top, None)
+
+    def _end_round(self, listed: _Listed) -> None:
+        for folder in listed.passed_over:
+            costly = self._costly.get(folder)
+            if costly is not None and costly.without_model:
+                product = _product(folder)
+                listed.waiting[product] = listed.waiting.get(product, 0) + costly.without_model
+            for path in listed.waits:
+                if path == _in_root(folder) or path.startswith(f"{_in_root(folder)}/"):
+                    self._odd.keep(path)
+        there = listed.tops | set(listed.passed_over)
+        self._costly = {folder: costly for folder, costly in self._costly.items() if folder in there}
+        self._files_in = {path: n for path, n in self._files_in.items() if folder_of(f"{path}/") in there}
+        self.waiting = listed.waiting
+        self._odd.end(INCOMING)
+
+    def _keep_what_waits(self, folder: OpenFolder, waits: frozenset[str]) -> None:
+        """Have what waits in `folder` and is still there outlast this scan."""
+        if not waits:
+            return
+        here = _in_root(folder.path)
+        if folder.files and here in waits:
+            self._odd.keep(here)
+        names = [path.rpartition("/")[2] for path in waits if path.rpartition("/")[0] == here]
+        there = {entry.name for entry in folder.files} if names else set()
+        for name in names:
+            if name in there:
+                self._odd.keep(f"{here}/{name}")
 
     def _settled_since(self, path: str, now: float) -> float | None:
         """Return since when the file at `path` is settled; None where it is not, or has no model.
@@ -363,13 +545,13 @@ class Intake:
         self._seem_cut.add(path)
         return (self._settling.unchanged_since(path) or 0.0) + self._truncated_wait_s
 
-    def _can_score(self, folder: str, files: int) -> bool:
+    def _has_model(self, folder: str) -> bool:
+        """Return whether there is a model for what lies in `folder`; that there is none is said once for a product."""
         product = _product(folder_of(f"{folder}/"))
         if self._scorers.has(product):
             if product not in self._compared:
                 self._compare(product)
             return True
-        self.waiting[product] = self.waiting.get(product, 0) + files
         if product not in self._said_waiting:
             self._said_waiting.add(product)
             guess = meant(product, self._scorers.products)

@@ -57,7 +57,7 @@ class Settling:
         self._lines: dict[str, _Line] = {}
         self._count = 0
         self.left_out: dict[str, int] = {}
-        """By folder, how many files are known to wait that are not held, for lack of room; a scan counts them anew."""
+        """By folder, how many files at least wait that are not held, for lack of room; whoever lists it counts them."""
 
     def __len__(self) -> int:
         return self._count
@@ -81,8 +81,9 @@ class Settling:
         return max(free, self._share(folder) - held, 0)
 
     def has_enough(self, folder: str) -> bool:
-        """Return whether more of `folder` need not be looked for: some are left out, and half its share is held."""
-        return folder in self.left_out and self.held(folder) * 2 > self._share(folder)
+        """Return whether more of `folder` need not be looked for: some are left out, and for few there is room."""
+        needed = max(self._share(folder) // 2, 1) if self._share(folder) else self._candidates_max // 2
+        return folder in self.left_out and self.room(folder) < needed
 
     @property
     def scan_needed(self) -> bool:
@@ -93,7 +94,8 @@ class Settling:
         """Take note that `path` is in `state` at `now`; `closed` when its writer has just closed or renamed it."""
         folder, known = folder_of(path), self._known(path)
         if known is None and not self._make_room(folder):
-            self.left_out[folder] = self.left_out.get(folder, 0) + 1
+            # Perhaps not for the first time.
+            self.left_out.setdefault(folder, 1)
         elif known is None or known.state != state:
             self._put(folder, path, UnsettledFile(state, now, closed))
         elif closed and (not known.closed or not self._close_settles):
@@ -167,6 +169,11 @@ class Settling:
         candidate = self._known(path)
         settled_at = self._settled_at(candidate) if candidate is not None else math.inf
         return settled_at if settled_at <= now else None
+
+    def unsettled(self, now: float) -> list[str]:
+        """Return the paths that wait for more than their turn."""
+        lines = self._lines.values()
+        return [path for line in lines for path, one in line.files.items() if self._settled_at(one) > now]
 
     def next_settled_at(self, but: Iterable[str] = ()) -> float | None:
         """Return a monotonic time before which no file settles, those of the folders `but` left aside."""

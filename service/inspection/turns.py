@@ -43,8 +43,11 @@ class Turns:
         self._guest = None
         at_turn = self._at_turn
         if at_turn is None or at_turn not in folders or self._left <= 0 or now >= self._ends_at:
-            self._at_turn, self._left, self._ends_at = self.first(folders) if folders else None, images, now + TURN_S
-            return self._at_turn
+            if not folders:
+                self._at_turn = None
+                return None
+            at_turn = self._at_turn = self.first(folders)
+            self._left, self._ends_at = images, now + TURN_S
         if self._waiting(at_turn) > FEW:
             few = [folder for folder in folders if folder != at_turn and self._waiting(folder) <= FEW]
             if few and self._tag(guest := self.first(few)) < self._tag(at_turn) + FEW:

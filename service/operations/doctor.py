@@ -174,7 +174,7 @@ def _device(folder: Path) -> int | None:
 
 
 def _incoming(root: Path) -> tuple[set[str], int, dict[str, Any]]:
-    """Return the products with a folder under `incoming/`, how many folders a watch takes, and what cannot be listed.
+    """Return the products with a folder under `incoming/`, how many folders a watch takes, and what is not listed.
 
     The last is as in `OddEntries.document`.
     """

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +24,8 @@ class KnownProducts:
 
     def __init__(self, *products: str) -> None:
         self.wanted, self.products = products, []
+        self.absent: set[str] = set()
+        self.begun: list[str] = []
 
     def refresh(self) -> bool:
         self.products = list(self.wanted)
@@ -34,7 +38,11 @@ class KnownProducts:
         return SCORER
 
     def in_memory(self, product: str, *, use: bool = False) -> Scorer | None:
-        return SCORER
+        return None if product in self.absent else SCORER
+
+    def begin_to_load(self, product: str, keep: list[str]) -> bool:
+        self.begun.append(product)
+        return True
 
 
 def intake(root: Path, *products: str) -> Intake:
@@ -172,3 +180,137 @@ def test_camera_whose_files_all_end_so_waits_for_no_more(tmp_path: Path) -> None
     (tmp_path / "incoming/gears/new.png").write_bytes(image_bytes(20, size=(300, 200))[:-20])
     waiting.take_hints([Hint("gears/new.png", closed=True)], now=30.0)
     assert [ready.path for ready in waiting.take_ready(30.0, 8)] == [f"gears/{ENDED_SO_MAX}.png", "gears/new.png"]
+
+
+def fill(root: Path, folder: str, files: int, prefix: str = "") -> None:
+    (root / "incoming" / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(files):
+        (root / "incoming" / folder / f"{prefix}{number:04}.jpg").write_bytes(b"whole")
+
+
+def intake_of(root: Path, candidates_max: int, *products: str) -> tuple[Intake, KnownProducts]:
+    (root / "incoming").mkdir(parents=True, exist_ok=True)
+    known = KnownProducts(*products)
+    settling = Settling(1.0, 600.0, candidates_max)
+    return Intake(root, NameFilter([".*"]), cast(ScorerCache, known), settling, truncated_wait_s=0.0), known
+
+
+def taken(waiting: Intake, now: float, limit: int) -> list[str]:
+    """Take up to `limit` files, which leave `incoming/` as by a claim."""
+    paths = []
+    for ready in waiting.take_ready(now, limit):
+        paths.append(ready.path)
+        (waiting._incoming / ready.path).unlink()
+    return paths
+
+
+def test_product_with_few_files_is_served_at_once_whatever_another_has(tmp_path: Path) -> None:
+    fill(tmp_path, "many", 300)
+    fill(tmp_path, "few", 3)
+    waiting, _ = intake_of(tmp_path, 64, "many", "few")
+    waiting.scan(10.0)
+    assert taken(waiting, 12.0, 5)[:3] == ["few/0000.jpg", "few/0001.jpg", "few/0002.jpg"]
+    fill(tmp_path, "few", 2, "new")
+    waiting.scan(12.5)
+    assert sorted(taken(waiting, 14.0, 5))[:2] == ["few/new0000.jpg", "few/new0001.jpg"]
+
+
+def test_every_file_comes_once_and_in_order_however_little_room_there_is(tmp_path: Path) -> None:
+    for folder, files in (("a", 70), ("", 50), ("b/day", 9), ("c", 1)):
+        fill(tmp_path, folder, files)
+    waiting, _ = intake_of(tmp_path, 16, "a", "default", "b", "c")
+    seen: list[str] = []
+    now = 10.0
+    waiting.scan(now)
+    while len(waiting):
+        assert len(waiting._settling) <= 16
+        now += 2.0
+        if waiting.scan_needed:
+            waiting.scan(now, again=False)
+            now += 2.0
+        seen += taken(waiting, now, 8)
+    assert len(seen) == len(set(seen)) == 130
+    for folder in ("a/", "b/day/", ""):
+        own = [path for path in seen if path.rpartition("/")[0] == folder.rstrip("/")]
+        assert own == sorted(own)
+
+
+def test_how_many_wait_is_known_though_not_all_are_held(tmp_path: Path) -> None:
+    fill(tmp_path, "a", 40)
+    fill(tmp_path, "without", 7)
+    waiting, _ = intake_of(tmp_path, 16, "a")
+    waiting.scan(10.0)
+    assert len(waiting) == 40 and waiting.more_left_out and waiting.waiting == {"without": 7}
+    shutil.rmtree(tmp_path / "incoming/a")
+    shutil.rmtree(tmp_path / "incoming/without")
+    waiting.scan(20.0)
+    assert taken(waiting, 22.0, 99) == [] and len(waiting) == 0
+    assert not waiting.more_left_out and waiting.waiting == {}
+
+
+def test_files_that_wait_for_their_turn_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a", 40)
+    fill(tmp_path, "b", 3)
+    waiting, _ = intake_of(tmp_path, 16, "a", "b")
+    waiting.scan(10.0)
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def noted(folder: int) -> object:
+        listed.append(Path(f"/proc/self/fd/{folder}").readlink().name)
+        return scandir(folder)
+
+    monkeypatch.setattr("service.filesystem.scan.os.scandir", noted)
+    monkeypatch.setattr(Intake, "_status", lambda *_: pytest.fail("looked at"))
+    waiting.scan(12.0)
+    assert sorted(listed) == ["b", "incoming"]
+
+
+def test_file_that_was_empty_is_looked_at_again(tmp_path: Path) -> None:
+    (tmp_path / "incoming/a").mkdir(parents=True)
+    (tmp_path / "incoming/a/0.jpg").touch()
+    waiting, _ = intake_of(tmp_path, 16, "a")
+    waiting.scan(10.0)
+    fill(tmp_path, "a", 1)
+    (tmp_path / "incoming/a/0.jpg").write_bytes(b"whole")
+    waiting.scan(12.0)
+    assert sorted(taken(waiting, 13.0, 9)) == ["a/0.jpg", "a/0000.jpg"]
+
+
+def test_folder_that_takes_long_to_list_is_listed_seldom_and_its_files_stay_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.inspection.intake.COSTLY_S", 0.0)
+    monkeypatch.setattr("service.inspection.intake.COST_RATIO", 1e6)
+    fill(tmp_path, "without", 5)
+    waiting, known = intake_of(tmp_path, 16, "a")
+    waiting.scan(10.0)
+    fill(tmp_path, "without", 1, "new")
+    fill(tmp_path, "a", 1)
+    waiting.scan(12.0)
+    assert waiting.waiting == {"without": 5} and taken(waiting, 14.0, 9) == ["a/0000.jpg"]
+    known.wanted = ("a", "without")
+    waiting.scan(1e9)
+    assert len(taken(waiting, 1e9 + 2, 9)) == 6 and waiting.waiting == {}
+
+
+def test_scan_goes_on_where_it_was_and_others_may_work_meanwhile(tmp_path: Path) -> None:
+    fill(tmp_path, "a", 600)
+    waiting, _ = intake_of(tmp_path, 4096, "a")
+    waiting.begin_scan()
+    steps = 0
+    while not waiting.go_on_scanning(10.0, seconds=0.0):
+        steps += 1
+    assert steps > 3 and len(waiting) == 600 and not waiting.scanning
+
+
+def test_product_whose_model_is_not_in_memory_waits_for_that_and_for_nobody_else(tmp_path: Path) -> None:
+    fill(tmp_path, "a", 2)
+    fill(tmp_path, "b", 2)
+    waiting, known = intake_of(tmp_path, 16, "a", "b")
+    known.absent = {"b"}
+    waiting.scan(10.0)
+    assert taken(waiting, 12.0, 9) == ["a/0000.jpg", "a/0001.jpg"] and known.begun == ["b"]
+    assert waiting.next_settled_at() is None
+    known.absent = set()
+    assert taken(waiting, 12.5, 9) == ["b/0000.jpg", "b/0001.jpg"]

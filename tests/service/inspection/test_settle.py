@@ -69,7 +69,7 @@ def test_files_beyond_the_bound_are_left_for_a_scan_that_is_needed_once_half_are
     waiting = settling(candidates_max=4)
     for number in range(6):
         waiting.observe(f"{number}.png", state(), now=0.0)
-    assert len(waiting) == 4 and waiting.left_out == {"": 2} and waiting.waiting("") == 6
+    assert len(waiting) == 4 and waiting.left_out == {"": 1} and waiting.waiting("") == 5
     waiting.forget("0.png")
     assert waiting.has_enough("") and not waiting.scan_needed
     waiting.forget("1.png")
@@ -84,7 +84,7 @@ def test_folder_that_fills_all_room_makes_way_for_another_and_loses_its_newest()
         waiting.observe(f"few/{number}.png", state(), now=0.0, closed=True)
     assert waiting.settled(1.0, 9, "few") == ["few/0.png", "few/1.png"]
     assert waiting.settled(1.0, 9, "many") == [f"many/{number:02}.png" for number in range(4)]
-    assert waiting.left_out == {"many": 16} and waiting.waiting("many") == 20
+    assert waiting.left_out == {"many": 5} and waiting.waiting("many") == 9
 
 
 @given(
@@ -159,3 +159,12 @@ def test_files_of_one_folder_are_dropped_together() -> None:
         waiting.observe(path, state(), now=0.0, closed=True)
     waiting.forget_folder("a")
     assert waiting.settled(now=0.0, limit=9) == ["a/b/3.png", "4.png"]
+
+
+def test_only_what_is_not_settled_is_to_be_looked_at_again() -> None:
+    waiting = settling()
+    waiting.observe("closed.png", state(), now=0.0, closed=True)
+    waiting.observe("growing.png", state(), now=0.0)
+    waiting.observe("a/empty.png", state(size=0), now=0.0)
+    assert waiting.unsettled(now=1.0) == ["growing.png", "a/empty.png"]
+    assert waiting.unsettled(now=2.0) == ["a/empty.png"]

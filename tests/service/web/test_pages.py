@@ -17,7 +17,6 @@ from sqlalchemy import text
 from service.filesystem.odd_entries import OddEntries
 from service.instances import instance_lock, write_status
 from service.storage import drift, shadow, thresholds
-from service.storage.database.driver import sqlite3
 from service.storage.database.open import open_database
 from service.storage.drift import DriftRow
 from service.storage.shadow import ShadowRecord
