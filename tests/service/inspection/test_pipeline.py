@@ -531,7 +531,7 @@ def test_stopping_finishes_what_is_in_flight_and_claims_nothing_new(house: House
 
 
 class EndingDecoder(Decoder):
-    """Ends at each image with `MARK` in it, the first `times`; how many were at work then is kept."""
+    """Ends at each image with `MARK` in it, the first `times`; how many second tries were at work at once is kept."""
 
     MARK = b"ends its decoder"
 
@@ -547,13 +547,12 @@ class EndingDecoder(Decoder):
             return super().run(task, data, **arguments)
         with self._lock:
             self.asked.append(data)
-            self._at_once += 1
             again = self.asked.count(data)
-            if again > 1:
-                self.at_once_max = max(self.at_once_max, self._at_once)
+            self._at_once += again > 1
+            self.at_once_max = max(self.at_once_max, self._at_once)
         time.sleep(0.01)
         with self._lock:
-            self._at_once -= 1
+            self._at_once -= again > 1
         if again <= self.times:
             raise DecoderEnded("ended on purpose")
         return super().run(task, data, **arguments)
@@ -596,10 +595,9 @@ def test_image_that_ends_its_decoder_each_time_is_quarantined_and_holds_up_no_ot
 def test_images_that_ended_their_decoder_are_tried_one_at_a_time(build: Callable[..., House]) -> None:
     decoder = EndingDecoder(times=100)
     house = build(decoder=decoder, limits=replace(LIMITS, in_flight_max=4))
-    # All have had their first try before the second of any: then only second tries are at work.
     drop_suspects(house, 4)
     house.settle_and_run()
-    assert len(decoder.asked) == 4 * LIMITS.attempts_max and decoder.at_once_max <= 2
+    assert len(decoder.asked) == 4 * LIMITS.attempts_max and decoder.at_once_max == 1
 
 
 def test_suspects_stay_with_their_attempts_when_the_daemon_stops(build: Callable[..., House]) -> None:
