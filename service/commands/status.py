@@ -16,6 +16,7 @@ from service.commands.options import AsJson, Root, print_json, print_table
 from service.commands.retention import foreseen, shown
 from service.errors import TamisError
 from service.filesystem.file_state import NameFilter
+from service.filesystem.mount_table import mounted_below
 from service.filesystem.odd_entries import OddEntries, sentence, told_by
 from service.filesystem.scan import scan
 from service.instances import statuses
@@ -93,7 +94,7 @@ def _waiting(root: Path, names: NameFilter) -> tuple[Counter[str], dict[str, Any
         odd.note(f"{INCOMING}/{path}", "scan", error)
 
     try:
-        for path, _ in scan(root / INCOMING, names, failed):
+        for path, _ in scan(root / INCOMING, names, failed, mounted_below(root / INCOMING)):
             found[product_of(path.rpartition("/")[0])] += 1
     except OSError as error:
         odd.note(INCOMING, "scan", error)

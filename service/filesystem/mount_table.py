@@ -53,6 +53,18 @@ def mount_of(path: Path, mountinfo: Path = MOUNTINFO) -> Mount:
     return holding(path.resolve(), read_mounts(mountinfo.read_bytes()))
 
 
+def mounted_below(folder: Path, mountinfo: Path = MOUNTINFO) -> frozenset[str]:
+    """Return where below `folder` something is mounted, relative to it; nothing where the table cannot be read.
+
+    Asks only the kernel's table: looking at a share that hangs would hang.
+    """
+    with suppress(OSError):
+        top = folder.resolve()
+        points = [mount.mount_point for mount in read_mounts(mountinfo.read_bytes())]
+        return frozenset(str(at.relative_to(top)) for at in points if top in at.parents)
+    return frozenset()
+
+
 def holding(path: Path, mounts: list[Mount]) -> Mount:
     """Return the one of `mounts`, in the kernel's order, that absolute `path` lies on: the longest prefix.
 

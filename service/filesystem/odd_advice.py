@@ -62,7 +62,7 @@ def advice_on(root: Path | None, path: str, step: str, number: int) -> str:
         )
     return (
         f"{of}: chmod g+rwxs it with a group that {us} is in, and have whoever makes such folders use umask 002,"
-        f" or have the service run as {owner}"
+        f" or have the service run as {owner}; if the mode is right it may be immutable (lsattr -d)"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -42,16 +42,23 @@ class OpenFolder:
         return f"{self.path}/{name}" if self.path else name
 
 
-def walk(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator[OpenFolder]:
+def walk(
+    top: Path, names: NameFilter, failed: Failed | None = None, elsewhere: Container[str] = ()
+) -> Iterator[OpenFolder]:
     """Yield `top` and each folder below it that `names` does not ignore, with its entries; tell `failed` of the others.
 
-    What vanishes meanwhile is left out. Raises OSError when `top` itself cannot be read.
+    Those `elsewhere`, on file systems of their own, are not touched, and told of with EXDEV. What vanishes meanwhile is
+    left out. Raises OSError when `top` itself cannot be read.
     """
-    return (folder for folder in walk_in_steps(top, names, failed) if folder is not None)
+    return (folder for folder in walk_in_steps(top, names, failed, elsewhere) if folder is not None)
 
 
 def walk_in_steps(
-    top: Path, names: NameFilter, failed: Failed | None = None, enter: Callable[[str], bool] = lambda _path: True
+    top: Path,
+    names: NameFilter,
+    failed: Failed | None = None,
+    elsewhere: Container[str] = (),
+    enter: Callable[[str], bool] = lambda _path: True,
 ) -> Iterator[OpenFolder | None]:
     """Yield what `walk` yields, and None now and then, so that the caller may do something else between.
 
@@ -66,6 +73,8 @@ def walk_in_steps(
             if not enter(path):
                 continue
             try:
+                if path in elsewhere:
+                    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
                 if len(os.fsencode(path)) > PATH_BYTES_MAX:
                     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
                 descriptor = open_folder_below(path, above)
@@ -93,10 +102,12 @@ def walk_in_steps(
         os.close(above)
 
 
-def scan(top: Path, names: NameFilter, failed: Failed | None = None) -> Iterator[tuple[str, FileState]]:
+def scan(
+    top: Path, names: NameFilter, failed: Failed | None = None, elsewhere: Container[str] = ()
+) -> Iterator[tuple[str, FileState]]:
     """Yield each regular file below `top`, by its path relative to it, with its state; otherwise as `walk`."""
     tell = failed or (lambda _path, _error: None)
-    for folder in walk(top, names, failed):
+    for folder in walk(top, names, failed, elsewhere):
         for entry in folder.files:
             path = folder.path_of(entry.name)
             try:

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from service.errors import ConfigurationError
 from service.filesystem.file_state import FileState, NameFilter
 from service.filesystem.lease import has_writer
+from service.filesystem.mount_table import mounted_below
 from service.filesystem.odd_entries import OddEntries, Step
 from service.filesystem.open_below import HeldFolders, NotRegularFile, open_file
 from service.filesystem.scan import OpenFolder, walk, walk_in_steps
@@ -178,7 +179,7 @@ class Intake:
         The scans that follow ask for models, and report what cannot be read.
         """
         with suppress(OSError):
-            for folder in walk(self._incoming, self._names):
+            for folder in walk(self._incoming, self._names, elsewhere=mounted_below(self._incoming)):
                 for _ in self._observe_files(folder, now):
                     pass
 
@@ -258,10 +259,10 @@ class Intake:
         """
         self._settling.forget(path)
         folder = path.rpartition("/")[0]
-        if step == "claim" and self._is_to_blame(folder, error):
+        if step in ("claim", "look") and self._is_to_blame(folder, step, error):
             self._blocked[folder] = error
             self._settling.forget_folder(folder)
-            self._note(folder, step, error, files=max(1, self._files_in.get(folder, 1)))
+            self._note(folder, "claim", error, files=max(1, self._files_in.get(folder, 1)))
         else:
             self._failed.add(path)
             self._note(path, step, error)
@@ -376,7 +377,8 @@ class Intake:
             listed.passed_over.append(path)
             return False
 
-        for folder in walk_in_steps(self._incoming, self._names, self._note_unlisted, enter):
+        elsewhere = mounted_below(self._incoming)
+        for folder in walk_in_steps(self._incoming, self._names, self._note_unlisted, elsewhere, enter):
             if folder is not None:
                 top = folder_of(f"{folder.path}/")
                 if top != listed.top:
@@ -435,6 +437,8 @@ class Intake:
                 continue
             except OSError as error:
                 self.set_aside(path, "look", error)
+                if folder.path in self._blocked:
+                    return
 
     def _look_again(self) -> Iterator[None]:
         """Look at the known files that are not settled: one that was empty may be whole by now, and nobody said so.
@@ -570,14 +574,15 @@ class Intake:
 
     # What waits
 
-    def _is_to_blame(self, folder: str, error: OSError) -> bool:
-        """Return whether no file of `folder` can be claimed, since it lies elsewhere or nobody lets us write it."""
+    def _is_to_blame(self, folder: str, step: Step, error: OSError) -> bool:
+        """Return whether no file of `folder` can be claimed, since it lies elsewhere or we have no rights to it."""
         if error.errno == errno.EXDEV:
-            return True
+            return step == "claim"
         if error.errno not in _OF_FOLDER:
             return False
         with suppress(OSError):
-            return not os.access(".", os.W_OK | os.X_OK, dir_fd=self._held.open(folder), effective_ids=True)
+            wanted = os.W_OK | os.X_OK if step == "claim" else os.X_OK
+            return not os.access(".", wanted, dir_fd=self._held.open(folder), effective_ids=True)
         return False
 
     def _say_links(self, folder: OpenFolder) -> None:

@@ -39,14 +39,17 @@ class Watcher(events.FileSystemEventHandler):
         self._scan_needed = False
         self._observer: InotifyObserver | None = None
         self._watched: tuple[int, int] | None = None
+        self._at = folder
 
     def start(self) -> None:
         """Ask for events. Raises OSError where the kernel has no watch or instance left to give."""
         # Before the watch: should another folder be put there in between, that is seen with the next look.
         self._watched = _identity(self._folder)
+        # A watch of a link would be one of the link itself.
+        self._at = self._folder.resolve()
         observer = _ArrivalObserver()
         try:
-            observer.schedule(self, str(self._folder), recursive=True)
+            observer.schedule(self, str(self._at), recursive=True)
             observer.start()
         except OSError:
             observer.stop()
@@ -80,12 +83,12 @@ class Watcher(events.FileSystemEventHandler):
             if len(self._hints) >= HINTS_MAX:
                 self._scan_needed = True
             else:
-                self._hints.append(Hint(os.path.relpath(path, self._folder), closed))
+                self._hints.append(Hint(os.path.relpath(path, self._at), closed))
         self._wake()
 
     def dispatch(self, event: events.FileSystemEvent) -> None:
         """Take `event` from the observer, in its thread."""
-        left = isinstance(event, events.DirDeletedEvent) and event.src_path == str(self._folder)
+        left = isinstance(event, events.DirDeletedEvent) and event.src_path == str(self._at)
         if left or isinstance(event, (events.DirCreatedEvent, events.DirMovedEvent)):
             # Events do not tell what lies in a folder that appeared, nor in one that takes the place of the watched.
             with self._lock:

@@ -188,7 +188,7 @@ def _incoming(root: Path) -> tuple[set[str], int, dict[str, Any]]:
     folders = 0
     with contextlib.suppress(FileNotFoundError):  # of which the check of folders tells
         try:
-            for folder in walk(root / INCOMING, NameFilter((".*",)), failed):
+            for folder in walk(root / INCOMING, NameFilter((".*",)), failed, filesystem.mounted_below(root / INCOMING)):
                 folders += 1
                 if folder.path:
                     products.add(product_of(folder.path))

@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Path, Query
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import __version__
 from service.errors import UsageError
 from service.labelling.label import label_images
+from service.names import composed
 from service.scoring.threshold_preview import LAST, champion_of
 from service.storage import drift as drift_rows
 from service.storage import energy as energy_rows
@@ -42,13 +43,15 @@ PAGE_MAX = 1000
 DAYS_MAX = 366
 
 Id = Annotated[str, Path(min_length=1, max_length=64, description="id of an image, a ULID")]
-Product = Annotated[str, Path(min_length=1, max_length=400, description="name of a product")]
+Product = Annotated[str, Path(min_length=1, max_length=400, description="name of a product"), AfterValidator(composed)]
 Version = Annotated[str, Path(min_length=1, max_length=200, description="name of a version")]
 Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="rows at most")]
 Since = Annotated[str | None, Query(max_length=40, description="from then on; ISO 8601, UTC if no zone is given")]
 Until = Annotated[str | None, Query(max_length=40, description="before then; as `since`")]
-OfProduct = Annotated[str | None, Query(max_length=400, description="of this product alone")]
+OfProduct = Annotated[
+    Annotated[str, AfterValidator(composed)] | None, Query(max_length=400, description="of this product alone")
+]
 
 
 class Error(BaseModel):

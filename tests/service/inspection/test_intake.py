@@ -8,7 +8,8 @@ from typing import cast
 
 import pytest
 
-from service.filesystem.file_state import NameFilter
+from service.filesystem.file_state import FileState, NameFilter
+from service.filesystem.mount_table import mounted_below
 from service.filesystem.odd_entries import OddEntries
 from service.inspection.intake import ENDED_SO_MAX, TRUNCATED_WAIT_S, Intake
 from service.inspection.settle import Settling
@@ -314,3 +315,36 @@ def test_product_whose_model_is_not_in_memory_waits_for_that_and_for_nobody_else
     assert waiting.next_settled_at() is None
     known.absent = set()
     assert taken(waiting, 12.5, 9) == ["b/0000.jpg", "b/0001.jpg"]
+
+
+def test_folder_whose_files_cannot_be_looked_at_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = OddEntries()
+    (tmp_path / "incoming/gears").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / f"incoming/gears/{name}.jpg").write_bytes(b"whole")
+    known, names = cast(ScorerCache, KnownProducts("gears")), NameFilter([".*"])
+    waiting = Intake(tmp_path, names, known, Settling(1.0, 600.0), odd=odd)
+
+    def denied(_status: object) -> FileState:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # As where a folder may be listed (r) and not be entered (x).
+    monkeypatch.setattr(FileState, "of", denied)
+    monkeypatch.setattr(os, "access", lambda *_args, **_kwargs: False)
+    waiting.scan(now=1.0)
+    [one] = odd.all()
+    assert (one.path, one.files) == ("incoming/gears", 3)
+
+
+def test_what_is_mounted_below_is_named_and_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = OddEntries()
+    for name in ("gears/a.jpg", "gears/share/b.jpg"):
+        (tmp_path / "incoming" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "incoming" / name).write_bytes(b"whole")
+    table = tmp_path / "mountinfo"
+    table.write_text(f"36 35 98:0 / {tmp_path.resolve()}/incoming/gears/share rw - nfs4 server:/ rw\n")
+    monkeypatch.setattr("service.inspection.intake.mounted_below", lambda top: mounted_below(top, table))
+    known, names = cast(ScorerCache, KnownProducts("gears")), NameFilter([".*"])
+    waiting = Intake(tmp_path, names, known, Settling(1.0, 600.0), odd=odd)
+    waiting.scan(now=1.0)
+    assert len(waiting) == 1 and [(one.path, one.errno) for one in odd.all()] == [("incoming/gears/share", errno.EXDEV)]

@@ -208,3 +208,15 @@ def test_folder_mounted_over_is_not_the_one_that_is_watched(events: _Events, tmp
     # No event tells of a mount; another device and inode do.
     with tmpfs(tmp_path / "incoming", "size=1m"):
         assert not events.watcher.alive()
+
+
+def test_watched_folder_may_be_a_link_to_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "incoming").symlink_to(tmp_path / "real")
+    events = _Events(tmp_path / "incoming")
+    events.watcher.start()
+    try:
+        (tmp_path / "incoming/a.png").write_bytes(b"x")
+        assert events.gave(Hint("a.png", closed=True))
+    finally:
+        events.watcher.stop()
