@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,9 @@ def test_every_field_has_a_description_and_a_default() -> None:
     for name, about in Settings.model_fields.items():
         assert about.description, name
         assert not about.is_required(), name
+
+
+def test_settings_of_a_product_hold_whatever_form_its_name_is_written_in(tmp_path: Path) -> None:
+    sent, trained = unicodedata.normalize("NFD", "Prüfling"), unicodedata.normalize("NFC", "Prüfling")
+    settings = load(root_with(tmp_path, f'[products."{sent}"]\nfalse_alarm_rate = 0.2\n'))
+    assert settings.false_alarm_rate_of(trained) == 0.2

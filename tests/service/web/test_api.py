@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from typer.testing import CliRunner
 
+from service.commands import versions
 from tests.faults.root_for_faults import query
 from tests.support.brightness_version import install
 from tests.support.made_root import fill
@@ -328,3 +332,15 @@ def test_what_is_no_rate_is_refused(reader: Visitor, rate: Any) -> None:
 
 def test_unknown_product_has_no_threshold(reader: Visitor) -> None:
     assert "nothing" in reader.json("/thresholds/nothing", {"false_alarm_rate": 0.05}, 409)["error"]
+
+
+def test_product_is_found_whatever_form_its_name_is_asked_in(visitor: Visitor, ids: list[str]) -> None:
+    trained = unicodedata.normalize("NFC", "Prüfling")
+    install(visitor.root, product=trained)
+    for form in ("NFC", "NFD"):
+        asked = quote(unicodedata.normalize(form, trained))
+        assert [one["product"] for one in visitor.json(f"/models?product={asked}")["models"]] == [trained]
+        assert visitor.json(f"/models/{asked}/v1")["product"] == trained
+    sent = unicodedata.normalize("NFD", trained)
+    listed = CliRunner().invoke(versions.app, ["list", "--root", str(visitor.root), "--product", sent, "--json"])
+    assert [one["product"] for one in json.loads(listed.stdout)] == [trained]
