@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -23,6 +24,8 @@ from service.names import printable
 log = logging.getLogger(__name__)
 
 Step = Literal["scan", "look", "claim", "read", "deliver", "label", "train", "retain"]
+Group = tuple[str, Step, int]
+"""What entries have in common that are told of together: the folder, the step, and the error."""
 
 # What the kernel says of one entry that others made or changed: rights, kind, name, place or medium of it.
 ENTRY_ERRORS = frozenset(
@@ -106,8 +109,9 @@ class OddEntries:
         self._round = 0
         self._lock = threading.Lock()
         self._lines = RateLimit(LINES_A_MINUTE, 60.0)
-        self.left_out = 0
-        """How many were counted and not kept since the last `begin`."""
+        # What was counted and not kept: in this round, which may not have come far, and in the one before.
+        self._more: Counter[Group] = Counter()
+        self._more_before: Counter[Group] = Counter()
 
     def note(self, path: str, step: Step, error: OSError, *, files: int = 1, advice: str | None = None) -> None:
         """Have `path` wait for `error`, said in the log once. Raises `error` where it is not about one entry.
@@ -124,7 +128,9 @@ class OddEntries:
                 self._met[key] = self._round
                 return
             if known is None and len(self._entries) >= KEPT_MAX:
-                self.left_out += files
+                group = _group(path, step, error.errno)
+                if group in self._more or len(self._more) < KEPT_MAX:
+                    self._more[group] += files
                 return
             told = advice if advice is not None else advice_on(self._root, path, step, error.errno)
             reason = error.strerror or str(error)
@@ -154,7 +160,7 @@ class OddEntries:
         """Begin a round in which all are met again, by `note` or `keep`, that still wait."""
         with self._lock:
             self._round += 1
-            self.left_out = 0
+            self._more, self._more_before = Counter(), self._more
 
     def keep(self, path: str) -> None:
         """Have `path` outlast this round wherever it waits: it is there still, and was not tried yet."""
@@ -185,14 +191,18 @@ class OddEntries:
 
     def document(self) -> dict[str, Any]:
         """Return what waits, bounded, for a status: number of `files`, `by_reason`, and the `first` ones."""
-        if not self._entries and not self.left_out:
+        if not self._entries:
             return {"files": 0, "by_reason": {}, "first": []}
         entries = self.all()
+        with self._lock:
+            more = self._more | self._more_before
         by_reason: Counter[str] = Counter()
         for one in entries:
             by_reason[one.reason] += one.files
-        first = [_shown(one) for one in together(entries)[:SHOWN_MAX]]
-        return {"files": by_reason.total() + self.left_out, "by_reason": dict(by_reason), "first": first}
+        for (_, _, number), files in more.items():
+            by_reason[os.strerror(number)] += files
+        first = [_shown(one) for one in together(entries, more)[:SHOWN_MAX]]
+        return {"files": by_reason.total(), "by_reason": dict(by_reason), "first": first}
 
 
 def told_by(daemons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -226,17 +236,25 @@ def _shown(one: OddEntry) -> dict[str, Any]:
     return known
 
 
-def together(entries: Sequence[OddEntry]) -> list[OddEntry]:
-    """Return `entries` with those of one folder, step and error in one, if they are many; the most files first."""
-    groups: dict[tuple[str, Step, int], list[OddEntry]] = {}
+def _group(path: str, step: Step, number: int) -> Group:
+    return path.rpartition("/")[0], step, number
+
+
+def together(entries: Sequence[OddEntry], more: Mapping[Group, int] | None = None) -> list[OddEntry]:
+    """Return `entries` with those of one folder, step and error in one, if they are many; the most files first.
+
+    `more` says how many files of each such group are not among them.
+    """
+    groups: dict[Group, list[OddEntry]] = {}
     for one in entries:
-        groups.setdefault((one.path.rpartition("/")[0], one.step, one.errno), []).append(one)
+        groups.setdefault(_group(one.path, one.step, one.errno), []).append(one)
     found: list[OddEntry] = []
-    for (folder, _, _), group in groups.items():
-        if len(group) <= NAMED_MAX:
+    for key, group in groups.items():
+        others = more.get(key, 0) if more else 0
+        if len(group) <= NAMED_MAX and not others:
             found += group
         else:
-            files, since = sum(one.files for one in group), min(one.since for one in group)
+            files, since = sum(one.files for one in group) + others, min(one.since for one in group)
             advice = f"{group[0].path}: {group[0].advice}" if group[0].advice else ""
-            found.append(replace(group[0], path=folder, files=files, since=since, advice=advice))
+            found.append(replace(group[0], path=key[0], files=files, since=since, advice=advice))
     return sorted(found, key=lambda one: (-one.files, one.path, one.step))

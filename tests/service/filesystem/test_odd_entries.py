@@ -42,8 +42,12 @@ def test_many_are_few_lines_and_a_bounded_status_with_their_true_number(caplog: 
     document = odd.document()
     assert document["files"] == KEPT_MAX + 501
     [together] = document["first"]
-    assert (together["path"], together["files"]) == ("incoming/flange", KEPT_MAX)
-    assert sentence(together) == f"incoming/flange ({KEPT_MAX} files) waits: cannot read it, Permission denied"
+    assert (together["path"], together["files"]) == ("incoming/flange", KEPT_MAX + 500)
+    assert sentence(together) == f"incoming/flange ({KEPT_MAX + 500} files) waits: cannot read it, Permission denied"
+    # The next round counts anew, and is told of as the one before until it has come as far.
+    odd.begin()
+    odd.note("incoming/flange/01400.png", "read", denied())
+    assert odd.document() == document
 
 
 def test_round_forgets_what_was_not_met_again_below_a_folder_alone() -> None:
