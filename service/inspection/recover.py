@@ -103,7 +103,23 @@ def recover(
             seen_elsewhere.add(row.id)
     if moves:
         recovered.delivered = _deliver(recorder, moves, seen_elsewhere)
+    _forget_what_waits_no_more(recorder.odd, moves)
     return recovered
+
+
+def _forget_what_waits_no_more(odd: OddEntries, moves: list[Move]) -> None:
+    """Clear what was noted of deliveries that nobody waits for: a label may have sent the image elsewhere since."""
+    noted = [one.path for one in odd.all() if one.step == "deliver"]
+    if not noted:
+        return
+    waiting: set[str] = set()
+    for move in moves:
+        for path in (move.source, move.destination):
+            parts = shown_name(path).split("/")
+            waiting.update("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+    for path in noted:
+        if path not in waiting:
+            odd.clear(path, "deliver")
 
 
 def _must_be_delivered_again(root: Path, claim: Claim, row: StoredImage, action: Action, odd: OddEntries) -> bool:

@@ -54,6 +54,7 @@ class FolderIndex:
     # By hash: 30 bytes and not a hundred for each name. Of those read last, since they change again first.
     _names: OrderedDict[str, frozenset[int]] = field(default_factory=OrderedDict, init=False)
     _names_held: int = field(default=0, init=False)
+    _odd_folders: set[str] = field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         return len(self._folders)
@@ -91,15 +92,23 @@ class FolderIndex:
             # What is known of it stays known, and the others are looked at.
             except OSError as error:
                 seen.add(folder)
+                self._odd_folders.add(folder)
                 self.odd.note(folder, "label", error)
                 continue
-            self.odd.clear(folder, "label")
+            if folder in self._odd_folders:
+                self._is_fine_again(folder)
             new = self._new_names(folder, files)
             self._folders[folder] = _Folder(*state, tuple(below), doubtful)
             pending += [f"{folder}/{name}" for name in reversed(below)]
             yield Listed(folder, new)
         for folder in [folder for folder in self._folders if folder not in seen]:
             self.forget(folder)
+        for folder in self._odd_folders - seen:
+            self._is_fine_again(folder)
+
+    def _is_fine_again(self, folder: str) -> None:
+        self._odd_folders.discard(folder)
+        self.odd.clear(folder, "label")
 
     def _place(self, folder: str, folders: OpenFolders) -> Place:
         return folders.place(folder) if "/" in folder else folders.top(folder)

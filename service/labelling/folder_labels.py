@@ -137,34 +137,29 @@ class FolderLabels:
             row = rows.get(last[path] or "")
             try:
                 status = self._status(path)
-            except OSError:
-                self._wait(path, _Undecided(None, None))
+                has_left = status is not None and row is not None and self._has_left(row, path)
+            except OSError as error:
+                self._wait_for(path, error)
                 continue
+            self._odd.clear(path, "label")
             if status is None:
                 self._waiting.pop(path, None)
                 # A share may show a name and not the file for a while.
                 self._index.forget_name(path)
             elif row is None:
                 foreign.append(path)
-            elif self._has_left(row, path):
+            elif has_left:
                 moved[path] = row.id
             else:
                 self._wait(path, _Undecided(None, None))
         return moved, foreign
 
     def _status(self, path: str) -> os.stat_result | None:
-        """Return the status of the regular file at `path`, None where there is none.
-
-        Raises OSError, having noted it, where that cannot be told.
-        """
+        """Return the status of the regular file at `path`, None where there is none; raises OSError where unknown."""
         try:
             status = status_below(self._root, path)
         except NotADirectoryError:
             return None  # a link or a file is in the place of its folder
-        except OSError as error:
-            self._odd.note(path, "label", error)
-            raise
-        self._odd.clear(path, "label")
         return status if status is not None and stat.S_ISREG(status.st_mode) else None
 
     def _find_by_bytes(self, path: str) -> Generator[None, None, str | None]:
@@ -180,17 +175,18 @@ class FolderLabels:
                 sha256 = (yield from self._hash(path)) if 0 < state.size <= FILE_BYTES_MAX else None
             elif sha256 is None:
                 return None
-        except OSError:
-            # Noted; read again with the next scan.
-            self._wait(path, _Undecided(None, None))
+            with self._engine.connect() as connection:
+                same = images.with_bytes(connection, sha256) if sha256 is not None else []
+            found = next((row.id for row in same if self._has_left(row, path)), None)
+        except OSError as error:
+            self._wait_for(path, error)
             return None
-        with self._engine.connect() as connection:
-            same = images.with_bytes(connection, sha256) if sha256 is not None else []
+        self._odd.clear(path, "label")
         self._wait(path, _Undecided(state, sha256 if same else None))
-        return next((row.id for row in same if self._has_left(row, path)), None)
+        return found
 
     def _hash(self, path: str) -> Generator[None, None, str | None]:
-        """Return the SHA-256 of the file's bytes; None for what is no file. Raises OSError, having noted it."""
+        """Return the SHA-256 of the file's bytes; None for what is no file. Raises OSError."""
         digest = hashlib.sha256()
         try:
             with place_of(self._root, path) as place:
@@ -201,13 +197,13 @@ class FolderLabels:
                     yield
         except (FileNotFoundError, NotADirectoryError, NotRegularFile):
             return None
-        except OSError as error:
-            self._odd.note(path, "label", error)
-            raise
         return digest.hexdigest()
 
     def _has_left(self, row: StoredImage, path: str) -> bool:
-        """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it."""
+        """Return whether the file of `row` is no longer where it was, so that the one at `path` may be it.
+
+        Raises OSError where that cannot be told: a folder that cannot be read must not make a copy the image.
+        """
         if row.path == path:
             return row.state == MISSING
         if row.state not in (MISSING, PLACED, QUARANTINED):
@@ -216,12 +212,12 @@ class FolderLabels:
             gone = status_below(self._root, row.path) is None
         except PathRefused:
             return False
-        except OSError as error:
-            # It may well be there. A folder that cannot be read must not make a copy the image.
-            self._odd.note(row.path, "label", error)
-            return False
-        self._odd.clear(row.path, "label")
         return gone
+
+    def _wait_for(self, path: str, error: OSError) -> None:
+        """Have `path` wait for `error`; the next scan looks at it anew."""
+        self._odd.note(path, "label", error)
+        self._wait(path, _Undecided(None, None))
 
     def _wait(self, path: str, why: _Undecided) -> None:
         self._waiting.pop(path, None)
@@ -242,9 +238,10 @@ class FolderLabels:
                 # Checked again, now that nobody else moves files; of two copies the first counts.
                 try:
                     status = self._status(path)
-                except OSError:
-                    continue
-                if status is None or id in taken or not self._has_left(row, path):
+                    if status is None or id in taken or not self._has_left(row, path):
+                        continue
+                except OSError as error:
+                    self._wait_for(path, error)
                     continue
                 taken.add(id)
                 concerned += self._take(connection, row, path, status, now)

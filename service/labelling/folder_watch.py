@@ -108,7 +108,8 @@ class FolderWatch:
         yield from self._labels.scan(whole)
         with self._engine.connect() as connection:
             newest = reviews.newest_id(connection)
-        if newest != self._reviewed:
+        waits = whole and any(one.step == "train" for one in self._odd.all())
+        if newest != self._reviewed or waits:
             # Whoever labelled may have been killed before the files of the training set followed.
             yield from self._make_training_set_agree()
             self._reviewed = newest

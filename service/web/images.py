@@ -6,7 +6,6 @@ bounds what that takes. Owns the cache of thumbnails and its bound.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import threading
@@ -15,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
+from service.filesystem.odd_entries import ENTRY_ERRORS
 from service.filesystem.open_below import NotRegularFile, open_file, open_folder
 from service.filesystem.row_path import PathRefused, parts_of
 from service.imaging.decode import DecodeError, ValueRange
@@ -66,10 +66,7 @@ def open_below(root: Path, relative: str, folders: frozenset[str] = FOLDERS) -> 
         finally:
             os.close(folder)
     except OSError as error:
-        nothing_there = isinstance(error, (FileNotFoundError, NotADirectoryError, NotRegularFile))
-        if nothing_there or error.errno == errno.ENAMETOOLONG:
-            raise NotShown(f"{relative!r}: {error.strerror or error}") from None
-        raise
+        raise _not_shown(relative, error) from None
 
 
 def map_path(id: str) -> str:
@@ -81,7 +78,10 @@ def read_below(root: Path, relative: str, bytes_max: int, folders: frozenset[str
     """Return the content of the file `relative` below `root`. Raises NotShown, also for one above `bytes_max`."""
     with os.fdopen(open_below(root, relative, folders), "rb") as file:
         _size(file, relative, bytes_max)
-        return file.read(bytes_max)
+        try:
+            return file.read(bytes_max)
+        except OSError as error:
+            raise _not_shown(relative, error) from None
 
 
 def as_shown(
@@ -117,6 +117,15 @@ def as_shown(
         return AS_THEY_ARE[found], len(content), iter([content])
     except DecodeError as error:
         raise NotShown(str(error), harmful=error.code in HARMFUL) from None
+    except OSError as error:
+        raise _not_shown(relative, error) from None
+
+
+def _not_shown(relative: str, error: OSError) -> NotShown:
+    """Return why a file is not shown; raises `error` where it is not about this one."""
+    if isinstance(error, NotRegularFile) or error.errno in ENTRY_ERRORS:
+        return NotShown(f"{relative!r}: {error.strerror or error}")
+    raise error
 
 
 def _size(file: io.BufferedReader, relative: str, bytes_max: int) -> int:

@@ -47,7 +47,8 @@ psycopg.Connection.commit = commit
 FAILING = r"""
 import errno, os, re
 FILE = re.compile(r"^odd-(\w+)-(E\w+)\.[0-9A-Z]{{26}}")
-FOLDER = re.compile(r"^odd-folder-(E\w+)$")
+FOLDER = re.compile(r"^odd-(folder|train)-(E\w+)$")
+TOPS = {{"folder": ("normal", "anomaly"), "train": ("training",)}}
 def told(call, name, folder):
     name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else ""
     above, _, name = name.rpartition("/")
@@ -56,8 +57,8 @@ def told(call, name, folder):
     if (match := FILE.match(name)) and match[1] == call:
         return match[2]
     top = above.rpartition("/")[2]
-    if call in ("open", "mkdir") and (match := FOLDER.match(name)) and top in {tops}:
-        return match[1]
+    if call in ("open", "mkdir") and (match := FOLDER.match(name)) and top in TOPS[match[1]]:
+        return match[2]
 def failing(call):
     real = getattr(os, call)
     def wrapped(*args, **kwargs):
@@ -166,10 +167,10 @@ def _hook(folder: Path, code: str) -> dict[str, str]:
     return {"PYTHONPATH": str(hook)}
 
 
-def failing(folder: Path, while_there: Path, *tops: str) -> dict[str, str]:
+def failing(folder: Path, while_there: Path) -> dict[str, str]:
     """While the file `while_there` is there, calls on files and folders fail as their names say.
 
     `odd-<call>-<ERRNO>.<ULID>…`, as a delivered file is named, fails in `os.<call>`; a folder `odd-folder-<ERRNO>`
-    right below one of `tops`, or `normal` or `anomaly`, cannot be opened.
+    right below `normal` or `anomaly` cannot be opened, nor can `odd-train-<ERRNO>` right below `training`.
     """
-    return _hook(folder, FAILING.format(while_there=str(while_there), tops=tops or ("normal", "anomaly")))
+    return _hook(folder, FAILING.format(while_there=str(while_there)))

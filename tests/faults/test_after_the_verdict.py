@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import image_bytes
 from tests.faults.daemon_hooks import failing
 from tests.faults.mounts import ntfs, run, tmpfs
@@ -152,54 +154,47 @@ def test_link_or_file_in_the_place_of_a_products_folder_holds_up_that_product_al
     assert problems(root, dropped) == [] and not any(outside.iterdir())
 
 
-def test_each_error_of_one_file_or_folder_holds_up_no_other_label_or_training_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "errors",
+    [
+        pytest.param(("EACCES", "ENOENT", "EIO"), id="some"),
+        # The thread that looks through the folders gives way to everything else.
+        pytest.param(ERRNOS, id="each", marks=pytest.mark.long),
+    ],
+)
+def test_each_error_of_one_file_or_folder_holds_up_no_other_label_or_training_image(
+    tmp_path: Path, errors: tuple[str, ...]
+) -> None:
     root, odd = make_root(tmp_path / "root"), tmp_path / "odd"
-    names = [f"odd-{call}-{error}" for call in ("stat", "folder") for error in ERRNOS]
+    names = [f"odd-{step}-{error}" for step in ("stat", "folder", "train") for error in errors]
     with daemon(root, **failing(tmp_path, odd)) as process:
         dropped = [drop(root, "good.png", image_bytes(20))]
         for number, name in enumerate(names):
-            folder = f"{name}/" if "folder" in name else ""
-            (root / "incoming" / folder).mkdir(exist_ok=True)
-            dropped.append(drop(root, f"{folder}{name}.png", image_bytes(20, seed=1 + number)))
+            folder = "default" if "stat" in name else name
+            dropped.append(drop_into(root, folder, f"{name}.png", image_bytes(20, seed=1 + number)))
         wait_until(settled(root, len(dropped)), "all sorted")
-        # From now on half of the files cannot be looked at, nor can the folders of the other half.
+        # From now on some files cannot be looked at, nor can some folders, nor some of the training set.
         odd.touch()
         for path in sorted((root / "normal").rglob("*.png")):
             drag(root, path)
-        wait_until(lambda: labels(root) == {"good.png": "anomaly"}, "the good one labelled")
-        wait_until(lambda: "step=label" in process.log_text(), "a reason said")
-        # Again and again, and no more than that: nothing is labelled that cannot be looked at.
+        labelled = {"good.png", *(f"{name}.png" for name in names if "train" in name)}
+        wait_until(lambda: set(labels(root)) == labelled, "those labelled that can be looked at")
+        # Again and again, and no more than that.
         label_another(root, dropped)
-        assert labels(root) == {"good.png": "anomaly", "again.png": "anomaly"}
+        assert set(labels(root)) == {*labelled, "again.png"}
+        wait_until(lambda: "step=train" in process.log_text(), "a reason said")
+        assert kept_for_training(root) <= {"good", "again"} and "step=label" in process.log_text()
         odd.unlink()
-        wait_until(lambda: set(labels(root)) == {f"{name}.png" for name in [*names, "good", "again"]}, "all labelled")
-        print(f"label: {len(names)} pairs of step and error tried")
+        every = {*names, "good", "again"}
+        wait_until(lambda: set(labels(root)) == {f"{name}.png" for name in every}, "all labelled")
+        wait_until(lambda: kept_for_training(root) == every, "all kept")
+        print(f"label, train: {len(names)} pairs of step and error tried")
     assert problems(root, dropped) == []
-    # And in the training set, whose folders were as bad.
-    kept = {path.name.split(".")[0] for path in (root / "training").rglob("*.png")}
-    assert kept == {"good", "again", *names}
 
 
-def test_each_error_of_a_folder_of_the_training_set_holds_up_no_other_image(tmp_path: Path) -> None:
-    root, odd = make_root(tmp_path / "root"), tmp_path / "odd"
-    odd.touch()
-    names = [f"odd-folder-{error}" for error in ERRNOS]
-    for name in names:
-        (root / "training" / name).mkdir()
-    dropped = []
-    with daemon(root, **failing(tmp_path, odd, "training")):
-        for number, name in enumerate([*names, "good"]):
-            dropped.append(drop_into(root, name, f"{name}.png", image_bytes(20, seed=number)))
-        wait_until(settled(root, len(dropped)), "all sorted")
-        for path in sorted((root / "normal").rglob("*.png")):
-            drag(root, path)
-        wait_until(lambda: len(labels(root)) == len(dropped), "all labelled")
-        wait_until(lambda: len(list((root / "training").rglob("*.png"))) == 1, "the good one kept")
-        odd.unlink()
-        label_another(root, dropped)
-        wait_until(lambda: len(list((root / "training").rglob("*.png"))) == len(dropped), "all kept")
-        print(f"train: {len(names)} pairs of step and error tried")
-    assert problems(root, dropped) == []
+def kept_for_training(root: Path) -> set[str]:
+    """The names, without suffixes and ids, of the images in the training set."""
+    return {path.name.split(".")[0] for path in (root / "training").rglob("[!.]*.png")}
 
 
 def labels(root: Path) -> dict[str, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import html
 import io
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +157,24 @@ def test_removed_file_is_a_drawing_that_says_so_and_the_page_stays(visitor: Visi
     assert (answer.status_code, answer.headers["content-type"]) == (404, "image/svg+xml")
     assert "no image" in answer.text
     assert visitor.get(f"/images/{ids[0]}").status_code == 200
+
+
+def test_image_that_cannot_be_read_now_is_not_shown_and_its_page_answers(
+    visitor: Visitor, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = Path(visitor.json(f"/images/{ids[2]}")["path"]).name
+    real, code = os.open, errno.EACCES
+
+    def failing(path: Any, *args: Any, **options: Any) -> int:
+        if path == name:
+            raise OSError(code, os.strerror(code))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", failing)
+    for code in (errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG):
+        for view in ("picture", "thumb"):
+            assert visitor.get(f"/images/{ids[2]}/{view}").status_code == 404, code
+        assert visitor.get(f"/images/{ids[2]}").status_code == 200
 
 
 def test_page_of_an_image_says_that_its_file_is_not_the_one_that_was_judged(visitor: Visitor, ids: list[str]) -> None:
