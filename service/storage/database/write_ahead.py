@@ -19,7 +19,7 @@ WAL = "WAL"
 SWITCH_TIMEOUT_S = 1.0
 # A log grows while a reader keeps it from being emptied, then shrinks to this.
 LOG_BYTES_KEPT = 16_000_000
-# A log of this is worth a word: at some 100 kB for a micro-batch it takes minutes of one reader.
+# A log of this is worth a word: an image that comes alone adds some 75 kB, so it takes a reader of minutes.
 LOG_BYTES_MAX = 64_000_000
 # The bytes that SQLite locks: of the index of a log for reading, and of the file. https://sqlite.org/walformat.html
 # and https://sqlite.org/src/file/src/os.h
