@@ -148,8 +148,10 @@ def _refuse_raw(data: bytes, pages: list[Any]) -> None:
 def _checked(page: Any, data: bytes, *, big_endian: bool) -> Page:
     height, width = _number(page, 257, 0), _number(page, 256, 0)
     samples = _number(page, 277, 1)
-    if not (0 < height < 2**31 and 0 < width < 2**31 and _number(page, 32997, 1) == 1):
-        raise DecodeError("damaged", f"expected a height, a width and one depth; found {height} x {width}")
+    if not (0 < height < 2**31 and 0 < width < 2**31):
+        raise DecodeError("damaged", f"expected a height and a width in a TIFF; found {height} x {width}")
+    if (depth := _number(page, 32997, 1)) != 1:
+        raise DecodeError("mode", f"expected a flat image; found a volume of {depth} planes")
     if not 1 <= samples <= SAMPLES_MAX:
         raise DecodeError("mode", f"expected 1 to {SAMPLES_MAX} samples a pixel; found {samples}")
     photometric = _number(page, 262, -1)

@@ -359,6 +359,10 @@ def tiff_refused() -> Iterator[Case]:
     yield Case(
         "tiff YCbCr without JPEG", saved(Image.fromarray(colour).convert("YCbCr"), "TIFF"), code="mode", words="YCbCr"
     )
+    volume = written(
+        np.zeros((16, HEIGHT, WIDTH), np.uint8), photometric="minisblack", volumetric=True, tile=(16, 16, 16)
+    )
+    yield Case("tiff volume", volume, code="mode", words="volume")
     yield Case("tiff complex", written(grey.astype(np.complex64)), code="mode", words="sample format 6")
     yield Case("tiff 64 bits", written(grey.astype(np.uint64)), code="mode", words="64 bits")
     yield Case("tiff floating point, no range", written(grey.astype(np.float32)), code="mode", words="floating point")
