@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class EvaluatedVersion:
     energy: EnergySample | None
     histograms: ImageHistograms
     mistakes: WorstMistakes
+    remarks: Mapping[Path, str] = field(default_factory=dict)
+    """What a person should know of how images were read, by their paths."""
 
     @property
     def name(self) -> str:

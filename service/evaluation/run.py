@@ -144,10 +144,13 @@ class Bench:
 
     def _evaluate(self, candidate: CandidateVersion, work: Work, shown: str) -> EvaluatedVersion:
         histograms, mistakes = ImageHistograms(), WorstMistakes(candidate.threshold)
-        result = self._scored(candidate.version, candidate.threshold, work, shown, histograms, mistakes)
+        remarks: dict[Path, str] = {}
+        result = self._scored(candidate.version, candidate.threshold, work, shown, histograms, mistakes, remarks)
         sample = self.meter.take("evaluation", images=result.images)
         self._record(sample)
-        return EvaluatedVersion(candidate.version, candidate.row, work.policy, result, sample, histograms, mistakes)
+        return EvaluatedVersion(
+            candidate.version, candidate.row, work.policy, result, sample, histograms, mistakes, remarks
+        )
 
     def _scored(
         self,
@@ -157,6 +160,7 @@ class Bench:
         shown: str,
         histograms: ImageHistograms | None = None,
         mistakes: WorstMistakes | None = None,
+        remarks: dict[Path, str] | None = None,
     ) -> Evaluation:
         from models.runtime.load_detector import load_detector
 
@@ -165,7 +169,7 @@ class Bench:
                 load_detector(version, self.settings.scoring_threads),
                 work.samples,
                 threshold,
-                image_reader(self.settings, draft=version.draft, value_range=version.value_range),
+                image_reader(self.settings, draft=version.draft, value_range=version.value_range, remarks=remarks),
                 size_reader(self.settings),
                 unreadable=UNREADABLE,
                 decode_threads=self.settings.decoders,

@@ -34,6 +34,7 @@ _AT_THRESHOLD = ("precision", "recall", "f1", "accuracy", "false_alarm_rate")
 SHOWN = (*_AT_THRESHOLD, *(name for name in TITLES if name not in _AT_THRESHOLD))
 SCORE_COLUMNS = ("object", "product", "version", "path", "split", "label", "score", "threshold", "verdict", "p_value")
 CHANGES_PRINTED = 50
+REMARKS_SHOWN = 5
 
 Row = dict[str, str]
 
@@ -135,8 +136,16 @@ def show(evaluated: Sequence[Evaluated], learning: Sequence[LearningPoint], repo
         for evaluated_version in [one.evaluated_version] + ([one.comparison.other] if one.comparison else []):
             for failure in evaluated_version.result.failures:
                 typer.echo(f"left out: {printable(str(failure.path))}: {shown_name(failure.error)}", err=True)
+            _show_remarks(evaluated_version.remarks)
     if report is not None:
         typer.echo(f"report: {printable(str(report))}", err=True)
+
+
+def _show_remarks(remarks: Mapping[Path, str]) -> None:
+    for path, remark in sorted(remarks.items())[:REMARKS_SHOWN]:
+        typer.echo(f"remark: {printable(str(path))}: {remark}", err=True)
+    if len(remarks) > REMARKS_SHOWN:
+        typer.echo(f"remark: and {len(remarks) - REMARKS_SHOWN} images more", err=True)
 
 
 def _version_document(one: EvaluatedVersion) -> dict[str, Any]:
@@ -160,6 +169,7 @@ def _version_document(one: EvaluatedVersion) -> dict[str, Any]:
         "failures": [
             {"path": shown_name(str(failure.path)), "error": shown_name(failure.error)} for failure in result.failures
         ],
+        "remarks": [{"path": shown_name(str(path)), "remark": said} for path, said in sorted(one.remarks.items())],
     }
 
 

@@ -5,8 +5,10 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 from sqlalchemy import text
 from typer.testing import CliRunner
 
@@ -257,3 +259,13 @@ def test_progress_goes_to_stderr_and_leaves_stdout_to_the_document(ready, plain)
     result = run(ready, "--json", plain)
     assert "parts: 5 of 5 images" in result.stderr
     assert json.loads(result.stdout)["layout"] == "folders"
+
+
+def test_images_whose_values_do_not_fit_are_counted_and_named(ready, plain):
+    Image.fromarray(np.full((32, 48), 320, np.uint16)).save(plain / "normal" / "deep.png")
+    result = run(ready, plain, "--json")
+    (one,) = json.loads(result.stdout)["objects"]
+    assert one["images"] == 6
+    (remark,) = one["remarks"]
+    assert remark["path"].endswith("deep.png") and "found 320 to 320" in remark["remark"]
+    assert "remark: " in run(ready, plain).stderr
