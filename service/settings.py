@@ -145,8 +145,10 @@ class Settings(BaseSettings):
     ignored_names: tuple[str, ...] = Field(
         IGNORED_NAMES, description="shell patterns of file and folder names to ignore; replaces the default"
     )
-    sidecars: Literal["ignore", "quarantine"] = Field(
-        "ignore", description="what becomes of files that writers put beside images: they stay, or are quarantined"
+    sidecars: Literal["ignore", "carry", "quarantine"] = Field(
+        "ignore",
+        description="what becomes of files that writers put beside images: they stay, go along with their image, or "
+        "are quarantined",
     )
     sidecar_suffixes: tuple[Suffix, ...] = Field(
         (".json", ".xml", ".txt"), description="how the names of such files end, in any case of letters"
@@ -369,8 +371,8 @@ class Settings(BaseSettings):
 
     @property
     def names_to_ignore(self) -> tuple[str, ...]:
-        """The patterns of all names to ignore: `ignored_names`, and sidecars if those are."""
-        ends = self.sidecar_suffixes if self.sidecars == "ignore" else ()
+        """The patterns of all names that are no images: `ignored_names`, and sidecars unless they are quarantined."""
+        ends = () if self.sidecars == "quarantine" else self.sidecar_suffixes
         return (*self.ignored_names, *(f"*{glob.escape(end)}" for end in ends))
 
     @property

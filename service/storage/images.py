@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack, cast
@@ -74,6 +74,16 @@ class ImageRecord:
     brightness: float | None = None
     contrast: float | None = None
     sharpness: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lying:
+    """An image whose file lies at `path`, relative to the root; `file_name` as dropped."""
+
+    id: str
+    product: str
+    file_name: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +216,20 @@ def lying(connection: Connection, ids: Collection[str]) -> dict[str, str]:
     """
     rows = (row for chunk in chunks(ids) for row in connection.execute(_lying, {"ids": chunk}))
     return {row.id: row.path if row.state in ("placed", "quarantined") else "" for row in rows}
+
+
+def lying_since(connection: Connection, id: str) -> Iterator[Lying]:
+    """Yield the images of ids from `id` on, which are ordered by time, whose files have arrived at their place."""
+    columns = (_images.c.id, _images.c.product, _images.c.file_name, _images.c.path)
+    statement = select(*columns).where(_images.c.id >= id, _images.c.state.in_(("placed", "quarantined")))
+    for row in connection.execute(statement, execution_options={"yield_per": 1000}):
+        yield Lying(*row)
+
+
+def oldest_unfinished(connection: Connection) -> str | None:
+    """Return the lowest id of the images that are recorded and not yet delivered; None where there are none."""
+    found: str | None = connection.scalar(select(func.min(_images.c.id)).where(_images.c.state == "scored"))
+    return found
 
 
 def with_bytes(connection: Connection, sha256: str) -> list[StoredImage]:

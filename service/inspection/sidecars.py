@@ -1,0 +1,190 @@
+"""Sidecars: files that writers put beside images, carried to where their image went, with its id in their name.
+
+Each goes by one delivery of its own, from `incoming/` to the folder of its image, once that has its place. So there is
+nothing to take back after a crash: what was not carried still lies in `incoming/`, and the next look carries it. A
+sidecar has no row; which image it belongs to is told by folder, name and time.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine
+from ulid import ULID
+
+from service.filesystem.file_state import NameFilter, file_status, list_folder
+from service.filesystem.mounts import Mounts
+from service.inspection.deliver import Delivery, Move, deliver
+from service.inspection.watch import being_written
+from service.logs import fields
+from service.names import product_of, shown_name, split_suffix, time_of
+from service.root import INCOMING
+from service.storage import images
+from service.storage.images import Lying
+
+log = logging.getLogger(__name__)
+
+# How long before its sidecar an image may have been taken.
+BEFORE = timedelta(seconds=60)
+# Two images of one name, of two folders of one product: nearer in time than this, which is meant is not guessed.
+APART = timedelta(seconds=5)
+# What was taken longer ago, and is not on its way, has been looked at.
+LOOKED_BACK = timedelta(minutes=10)
+# A look at all names in `incoming/` takes this share of a core, at most.
+LOOK_SHARE = 0.05
+SAID_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A sidecar that lies in `incoming/` without its image: path relative to the root, product, when it came."""
+
+    path: str
+    product: str
+    stem: str
+    suffix: str
+    came_at: datetime
+
+    def place_beside(self, image: Lying) -> str:
+        """Return its path, relative to the root, beside `image`: `part.json` goes to `part.<id>.json`."""
+        whole = self.stem == image.file_name
+        return (image.path if whole else split_suffix(image.path)[0]) + self.suffix
+
+
+def meant_by(sidecar: Sidecar, found: Sequence[Lying]) -> list[Lying]:
+    """Return the image of its name, of those `found`, that was taken nearest in time; two where that is not plain."""
+    apart = {one: abs(taken_at - sidecar.came_at) for one in found if (taken_at := _taken_after(sidecar, one))}
+    near = sorted(apart, key=lambda one: (apart[one], one.id))
+    return near[:2] if len(near) > 1 and apart[near[1]] - apart[near[0]] < APART else near[:1]
+
+
+def _taken_after(sidecar: Sidecar, image: Lying) -> datetime | None:
+    """Return when `image` was taken, None where that was too long before the sidecar came."""
+    taken_at = time_of(image.id)
+    return taken_at if taken_at is not None and taken_at >= sidecar.came_at - BEFORE else None
+
+
+class Sidecars:
+    """Carries those of one root; `run` looks once. `ignored` are the names that nobody looks at."""
+
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        ignored: Sequence[str],
+        suffixes: Sequence[str],
+        *,
+        settle_time_s: float,
+        mounts: Mounts | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._root = root
+        self._engine = engine
+        self._names = NameFilter(ignored)
+        self._suffixes = tuple(suffix.lower() for suffix in suffixes)
+        self._settle_time = timedelta(seconds=settle_time_s)
+        self._mounts = mounts
+        self._clock = clock
+        self._looks_again_at = float("-inf")
+        self._said: set[str] = set()
+        # What is known of sidecars that wait, by their path: the images of their name, and who was asked for.
+        self._known: dict[str, list[Lying]] = {}
+        self._asked: set[str] = set()
+        self._placed_since = clock()
+
+    def run(self) -> None:
+        """Carry every sidecar whose image has its place by now."""
+        began = time.monotonic()
+        if began < self._looks_again_at:
+            return
+        waiting = list(self._without_image())
+        if waiting:
+            found = self._images_of(waiting)
+            moves = [move for one in waiting if (move := self._move(one, found[one.path])) is not None]
+            for id, end in deliver(self._root, moves, self._mounts).items():
+                if end is Delivery.CONFLICT:
+                    self._say("sidecar stays: another file has its place", id)
+        now = time.monotonic()
+        self._looks_again_at = now + (now - began) * (1 / LOOK_SHARE - 1)
+
+    def _images_of(self, waiting: Sequence[Sidecar]) -> dict[str, list[Lying]]:
+        """Return by path of a sidecar the images that it may belong to, of those placed since the last look."""
+        by_name: dict[tuple[str, str], list[Sidecar]] = {}
+        for one in waiting:
+            by_name.setdefault((one.product, one.stem), []).append(one)
+            self._known.setdefault(one.path, [])
+        began_at = self._clock()
+        # At the first look nothing is known of any that waits.
+        new = [one.came_at - BEFORE for one in waiting if one.path not in self._asked]
+        since = min([self._placed_since, *new])
+        with self._engine.connect() as connection:
+            unfinished = images.oldest_unfinished(connection)
+            for image in images.lying_since(connection, str(ULID.from_datetime(since))):
+                for stem in {image.file_name, split_suffix(image.file_name)[0]}:
+                    for one in by_name.get((image.product, stem), ()):
+                        if image not in self._known[one.path]:
+                            self._known[one.path].append(image)
+        oldest = time_of(unfinished) if unfinished is not None else None
+        self._placed_since = min(one for one in (began_at - LOOKED_BACK, oldest) if one is not None)
+        self._asked = {one.path for one in waiting}
+        self._known = {path: found for path, found in self._known.items() if path in self._asked}
+        return self._known
+
+    def _without_image(self) -> Iterator[Sidecar]:
+        settled_before = self._clock() - self._settle_time
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            here = self._root / INCOMING / folder
+            try:
+                names, folders = list_folder(here, self._names)
+            except OSError:
+                continue  # the scan for images says so
+            prefix = f"{folder}/" if folder else ""
+            pending += [f"{prefix}{name}" for name in folders]
+            sidecars = [name for name in names if name.lower().endswith(self._suffixes)]
+            others = set(names) - set(sidecars) if sidecars else set()
+            beside = others | {split_suffix(name)[0] for name in others}
+            for name in sidecars:
+                stem, suffix = split_suffix(name)
+                if stem in beside:
+                    continue  # its image is still here
+                came_at = self._came_at(here / name)
+                if came_at is not None and came_at <= settled_before:
+                    yield Sidecar(f"{INCOMING}/{prefix}{name}", product_of(folder), shown_name(stem), suffix, came_at)
+
+    def _came_at(self, path: Path) -> datetime | None:
+        with suppress(OSError):
+            status = file_status(path)
+            # Of this machine's own clock, unlike the time that a writer may set.
+            if status is not None and not being_written(path):
+                return datetime.fromtimestamp(status.st_ctime, UTC)
+        return None
+
+    def _move(self, sidecar: Sidecar, found: Sequence[Lying]) -> Move | None:
+        meant = meant_by(sidecar, [one for one in found if not self._has_another(sidecar, one)])
+        if len(meant) > 1:
+            self._say("sidecar stays: more than one image has its name", sidecar.path)
+        if len(meant) != 1:
+            return None
+        place = sidecar.place_beside(meant[0])
+        return Move(place.rpartition("/")[2], sidecar.path, place, None)
+
+    def _has_another(self, sidecar: Sidecar, image: Lying) -> bool:
+        """Return whether the place beside `image` is taken by the sidecar of an earlier look."""
+        place, here = self._root / sidecar.place_beside(image), self._root / sidecar.path
+        with suppress(OSError):
+            return file_status(place) is not None and not filecmp.cmp(place, here, shallow=False)
+        return False
+
+    def _say(self, what: str, path: str) -> None:
+        if path not in self._said and len(self._said) < SAID_MAX:
+            self._said.add(path)
+            log.warning(what, extra=fields(path=shown_name(path)))
