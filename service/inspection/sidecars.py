@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,9 +21,10 @@ from sqlalchemy import Engine
 from ulid import ULID
 
 from service.filesystem.file_state import NameFilter, file_status, list_folder
+from service.filesystem.lease import has_writer
 from service.filesystem.mounts import Mounts
+from service.filesystem.open_below import open_file
 from service.inspection.deliver import Delivery, Move, deliver
-from service.inspection.watch import being_written
 from service.logs import fields
 from service.names import product_of, shown_name, split_suffix, time_of
 from service.root import INCOMING
@@ -162,10 +164,13 @@ class Sidecars:
 
     def _came_at(self, path: Path) -> datetime | None:
         with suppress(OSError):
-            status = file_status(path)
-            # Of this machine's own clock, unlike the time that a writer may set.
-            if status is not None and not being_written(path):
-                return datetime.fromtimestamp(status.st_ctime, UTC)
+            file = open_file(path)
+            try:
+                if not has_writer(file):
+                    # Of this machine's own clock, unlike the time that a writer may set.
+                    return datetime.fromtimestamp(os.fstat(file).st_ctime, UTC)
+            finally:
+                os.close(file)
         return None
 
     def _move(self, sidecar: Sidecar, found: Sequence[Lying]) -> Move | None:
