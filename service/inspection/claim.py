@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from service.root import INCOMING, PROCESSING
 
 PATH_MAX = 4096
 PROBE = ".probe"
+# Asked no more often: of ten thousand files in a folder without rights each fails.
+SOUND_FOR_S = 0.5
 EVERY_NAME = NameFilter(())
 
 
@@ -61,6 +64,7 @@ class Claims:
         self._instance = instance
         self._odd = odd or OddEntries()
         self._held = HeldFolders(root)
+        self._sound_until = float("-inf")
         self._adopted: set[str] = set()
 
     @property
@@ -111,8 +115,12 @@ class Claims:
                 f"{self._root / INCOMING} and {self._root / PROCESSING}: expected one file system, "
                 "so that a claim is one rename; found two. Mount the share at the root, or share the root's folder."
             )
+        now = time.monotonic()
+        if now < self._sound_until:
+            return
         if (why := self.trouble()) is not None:
             raise RootTrouble(why)
+        self._sound_until = now + SOUND_FOR_S
 
     def trouble(self) -> str | None:
         """Return what keeps every claim from being made, None where nothing does; tries it."""
