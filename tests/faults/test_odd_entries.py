@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ from tests.support.daemon_process import REPOSITORY, DaemonProcess, wait_until
 # Root without its rights, so that those of files and folders hold.
 PLAIN_USER = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 OTHER = 65534
+
+
+@pytest.fixture
+def quick_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where that can be had: the disk would take longer with each file than all that is tried."""
+    if os.geteuid() != 0:
+        yield tmp_path
+        return
+    with tmpfs(tmp_path / "disk", "size=64m") as disk:
+        yield disk
 
 
 def put(root: Path, path: str, seed: int, owner: int | None = None, mode: int = 0o644) -> str:
@@ -70,9 +80,9 @@ def command(root: Path, *words: str) -> str:
     return ran.stdout + ran.stderr
 
 
-def test_entries_without_rights_or_elsewhere_wait_named_with_advice_and_all_others_go_on(tmp_path: Path) -> None:
+def test_entries_without_rights_or_elsewhere_wait_named_with_advice_and_all_others_go_on(quick_disk: Path) -> None:
     need("setpriv", "chattr")
-    root = make_root(tmp_path / "root")
+    root = make_root(quick_disk / "root")
     incoming = root / "incoming"
     os.umask(0o022)
     dropped = [put(root, f"aliens/2026-11-27/{number}.png", number) for number in range(5)]
@@ -144,9 +154,9 @@ def check_shown(root: Path) -> None:
     assert "incoming/aliens/2026-11-27" in doctor and "chmod g+rwxs" in doctor
 
 
-def test_processing_that_cannot_be_written_pauses_claims_until_it_can(tmp_path: Path) -> None:
+def test_processing_that_cannot_be_written_pauses_claims_until_it_can(quick_disk: Path) -> None:
     need("setpriv")
-    root = make_root(tmp_path / "root")
+    root = make_root(quick_disk / "root")
     own = root / "processing/main"
     with DaemonProcess(root, under=PLAIN_USER) as process:
         process.wait_ready()
@@ -163,8 +173,8 @@ def test_processing_that_cannot_be_written_pauses_claims_until_it_can(tmp_path: 
     assert problems(root, dropped) == []
 
 
-def test_incoming_that_is_replaced_is_watched_anew_at_once(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root", "")
+def test_incoming_that_is_replaced_is_watched_anew_at_once(quick_disk: Path) -> None:
+    root = make_root(quick_disk / "root", "")
     settings = (root / "tamis.toml").read_text().replace("rescan_interval_s = 0.5", "rescan_interval_s = 3600.0")
     (root / "tamis.toml").write_text(settings)
     with DaemonProcess(root) as process:
@@ -183,8 +193,8 @@ def test_incoming_that_is_replaced_is_watched_anew_at_once(tmp_path: Path) -> No
     assert problems(root, dropped) == []
 
 
-def test_names_of_any_form_are_sorted_at_once_by_their_product(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root")
+def test_names_of_any_form_are_sorted_at_once_by_their_product(quick_disk: Path) -> None:
+    root = make_root(quick_disk / "root")
     composed = unicodedata.normalize("NFC", "Prüfling")
     install(root, product=composed)
     with DaemonProcess(root) as process:
@@ -210,8 +220,8 @@ def test_names_of_any_form_are_sorted_at_once_by_their_product(tmp_path: Path) -
         pytest.param({"truncated_wait_s": 10.0}, id="as it comes"),
     ],
 )
-def test_writer_that_closes_between_parts_gives_one_verdict(tmp_path: Path, settings: dict[str, float]) -> None:
-    root = make_root(tmp_path / "root")
+def test_writer_that_closes_between_parts_gives_one_verdict(quick_disk: Path, settings: dict[str, float]) -> None:
+    root = make_root(quick_disk / "root")
     lines = [
         one for one in (root / "tamis.toml").read_text().splitlines() if "settle" not in one and "trunc" not in one
     ]
@@ -246,8 +256,8 @@ def placed(root: Path, name: str) -> int:
     return len(query(root, f"SELECT id FROM results WHERE {condition}", name, len(name), name))
 
 
-def test_each_error_of_each_step_makes_one_entry_wait_and_is_over_when_it_is(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root", "attempts_max = 20\nin_flight_max = 256\n")
+def test_each_error_of_each_step_makes_one_entry_wait_and_is_over_when_it_is(tmp_path: Path, quick_disk: Path) -> None:
+    root = make_root(quick_disk / "root", "attempts_max = 20\nin_flight_max = 256\n")
     flag = tmp_path / "failing"
     flag.touch()
     dropped, named = [], {}
@@ -279,8 +289,8 @@ def test_each_error_of_each_step_makes_one_entry_wait_and_is_over_when_it_is(tmp
     assert query(root, "SELECT id FROM results WHERE state <> 'placed'") == []
 
 
-def test_folder_swapped_for_a_link_between_look_and_claim_gives_nothing_from_outside(tmp_path: Path) -> None:
-    root = make_root(tmp_path / "root", "")
+def test_folder_swapped_for_a_link_between_look_and_claim_gives_nothing_from_outside(quick_disk: Path) -> None:
+    root = make_root(quick_disk / "root", "")
     (root / "tamis.toml").write_text((root / "tamis.toml").read_text().replace("= 0.05", "= 1.2"))
     version = root / "models/default/v1"
     before = {path.name: path.read_bytes() for path in version.iterdir()}
@@ -290,7 +300,7 @@ def test_folder_swapped_for_a_link_between_look_and_claim_gives_nothing_from_out
         for name in before:
             put(root, f"flange/s/{name}", 1)
         time.sleep(0.3)  # an event tells of them at once; whether they were seen decides nothing but what is tried
-        folder.rename(tmp_path / "away")
+        folder.rename(quick_disk / "away")
         folder.symlink_to(version)
         # Whatever was seen has settled when one that came later is sorted; a rescan looks once more.
         for name in ("later.png", "last.png"):
