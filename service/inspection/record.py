@@ -86,6 +86,8 @@ class Recorder:
         self._mounts = mounts
         self.tries: Counter[str] = Counter()
         """How often recovery tried in vain to deliver what waits, by id."""
+        self.noted_in_vain: set[str] = set()
+        """What recovery found noted in `odd` and no delivery waiting for."""
         self.odd = odd if odd is not None else OddEntries()
         self._relocate = partial(relocate, root, engine, claims_are_own=True, mounts=mounts, odd=self.odd)
 

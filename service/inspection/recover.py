@@ -103,23 +103,25 @@ def recover(
             seen_elsewhere.add(row.id)
     if moves:
         recovered.delivered = _deliver(recorder, moves, seen_elsewhere)
-    _forget_what_waits_no_more(recorder.odd, moves)
+    _forget_what_waits_no_more(recorder, moves)
     return recovered
 
 
-def _forget_what_waits_no_more(odd: OddEntries, moves: list[Move]) -> None:
-    """Clear what was noted of deliveries that nobody waits for: a label may have sent the image elsewhere since."""
-    noted = [one.path for one in odd.all() if one.step == "deliver"]
-    if not noted:
-        return
+def _forget_what_waits_no_more(recorder: Recorder, moves: list[Move]) -> None:
+    """Clear what was noted of deliveries that nobody waits for: a label may have sent the image elsewhere since.
+
+    Only the second time in a row: an image that was noted a moment ago may still be on its way.
+    """
+    noted = [one.path for one in recorder.odd.all() if one.step == "deliver"]
     waiting: set[str] = set()
-    for move in moves:
+    for move in moves if noted else ():
         for path in (move.source, move.destination):
             parts = shown_name(path).split("/")
             waiting.update("/".join(parts[:count]) for count in range(1, len(parts) + 1))
-    for path in noted:
-        if path not in waiting:
-            odd.clear(path, "deliver")
+    idle = {path for path in noted if path not in waiting}
+    for path in idle & recorder.noted_in_vain:
+        recorder.odd.clear(path, "deliver")
+    recorder.noted_in_vain = idle
 
 
 def _must_be_delivered_again(root: Path, claim: Claim, row: StoredImage, action: Action, odd: OddEntries) -> bool:

@@ -258,8 +258,19 @@ def test_what_waits_for_a_folder_is_tried_a_few_at_a_time_and_holds_up_no_other(
     assert len(second) == FEW and not first & second
     assert again().delivered == 1
     refusing.clear()
+    assert recorder.odd.all() != []
     assert again().delivered == len(bad) - 1
-    assert again() == Recovered() and not recorder.tries
+    assert again() == Recovered() and not recorder.tries and recorder.odd.all() == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_no_delivery_waits_for_is_forgotten_the_second_time(house: House, times: int) -> None:
+    claims = Claims(house.root, "main")
+    recorder = Recorder(house.root, house.engine, claims, anomaly_maps=False)
+    recorder.odd.note("normal/gone/2026-11-22", "deliver", OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    for _ in range(times):
+        recover(house.root, house.engine, claims, recorder, in_flight=(), attempts_max=3, has_model=lambda _: True)
+    assert len(recorder.odd.all()) == 2 - times
 
 
 def _waiting(house: House, like: StoredImage, folder: str) -> str:
