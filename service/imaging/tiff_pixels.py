@@ -7,6 +7,7 @@ rows of bytes, and the samples taken out of these here. Each strip that is short
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
@@ -298,9 +299,7 @@ def _values(page: Page, rows: Values) -> Values:
     order = ">" if page.big_endian else "<"
     tile_width = page.tile[1] if page.tile else page.width
     if page.bits in _PACKED_BITS:
-        bits = np.unpackbits(rows, axis=2)[..., : tile_width * page.samples * page.bits]
-        weights = (1 << np.arange(page.bits)[::-1]).astype(np.uint16)
-        values: Values = bits.reshape(height, across, -1, page.bits) @ weights
+        values: Values = _unpacked(rows, page.bits)[..., : tile_width * page.samples]
     elif page.predictor == 3:
         values = _float_predicted(rows, page.bits // 8, page.samples)
     else:
@@ -311,6 +310,22 @@ def _values(page: Page, rows: Values) -> Values:
         values = np.cumsum(plain, axis=2, dtype=plain.dtype)
     native = values.astype(values.dtype.newbyteorder("="), copy=False)
     return native.reshape(height, across * tile_width, page.samples)[:, : page.width]
+
+
+def _unpacked(rows: Values, bits: int) -> Values:
+    """Return values of `bits` each, uint16 `(rows, across, values)`, from rows of bytes that hold them without gaps."""
+    group_bits = math.lcm(8, bits)
+    size = group_bits // 8
+    height, across, count = rows.shape
+    groups = np.pad(rows, ((0, 0), (0, 0), (0, -count % size))).reshape(height, across, -1, size)
+    values = np.empty((*groups.shape[:3], group_bits // bits), dtype=np.uint16)
+    for number in range(values.shape[3]):
+        first, last = number * bits // 8, ((number + 1) * bits - 1) // 8
+        word = np.zeros(groups.shape[:3], dtype=np.uint32)
+        for at in range(first, last + 1):
+            word = word << 8 | groups[..., at]
+        values[..., number] = (word >> (8 * (last + 1) - (number + 1) * bits)) & (2**bits - 1)
+    return values.reshape(height, across, -1)
 
 
 def _float_predicted(rows: Values, size: int, samples: int) -> Values:
