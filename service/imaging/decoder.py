@@ -38,6 +38,9 @@ class Decoder:
         """Return what the task of that name makes of `data`."""
         return TASKS[task](data, **arguments)
 
+    def close(self) -> None:
+        """Let go of what decoding has taken."""
+
     def decode(self, data: bytes, size: tuple[int, int], **keywords: Any) -> DecodedImage:
         """Return what `service.imaging.decode.decode` returns."""
         return _image(self.run("decode", data, size=size, **keywords))

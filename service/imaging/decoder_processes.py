@@ -83,6 +83,7 @@ class DecoderProcesses(Decoder):
         self._lock = threading.Lock()
         self._server: _Server | None = None
         self._idle: list[_Worker] = []
+        self._closed = False
         self._cpu_s = 0.0
 
     @property
@@ -110,8 +111,9 @@ class DecoderProcesses(Decoder):
             self._server = self._server or _Server()
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes, also those at work: who waits for them gets DecoderEnded, as does who comes later."""
         with self._lock:
+            self._closed = True
             for worker in self._idle:
                 worker.close()
             self._idle.clear()
@@ -155,6 +157,8 @@ class DecoderProcesses(Decoder):
             if (worker := self._take_idle()) is not None:
                 return worker
             with self._lock:
+                if self._closed:
+                    raise DecoderEnded("expected an open decoder; it is closed")
                 try:
                     self._server = self._server or _Server()
                     return self._server.start_worker(self._memory_max)

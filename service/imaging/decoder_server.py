@@ -65,6 +65,7 @@ PILLOW_LACKS_MEMORY = ("out of memory", "decoder error -9")
 
 STATM = Path("/proc/self/statm")
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _ALL, _DATA = 0, 5  # of proc(5), statm: all its address space; what it has allocated
 _libc = ctypes.CDLL(None)
 
@@ -79,50 +80,74 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    with suppress(AttributeError):  # not the GNU C library
+        # Else what one image took is given back to the kernel and asked for again with the next, page by page.
+        _libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES_MAX)
+        _libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES_MAX)
     Image.MAX_IMAGE_PIXELS = None  # the limit of the settings is the only one
     gc.collect()
     gc.freeze()  # so that looking for garbage does not write to memory that the workers share
     _serve(socket.socket(fileno=int(sys.argv[1])))
 
 
+class _Workers:
+    """The workers that were started and not yet asked to end."""
+
+    def __init__(self) -> None:
+        self._running: set[int] = set()
+        self._ended: dict[int, tuple[int, resource.struct_rusage]] = {}
+        signal.signal(signal.SIGCHLD, lambda *_: self._collect())
+
+    def start(self, control: socket.socket, descriptors: list[int], memory_max: int) -> int:
+        """Fork a worker; return its process id, or the negative errno where that fails."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            return -(error.errno or 1)
+        if not pid:
+            control.close()
+            _work(socket.socket(fileno=descriptors[0]), descriptors[1], memory_max)
+        self._running.add(pid)
+        return pid
+
+    def end(self, pid: int) -> bytes:
+        """End a worker, if it has not ended; return its status as of wait(2) and the CPU time that it used, s."""
+        self._running.discard(pid)
+        if pid not in self._ended:
+            # Nobody else waits for it from now on, so the id is its own.
+            os.kill(pid, signal.SIGKILL)
+            self._ended[pid] = os.wait4(pid, 0)[1:]
+        status, used = self._ended.pop(pid)
+        return f"{status} {used.ru_utime + used.ru_stime}".encode()
+
+    def kill(self) -> None:
+        for pid in self._running:
+            os.kill(pid, signal.SIGKILL)
+
+    def _collect(self) -> None:
+        """Take note of those that have ended by themselves, so that nothing is left of them but that."""
+        for pid in list(self._running):
+            found, status, used = os.wait4(pid, os.WNOHANG)
+            if found:
+                self._running.discard(pid)
+                self._ended[pid] = (status, used)
+
+
 def _serve(control: socket.socket) -> None:
-    workers: set[int] = set()
+    workers = _Workers()
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, MESSAGE_BYTES_MAX, 2)
         verb, _, value = message.partition(b" ")
         if verb == START:
-            pid = _start(control, descriptors, int(value))
+            answer = b"%d" % workers.start(control, descriptors, int(value))
             for descriptor in descriptors:
                 os.close(descriptor)
-            workers.add(pid) if pid > 0 else None
-            control.send(str(pid).encode())
         elif verb == END:
-            workers.discard(int(value))
-            control.send(_end(int(value)))
+            answer = workers.end(int(value))
         else:  # nobody asks any more
-            for pid in workers:
-                os.kill(pid, signal.SIGKILL)
+            workers.kill()
             return
-
-
-def _start(control: socket.socket, descriptors: list[int], memory_max: int) -> int:
-    """Fork a worker; return its process id, or the negative errno where that fails."""
-    try:
-        pid = os.fork()
-    except OSError as error:
-        return -(error.errno or 1)
-    if not pid:
-        control.close()
-        _work(socket.socket(fileno=descriptors[0]), descriptors[1], memory_max)
-    return pid
-
-
-def _end(pid: int) -> bytes:
-    """End the worker, if it has not ended yet; return its status as of wait(2) and the CPU time that it used, s."""
-    # It has not been waited for, so the id is still its own.
-    os.kill(pid, signal.SIGKILL)
-    _, status, used = os.wait4(pid, 0)
-    return f"{status} {used.ru_utime + used.ru_stime}".encode()
+        control.send(answer)
 
 
 # A worker
@@ -130,6 +155,7 @@ def _end(pid: int) -> bytes:
 
 def _work(channel: socket.socket, memory: int, memory_max: int) -> NoReturn:
     """Answer what is asked on `channel` about the bytes in `memory` until its other end is closed, then exit."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     parent = os.getppid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

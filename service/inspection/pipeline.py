@@ -205,7 +205,9 @@ class Pipeline:
         self._workers.run(self._workers.recording, f"record:{time.monotonic_ns()}", job, finished)
 
     def close(self) -> None:
-        """End the threads beside the loop; images in flight stay in `processing/` for the next run."""
+        """End the decoder and the threads beside the loop; images in flight stay in `processing/` for the next run."""
+        # First, since a thread may wait for an image that hangs it.
+        self._decoder.close()
         self._workers.close()
 
     # Begin: claim and decode

@@ -178,6 +178,17 @@ def test_image_that_hangs_its_decoder_is_given_up_in_time_and_leaves_no_process(
     assert workers_of(decoder) == []
 
 
+def test_close_waits_for_no_image(failing: Callable[..., DecoderProcesses]) -> None:
+    decoder = failing(timeout_s=1000.0)
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(decoder.decode, bad_image("hang"), SIZE)
+        wait_until(lambda: decoder._server is not None and len(workers_of(decoder)) == 1, "a worker that hangs")
+        decoder.close()
+        assert isinstance(hanging.exception(timeout=20), DecoderEnded)
+    with pytest.raises(DecoderEnded, match="closed"):
+        decoder.decode(encoded(NOISE), SIZE)
+
+
 def test_image_that_computes_for_ever_is_too_slow_and_its_time_is_counted(
     failing: Callable[..., DecoderProcesses], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +226,14 @@ def test_worker_that_is_killed_between_two_images_costs_none(processes: DecoderP
     for worker in list(processes._idle):
         os.kill(worker.pid, signal.SIGKILL)
         wait_until(lambda worker=worker: worker.answers_within(0), "its end")  # type: ignore[misc]
+    assert processes.decode(encoded(NOISE), SIZE).mode == "RGB"
+
+
+def test_nothing_is_left_of_a_worker_that_ended(processes: DecoderProcesses) -> None:
+    processes.decode(encoded(NOISE), SIZE)
+    for worker in workers_of(processes):
+        worker.kill()
+    wait_until(lambda: not workers_of(processes), "no process, not even one that was not waited for")
     assert processes.decode(encoded(NOISE), SIZE).mode == "RGB"
 
 

@@ -531,15 +531,15 @@ def test_stopping_finishes_what_is_in_flight_and_claims_nothing_new(house: House
 
 
 class EndingDecoder(Decoder):
-    """Ends at each image with `MARK` in it, the first `times`; how many second tries were at work at once is kept."""
+    """Ends at each image with `MARK` in it, the first `times`; how many were tried again at once is kept."""
 
     MARK = b"ends its decoder"
 
     def __init__(self, times: int) -> None:
         self.times = times
         self.asked: list[bytes] = []
-        self.at_once_max = 0
-        self._at_once = 0
+        self.again_at_once_max = 0
+        self._again_at_once = 0
         self._lock = threading.Lock()
 
     def run(self, task: str, data: bytes, **arguments: Any) -> DecoderAnswer:
@@ -547,13 +547,13 @@ class EndingDecoder(Decoder):
             return super().run(task, data, **arguments)
         with self._lock:
             self.asked.append(data)
-            again = self.asked.count(data)
-            self._at_once += again > 1
-            self.at_once_max = max(self.at_once_max, self._at_once)
+            tries = self.asked.count(data)
+            self._again_at_once += tries > 1
+            self.again_at_once_max = max(self.again_at_once_max, self._again_at_once)
         time.sleep(0.01)
         with self._lock:
-            self._at_once -= again > 1
-        if again <= self.times:
+            self._again_at_once -= tries > 1
+        if tries <= self.times:
             raise DecoderEnded("ended on purpose")
         return super().run(task, data, **arguments)
 
@@ -594,10 +594,10 @@ def test_image_that_ends_its_decoder_each_time_is_quarantined_and_holds_up_no_ot
 
 def test_images_that_ended_their_decoder_are_tried_one_at_a_time(build: Callable[..., House]) -> None:
     decoder = EndingDecoder(times=100)
-    house = build(decoder=decoder, limits=replace(LIMITS, in_flight_max=4))
+    house = build(decoder=decoder)
     drop_suspects(house, 4)
     house.settle_and_run()
-    assert len(decoder.asked) == 4 * LIMITS.attempts_max and decoder.at_once_max == 1
+    assert len(decoder.asked) == 4 * LIMITS.attempts_max and decoder.again_at_once_max == 1
 
 
 def test_suspects_stay_with_their_attempts_when_the_daemon_stops(build: Callable[..., House]) -> None:
