@@ -11,6 +11,7 @@ import math
 import os
 import select
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -309,14 +310,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env={
-                    **os.environ,
-                    # The code that asks, however it was found.
-                    "PYTHONPATH": os.pathsep.join(filter(None, (CODE, os.environ.get("PYTHONPATH")))),
-                    # Its threads would not survive the fork, and their stacks would count as memory.
-                    "OPENBLAS_NUM_THREADS": "1",
-                    "OMP_NUM_THREADS": "1",
-                },
+                env=_environment(),
             )
 
     def start_worker(self, memory_max: int) -> _Worker:
@@ -355,6 +349,15 @@ class _Server:
         if not answer:
             raise ConnectionError("the server of the decoders has ended")
         return answer
+
+
+def _environment() -> dict[str, str]:
+    # Threads would not survive the fork, and their stacks would count as memory.
+    found = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    # The code that asks, however it was found; an installed one is found anyway, and must not go before Python's own.
+    if CODE not in site.getsitepackages():
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, (CODE, os.environ.get("PYTHONPATH"))))
+    return found
 
 
 def _write(memory: int, data: bytes) -> None:
