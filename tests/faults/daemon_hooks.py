@@ -140,6 +140,13 @@ os.fdatasync = failing(os.fdatasync, "flush")
 """
 
 
+# Of Debian 12, 3.40.1; None in the place of a module is one that is not installed.
+WITHOUT_BUNDLED_SQLITE = """
+import sys
+sys.modules["pysqlite3"] = None
+"""
+
+
 def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
     """Every image takes `seconds` more to decode."""
     return _hook(folder, DECODE_SLOWLY.format(seconds=seconds))
@@ -148,6 +155,11 @@ def decoding_slowly(folder: Path, seconds: float) -> dict[str, str]:
 def with_few_events(folder: Path, limit: str, value: int) -> dict[str, str]:
     """The kernel gives at most `value` of `limit`: `max_inotify_instances` or `max_inotify_watches`."""
     return _hook(folder, LIMIT_EVENTS.format(limit=limit, value=value))
+
+
+def without_bundled_sqlite(folder: Path) -> dict[str, str]:
+    """The package with a SQLite of its own is not installed: Python's decides about the journal."""
+    return _hook(folder, WITHOUT_BUNDLED_SQLITE)
 
 
 def losing_answers(folder: Path, every: int) -> dict[str, str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3 as system_sqlite
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from service.storage.database.driver import sqlite3
-from service.storage.database.journal import JournalChoice, journal_choice
+from service.storage.database.journal import JournalChoice, has_reset_bug, journal_choice
 from service.storage.database.open import open_database
+from tests.faults.daemon_hooks import without_bundled_sqlite
 from tests.faults.root_for_faults import drop_good, make_root, problems, query, settled
 from tests.support.daemon_process import DaemonProcess, wait_until
 from tests.support.outside_reader import reading
@@ -40,6 +42,23 @@ def test_reader_in_a_transaction_holds_up_no_verdict_and_sees_one_moment(house: 
             wait_until(settled(house, 63), "all at their place beside a reader", 30.0)
         assert daemon.stop() == 0, daemon.log_text()
         assert "locked" not in daemon.log_text()
+    assert problems(house, dropped) == []
+
+
+@with_log
+def test_root_taken_to_a_machine_whose_sqlite_has_the_bug_and_back_loses_nothing(house: Path, tmp_path: Path) -> None:
+    if not has_reset_bug(system_sqlite.sqlite_version_info):
+        pytest.skip(f"Python's own SQLite {system_sqlite.sqlite_version} may keep a log")
+    dropped: list[str] = []
+    old, new = without_bundled_sqlite(tmp_path), {}
+    for number, (environment, expected) in enumerate([(new, "wal"), (old, "delete"), (new, "wal")]):
+        with DaemonProcess(house, environment=environment) as daemon:
+            daemon.wait_ready()
+            dropped += drop_good(house, 5, f"run-{number}")
+            wait_until(settled(house, len(dropped)), "all at their place")
+            # Killed, so that the next one finds what was left: a log, or a journal.
+            daemon.kill()
+        assert journal(house) == expected
     assert problems(house, dropped) == []
 
 

@@ -104,6 +104,9 @@ def test_a_table_has_each_row_once(engine, house, record_of, page, monkeypatch):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_export_is_of_one_moment_while_others_add_and_change_rows(engine, house, record_of, format, monkeypatch):
+    with engine.connect() as connection:
+        if not engine.reads_hold_up_nobody(connection):
+            pytest.skip("no SQLite here that may keep a write-ahead log")
     fill(engine, record_of, 300)
     expected = known_ids(engine)
     writes_before_each_page(monkeypatch, engine, record_of)
