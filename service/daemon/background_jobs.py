@@ -21,7 +21,6 @@ from apscheduler.triggers.base import BaseTrigger
 from service.daemon.journal_care import INTERVAL_S as JOURNAL_INTERVAL_S
 from service.daemon.journal_care import JournalCare
 from service.inspection.sidecars import Sidecars
-from service.instances import mounts_of
 from service.logs import fields
 from service.operations.retention import RESTS_BESIDE_SCORING, Retention
 from service.operations.retention_plan import rules_of
@@ -84,7 +83,6 @@ def jobs_for(
             settings.ignored_names,
             settings.sidecar_suffixes,
             settle_time_s=settings.settle_time_s,
-            mounts=mounts_of(root, settings.instance),
         )
         between = timedelta(seconds=settings.poll_interval_s)
         jobs.append(Job("sidecars", sidecars.run, lambda now: now + between))

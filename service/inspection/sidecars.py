@@ -1,15 +1,16 @@
 """Sidecars: files that writers put beside images, carried to where their image went, with its id in their name.
 
-Each goes by one delivery of its own, from `incoming/` to the folder of its image, once that has its place. So there is
+Each goes by one rename of its own, from `incoming/` to the folder of its image, once that has its place. So there is
 nothing to take back after a crash: what was not carried still lies in `incoming/`, and the next look carries it. A
-sidecar has no row; which image it belongs to is told by folder, name and time.
+sidecar has no row; which image it belongs to is told by product, name and time.
 """
 
 from __future__ import annotations
 
-import filecmp
+import errno
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,11 +21,9 @@ from pathlib import Path
 from sqlalchemy import Engine
 from ulid import ULID
 
-from service.filesystem.file_state import NameFilter, file_status, list_folder
+from service.filesystem.file_state import NameFilter, list_folder
 from service.filesystem.lease import has_writer
-from service.filesystem.mounts import Mounts
-from service.filesystem.open_below import open_file
-from service.inspection.deliver import Delivery, Move, deliver
+from service.filesystem.open_below import open_file, open_folder
 from service.logs import fields
 from service.names import product_of, shown_name, split_suffix, time_of
 from service.root import INCOMING
@@ -42,6 +41,7 @@ LOOKED_BACK = timedelta(minutes=10)
 # A look at all names in `incoming/` takes this share of a core, at most.
 LOOK_SHARE = 0.05
 SAID_MAX = 1000
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,69 @@ def _taken_after(sidecar: Sidecar, image: Lying) -> datetime | None:
     return taken_at if taken_at is not None and taken_at >= sidecar.came_at - BEFORE else None
 
 
+def carry(root: Path, source: str, place: str) -> None:
+    """Move the file at `source` to `place`, both relative to `root`, durably; may be repeated after a crash.
+
+    Follows no link. What is at the place stays: the source is removed if it has the same bytes. Raises OSError.
+    """
+    folders = []
+    try:
+        for path in (source, place):
+            folders.append(open_folder((root / path).parent, root))
+        from_, into = folders
+        name, new = Path(source).name, Path(place).name
+        if exists(new, into):
+            if same_bytes(name, from_, new, into):
+                os.unlink(name, dir_fd=from_)
+        else:
+            try:
+                os.rename(name, new, src_dir_fd=from_, dst_dir_fd=into)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _copy(name, from_, new, into)
+                os.unlink(name, dir_fd=from_)
+        for folder in (into, from_):
+            os.fsync(folder)
+    finally:
+        for folder in folders:
+            os.close(folder)
+
+
+def exists(name: str, folder: int) -> bool:
+    """Return whether the open `folder` has anything of that name."""
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return True
+    return False
+
+
+def same_bytes(name: str, folder: int, other: str, other_folder: int) -> bool:
+    """Return whether two regular files in open folders have the same content. Raises OSError."""
+    with os.fdopen(open_file(name, folder), "rb") as first, os.fdopen(open_file(other, other_folder), "rb") as second:
+        if os.fstat(first.fileno()).st_size != os.fstat(second.fileno()).st_size:
+            return False
+        while chunk := first.read(_CHUNK):
+            if chunk != second.read(_CHUNK):
+                return False
+    return True
+
+
+def _copy(name: str, folder: int, new: str, into: int) -> None:
+    # Whole and on the disk before it has its name.
+    partial = f".tmp.{new}"
+    with suppress(FileNotFoundError):
+        os.unlink(partial, dir_fd=into)
+    with os.fdopen(open_file(name, folder), "rb") as source:
+        made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=into)
+        with os.fdopen(made, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+    os.rename(partial, new, src_dir_fd=into, dst_dir_fd=into)
+    os.fsync(into)
+
+
 class Sidecars:
     """Carries those of one root; `run` looks once. `ignored` are the names that nobody looks at."""
 
@@ -84,7 +147,6 @@ class Sidecars:
         suffixes: Sequence[str],
         *,
         settle_time_s: float,
-        mounts: Mounts | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._root = root
@@ -92,7 +154,6 @@ class Sidecars:
         self._names = NameFilter(ignored)
         self._suffixes = tuple(suffix.lower() for suffix in suffixes)
         self._settle_time = timedelta(seconds=settle_time_s)
-        self._mounts = mounts
         self._clock = clock
         self._looks_again_at = float("-inf")
         self._said: set[str] = set()
@@ -109,10 +170,8 @@ class Sidecars:
         waiting = list(self._without_image())
         if waiting:
             found = self._images_of(waiting)
-            moves = [move for one in waiting if (move := self._move(one, found[one.path])) is not None]
-            for id, end in deliver(self._root, moves, self._mounts).items():
-                if end is Delivery.CONFLICT:
-                    self._say("sidecar stays: another file has its place", id)
+            for one in waiting:
+                self._carry_if_plain(one, found[one.path])
         now = time.monotonic()
         self._looks_again_at = now + (now - began) * (1 / LOOK_SHARE - 1)
 
@@ -173,21 +232,32 @@ class Sidecars:
                 os.close(file)
         return None
 
-    def _move(self, sidecar: Sidecar, found: Sequence[Lying]) -> Move | None:
+    def _carry_if_plain(self, sidecar: Sidecar, found: Sequence[Lying]) -> None:
         meant = meant_by(sidecar, [one for one in found if not self._has_another(sidecar, one)])
         if len(meant) > 1:
             self._say("sidecar stays: more than one image has its name", sidecar.path)
-        if len(meant) != 1:
-            return None
-        place = sidecar.place_beside(meant[0])
-        return Move(place.rpartition("/")[2], sidecar.path, place, None)
+        for image in meant if len(meant) == 1 else ():
+            try:
+                carry(self._root, sidecar.path, sidecar.place_beside(image))
+            except FileNotFoundError:
+                continue  # it, or the folder of its image, is gone by now
+            except OSError as error:
+                self._say(f"sidecar stays: {error.strerror}", sidecar.path)
 
     def _has_another(self, sidecar: Sidecar, image: Lying) -> bool:
         """Return whether the place beside `image` is taken by the sidecar of an earlier look."""
-        place, here = self._root / sidecar.place_beside(image), self._root / sidecar.path
-        with suppress(OSError):
-            return file_status(place) is not None and not filecmp.cmp(place, here, shallow=False)
-        return False
+        here = self._root / sidecar.path
+        place = self._root / sidecar.place_beside(image)
+        folders = []
+        try:
+            folders.append(open_folder(here.parent, self._root))
+            folders.append(open_folder(place.parent, self._root))
+            return exists(place.name, folders[1]) and not same_bytes(here.name, folders[0], place.name, folders[1])
+        except OSError:
+            return False
+        finally:
+            for folder in folders:
+                os.close(folder)
 
     def _say(self, what: str, path: str) -> None:
         if path not in self._said and len(self._said) < SAID_MAX:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -185,3 +187,25 @@ def test_second_sidecar_never_takes_the_place_of_the_first(filled: tuple[Path, l
     drop(root, "a.json", b"one")
     look(root)
     assert waiting(root) == []
+
+
+def test_sidecar_is_copied_whole_to_another_disk(
+    filled: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, [id, *_] = filled
+    rename = os.rename
+
+    def across(source: str, target: str, **folders: int) -> None:
+        if not source.startswith(".tmp."):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "rename", across)
+    place = next(root.glob(f"*/default/*/a.{id}.png")).with_suffix(".json")
+    # What a crash in the middle of such a copy left.
+    place.with_name(f".tmp.{place.name}").write_bytes(b"ha")
+    content = random.Random(1).randbytes(3_000_000)
+    (root / "incoming/a.json").write_bytes(content)
+    look(root)
+    assert place.read_bytes() == content and waiting(root) == []
+    assert not place.with_name(f".tmp.{place.name}").exists()
