@@ -7,7 +7,9 @@ batch system for the machine's size, and logs by itself. None of that may change
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +36,7 @@ def started_tracker(
 
     `tracking`, `country` and `cpu_max_w` as `EnergyMeter` takes them.
     """
-    with _lean_imports(), _quiet():
+    with _lean_imports(), _quiet(), _some_folder_for_temporary_files():
         import codecarbon.core.util
         import codecarbon.emissions_tracker
         import codecarbon.external.ram
@@ -87,6 +89,21 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(logging.ERROR)
         logger.handlers, logger.propagate, logger.disabled = [], True, False
+
+
+@contextmanager
+def _some_folder_for_temporary_files() -> Iterator[None]:
+    """Let the library name a lock that it never makes here, where nothing is writable, as in a hardened container."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = os.sep
+        try:
+            yield
+        finally:
+            tempfile.tempdir = None
+    else:
+        yield
 
 
 class _Childless:

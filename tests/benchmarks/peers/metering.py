@@ -21,8 +21,11 @@ def measured(work: Callable[[], int]) -> dict[str, Any]:
 
     Wh are those of CodeCarbon's process tracking, an estimate where the processor has no counters that can be read.
     """
+    import codecarbon.emissions_tracker
     from codecarbon import OfflineEmissionsTracker
 
+    # No settings but these: not what a file in the home folder says, nor a variable.
+    codecarbon.emissions_tracker.get_hierarchical_config = dict
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     tracker = OfflineEmissionsTracker(
         country_iso_code=COUNTRY,

@@ -74,7 +74,8 @@ def test_files_and_variables_of_the_library_change_nothing_and_stop_nothing(
 
 def test_user_that_the_system_does_not_know_has_a_meter(alone: dict[str, object]) -> None:
     """A container's user has often no entry in /etc/passwd, and no HOME."""
-    unknown = "import pwd; pwd.getpwuid = {}.__getitem__; "
+    # Nor can it write anywhere.
+    unknown = "import pwd; pwd.getpwuid = {}.__getitem__; import tempfile; tempfile._candidate_tempdir_list = list; "
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd())}
     ended = subprocess.run(
         [sys.executable, "-P", "-c", unknown + KNOWN], cwd="/", env=environment, capture_output=True, text=True
