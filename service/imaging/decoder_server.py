@@ -44,7 +44,7 @@ BYE = b"bye"
 # time, and what a progressive JPEG keeps of its coefficients.
 BYTES_A_PIXEL = 24
 # Beside the pixels, whatever the format: tables, profiles, texts.
-BYTES_MORE = 24_000_000
+BYTES_MORE = 16_000_000
 # To resize a row takes 16 bytes for each of its pixels, which for the longest line of a line-scan camera is little.
 SIDE_MAX = 500_000
 PNG_SIGNATURE, PNG_HEADER_BYTES = b"\x89PNG\r\n\x1a\n", 24
