@@ -6,7 +6,6 @@ nothing outside.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.open_below import MissingBelow, open_file, open_folder
 from service.filesystem.row_path import IMAGE_FOLDERS, parts_of
 
@@ -170,15 +170,6 @@ def write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def sync_open_folder(descriptor: int) -> None:
-    """Make the names in the open folder last, where its file system has such a thing for folders."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
 
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.mounts import Mounts
 from service.filesystem.odd_entries import ENTRY_ERRORS, OddEntries
 from service.filesystem.open_below import MissingBelow, WrongFolder
-from service.filesystem.place import OpenFolders, Place, copy_between, sync_open_folder
+from service.filesystem.place import OpenFolders, Place, copy_between
 from service.filesystem.row_path import PathRefused
 from service.names import plainer_folder, plainer_name, shown_name
 from service.root import PROCESSING

@@ -17,8 +17,9 @@ from PIL import Image
 from sqlalchemy import Engine
 from ulid import ULID
 
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.odd_entries import ENTRY_ERRORS
-from service.filesystem.place import Place, place_of, status_below, sync_open_folder, write_all
+from service.filesystem.place import Place, place_of, status_below, write_all
 from service.imaging.decode import FORMATS, DecodeError, FileBytes, StillChanging, read_file
 from service.imaging.decoder import Decoder
 from service.labelling.label import check_label, label_images, stored_text

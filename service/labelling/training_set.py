@@ -17,9 +17,10 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.odd_entries import OddEntries
 from service.filesystem.open_below import MissingBelow, NotRegularFile
-from service.filesystem.place import OpenFolders, Place, copy_between, names_in, place_of, sync_open_folder
+from service.filesystem.place import OpenFolders, Place, copy_between, names_in, place_of
 from service.filesystem.row_path import IMAGE_FOLDERS, PathRefused, parts_of
 from service.inspection.deliver import NAME_ERRORS
 from service.inspection.relocate import BATCH_IMAGES, batches

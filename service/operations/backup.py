@@ -5,11 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -31,8 +27,8 @@ def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
     """Copy the database of `engine` to the file `destination`; return its size in bytes.
 
     The copy is made beside it, synced, checked in full and renamed; its mode is that of the original, less the caller's
-    umask. SIGTERM and SIGINT end it without leaving anything. Raises TamisError where the file exists and `force` is
-    not set, where its folder is missing, or where the copy is not sound.
+    umask. An exception, as SIGTERM and SIGINT are in a command, ends it without leaving anything. Raises TamisError
+    where the file exists and `force` is not set, where its folder is missing, or where the copy is not sound.
     """
     if destination.is_dir():
         raise TamisError(f"backup {destination}: expected the name of a file; found a folder")
@@ -42,22 +38,21 @@ def backup(engine: Engine, destination: Path, *, force: bool = False) -> int:
         raise TamisError(f"backup {destination}: expected its folder to be there; found none")
     part = destination.with_name(f".{destination.name}.{os.getpid()}.part")
     _remove_left(destination)
-    with _ended_by_signals():
-        # Nobody but the caller can read it until it has the mode of the original.
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    # Nobody but the caller can read it until it has the mode of the original.
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    try:
         try:
-            try:
-                _copy(engine, part)
-            except sqlite3.OperationalError as error:
-                raise TamisError(f"backup {destination}: expected to copy the database; found: {error}") from error
-            # Where there are no modes, as on a stick, it stays as narrow as the disk lets it be.
-            with suppress(OSError):
-                assert engine.url.database is not None
-                keep_mode(part, Path(engine.url.database), umask=_umask())
-            sync(part)
-            part.replace(destination)
-        finally:
-            part.unlink(missing_ok=True)
+            _copy(engine, part)
+        except sqlite3.OperationalError as error:
+            raise TamisError(f"backup {destination}: expected to copy the database; found: {error}") from error
+        # Where there are no modes, as on a stick, it stays as narrow as the disk lets it be.
+        with suppress(OSError):
+            assert engine.url.database is not None
+            keep_mode(part, Path(engine.url.database), umask=_umask())
+        sync(part)
+        part.replace(destination)
+    finally:
+        part.unlink(missing_ok=True)
     sync(destination.parent)
     return destination.stat().st_size
 
@@ -73,19 +68,6 @@ def _umask() -> int:
     found = os.umask(0o077)
     os.umask(found)
     return found
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM end what follows as Ctrl-C does, by an exception; only the main thread has a say in signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _remove_left(destination: Path) -> None:

@@ -21,10 +21,11 @@ from typing import Any
 from sqlalchemy import Engine
 
 from service.errors import TamisError
+from service.filesystem.durable import sync_open_folder
 from service.filesystem.mounts import gone_message
 from service.filesystem.odd_entries import ENTRY_ERRORS
 from service.filesystem.open_below import open_folder
-from service.filesystem.place import names_in, place_of, sync_open_folder
+from service.filesystem.place import names_in, place_of
 from service.filesystem.process_lock import ProcessLock
 from service.instances import mounts_of
 from service.logs import fields
