@@ -29,7 +29,7 @@ from service.filesystem.mount_table import lack_of_space
 from service.filesystem.mounts import gone_message
 from service.filesystem.odd_entries import OddEntries
 from service.inspection.claim import Claims, RootTrouble
-from service.inspection.intake import COST_RATIO
+from service.inspection.incoming_scan import COST_RATIO
 from service.inspection.pipeline import Pipeline
 from service.inspection.private_copy import remove_left
 from service.inspection.record import Recorder
@@ -219,13 +219,13 @@ class Daemon:
         self._refill_due = now + rest_s
         if self._rescans:
             self._scan_due = max(self._scan_due, now + rest_s)
-            self._recover()
-            self.jobs.on_rescan()
-        if self.watching == "events" and self.intake.found_open:
+        if self.intake.take_found_open() and self.watching == "events":
             # No watch of that folder was to be had before; what came there meanwhile, another scan finds.
             self._watch_anew()
             self._scan_due = now
-        self.intake.found_open = False
+        if self._rescans:
+            self._recover()
+            self.jobs.on_rescan()
 
     def _watch_anew(self) -> None:
         self.watcher.stop()

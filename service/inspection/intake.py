@@ -6,34 +6,29 @@ or claimed: it waits in `incoming/`, where a person sees it, named with what to 
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import stat
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 from service.errors import ConfigurationError
 from service.filesystem.file_state import FileState, NameFilter
 from service.filesystem.lease import has_writer
-from service.filesystem.mount_table import mounted_below
 from service.filesystem.odd_entries import OddEntries, Step
 from service.filesystem.open_below import HeldFolders, NotRegularFile, open_file
-from service.filesystem.scan import OpenFolder, walk, walk_in_steps
-from service.imaging.decode import SUFFIXES
 from service.imaging.looks_whole import HEAD_BYTES, TAIL_BYTES, looks_whole
 from service.inspection.claim import Claim
+from service.inspection.incoming_scan import IncomingScan, in_root, product_of_folder
 from service.inspection.settle import Settling, folder_of
 from service.inspection.turns import Turns
 from service.inspection.watch import Hint
 from service.logs import fields
-from service.names import meant, printable, product_of
+from service.names import meant, printable
 from service.root import INCOMING
 from service.scoring.scorers import Scorer, ScorerCache
 from service.scoring.shadow import Shadow, Shadows
@@ -52,33 +47,6 @@ TRUNCATED_WAIT_S = 10.0
 ENDED_SO_MAX = 3
 # Of which it is remembered that they failed, so that no scan before the next rescan tries them again.
 FAILED_MAX = 65_536
-# What keeps all of a folder from being claimed, if the folder is to blame.
-_OF_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Costly:
-    """A product's folder that takes long to list: it is not listed before then (monotonic s).
-
-    As of its last listing so many of its files have no model.
-    """
-
-    not_before: float
-    without_model: int
-
-
-@dataclass(slots=True)
-class _Listed:
-    """What a scan has found so far: of the product's folder at `top` so many files, and since it began at that cost."""
-
-    waits: frozenset[str]
-    top: str | None = None
-    files: int = 0
-    without_model: int = 0
-    began_s: float = 0.0
-    waiting: dict[str, int] = field(default_factory=dict)
-    tops: set[str] = field(default_factory=set)
-    passed_over: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -129,22 +97,15 @@ class Intake:
         self._champions_asked_at = float("-inf")
         self._said_waiting: set[str] = set()
         self._compared: set[str] = set()
-        # Since the last rescan: files that failed, and folders of which no file can be claimed, with why.
-        self._failed: set[str] = set()
-        self._blocked: dict[str, OSError] = {}
-        self._files_in: dict[str, int] = {}
+        self._scan = IncomingScan(self._incoming, names, settling, self._odd, self._has_model)
         self._seem_cut: set[str] = set()
         # By product: images that seemed cut off and were whole.
         self._ended_so: Counter[str] = Counter()
-        self.found_open = False
-        """Whether a folder could be listed that could not before, and may not be watched; whoever looks resets it."""
-        self._scan: Iterator[None] | None = None
-        self._now = self._resumed_at = 0.0
-        self._costly: dict[str, _Costly] = {}
-        self.scan_cost_s = 0.0
-        """The time of a core that the last scan took, or takes so far, s."""
-        self.waiting: dict[str, int] = {}
+
+    @property
+    def waiting(self) -> dict[str, int]:
         """Files by product that wait for a model, as of the last scan."""
+        return self._scan.waiting
 
     def __len__(self) -> int:
         return len(self._settling) + sum(self._settling.left_out.values())
@@ -152,7 +113,7 @@ class Intake:
     @property
     def scan_needed(self) -> bool:
         """Whether files were left out for lack of room, and there is room again."""
-        return bool(self._settling.left_out) and self._settling.scan_needed and len(self._failed) < FAILED_MAX
+        return bool(self._settling.left_out) and self._settling.scan_needed and len(self._scan.failed) < FAILED_MAX
 
     @property
     def more_left_out(self) -> bool:
@@ -168,20 +129,17 @@ class Intake:
                 with suppress(OSError, ValueError):
                     status = self._status(hint.path)
                     if stat.S_ISREG(status.st_mode):
-                        self._failed.discard(hint.path)
+                        self._scan.failed.discard(hint.path)
                         self._settling.observe(hint.path, FileState.of(status), now, closed=hint.closed)
         finally:
             self._held.close()
 
     def look_ahead(self, now: float) -> None:
-        """Take note of every file before the models are known, so that their settle time begins.
+        """Take note of what waits before the models are known, so that its settle time begins.
 
         The scans that follow ask for models, and report what cannot be read.
         """
-        with suppress(OSError):
-            for folder in walk(self._incoming, self._names, elsewhere=mounted_below(self._incoming)):
-                for _ in self._observe_files(folder, now):
-                    pass
+        self._scan.look_ahead(now)
 
     def scan(self, now: float, *, again: bool = True) -> None:
         """Begin a scan and bring it to its end; see `begin_scan`."""
@@ -192,32 +150,34 @@ class Intake:
     @property
     def scanning(self) -> bool:
         """Whether a scan was begun that is not at its end."""
-        return self._scan is not None
+        return self._scan.scanning
+
+    @property
+    def scan_cost_s(self) -> float:
+        """The time of a core that the last scan took, s."""
+        return self._scan.cost_s
+
+    def take_found_open(self) -> bool:
+        """Return whether a folder could be listed since the last call that could not before, and may not be watched."""
+        found, self._scan.found_open = self._scan.found_open, False
+        return found
 
     def begin_scan(self, *, again: bool = True) -> None:
         """Begin to look at what waits, with `again` at what failed before too, else only for what was left out.
 
         Of other folders and files that cannot be listed or looked at, each waits.
         """
-        self._scan = self._scan_in_steps(again)
-        self.scan_cost_s = 0.0
+        if again:
+            self._seem_cut.clear()
+        self._scan.begin(again=again)
 
     def go_on_scanning(self, now: float, seconds: float = math.inf) -> bool:
-        """Go on for so many seconds, and return whether the scan is at its end. Raises OSError if `incoming/` cannot be
-        read, which ends it too.
+        """Go on for so many seconds, and return whether the scan is at its end.
+
+        Raises OSError if `incoming/` cannot be read, which ends it too.
         """
-        self._now, until, self._resumed_at = now, time.monotonic() + seconds, time.thread_time()
-        try:
-            for _ in self._scan or ():
-                if time.monotonic() >= until:
-                    return False
-        except BaseException:
-            self._scan = None
-            raise
-        finally:
-            self.scan_cost_s, self._resumed_at = self._cost_s(), time.thread_time()
-        self._scan = None
-        return True
+        self.refresh_champions(now)
+        return self._scan.go_on(now, seconds)
 
     def more_than(self, files: int, now: float) -> bool:
         """Return whether more than `files` files may have settled."""
@@ -257,15 +217,7 @@ class Intake:
 
         Raises `error` where it is not about one entry.
         """
-        self._settling.forget(path)
-        folder = path.rpartition("/")[0]
-        if step in ("claim", "look") and self._is_to_blame(folder, step, error):
-            self._blocked[folder] = error
-            self._settling.forget_folder(folder)
-            self._note(folder, "claim", error, files=max(1, self._files_in.get(folder, 1)))
-        else:
-            self._failed.add(path)
-            self._note(path, step, error)
+        self._scan.set_aside(path, step, error)
 
     def ended_so(self, product: str) -> None:
         """Take note that an image of `product` seemed cut off and was whole: a camera may end all of its files so."""
@@ -276,8 +228,8 @@ class Intake:
     def claimed(self, path: str) -> None:
         """Take note that the file at `path` has left: it waits for nothing here any more."""
         for step in ("look", "read", "claim"):
-            self._odd.clear(_in_root(path), step)
-        self._odd.clear(_in_root(path.rpartition("/")[0]), "claim")
+            self._odd.clear(in_root(path), step)
+        self._odd.clear(in_root(path.rpartition("/")[0]), "claim")
 
     def next_settled_at(self) -> float | None:
         """Return a monotonic time before which no file settles; those whose model is not in memory wait for that."""
@@ -319,8 +271,8 @@ class Intake:
         self._turns.update([*self._ready, *self._lacking])
         if self._lacking:
             first = self._turns.first(self._lacking)
-            keep = [_product(folder) for folder in self._turns.not_after(first, self._ready)]
-            self._scorers.begin_to_load(_product(first), keep)
+            keep = [product_of_folder(folder) for folder in self._turns.not_after(first, self._ready)]
+            self._scorers.begin_to_load(product_of_folder(first), keep)
         # A turn that is too short would not be worth the loading of a model, where they do not all fit into memory.
         self._turn_images = LONG_TURN if self._lacking else SHORT_TURN
         # So that a thousand products do not keep the loop busy with asking.
@@ -331,7 +283,7 @@ class Intake:
 
         Files for which there is none to be had are let go until the next scan.
         """
-        product = _product(folder)
+        product = product_of_folder(folder)
         if self._scorers.has(product):
             try:
                 return self._scorers.in_memory(product, use=use)
@@ -343,7 +295,7 @@ class Intake:
 
     def _take(self, path: str, now: float) -> float | None:
         """Return since when the file at `path` is settled, and forget it; None where it cannot be claimed now."""
-        if path.rpartition("/")[0] in self._blocked:
+        if path.rpartition("/")[0] in self._scan.blocked:
             self._settling.forget(path)
             return None
         try:
@@ -357,156 +309,6 @@ class Intake:
     def _status(self, path: str) -> os.stat_result:
         folder, _, name = path.rpartition("/")
         return os.stat(name, dir_fd=self._held.open(folder), follow_symlinks=False)
-
-    def _cost_s(self) -> float:
-        """Return the time of a core that this scan has taken so far, s."""
-        return self.scan_cost_s + time.thread_time() - self._resumed_at
-
-    def _scan_in_steps(self, again: bool) -> Iterator[None]:
-        self.refresh_champions(self._now)
-        if again:
-            self._failed.clear()
-            self._seem_cut.clear()
-            self._blocked.clear()
-            self._odd.begin()
-        listed = _Listed(self._odd.paths())
-
-        def enter(path: str) -> bool:
-            if "/" in path or not path or self._is_to_be_listed(path, again):
-                return True
-            listed.passed_over.append(path)
-            return False
-
-        elsewhere = mounted_below(self._incoming)
-        for folder in walk_in_steps(self._incoming, self._names, self._note_unlisted, elsewhere, enter):
-            if folder is not None:
-                top = folder_of(f"{folder.path}/")
-                if top != listed.top:
-                    self._end_product(listed, top)
-                if folder.path and self._odd.waits(_in_root(folder.path), "scan"):
-                    self._odd.clear(_in_root(folder.path), "scan")
-                    self.found_open = True
-                self._say_links(folder)
-                self._keep_what_waits(folder, listed.waits)
-                yield from self._look_into(folder, listed)
-            yield
-        self._end_product(listed, None)
-        yield from self._look_again()
-        for gone in self._settling.left_out.keys() - listed.tops - set(listed.passed_over):
-            del self._settling.left_out[gone]
-        if again:
-            self._end_round(listed)
-
-    def _is_to_be_listed(self, folder: str, again: bool) -> bool:
-        """Return whether the `folder` of a product is listed by this scan: not if enough of it is known, or if it takes
-        so long that it would be listed all the time.
-        """
-        if folder in self._settling.left_out:
-            return not self._settling.has_enough(folder)
-        costly = self._costly.get(folder)
-        return again and (costly is None or self._now >= costly.not_before)
-
-    def _look_into(self, folder: OpenFolder, listed: _Listed) -> Iterator[None]:
-        self._files_in[folder.path] = len(folder.files)
-        listed.files += len(folder.files)
-        if folder.path in self._blocked:
-            self._note(folder.path, "claim", self._blocked[folder.path], files=len(folder.files))
-        elif folder.files and self._has_model(folder.path):
-            yield from self._observe_files(folder, None)
-        elif folder.files:
-            listed.without_model += len(folder.files)
-
-    def _observe_files(self, folder: OpenFolder, now: float | None) -> Iterator[None]:
-        """Take note of the files that are not known, as far as there is room; `now` is that of the step if None."""
-        top = folder_of(f"{folder.path}/")
-        for number, entry in enumerate(folder.files, 1):
-            if number % FILES_A_STEP == 0:
-                yield
-            path = folder.path_of(entry.name)
-            if path in self._failed or path in self._settling:
-                continue
-            try:
-                if not entry.is_file(follow_symlinks=False):
-                    continue
-                if not self._settling.room(top):
-                    self._settling.left_out.setdefault(top, 1)
-                    return
-                state = FileState.of(entry.stat(follow_symlinks=False))
-                self._settling.observe(path, state, self._now if now is None else now)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                self.set_aside(path, "look", error)
-                if folder.path in self._blocked:
-                    return
-
-    def _look_again(self) -> Iterator[None]:
-        """Look at the known files that are not settled: one that was empty may be whole by now, and nobody said so.
-
-        Those that only wait for their turn are looked at when it comes.
-        """
-        for number, path in enumerate(self._settling.unsettled(self._now), 1):
-            if number % FILES_A_STEP == 0:
-                self._held.close()
-                yield
-            try:
-                status = self._status(path)
-                if stat.S_ISREG(status.st_mode):
-                    self._settling.observe(path, FileState.of(status), self._now)
-                else:
-                    self._settling.forget(path)
-            except (FileNotFoundError, NotADirectoryError):
-                self._settling.forget(path)
-            except OSError as error:
-                self.set_aside(path, "look", error)
-        self._held.close()
-
-    def _end_product(self, listed: _Listed, top: str | None) -> None:
-        """Take note of what was found of a product, whose folders are listed one after another; `top` is the next."""
-        if listed.top is not None:
-            folder, left_out = listed.top, self._settling.left_out
-            if folder in left_out:
-                failed = sum(folder_of(path) == folder for path in self._failed)
-                left_out[folder] = max(listed.files - self._settling.held(folder) - failed, 1)
-            cost_s = self._cost_s() - listed.began_s
-            self._costly.pop(folder, None)
-            if cost_s > COSTLY_S:
-                self._costly[folder] = _Costly(self._now + COST_RATIO * cost_s, listed.without_model)
-            if listed.without_model:
-                product = _product(folder)
-                listed.waiting[product] = listed.waiting.get(product, 0) + listed.without_model
-            listed.tops.add(folder)
-        listed.top, listed.files, listed.without_model, listed.began_s = top, 0, 0, self._cost_s()
-        if top is not None:
-            self._settling.left_out.pop(top, None)
-
-    def _end_round(self, listed: _Listed) -> None:
-        for folder in listed.passed_over:
-            costly = self._costly.get(folder)
-            if costly is not None and costly.without_model:
-                product = _product(folder)
-                listed.waiting[product] = listed.waiting.get(product, 0) + costly.without_model
-            for path in listed.waits:
-                if path == _in_root(folder) or path.startswith(f"{_in_root(folder)}/"):
-                    self._odd.keep(path)
-        there = listed.tops | set(listed.passed_over)
-        self._costly = {folder: costly for folder, costly in self._costly.items() if folder in there}
-        self._files_in = {path: n for path, n in self._files_in.items() if folder_of(f"{path}/") in there}
-        self.waiting = listed.waiting
-        self._odd.end(INCOMING)
-
-    def _keep_what_waits(self, folder: OpenFolder, waits: frozenset[str]) -> None:
-        """Have what waits in `folder` and is still there outlast this scan."""
-        if not waits:
-            return
-        here = _in_root(folder.path)
-        if folder.files and here in waits:
-            self._odd.keep(here)
-        names = [path.rpartition("/")[2] for path in waits if path.rpartition("/")[0] == here]
-        there = {entry.name for entry in folder.files} if names else set()
-        for name in names:
-            if name in there:
-                self._odd.keep(f"{here}/{name}")
 
     def _settled_since(self, path: str, now: float) -> float | None:
         """Return since when the file at `path` is settled; None where it is not, or has no model.
@@ -544,14 +346,18 @@ class Intake:
         head = os.pread(descriptor, HEAD_BYTES, 0)
         tail = os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)) if size > HEAD_BYTES else head
         self._seem_cut.discard(path)
-        if not size or looks_whole(head, tail, size) or self._ended_so[_product(folder_of(path))] >= ENDED_SO_MAX:
+        if (
+            not size
+            or looks_whole(head, tail, size)
+            or self._ended_so[product_of_folder(folder_of(path))] >= ENDED_SO_MAX
+        ):
             return float("-inf")
         self._seem_cut.add(path)
         return (self._settling.unchanged_since(path) or 0.0) + self._truncated_wait_s
 
     def _has_model(self, folder: str) -> bool:
         """Return whether there is a model for what lies in `folder`; that there is none is said once for a product."""
-        product = _product(folder_of(f"{folder}/"))
+        product = product_of_folder(folder_of(f"{folder}/"))
         if self._scorers.has(product):
             if product not in self._compared:
                 self._compare(product)
@@ -571,40 +377,3 @@ class Intake:
         if guess is not None:
             hint = f"did you mean {printable(guess)}?"
             log.warning("no model of its own; another's scores it", extra=fields(product=product, advice=hint))
-
-    # What waits
-
-    def _is_to_blame(self, folder: str, step: Step, error: OSError) -> bool:
-        """Return whether no file of `folder` can be claimed, since it lies elsewhere or we have no rights to it."""
-        if error.errno == errno.EXDEV:
-            return step == "claim"
-        if error.errno not in _OF_FOLDER:
-            return False
-        with suppress(OSError):
-            wanted = os.W_OK | os.X_OK if step == "claim" else os.X_OK
-            return not os.access(".", wanted, dir_fd=self._held.open(folder), effective_ids=True)
-        return False
-
-    def _say_links(self, folder: OpenFolder) -> None:
-        """Have links that stand for the folder of a product wait: they are not followed, which nobody would notice."""
-        if folder.path:
-            return
-        for name in folder.links:
-            if PurePosixPath(name).suffix.lower() not in SUFFIXES:
-                self._note(name, "scan", OSError(errno.ELOOP, "expected a folder; found a link"))
-
-    def _note_unlisted(self, path: str, error: OSError) -> None:
-        self._note(path, "scan", error)
-
-    def _note(self, path: str, step: Step, error: OSError, files: int = 1) -> None:
-        self._odd.note(_in_root(path), step, error, files=files)
-
-
-def _in_root(path: str) -> str:
-    return f"{INCOMING}/{path}" if path else INCOMING
-
-
-@lru_cache(maxsize=4096)
-def _product(folder: str) -> str:
-    """Return the product of the files of `folder`, as `folder_of` gives it."""
-    return product_of(folder)

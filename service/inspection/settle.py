@@ -29,10 +29,14 @@ class UnsettledFile:
 
 @dataclass(slots=True)
 class _Line:
-    """The files of one folder in order of arrival; before the monotonic time `earliest` none of them settles."""
+    """The files of one folder in order of arrival; before the monotonic time `earliest` none of them settles.
+
+    It may be too early if `stale`, since one of them waits longer than it did.
+    """
 
     files: dict[str, UnsettledFile] = field(default_factory=dict)
     earliest: float = math.inf
+    stale: bool = False
 
 
 class Settling:
@@ -156,8 +160,12 @@ class Settling:
             found += islice(here, limit - before)
             if len(found) == before:
                 # Those that would have settled by now are gone, or wait anew.
-                line.earliest = min(map(self._settled_at, line.files.values()))
+                self._look_for_earliest(line)
         return found
+
+    def folders(self) -> list[str]:
+        """Return the folders of which files are held."""
+        return list(self._lines)
 
     def folders_settled(self, now: float) -> list[str]:
         """Return the folders of which a file may have settled."""
@@ -178,6 +186,9 @@ class Settling:
     def next_settled_at(self, but: Iterable[str] = ()) -> float | None:
         """Return a monotonic time before which no file settles, those of the folders `but` left aside."""
         aside = frozenset(but)
+        for line in self._lines.values():
+            if line.stale:
+                self._look_for_earliest(line)
         return min((line.earliest for folder, line in self._lines.items() if folder not in aside), default=None)
 
     def _known(self, path: str) -> UnsettledFile | None:
@@ -205,9 +216,14 @@ class Settling:
 
     def _put(self, folder: str, path: str, file: UnsettledFile) -> None:
         line = self._lines.setdefault(folder, _Line())
-        self._count += path not in line.files
+        known = path in line.files
+        line.stale = line.stale or known
+        self._count += not known
         line.files[path] = file
         line.earliest = min(line.earliest, self._settled_at(file))
+
+    def _look_for_earliest(self, line: _Line) -> None:
+        line.earliest, line.stale = min(map(self._settled_at, line.files.values())), False
 
     def _settled_at(self, candidate: UnsettledFile) -> float:
         if candidate.state.size == 0:

@@ -57,8 +57,8 @@ ROOMS: Mapping[str, str] = {
         "threshold_preview"
     ),
     "service.inspection": (
-        "anomaly_maps batch claim deliver inspected_image intake pipeline private_copy record recover relocate "
-        "score_batch settle sidecars turns watch workers"
+        "anomaly_maps batch claim deliver incoming_scan inspected_image intake pipeline private_copy record recover "
+        "relocate score_batch settle sidecars turns watch workers"
     ),
     "service.labelling": "folder_index folder_labels folder_watch import_images label roles training_set",
     "service.training": "child job low_priority reproduce run",

@@ -11,6 +11,7 @@ import pytest
 from service.filesystem.file_state import FileState, NameFilter
 from service.filesystem.mount_table import mounted_below
 from service.filesystem.odd_entries import OddEntries
+from service.inspection.incoming_scan import IncomingScan
 from service.inspection.intake import ENDED_SO_MAX, TRUNCATED_WAIT_S, Intake
 from service.inspection.settle import Settling
 from service.inspection.watch import Hint
@@ -127,7 +128,7 @@ def test_what_seems_cut_off_waits_and_is_taken_at_once_when_its_end_comes(tmp_pa
     data, path = image_bytes(20, size=(300, 200)), tmp_path / "incoming/gears/a.png"
     path.write_bytes(data[:-20])
     waiting.scan(now=10.0)
-    assert list(waiting.take_ready(11.5, 8)) == list(waiting.take_ready(11.6, 8)) == []
+    assert list(waiting.take_ready(11.5, 8)) == []
     assert waiting.next_settled_at() == 10.0 + TRUNCATED_WAIT_S
     path.write_bytes(data)
     waiting.take_hints([Hint("gears/a.png", closed=True)], now=12.0)
@@ -262,7 +263,7 @@ def test_files_that_wait_for_their_turn_are_not_looked_at(tmp_path: Path, monkey
         return scandir(folder)
 
     monkeypatch.setattr("service.filesystem.scan.os.scandir", noted)
-    monkeypatch.setattr(Intake, "_status", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(IncomingScan, "_status", lambda *_: pytest.fail("looked at"))
     waiting.scan(12.0)
     assert sorted(listed) == ["b", "incoming"]
 
@@ -281,8 +282,8 @@ def test_file_that_was_empty_is_looked_at_again(tmp_path: Path) -> None:
 def test_folder_that_takes_long_to_list_is_listed_seldom_and_its_files_stay_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.inspection.intake.COSTLY_S", 0.0)
-    monkeypatch.setattr("service.inspection.intake.COST_RATIO", 1e6)
+    monkeypatch.setattr("service.inspection.incoming_scan.COSTLY_S", 0.0)
+    monkeypatch.setattr("service.inspection.incoming_scan.COST_RATIO", 1e6)
     fill(tmp_path, "without", 5)
     waiting, known = intake_of(tmp_path, 16, "a")
     waiting.scan(10.0)
@@ -343,7 +344,7 @@ def test_what_is_mounted_below_is_named_and_not_touched(tmp_path: Path, monkeypa
         (tmp_path / "incoming" / name).write_bytes(b"whole")
     table = tmp_path / "mountinfo"
     table.write_text(f"36 35 98:0 / {tmp_path.resolve()}/incoming/gears/share rw - nfs4 server:/ rw\n")
-    monkeypatch.setattr("service.inspection.intake.mounted_below", lambda top: mounted_below(top, table))
+    monkeypatch.setattr("service.inspection.incoming_scan.mounted_below", lambda top: mounted_below(top, table))
     known, names = cast(ScorerCache, KnownProducts("gears")), NameFilter([".*"])
     waiting = Intake(tmp_path, names, known, Settling(1.0, 600.0), odd=odd)
     waiting.scan(now=1.0)
