@@ -338,6 +338,7 @@ class Daemon:
             "backlog": len(self.intake),
             "backlog_is_least": self.intake.more_left_out,
             "in_flight": len(pipeline.in_flight),
+            "models_in_memory": self.scorers.loaded,
             "odd_entries": self.odd.document(),
             **asdict(pipeline.counts),
         }

@@ -167,7 +167,7 @@ class IncomingScan:
             self.failed.clear()
             self.blocked.clear()
             self._odd.begin()
-        listed = _Listed(self._odd.paths())
+        listed, began = _Listed(self._odd.paths()), self._now
 
         def enter(path: str) -> bool:
             if "/" in path or not path or self._is_to_be_listed(path, again):
@@ -187,7 +187,8 @@ class IncomingScan:
                 yield from self._look_into(folder, listed)
             yield
         self._end_product(listed, None)
-        yield from self._look_again()
+        if again:
+            yield from self._look_again(began)
         for gone in self._settling.left_out.keys() - listed.tops - set(listed.passed_over):
             del self._settling.left_out[gone]
             self._counted.discard(gone)
@@ -237,12 +238,13 @@ class IncomingScan:
                 if folder.path in self.blocked:
                     return
 
-    def _look_again(self) -> Iterator[None]:
-        """Look at the known files that are not settled: one that was empty may be whole by now, and nobody said so.
+    def _look_again(self, began: float) -> Iterator[None]:
+        """Look at the files that are not settled and were known when the scan `began`.
 
+        One that was empty may be whole by now, and nobody said so.
         Those that only wait for their turn are looked at when it comes.
         """
-        for number, path in enumerate(self._settling.unsettled(self._now), 1):
+        for number, path in enumerate(self._settling.unsettled(self._now, began), 1):
             if number % FILES_A_STEP == 0:
                 self._held.close()
                 yield

@@ -178,10 +178,14 @@ class Settling:
         settled_at = self._settled_at(candidate) if candidate is not None else math.inf
         return settled_at if settled_at <= now else None
 
-    def unsettled(self, now: float) -> list[str]:
-        """Return the paths that wait for more than their turn."""
-        lines = self._lines.values()
-        return [path for line in lines for path, one in line.files.items() if self._settled_at(one) > now]
+    def unsettled(self, now: float, since: float) -> list[str]:
+        """Return the paths that wait for more than their turn, and were so `since` then."""
+        return [
+            path
+            for line in self._lines.values()
+            for path, one in line.files.items()
+            if one.since < since and self._settled_at(one) > now
+        ]
 
     def next_settled_at(self, but: Iterable[str] = ()) -> float | None:
         """Return a monotonic time before which no file settles, those of the folders `but` left aside."""

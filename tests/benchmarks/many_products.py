@@ -1,7 +1,8 @@
 """Images per second of the daemon with many products in random order, against the same images as one product.
 
 Each product has a model of its own: copies of one trained version, one weight of each a little different, so that no
-two share a graph. All images are dropped at once into a daemon at rest; one product and many are measured in turn.
+two share a graph. All images are dropped at once into a daemon at rest, which has loaded as many models as it wants to;
+one product and many are measured in turn.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 
 from models import registry
+from service.instances import last_status
 from service.storage import versions
 from service.storage.database.open import open_database
 from tests.benchmarks import captures
@@ -117,6 +119,7 @@ def serve(root: Path, files: list[Path], products: list[str]) -> dict[str, Any]:
     with DaemonProcess(root) as process:
         ready_s = process.wait_ready()
         wait_until_idle(process.process.pid)
+        held = wait_until_loaded(root)
         began = time.time()
         for path, product in zip(files, products, strict=True):
             path.rename(root / "incoming" / product / path.name)
@@ -127,7 +130,21 @@ def serve(root: Path, files: list[Path], products: list[str]) -> dict[str, Any]:
     for path in files:
         [placed] = [*root.glob(f"normal/*/*/{path.stem}.*"), *root.glob(f"anomaly/*/*/{path.stem}.*")]
         placed.rename(path)
-    return {"images_per_s": len(files) / took, "ready_s": ready_s, "rss_mb": rss / 1e6}
+    return {"images_per_s": len(files) / took, "ready_s": ready_s, "models": held, "rss_mb": rss / 1e6}
+
+
+def wait_until_loaded(root: Path) -> int:
+    """Wait until the number of models in memory has not changed for 5 s; return it, 0 where the daemon does not say."""
+    held, since = models_in_memory(root), time.monotonic()
+    while time.monotonic() - since < 5.0:
+        time.sleep(0.5)
+        if (now := models_in_memory(root)) != held:
+            held, since = now, time.monotonic()
+    return held
+
+
+def models_in_memory(root: Path) -> int:
+    return int(last_status(root, "main").get("models_in_memory", 0))
 
 
 if __name__ == "__main__":

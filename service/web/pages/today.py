@@ -129,6 +129,7 @@ def _figures(site: Site, hours: Hours, product: str | None, span: str) -> dict[s
         "anomaly": anomaly,
         "rate": anomaly / (normal + anomaly) if normal + anomaly else None,
         "backlog": sum(daemon.get("backlog", 0) + daemon.get("in_flight", 0) for daemon in found["daemons"]),
+        "backlog_is_least": any(daemon.get("backlog_is_least") for daemon in found["daemons"]),
         "energy_wh": sum_known(row["total_wh"] for row in costs),
         "emissions_g": sum_known(row["emissions_g"] for row in costs),
         "wh_per_1000": scoring.get("wh_per_1000_images"),

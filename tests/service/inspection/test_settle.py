@@ -166,5 +166,6 @@ def test_only_what_is_not_settled_is_to_be_looked_at_again() -> None:
     waiting.observe("closed.png", state(), now=0.0, closed=True)
     waiting.observe("growing.png", state(), now=0.0)
     waiting.observe("a/empty.png", state(size=0), now=0.0)
-    assert waiting.unsettled(now=1.0) == ["growing.png", "a/empty.png"]
-    assert waiting.unsettled(now=2.0) == ["a/empty.png"]
+    waiting.observe("new.png", state(), now=0.9)
+    assert waiting.unsettled(now=1.0, since=0.9) == ["growing.png", "a/empty.png"]
+    assert waiting.unsettled(now=2.0, since=0.9) == ["a/empty.png"]
