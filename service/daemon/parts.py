@@ -128,14 +128,17 @@ def load_models(scorers: ScorerCache) -> None:
     loaded.
     """
     scorers.refresh()
-    refusals = []
-    products = scorers.products[: min(scorers.loaded_max, LOADED_AT_START)]
-    for product in products:
+    refusals: list[str] = []
+    loaded = 0
+    for product in scorers.products:
+        if loaded == min(scorers.loaded_max, LOADED_AT_START):
+            break
         try:
             scorers.get(product)
+            loaded += 1
         except ConfigurationError as error:
             refusals.append(str(error))
-    if refusals and len(refusals) == len(products):
+    if refusals and not loaded:
         raise ConfigurationError("; ".join(refusals))
 
 
