@@ -60,7 +60,14 @@ def main() -> None:
         for _ in range(options.pairs):
             one = serve(root, files, names[:1] * len(files))
             many = serve(root, files, [rng.choice(names) for _ in files])
-            pairs.append({"one": one, "many": many, "ratio": many["images_per_s"] / one["images_per_s"]})
+            pairs.append(
+                {
+                    "one": one,
+                    "many": many,
+                    "ratio": many["images_per_s"] / one["images_per_s"],
+                    "cpu_ratio": one["cpu_ms"] / many["cpu_ms"],
+                }
+            )
     captures.report(
         {
             "benchmark": "many_products",
@@ -120,17 +127,34 @@ def serve(root: Path, files: list[Path], products: list[str]) -> dict[str, Any]:
         ready_s = process.wait_ready()
         wait_until_idle(process.process.pid)
         held = wait_until_loaded(root)
+        cpu_before = cpu_s(process.process.pid)
         began = time.time()
         for path, product in zip(files, products, strict=True):
             path.rename(root / "incoming" / product / path.name)
         wait_until(lambda: finished(root) == len(files), "all placed", PATIENCE_S, poll_s=0.5)
+        cpu_ms = (cpu_s(process.process.pid) - cpu_before) * 1000 / len(files)
         rss = psutil.Process(process.process.pid).memory_info().rss
         assert process.stop() == 0, process.log_text()
     took = last_placed(root) - began
     for path in files:
         [placed] = [*root.glob(f"normal/*/*/{path.stem}.*"), *root.glob(f"anomaly/*/*/{path.stem}.*")]
         placed.rename(path)
-    return {"images_per_s": len(files) / took, "ready_s": ready_s, "models": held, "rss_mb": rss / 1e6}
+    return {
+        "images_per_s": len(files) / took,
+        "cpu_ms": cpu_ms,
+        "ready_s": ready_s,
+        "models": held,
+        "rss_mb": rss / 1e6,
+    }
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that the daemon and the processes that decode for it have taken: unlike a rate, the same on a
+    busy machine.
+    """
+    daemon = psutil.Process(pid)
+    times = [one.cpu_times() for one in (daemon, *daemon.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
 
 
 def wait_until_loaded(root: Path) -> int:
