@@ -56,7 +56,8 @@ class Page:
     """One image of a TIFF: what its tags say, checked. `offsets` and `byte_counts` are those of strips or tiles.
 
     `tile` is height and width of one, None for strips, of which each has `rows`. `extra` says what the samples beyond
-    the colours are. `colour_map` holds 3 x 2^bits values of 16 bits.
+    the colours are. `colour_map` holds 3 x 2^bits values of 16 bits. `first` says that whoever reads the first page of
+    the file as it is reads this one, and turns nothing.
     """
 
     height: int
@@ -78,6 +79,7 @@ class Page:
     byte_counts: tuple[int, ...]
     colour_map: tuple[int, ...] | None
     codec_tags: dict[int, Any]
+    first: bool
 
 
 def main_page(data: bytes) -> Page:
@@ -96,7 +98,9 @@ def main_page(data: bytes) -> Page:
                 found = f"{len(pages)} thumbnails or masks" if pages else "no image"
                 raise DecodeError("format", f"expected an image in a TIFF; found {found}")
             page = max(full, key=lambda page: _number(page, 256, 0) * _number(page, 257, 0))
-            return _checked(page, data, big_endian=file.byteorder == ">")
+            turns = 700 in page.tags or page.tags.valueof(ORIENTATION) not in (None, 1)
+            first = page is pages[0] and not file.is_bigtiff and not turns
+            return _checked(page, data, first=first, big_endian=file.byteorder == ">")
     except DecodeError:
         raise
     except Exception as error:  # noqa: BLE001  (tifffile raises many types on damaged content)
@@ -145,7 +149,7 @@ def _refuse_raw(data: bytes, pages: list[Any]) -> None:
         raise DecodeError("format", f"expected an image; found raw sensor data ({found or 'Canon raw'}), not developed")
 
 
-def _checked(page: Any, data: bytes, *, big_endian: bool) -> Page:
+def _checked(page: Any, data: bytes, *, first: bool, big_endian: bool) -> Page:
     height, width = _number(page, 257, 0), _number(page, 256, 0)
     samples = _number(page, 277, 1)
     if not (0 < height < 2**31 and 0 < width < 2**31):
@@ -184,6 +188,7 @@ def _checked(page: Any, data: bytes, *, big_endian: bool) -> Page:
         byte_counts=counts,
         colour_map=_numbers(page, 320) or None,
         codec_tags={tag: value for tag in (292, 293, 347, 530) if (value := page.tags.valueof(tag)) is not None},
+        first=first,
     )
 
 

@@ -82,6 +82,9 @@ def plain_image(data: bytes, page: Page) -> Image.Image | None:
     """Return `page` as an image that is yet to be loaded, if it is of a kind that Pillow reads exactly, else None."""
     if not _is_plain(page):
         return None
+    if page.first and page.compression == _NONE and page.bits == 8:
+        # As it lies in the file: a copy of so many bytes takes as long as decoding them.
+        return Image.open(io.BytesIO(data), formats=("TIFF",))
     tags = {
         256: page.width,
         257: page.height,
@@ -338,10 +341,11 @@ def _float_predicted(rows: Values, size: int, samples: int) -> Values:
 
 def _file(data: bytes, tags: dict[int, Any], page: Page, offsets: tuple[int, ...], counts: tuple[int, ...]) -> bytes:
     """Return a TIFF of one page with `tags` and these strips or tiles of `data`."""
-    parts, placed, at = [], [], 8
+    parts: list[bytes | memoryview] = []
+    placed, at, whole = [], 8, memoryview(data)
     for offset, count in zip(offsets, counts, strict=True):
         # Libtiff wants each to begin at an even place.
-        parts += [data[offset : offset + count], b"\0" * (count % 2)]
+        parts += [whole[offset : offset + count], b"\0" * (count % 2)]
         placed.append(at)
         at += count + count % 2
     if page.tile is None:
