@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from service.imaging import tiff_pages, tiff_pixels
 from service.imaging.decode import FORMATS, DecodeError
 from service.imaging.decoder import TASKS, DecoderAnswer
 
@@ -48,8 +49,6 @@ BYTES_MORE = 16_000_000
 # To resize a row takes 16 bytes for each of its pixels, which for the longest line of a line-scan camera is little.
 SIDE_MAX = 500_000
 PNG_SIGNATURE, PNG_HEADER_BYTES = b"\x89PNG\r\n\x1a\n", 24
-# Of a TIFF the header need not be that of the page that is decoded.
-TIFF_PAGES_MAX = 8
 # Beside that memory, room for libraries that are loaded at the first image which needs them.
 LIBRARIES_BYTES = 500_000_000
 
@@ -235,15 +234,16 @@ def _memory_for_pixels(data: bytes) -> int:
     if data[:8] == PNG_SIGNATURE and len(data) >= PNG_HEADER_BYTES:
         # By hand: Pillow would unpack all the texts before the pixels, and again when it decodes.
         sizes.append(struct.unpack(">II", data[16:PNG_HEADER_BYTES]))
+    elif data[:4] in tiff_pages.SIGNATURES:
+        # Not by Pillow, which knows neither all kinds nor which page it will be. What is refused the task tells.
+        with suppress(DecodeError):
+            page = tiff_pages.main_page(data)
+            sizes.append((page.width, page.height))
+            more = BYTES_A_PIXEL * len(data) + round(tiff_pixels.bytes_a_pixel(page) * page.width * page.height)
     else:
         # What of the header cannot be read is told by the task itself.
         with suppress(Exception), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             sizes.append(image.size)
-            if image.format == "TIFF":
-                more = BYTES_A_PIXEL * len(data)
-                for page in range(1, TIFF_PAGES_MAX):
-                    image.seek(page)
-                    sizes.append(image.size)
     width, height = max(sizes, key=max)
     if max(width, height) > SIDE_MAX:
         raise DecodeError("too_many_pixels", f"expected sides of at most {SIDE_MAX} pixels; found {width} x {height}")

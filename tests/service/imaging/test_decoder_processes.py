@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import tifffile
 from PIL import Image
 
 from models.appearance import appearance_of
@@ -137,6 +139,25 @@ def test_image_larger_than_what_is_kept_shared_is_read_and_given_back(processes:
 def test_largest_image_that_is_allowed_has_the_memory_that_it_takes(processes: DecoderProcesses, mode: str) -> None:
     content = encoded(Image.new(mode, (3500, 3400)))
     assert processes.decode(content, SIZE).mode == mode
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((2000, 2000, 3), "float32", {"photometric": "rgb", "compression": "lzw"}),
+        ((3, 2000, 2000), "uint16", {"photometric": "rgb", "planarconfig": "separate", "compression": "adobe_deflate"}),
+        ((2500, 2500), "float16", {"compression": "adobe_deflate"}),
+    ],
+)
+def test_tiff_of_a_kind_that_pillow_does_not_know_has_the_memory_that_it_takes(
+    processes: DecoderProcesses, shape: tuple[int, ...], dtype: str, options: dict[str, Any]
+) -> None:
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        file.write(np.zeros((16, 16), np.uint8), subfiletype=1)  # a thumbnail first
+        file.write(np.zeros(shape, dtype), **options)
+    read = processes.decode(buffer.getvalue(), (20, 30), pixels_max=60_000_000, value_range=(0.0, 4095.0))
+    assert (read.height, read.width) == (max(shape), max(shape)) and read.deep
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "I;16", "P"])
