@@ -24,7 +24,8 @@ from service.daemon.parts import limits_of, load_models, open_intake, open_scori
 from service.daemon.systemd import Notifier
 from service.daemon.wake import StopRequest
 from service.drift.monitor import DriftWatch
-from service.filesystem.file_state import NameFilter
+from service.errors import TamisError
+from service.filesystem.file_state import NameFilter, folder_identity
 from service.filesystem.mount_table import lack_of_space
 from service.filesystem.mounts import gone_message
 from service.filesystem.odd_entries import OddEntries
@@ -54,6 +55,7 @@ SCAN_STEP_S = 0.02
 WAIT_RATIO = 2
 PAUSED_INTERVAL_S = 5.0
 PAUSED_SAID_AGAIN_S = 3600.0
+INCOMING_GONE = "incoming/ is gone"
 STUCK_AFTER_S = 30.0
 DRIFT_INTERVAL_S = 5.0
 # Looked at in one go, so that the thread that records is never kept for long.
@@ -82,6 +84,7 @@ class Daemon:
         self._status_written: dict[str, object] = {}
         self._status_refused = False
         lock_root(root, settings.instance, shared=settings.share_root, stack=stack)
+        self._own_folder = folder_identity(root / PROCESSING / settings.instance)
         self.mounts = mounts_of(root, settings.instance)
         names = NameFilter(settings.names_to_ignore)
         self.watcher = Watcher(root / INCOMING, stop.wake.set)
@@ -207,6 +210,10 @@ class Daemon:
         began = time.monotonic()
         try:
             done = self.intake.go_on_scanning(now, SCAN_STEP_S)
+        except FileNotFoundError:
+            self._pause(INCOMING_GONE)
+            self._scan_due = now + PAUSED_INTERVAL_S
+            return
         except OSError as error:
             self._pause(f"incoming/ cannot be read: {error}")
             self._scan_due = now + PAUSED_INTERVAL_S
@@ -266,12 +273,26 @@ class Daemon:
                 if adopted:
                     log.warning("adopted what a dead instance left", extra=fields(instance=name, files=adopted))
 
+    def _check_root(self) -> None:
+        """Raise TamisError where the root went away under the open database, whose locks nobody else would know."""
+        own = self.root / PROCESSING / self.settings.instance
+        try:
+            found = folder_identity(own)
+        except OSError:  # a share that hangs, or rights that went: it may come back as it was
+            return
+        if found != self._own_folder:
+            raise TamisError(
+                f"{own}: expected the folder that this daemon began with; found {'another' if found else 'none'}. "
+                "The disk or share of the root went away or was replaced; started again, the service goes on"
+            )
+
     def _check_space(self, now: float) -> None:
         if now < self._space_due:
             return
+        self._check_root()
         reason = lack_of_space(self.root, self.settings.free_bytes_min, self.settings.free_inodes_min)
         if reason is None:
-            reason = None if (self.root / INCOMING).is_dir() else "incoming/ is gone"
+            reason = None if (self.root / INCOMING).is_dir() else INCOMING_GONE
         if reason is None and (gone := self.mounts.find_gone()):
             status = f"{PROCESSING}/{self.settings.instance}/{INSTANCE_STATUS}"
             reason = (

@@ -40,6 +40,18 @@ def file_state(path: Path) -> FileState | None:
     return FileState.of(status) if status is not None else None
 
 
+def folder_identity(folder: Path) -> tuple[int, int] | None:
+    """Return what tells the folder from another at the same path, its device and inode; None where there is none.
+
+    Raises OSError where it cannot be looked at.
+    """
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def list_folder(folder: Path, names: NameFilter) -> tuple[list[str], list[str]]:
     """Return the names of the regular files and of the folders in `folder`, but for those that `names` ignores."""
     files, folders = [], []

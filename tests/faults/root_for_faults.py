@@ -82,7 +82,7 @@ def settled(root: Path, count: int) -> Callable[[], bool]:
         if waiting(root):
             return False
         marks = ", ".join("?" * len(FINAL))
-        statement = f"SELECT count(*) AS n, sum(state IN ({marks})) AS final FROM images"
+        statement = f"SELECT count(*) AS n, sum(CASE WHEN state IN ({marks}) THEN 1 ELSE 0 END) AS final FROM images"
         [row] = query(root, statement, *FINAL)
         return row["n"] == (row["final"] or 0) and row["n"] >= count
 

@@ -283,7 +283,7 @@ def test_product_overrides_its_policy_and_takes_the_rest_from_the_general_settin
         ("threshold_fixed = inf", r"setting threshold_fixed: .* found inf"),
         ("cost_of_miss = 0", r"setting cost_of_miss: .* found 0"),
         ("uncertain_band = 0.5", r"setting uncertain_band: .* found 0\.5"),
-        ("value_range = [4095, 0]", r"setting value_range: .*the first the lower; found \[4095, 0\]"),
+        ("value_range = [4095, 0]", r"setting value_range: .*expected \[low, high\], the first the lower"),
         ("[products.lid]\nvalue_range = [1]", r"setting products\.lid\.value_range"),
     ],
 )

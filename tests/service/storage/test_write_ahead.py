@@ -141,8 +141,9 @@ with open_database(Path(sys.argv[1]), read_only=True) as engine, engine.connect(
 def shown(tmp_path_factory) -> Path:
     """A root that all may read and its owner alone may write, wherever pytest keeps its own."""
     folder = tmp_path_factory.mktemp("shown")
-    for path in (folder, folder.parent, folder.parent.parent):
-        path.chmod(0o755)
+    for path in (folder, *folder.parents):
+        if path != path.parent and path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o001:
+            path.chmod(0o755)
     before = os.umask(0o022)
     yield folder
     os.umask(before)

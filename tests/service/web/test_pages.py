@@ -199,15 +199,17 @@ def test_thumbnail_is_small_kept_and_made_anew_when_its_cache_is_gone(visitor: V
     assert (same.status_code, other.status_code) == (304, 200)
 
 
-def test_image_of_12_bits_is_shown_in_the_range_of_the_version_that_judged_it(visitor: Visitor, ids: list[str]) -> None:
-    install(visitor.root, version="v3", state="retired", value_range=(0.0, 4095.0))
-    path = visitor.json(f"/images/{ids[0]}")["path"]
-    with open_database(visitor.root) as engine, engine.begin() as connection:
-        connection.execute(text("UPDATE images SET model_version = 'v3' WHERE id = :id"), {"id": ids[0]})
-    Image.fromarray(np.full((40, 60), 150 * 16, np.uint16)).save(visitor.root / path, "TIFF")
-    for address in (f"/images/{ids[0]}/thumb", f"/images/{ids[0]}/picture"):
-        shown = np.asarray(Image.open(io.BytesIO(visitor.get(address).content)))
-        assert shown.shape == (40, 60, 3) and abs(int(shown.mean()) - 150) <= 1
+def test_image_of_12_bits_is_shown_in_the_range_of_the_version_that_judged_it(root: Path) -> None:
+    install(root, version="v3", value_range=(0.0, 4095.0))
+    [id] = fill(root, 1, suffix=".tiff")
+    with Visitor(root) as visitor:
+        path = visitor.json(f"/images/{id}")["path"]
+        with open_database(root) as engine, engine.begin() as connection:
+            connection.execute(text("UPDATE images SET model_version = 'v3' WHERE id = :id"), {"id": id})
+        Image.fromarray(np.full((40, 60), 150 * 16, np.uint16)).save(root / path, "TIFF")
+        for address in (f"/images/{id}/thumb", f"/images/{id}/picture"):
+            shown = np.asarray(Image.open(io.BytesIO(visitor.get(address).content)))
+            assert shown.shape == (40, 60, 3) and abs(int(shown.mean()) - 150) <= 1
 
 
 def test_thumbnails_that_are_kept_have_a_bound(
