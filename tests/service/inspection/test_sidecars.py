@@ -96,6 +96,7 @@ def test_every_sidecar_is_carried_once_however_often_the_daemon_is_killed(tmp_pa
             f"{name}.json" for name in names
         ]
     with DaemonProcess(root) as daemon:
+        daemon.wait_ready()  # there may be nothing left for it, and it is told to stop
         wait_until(lambda: waiting(root) == [], "all of them", timeout_s=20)
         assert daemon.stop() == 0
     assert carried(root) == [f"{name}.json" for name in names]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from service.root import THUMBNAILS
 from service.storage.database.driver import sqlite3
 from tests.conftest import REPOSITORY
 from tests.support.failing_decoder import bad_image, hook
@@ -26,6 +27,9 @@ def page(root: Path, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def make_bad(visitor: Visitor, id: str, how: str) -> None:
+    # Another test may have asked for it while it was good.
+    for kept in (visitor.root / THUMBNAILS).rglob(f"{id}.*"):
+        kept.unlink()
     (visitor.root / visitor.json(f"/images/{id}")["path"]).write_bytes(bad_image(how))
 
 
