@@ -52,20 +52,6 @@ def folder_identity(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def list_folder(folder: Path, names: NameFilter) -> tuple[list[str], list[str]]:
-    """Return the names of the regular files and of the folders in `folder`, but for those that `names` ignores."""
-    files, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if names.ignores(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.name)
-            elif entry.is_file(follow_symlinks=False):
-                files.append(entry.name)
-    return sorted(files), sorted(folders)
-
-
 class NameFilter:
     """Tells which names are ignored, by shell patterns that ignore case."""
 

@@ -29,11 +29,6 @@ class NotRegularFile(OSError):
     """What is there is a link, a FIFO, a socket, a device or a folder."""
 
 
-def make_folders(folder: Path, root: Path) -> None:
-    """Make `folder` and what is missing above it up to `root`, durably; raises NotADirectoryError as `open_folder`."""
-    os.close(open_folder(folder, root, make=True))
-
-
 def open_folder(
     folder: Path, root: Path, *, make: bool = False, is_right: Callable[[str, int], bool] | None = None
 ) -> int:

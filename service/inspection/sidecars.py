@@ -21,9 +21,10 @@ from pathlib import Path
 from sqlalchemy import Engine
 from ulid import ULID
 
-from service.filesystem.file_state import NameFilter, list_folder
+from service.filesystem.file_state import NameFilter
 from service.filesystem.lease import has_writer
 from service.filesystem.open_below import open_file, open_folder
+from service.filesystem.scan import walk
 from service.logs import fields
 from service.names import product_of, shown_name, split_suffix, time_of
 from service.root import INCOMING
@@ -200,30 +201,24 @@ class Sidecars:
 
     def _without_image(self) -> Iterator[Sidecar]:
         settled_before = self._clock() - self._settle_time
-        pending = [""]
-        while pending:
-            folder = pending.pop()
-            here = self._root / INCOMING / folder
-            try:
-                names, folders = list_folder(here, self._names)
-            except OSError:
-                continue  # the scan for images says so
-            prefix = f"{folder}/" if folder else ""
-            pending += [f"{prefix}{name}" for name in folders]
-            sidecars = [name for name in names if name.lower().endswith(self._suffixes)]
-            others = set(names) - set(sidecars) if sidecars else set()
-            beside = others | {split_suffix(name)[0] for name in others}
-            for name in sidecars:
-                stem, suffix = split_suffix(name)
-                if stem in beside:
-                    continue  # its image is still here
-                came_at = self._came_at(here / name)
-                if came_at is not None and came_at <= settled_before:
-                    yield Sidecar(f"{INCOMING}/{prefix}{name}", product_of(folder), shown_name(stem), suffix, came_at)
+        with suppress(OSError):  # the scan for images says so
+            for folder in walk(self._root / INCOMING, self._names):
+                names = [entry.name for entry in folder.files if entry.is_file(follow_symlinks=False)]
+                sidecars = [name for name in names if name.lower().endswith(self._suffixes)]
+                others = set(names) - set(sidecars) if sidecars else set()
+                beside = others | {split_suffix(name)[0] for name in others}
+                for name in sidecars:
+                    stem, suffix = split_suffix(name)
+                    if stem in beside:
+                        continue  # its image is still here
+                    came_at = self._came_at(name, folder.descriptor)
+                    if came_at is not None and came_at <= settled_before:
+                        path, product = f"{INCOMING}/{folder.path_of(name)}", product_of(folder.path)
+                        yield Sidecar(path, product, shown_name(stem), suffix, came_at)
 
-    def _came_at(self, path: Path) -> datetime | None:
+    def _came_at(self, name: str, folder: int) -> datetime | None:
         with suppress(OSError):
-            file = open_file(path)
+            file = open_file(name, folder)
             try:
                 if not has_writer(file):
                     # Of this machine's own clock, unlike the time that a writer may set.

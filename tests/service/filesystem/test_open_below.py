@@ -7,7 +7,6 @@ from service.filesystem.open_below import (
     MissingBelow,
     NotRegularFile,
     WrongFolder,
-    make_folders,
     open_file,
     open_folder,
 )
@@ -17,7 +16,7 @@ def test_folders_are_made_only_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(MissingBelow):
         open_folder(tmp_path / "a/b", tmp_path)
     assert not (tmp_path / "a").exists()
-    make_folders(tmp_path / "a/b", tmp_path)
+    os.close(open_folder(tmp_path / "a/b", tmp_path, make=True))
     os.close(open_folder(tmp_path / "a/b", tmp_path))
 
 

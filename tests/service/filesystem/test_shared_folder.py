@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.filesystem import shared_folder
-from service.filesystem.open_below import make_folders
+from service.filesystem.open_below import open_folder
 
 
 def mode(path: Path) -> int:
@@ -29,7 +29,7 @@ def umask_of_the_service():
 def test_folder_gives_the_group_what_the_one_above_gives(tmp_path: Path, above: int, made: int) -> None:
     (tmp_path / "normal").mkdir()
     (tmp_path / "normal").chmod(above)
-    make_folders(tmp_path / "normal/flange/2026-11-28", tmp_path)
+    os.close(open_folder(tmp_path / "normal/flange/2026-11-28", tmp_path, make=True))
     assert (mode(tmp_path / "normal/flange"), mode(tmp_path / "normal/flange/2026-11-28")) == (made, made)
 
 
@@ -42,7 +42,7 @@ def test_sandbox_that_forbids_the_bit_of_the_group_is_no_hindrance(
     monkeypatch.setattr(shared_folder.os, "fchmod", forbidden)
     (tmp_path / "normal").mkdir()
     (tmp_path / "normal").chmod(0o2770)
-    make_folders(tmp_path / "normal/flange", tmp_path)
+    os.close(open_folder(tmp_path / "normal/flange", tmp_path, make=True))
     if mode(tmp_path / "normal/flange") == 0o2750:
         pytest.skip("no access control lists on this file system")
     assert mode(tmp_path / "normal/flange") == 0o2770
@@ -52,5 +52,5 @@ def test_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "normal/flange").mkdir(parents=True)
     (tmp_path / "normal").chmod(0o2770)
     (tmp_path / "normal/flange").chmod(0o2750)
-    make_folders(tmp_path / "normal/flange", tmp_path)
+    os.close(open_folder(tmp_path / "normal/flange", tmp_path, make=True))
     assert mode(tmp_path / "normal/flange") == 0o2750

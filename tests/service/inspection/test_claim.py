@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from service.filesystem.open_below import make_folders
+from service.filesystem.open_below import open_folder
 from service.inspection.claim import Claims
 from service.instances import instance_lock, instances, last_status, read_status
 from service.names import parse_claimed_name
@@ -104,7 +105,7 @@ def test_link_on_the_way_to_a_folder_is_refused(root: Path, tmp_path: Path) -> N
     (tmp_path / "elsewhere").mkdir()
     (root / "normal/gears").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotADirectoryError, match="found a link"):
-        make_folders(root / "normal/gears/2026-11-22", root)
+        os.close(open_folder(root / "normal/gears/2026-11-22", root, make=True))
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
